@@ -1,0 +1,266 @@
+// Package bridge carries one terminal over one WebSocket: the termgw.v1
+// messages, flow control by what the client has rendered, and the lifetimes of
+// the two sides, each of which ends the other.
+//
+// It knows a WebSocket and a Terminal. Who the person is, where the shell runs
+// and which close code an end deserves are its callers' business.
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// Terminal is a shell behind a terminal.
+//
+// Read returns the shell's output in order and io.EOF after the last of it,
+// also when the shell left another process that still holds the terminal; any
+// other error means that output was lost. It waits for one byte and may return
+// fewer than asked for.
+//
+// Write gives input to the shell. It blocks while the program does not read.
+//
+// Close ends the shell and what belongs to it, and returns when that is done.
+// It wakes a pending Read and Write, and is called once.
+//
+// Wait returns how the shell ended. It is called once Read has returned an
+// error, and then returns soon. An error means that the end is not known.
+type Terminal interface {
+	io.ReadWriteCloser
+	Resize(Size) error
+	Wait() (Exit, error)
+}
+
+// Exit is how a shell ended.
+type Exit struct {
+	Code   int    // 128 + the signal's number if a signal ended it
+	Signal string // "SIGKILL"; empty if it exited by itself, or if that is not known
+}
+
+// Why a session ended, besides the shell's own end. Callers add causes of
+// their own by cancelling the context given to Run.
+var (
+	ErrClosed     = errors.New("the client closed the connection")
+	ErrLost       = errors.New("the client's connection is lost")
+	ErrIdle       = errors.New("no input for the idle time")
+	ErrExpired    = errors.New("the session's longest life is over")
+	ErrTooLarge   = errors.New("a message over the limit")
+	ErrBadMessage = errors.New("a message that breaks the protocol")
+	ErrTerminal   = errors.New("the terminal failed")
+)
+
+const (
+	// maxQueued bounds the input that waits for a program that does not read,
+	// in bytes. Past it the WebSocket is no longer read.
+	maxQueued = 32 << 20
+	// maxMessages bounds the control messages that wait for a client that does
+	// not read. Past it pings go unanswered.
+	maxMessages = 64
+	// flushTime is how long a client may take for one frame once the session
+	// was cut.
+	flushTime = 2 * time.Second
+	// smallRead is the buffer of an idle terminal: enough for a keystroke's
+	// echo. A read that fills it is followed by a larger one, and one of
+	// floodRead bytes or more (a pty gives 4,095 at most) by another.
+	smallRead = 256
+	floodRead = 2 << 10
+)
+
+// Options are the limits of one session.
+type Options struct {
+	Ready        Ready         // sent first; its mode and times are the session's
+	PingInterval time.Duration // two unanswered: the client is gone; 0: no pings
+	// RTT is told each ping's round trip, Backlog each change of the bytes
+	// sent and not yet acknowledged. Both may be nil.
+	RTT     func(time.Duration)
+	Backlog func(delta int)
+}
+
+// Summary is what a session came to.
+type Summary struct {
+	Cause    error // nil: the shell ended by itself
+	Exit     *Exit // nil: not known
+	BytesIn  int64 // given to the terminal
+	BytesOut int64 // given to the client
+}
+
+// Bridge is one session. Run, then Close.
+//
+// Three goroutines work in it: the caller's is the only one that writes to the
+// WebSocket, so that what is sent has one order; the reader takes what the
+// client sends; the pump takes what the terminal prints. Others live for as
+// long as input waits for the terminal, or a ping for its pong.
+type Bridge struct {
+	ws     *websocket.Conn
+	term   Terminal
+	opt    Options
+	v1     bool
+	cancel context.CancelCauseFunc
+	hangUp func()         // ends the shell, once; returns when it is gone
+	wg     sync.WaitGroup // every goroutine but the caller's
+	gone   chan struct{}  // closed when the WebSocket can no longer be read
+	wake   chan struct{}  // 1 deep: the writer has something to do
+	writes atomic.Int64   // odd while a frame is being written
+	sent   int64          // terminal bytes written; the writer's own
+
+	mu       sync.Mutex
+	ending   bool        // cut, or over: input is dropped, output is not awaited
+	flush    *time.Timer // frees a writer that is stuck when the session is cut
+	output   sync.Cond   // the pump waits here for room
+	ring     ring        // output read and not yet sent
+	bulk     bool        // the pump may be reading into the ring
+	sending  int         // bytes of the ring that are being written
+	window   window
+	eof      error     // the pump is done: io.EOF, or what went wrong
+	messages [][]byte  // control messages to send, oldest first
+	queue    sync.Cond // the reader waits here for the input queue
+	input    []byte    // input for the terminal, oldest first
+	typing   int       // bytes that typeInput has in hand
+	typist   bool      // typeInput runs
+	choked   bool      // the reader waits for the input queue and hears no acks
+	bytesIn  int64
+	life     lifetime
+}
+
+// New joins an accepted WebSocket and a started terminal. The WebSocket speaks
+// termgw.v1 if that was negotiated, else raw mode.
+func New(ws *websocket.Conn, term Terminal, opt Options) *Bridge {
+	b := &Bridge{
+		ws: ws, term: term, opt: opt,
+		v1:     ws.Subprotocol() == Subprotocol,
+		hangUp: sync.OnceFunc(func() { _ = term.Close() }), // its owner reports what failed
+		gone:   make(chan struct{}),
+		wake:   make(chan struct{}, 1),
+	}
+	b.output.L, b.queue.L = &b.mu, &b.mu
+	ws.SetReadLimit(-1) // ours are told with a message before the close
+	if b.v1 {
+		b.window.limit = initialWindow
+		b.messages = append(b.messages, encodeReady(opt.Ready))
+	}
+	return b
+}
+
+// Run carries bytes until the shell ends, the client goes, a limit is reached
+// or ctx is cancelled, whose cause is then the session's. When it returns the
+// shell is gone; if it ended by itself, all of its output was sent and then the
+// exit message. The WebSocket is still open, unless the client is gone: Close
+// must be called.
+func (b *Bridge) Run(ctx context.Context) Summary {
+	ctx, b.cancel = context.WithCancelCause(ctx)
+	defer b.cancel(nil)
+	b.wg.Add(3)
+	go b.readClient()
+	go b.readTerminal()
+	stop := context.AfterFunc(ctx, b.cut)
+	b.startLifetime()
+
+	b.writeClient()
+
+	sum := Summary{Cause: context.Cause(ctx)}
+	if sum.Cause == nil && !errors.Is(b.eof, io.EOF) {
+		sum.Cause = fmt.Errorf("%w: %w", ErrTerminal, b.eof)
+	}
+	exit, err := b.term.Wait()
+	switch {
+	case err == nil:
+		sum.Exit = &exit
+		if sum.Cause == nil && b.v1 {
+			b.writeFrame(websocket.MessageText, encodeExit(exit))
+		}
+	case sum.Cause == nil:
+		sum.Cause = fmt.Errorf("%w: %w", ErrTerminal, err)
+	}
+	if stop() {
+		b.wg.Done() // cut will not run
+	}
+	b.stopInput()
+	b.hangUp()
+
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stopLifetime()
+	b.observeBacklog(-b.window.backlog())
+	sum.BytesIn, sum.BytesOut = b.bytesIn, b.sent
+	return sum
+}
+
+// Close tells the client why the session is over (nil: nothing more to say),
+// closes the WebSocket with a code and joins every goroutine of the session.
+// A client that does not answer the close frame is waited for 5 s.
+func (b *Bridge) Close(code websocket.StatusCode, e *Error) {
+	select {
+	case <-b.gone:
+		_ = b.ws.CloseNow()
+	default:
+		farewell(b.ws, code, e)
+	}
+	b.wg.Wait()
+}
+
+// Refuse tells a client whose WebSocket was accepted, but who gets no session,
+// why; it closes the WebSocket.
+func Refuse(ws *websocket.Conn, code websocket.StatusCode, e Error) {
+	farewell(ws, code, &e)
+}
+
+func farewell(ws *websocket.Conn, code websocket.StatusCode, e *Error) {
+	reason := "exit"
+	if e != nil {
+		reason = e.Code // short: past 123 bytes the library loses the code too
+		ctx, cancel := context.WithTimeout(context.Background(), flushTime)
+		defer cancel()
+		if err := ws.Write(ctx, websocket.MessageText, e.Encode(ws.Subprotocol() == Subprotocol)); err != nil {
+			_ = ws.CloseNow() // nobody takes it
+			return
+		}
+	}
+	_ = ws.Close(code, reason) // fails when the client left first, which is no fault
+}
+
+// cut runs when the session gets a cause other than the shell's own end.
+func (b *Bridge) cut() {
+	defer b.wg.Done()
+	b.stopInput()
+	if stuck := b.writes.Load(); stuck%2 == 1 {
+		b.mu.Lock()
+		b.flush = time.AfterFunc(flushTime, func() {
+			if b.writes.Load() == stuck {
+				_ = b.ws.CloseNow()
+			}
+		})
+		b.mu.Unlock()
+	}
+	b.hangUp()
+}
+
+// stopInput drops what the client sends from now on and what of it still
+// waits, and lets output go that waited for the window.
+func (b *Bridge) stopInput() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ending, b.input = true, nil
+	b.output.Broadcast()
+	b.queue.Broadcast()
+	b.wakeWriter()
+}
+
+func (b *Bridge) wakeWriter() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (b *Bridge) observeBacklog(delta int) {
+	if b.opt.Backlog != nil && delta != 0 {
+		b.opt.Backlog(delta)
+	}
+}

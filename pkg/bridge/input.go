@@ -1,0 +1,176 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// readClient is the reader: WebSocket to terminal. It reads until the client
+// is gone or the WebSocket is closed; after the session's end it goes on, since
+// the library answers and hears close frames in it, but drops what it reads.
+func (b *Bridge) readClient() {
+	defer b.wg.Done()
+	defer close(b.gone)
+	var scratch [512]byte // larger than a keystroke or a control message
+	for {
+		// Never with a context that ends: that would end the connection, and
+		// with it the close frame that tells the client why.
+		typ, r, err := b.ws.Reader(context.Background())
+		if err == nil {
+			err = b.receive(typ, r, scratch[:0])
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, ErrTooLarge), errors.Is(err, ErrBadMessage):
+			b.cancel(err)
+			b.stopInput() // at once: what follows must not reach the shell
+			if _, err := io.Copy(io.Discard, r); err != nil {
+				return
+			}
+		case websocket.CloseStatus(err) != -1:
+			b.cancel(ErrClosed)
+			return
+		default:
+			b.cancel(fmt.Errorf("%w: %w", ErrLost, err))
+			return
+		}
+	}
+}
+
+// receive takes one message.
+func (b *Bridge) receive(typ websocket.MessageType, r io.Reader, buf []byte) error {
+	isControl := b.v1 && typ == websocket.MessageText
+	limit := MaxInput
+	if isControl {
+		limit = MaxControl
+	}
+	p, err := readMessage(r, buf, limit)
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	b.life.heard()
+	ending := b.ending
+	b.mu.Unlock()
+	switch {
+	case ending:
+		return nil
+	case isControl:
+		return b.receiveControl(p)
+	default:
+		b.receiveInput(p)
+		return nil
+	}
+}
+
+// readMessage reads a whole message, into buf if it fits. A message over the
+// limit, in however many fragments, is ErrTooLarge.
+func readMessage(r io.Reader, buf []byte, limit int) ([]byte, error) {
+	for {
+		if len(buf) == cap(buf) {
+			buf = append(buf, 0)[:len(buf)]
+		}
+		n, err := r.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		if len(buf) > limit {
+			return nil, fmt.Errorf("%w of %d bytes", ErrTooLarge, limit)
+		}
+		if errors.Is(err, io.EOF) {
+			return buf, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (b *Bridge) receiveControl(p []byte) error {
+	m, err := parseControl(p)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrBadMessage, err)
+	}
+	switch m.Type {
+	case "resize":
+		// In order with input, so that what is typed after it sees the new
+		// size. It fails when the shell has just ended, which shows elsewhere.
+		_ = b.term.Resize(m.Size)
+	case "ping":
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if len(b.messages) < maxMessages {
+			b.messages = append(b.messages, encodePong(m.ID))
+			b.wakeWriter()
+		}
+	case "ack":
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		before := b.window.backlog()
+		if err := b.window.ack(time.Now(), m.Bytes); err != nil {
+			return fmt.Errorf("%w: %w", ErrBadMessage, err)
+		}
+		b.observeBacklog(b.window.backlog() - before)
+		b.output.Signal()
+		b.wakeWriter()
+	}
+	return nil
+}
+
+// receiveInput queues input for the terminal. It waits only when the program
+// has left maxQueued bytes unread; then acks cannot be heard either, and the
+// window is lifted until it goes on.
+func (b *Bridge) receiveInput(p []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.life.input(time.Now())
+	if b.opt.Ready.Mode == "ro" || len(p) == 0 {
+		return
+	}
+	for !b.ending && b.typing+len(b.input)+len(p) > maxQueued {
+		b.choked = true
+		b.output.Signal()
+		b.wakeWriter()
+		b.queue.Wait()
+	}
+	b.choked = false
+	if b.ending {
+		return
+	}
+	b.input = append(b.input, p...)
+	if !b.typist {
+		b.typist = true
+		b.wg.Add(1)
+		go b.typeInput()
+	}
+}
+
+// typeInput writes queued input to the terminal until there is none. Writing
+// blocks for as long as the program does not read; the reader must not.
+func (b *Bridge) typeInput() {
+	defer b.wg.Done()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for len(b.input) > 0 {
+		p := b.input
+		b.input = nil
+		for len(p) > 0 && !b.ending {
+			piece := p[:min(len(p), 32<<10)]
+			b.typing = len(p)
+			b.mu.Unlock()
+			n, err := b.term.Write(piece)
+			b.mu.Lock()
+			b.bytesIn += int64(n)
+			p = p[n:]
+			if err != nil {
+				p = nil // the shell is gone, which the pump finds out
+			}
+			b.queue.Signal()
+		}
+		b.typing = 0
+	}
+	b.typist = false
+}

@@ -1,0 +1,198 @@
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Notice warns of an end that is coming.
+type Notice struct {
+	Code    string // the code of the end: "idle_timeout", "session_expired", …
+	Left    time.Duration
+	Message string
+}
+
+// noticeLeads are the times before an end at which it is announced. A limit
+// shorter than all of them is announced at half its time.
+var noticeLeads = []time.Duration{60 * time.Second, 10 * time.Second}
+
+// limit is one thing that ends a session at a known time.
+type limit struct {
+	code    string
+	cause   error
+	message string // the notice's, with %s for the time left
+	life    time.Duration
+	end     time.Time
+	told    time.Duration // the shortest lead already announced; 0: none
+}
+
+// restart counts the limit's whole life from now.
+func (l *limit) restart(now time.Time) {
+	l.end, l.told = now.Add(l.life), 0
+}
+
+func (l *limit) leads() []time.Duration {
+	for i, lead := range noticeLeads {
+		if lead < l.life {
+			return noticeLeads[i:]
+		}
+	}
+	return []time.Duration{l.life / 2}
+}
+
+// due tells what the time has come for, a notice or the end, or neither; and
+// when to ask again.
+func (l *limit) due(now time.Time) (notice *Notice, ended bool, next time.Time) {
+	left := l.end.Sub(now)
+	if left <= 0 {
+		return nil, true, time.Time{}
+	}
+	for _, lead := range l.leads() {
+		if left > lead {
+			return notice, false, l.end.Add(-lead)
+		}
+		if l.told == 0 || lead < l.told {
+			l.told = lead
+			notice = &Notice{l.code, left, fmt.Sprintf(l.message, inSeconds(left))}
+		}
+	}
+	return notice, false, l.end
+}
+
+func inSeconds(d time.Duration) string {
+	if n := roundSeconds(d); n != 1 {
+		return fmt.Sprintf("%d seconds", n)
+	}
+	return "1 second"
+}
+
+func roundSeconds(d time.Duration) int64 { return int64((d + time.Second/2) / time.Second) }
+
+// lifetime is the clock of a session: its limits and its pings, on one timer
+// that is armed for whatever comes first. Input only moves the idle limit's
+// end; the timer finds that out when it fires, so that a keystroke costs none.
+type lifetime struct {
+	timer      *time.Timer // nil: stopped
+	idle       *limit      // nil: no idle time
+	limits     []*limit
+	pingEvery  time.Duration // 0: no pings
+	pingAt     time.Time
+	unanswered int // pings since the client was last heard
+}
+
+// heard notes that something came from the client.
+func (l *lifetime) heard() { l.unanswered = 0 }
+
+// input notes that a person typed.
+func (l *lifetime) input(now time.Time) {
+	if l.idle != nil {
+		l.idle.restart(now)
+	}
+}
+
+func (b *Bridge) startLifetime() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	l := &b.life
+	if d := b.opt.Ready.IdleTimeout; d > 0 {
+		l.idle = &limit{
+			code: "idle_timeout", cause: ErrIdle, life: d,
+			message: "Nothing was typed for a while: this terminal closes in %s. Press a key to keep it.",
+		}
+		l.limits = append(l.limits, l.idle)
+	}
+	if d := b.opt.Ready.MaxSession; d > 0 {
+		l.limits = append(l.limits, &limit{
+			code: "session_expired", cause: ErrExpired, life: d,
+			message: "This terminal reaches its longest time and closes in %s. Open a new one to go on.",
+		})
+	}
+	for _, limit := range l.limits {
+		limit.restart(now)
+	}
+	// The first ping leaves at once: its round trip, taken before anything
+	// floods the connection, tells the window how far the client is.
+	l.pingEvery, l.pingAt = b.opt.PingInterval, now
+	b.wg.Add(1)
+	l.timer = time.AfterFunc(0, b.tick)
+}
+
+// stopLifetime is called with the lock held; a tick that runs already finds
+// that it is late.
+func (b *Bridge) stopLifetime() {
+	if b.flush != nil {
+		b.flush.Stop()
+	}
+	if b.life.timer != nil && b.life.timer.Stop() {
+		b.wg.Done()
+	}
+	b.life.timer = nil
+}
+
+// tick does what is due and arms the timer for what comes next.
+func (b *Bridge) tick() {
+	defer b.wg.Done()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := &b.life
+	if l.timer == nil || b.ending {
+		return
+	}
+	now := time.Now()
+	var next time.Time
+	sooner := func(t time.Time) {
+		if next.IsZero() || t.Before(next) {
+			next = t
+		}
+	}
+	for _, limit := range l.limits {
+		notice, ended, at := limit.due(now)
+		if ended {
+			b.cancel(limit.cause)
+			return
+		}
+		if notice != nil && b.v1 {
+			b.messages = append(b.messages, encodeNotice(*notice))
+			b.wakeWriter()
+		}
+		sooner(at)
+	}
+	if l.pingEvery > 0 {
+		if !now.Before(l.pingAt) {
+			if l.unanswered == 2 {
+				b.cancel(fmt.Errorf("%w: two pings of %s went unanswered", ErrLost, l.pingEvery))
+				return
+			}
+			l.unanswered++
+			l.pingAt = now.Add(l.pingEvery)
+			b.wg.Add(1)
+			go b.ping()
+		}
+		sooner(l.pingAt)
+	}
+	if !next.IsZero() {
+		b.wg.Add(1)
+		l.timer.Reset(next.Sub(now))
+	}
+}
+
+// ping measures one round trip. That none came back is tick's to judge.
+func (b *Bridge) ping() {
+	defer b.wg.Done()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*b.opt.PingInterval)
+	defer cancel()
+	start := time.Now()
+	if b.ws.Ping(ctx) != nil {
+		return
+	}
+	rtt := time.Since(start)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.life.heard()
+	b.window.pong(rtt)
+	if b.opt.RTT != nil {
+		b.opt.RTT(rtt)
+	}
+}

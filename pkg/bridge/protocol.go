@@ -1,0 +1,170 @@
+package bridge
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Subprotocol is the WebSocket subprotocol that carries control messages in
+// text frames. A connection without it is in raw mode: terminal bytes only.
+const Subprotocol = "termgw.v1"
+
+// Limits of what a client may send, in bytes. A message over its limit ends
+// the session with ErrTooLarge, however many frames it is split into.
+const (
+	MaxInput   = 1 << 20 // one binary message (or text, in raw mode)
+	MaxControl = 4 << 10 // one termgw.v1 control message
+)
+
+// MaxDimension is the largest number of columns or rows; the smallest is 1.
+const MaxDimension = 1000
+
+// Size is a terminal's size in character cells.
+type Size struct {
+	Cols, Rows uint16
+}
+
+// Valid tells whether both dimensions are in 1..MaxDimension.
+func (s Size) Valid() bool {
+	return s.Cols >= 1 && s.Cols <= MaxDimension && s.Rows >= 1 && s.Rows <= MaxDimension
+}
+
+// Ready is the first message of a session.
+type Ready struct {
+	Session     string
+	Workspace   string
+	Target      string // "local" or "remote"
+	Mode        string // "rw" or "ro"
+	IdleTimeout time.Duration
+	MaxSession  time.Duration
+}
+
+// Error is the message that tells a client why it is refused or cut. It is
+// followed by the close frame.
+type Error struct {
+	Code      string `json:"code"`
+	Message   string `json:"message"`
+	Retryable bool   `json:"retryable"`
+	Detail    string `json:"detail,omitempty"`
+	Docs      string `json:"docs,omitempty"`
+}
+
+// Encode gives the frame that carries the error: the control message in
+// termgw.v1, else the sentence alone, as a person at a raw terminal reads it.
+func (e Error) Encode(v1 bool) []byte {
+	if !v1 {
+		return []byte(e.Message + "\r\n")
+	}
+	return encode(struct {
+		Type string `json:"type"`
+		Error
+	}{"error", e})
+}
+
+func encodeReady(r Ready) []byte {
+	return encode(struct {
+		Type        string `json:"type"`
+		Session     string `json:"session"`
+		Workspace   string `json:"workspace"`
+		Target      string `json:"target"`
+		Mode        string `json:"mode"`
+		Window      int    `json:"window"`
+		IdleTimeout int64  `json:"idle_timeout"`
+		MaxSession  int64  `json:"max_session"`
+	}{
+		"ready", r.Session, r.Workspace, r.Target, r.Mode, initialWindow,
+		int64(r.IdleTimeout / time.Second), int64(r.MaxSession / time.Second),
+	})
+}
+
+func encodeExit(e Exit) []byte {
+	return encode(struct {
+		Type   string `json:"type"`
+		Signal string `json:"signal,omitempty"`
+		Code   int    `json:"code"`
+	}{"exit", e.Signal, e.Code})
+}
+
+func encodeNotice(n Notice) []byte {
+	return encode(struct {
+		Type    string `json:"type"`
+		Code    string `json:"code"`
+		Seconds int64  `json:"seconds"`
+		Message string `json:"message"`
+	}{"notice", n.Code, roundSeconds(n.Left), n.Message})
+}
+
+func encodePong(id json.Number) []byte {
+	return encode(struct {
+		Type string      `json:"type"`
+		ID   json.Number `json:"id"`
+	}{"pong", id})
+}
+
+// encode marshals a message of this file's own types, none of which can fail.
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("bridge: encoding %T: %v", v, err))
+	}
+	return b
+}
+
+// control is a message from a client. Type is empty for a message of a type
+// that this version does not know, which is ignored.
+type control struct {
+	Type  string
+	Size  Size        // resize
+	Bytes int64       // ack
+	ID    json.Number // ping
+}
+
+var errNotObject = errors.New("not a JSON object")
+
+// parseControl reads one text frame. Unknown types and fields are ignored; a
+// known type with a missing, mistyped or impossible field is an error, which
+// never quotes what the client sent.
+func parseControl(p []byte) (control, error) {
+	if t := bytes.TrimLeft(p, " \t\r\n"); len(t) == 0 || t[0] != '{' {
+		return control{}, errNotObject
+	}
+	var m struct {
+		Type  string          `json:"type"`
+		Cols  json.RawMessage `json:"cols"`
+		Rows  json.RawMessage `json:"rows"`
+		Bytes json.RawMessage `json:"bytes"`
+		ID    json.RawMessage `json:"id"`
+	}
+	if err := json.Unmarshal(p, &m); err != nil {
+		return control{}, errors.New("not a JSON object with a type")
+	}
+	switch m.Type {
+	case "":
+		return control{}, errors.New("no type")
+	case "resize":
+		var cols, rows int
+		if json.Unmarshal(m.Cols, &cols) != nil || json.Unmarshal(m.Rows, &rows) != nil ||
+			cols < 1 || cols > MaxDimension || rows < 1 || rows > MaxDimension {
+			return control{}, fmt.Errorf("resize: cols and rows must be whole numbers from 1 to %d", MaxDimension)
+		}
+		return control{Type: m.Type, Size: Size{uint16(cols), uint16(rows)}}, nil
+	case "ack":
+		var n *int64
+		if json.Unmarshal(m.Bytes, &n) != nil || n == nil || *n < 0 {
+			return control{}, errors.New("ack: bytes must be a whole number, 0 or more")
+		}
+		return control{Type: m.Type, Bytes: *n}, nil
+	case "ping":
+		// A number goes back as it was written: no rounding of large ids.
+		var id *json.Number
+		if len(m.ID) == 0 || m.ID[0] == '"' || json.Unmarshal(m.ID, &id) != nil || id == nil || len(*id) > 32 {
+			return control{}, errors.New("ping: id must be a number")
+		}
+		return control{Type: m.Type, ID: *id}, nil
+	default:
+		return control{}, nil
+	}
+}
