@@ -1,0 +1,104 @@
+# What people and CI run. `make` lists it.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+GO ?= go
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# The page and its tests need Node 20; everything else works without.
+NODE := $(and $(shell command -v npm),$(shell node -p 'parseInt(process.version.slice(1)) >= 20 || ""' 2>/dev/null))
+FUZZTIME ?= 10s
+
+export GO
+
+# The page is embedded, so it is built before the program.
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: web build ## run everything in one process on this machine, and open a shell in the browser
+	@exec bin/termgw demo $(DEMO_ARGS)
+
+.PHONY: build
+build: ## build bin/termgw, with the page in it when `make web` has built one
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/termgw ./cmd/termgw
+
+.PHONY: web
+ifneq ($(NODE),)
+web: web/node_modules/.package-lock.json ## build the page into web/dist (needs Node)
+	@cd web && npm run --silent build
+else
+web:
+	@echo 'web: skipped, needs Node 20 or newer with npm: https://nodejs.org/' >&2; [[ $${TERMGW_TEST_REQUIRE-} != 1 ]]
+endif
+
+# npm writes this file last.
+web/node_modules/.package-lock.json: web/package.json web/package-lock.json
+	cd web && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+.PHONY: test
+test: setup web ## run the tests; what this machine lacks is installed as root, or skipped by name
+	@scripts/go-test ./...
+	@$(MAKE) --no-print-directory test-web
+
+.PHONY: test-web
+test-web: web build ## run the tests of the page, in Node and in Chromium
+ifneq ($(NODE),)
+	@cd web && npm test
+else
+	@echo 'web tests: skipped, they need Node 20 or newer with npm' >&2
+endif
+
+.PHONY: check
+check: export TERMGW_TEST_REQUIRE := 1
+check: ## what CI runs: nothing is skipped, plus the linters, the race detector and the fuzzers
+	@scripts/phase 'setup' scripts/setup
+	@scripts/phase 'workspace image' scripts/workspace-image
+	@scripts/phase 'page' $(MAKE) --no-print-directory web
+	@scripts/phase 'modules are tidy' $(MAKE) --no-print-directory tidy-check
+	@scripts/phase 'build' $(MAKE) --no-print-directory build
+	@scripts/phase 'lint' $(MAKE) --no-print-directory lint
+	@scripts/phase 'fuzz' scripts/fuzz $(FUZZTIME)
+	@scripts/phase 'page tests' $(MAKE) --no-print-directory test-web
+	@printf '\n==> Go tests, race detector\n' # last, and bare, so that the count of tests is the last line
+	@scripts/go-test -race -count=1 -timeout 20m ./...
+
+.PHONY: lint
+lint: ## run go vet, golangci-lint, gofumpt, and the page's type checker and linter
+	@$(GO) vet ./...
+	@$(GO) tool -modfile=tools/go.mod golangci-lint run
+	@unformatted=$$($(call go_files) | xargs -r $(GO) tool -modfile=tools/go.mod gofumpt -l); \
+		if [[ -n $$unformatted ]]; then printf 'not formatted, run make fmt:\n%s\n' "$$unformatted" >&2; exit 1; fi
+ifneq ($(NODE),)
+	@$(MAKE) --no-print-directory web/node_modules/.package-lock.json
+	@cd web && npm run --silent check
+endif
+
+.PHONY: fmt
+fmt: ## format the Go code
+	@$(call go_files) | xargs -r $(GO) tool -modfile=tools/go.mod gofumpt -w
+
+# Not `gofumpt .`: node_modules has Go files of its own.
+go_files = find cmd pkg internal web -name node_modules -prune -o -name '*.go' -print
+
+.PHONY: fuzz
+fuzz: ## run every fuzz test for FUZZTIME (10s)
+	@scripts/fuzz $(FUZZTIME)
+
+.PHONY: tidy-check
+tidy-check:
+	@$(GO) mod tidy -diff
+	@cd tools && $(GO) mod tidy -diff
+
+.PHONY: setup
+setup: ## install what the tests need, as root; otherwise say what to install
+	@scripts/setup
+
+.PHONY: clean
+clean: ## remove what was built; the cached workspace image stays in .cache
+	rm -rf bin web/node_modules web/build
+	find web/dist -mindepth 1 ! -name .gitkeep -delete

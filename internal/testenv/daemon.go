@@ -1,0 +1,120 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// startTimeout is how long a daemon may take to answer: a second is usual, a busy CI machine takes longer.
+	startTimeout = 60 * time.Second
+	// stopTimeout is how long a daemon may take to end before its group is killed.
+	stopTimeout = 30 * time.Second
+	// pollInterval is how often a daemon is asked whether it is ready.
+	pollInterval = 20 * time.Millisecond
+)
+
+// daemon is one child that serves until it is told to stop. It starts no goroutine, so that a leak check in a test
+// that runs meanwhile sees only what the test started.
+type daemon struct {
+	argv       []string
+	env        []string
+	credential *syscall.Credential
+	stopSignal syscall.Signal // an orderly stop: sent by stop, and by the kernel when the test process dies
+	dir        *dir
+
+	cmd *exec.Cmd // nil while stopped
+}
+
+// start starts the child and waits until ready answers nil.
+func (d *daemon) start(ready func(context.Context) error) error {
+	if d.cmd != nil {
+		return fmt.Errorf("starting %s: it runs already", d.name())
+	}
+	log, err := os.OpenFile(d.logPath(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", d.name(), err)
+	}
+	defer log.Close()
+
+	cmd := exec.Command(d.argv[0], d.argv[1:]...)
+	cmd.Env = d.env
+	cmd.Dir = d.dir.path
+	cmd.Stdout, cmd.Stderr = log, log // a file, not a pipe: no copying goroutine
+	cmd.ExtraFiles = []*os.File{d.dir.lock}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Setpgid:    true, // a Ctrl-C at the tests is not the daemon's
+		Pdeathsig:  d.stopSignal,
+		Credential: d.credential,
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting %s: %w", d.name(), err)
+	}
+	d.cmd = cmd
+
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	for {
+		err := ready(ctx)
+		if err == nil {
+			return nil
+		}
+		if d.exited() || ctx.Err() != nil {
+			err = fmt.Errorf("starting %s: %w; its log ends:\n%s", d.name(), err, d.logTail())
+			return errors.Join(err, d.stop())
+		}
+		time.Sleep(pollInterval)
+	}
+}
+
+// stop ends the child and waits for it. A stopped daemon stays stopped.
+func (d *daemon) stop() error {
+	if d.cmd == nil {
+		return nil
+	}
+	pid := d.cmd.Process.Pid
+	if err := d.cmd.Process.Signal(d.stopSignal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("stopping %s: %w", d.name(), err)
+	}
+	// The group is the child's own (Setpgid), and cannot be another's before Wait has reaped its leader.
+	kill := time.AfterFunc(stopTimeout, func() { _ = syscall.Kill(-pid, syscall.SIGKILL) })
+	err := d.cmd.Wait()
+	inTime := kill.Stop()
+	d.cmd = nil
+	if !inTime {
+		return fmt.Errorf("stopping %s: killed after %s; its log ends:\n%s", d.name(), stopTimeout, d.logTail())
+	}
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return fmt.Errorf("stopping %s: %w", d.name(), err)
+	}
+	return nil
+}
+
+// exited tells whether the child has ended, without reaping it.
+func (d *daemon) exited() bool {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_PID, d.cmd.Process.Pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	return err == nil && info.Signo != 0
+}
+
+func (d *daemon) name() string    { return filepath.Base(d.argv[0]) }
+func (d *daemon) logPath() string { return filepath.Join(d.dir.path, d.name()+".log") }
+
+func (d *daemon) logTail() string {
+	raw, err := os.ReadFile(d.logPath())
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(raw)), "\n")
+	return strings.Join(lines[max(0, len(lines)-20):], "\n")
+}

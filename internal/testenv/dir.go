@@ -1,0 +1,142 @@
+package testenv
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// dirPrefix is short: unix socket paths end at 107 bytes.
+const dirPrefix = "tgwtest-"
+
+// dir is a part's own directory. Its lock is inherited by the part's processes: it is free again when the test
+// process and every process of the part have ended, however they ended.
+type dir struct {
+	path string
+	lock *os.File
+}
+
+// newDir makes a directory, after it has removed those that killed test runs left behind.
+func newDir() (*dir, error) {
+	if err := sweepDirs(); err != nil {
+		return nil, err
+	}
+	path, err := os.MkdirTemp("", dirPrefix)
+	if err != nil {
+		return nil, fmt.Errorf("making a directory: %w", err)
+	}
+	lock, err := makeLock(path)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(path))
+	}
+	return &dir{path: path, lock: lock}, nil
+}
+
+// makeLock makes the lock of a new directory. It gets its name when it is held: another run that sweeps meanwhile
+// never finds it free.
+func makeLock(path string) (*os.File, error) {
+	lock, err := os.OpenFile(filepath.Join(path, "lock.new"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("making a lock: %w", err)
+	}
+	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		err = os.Rename(lock.Name(), filepath.Join(path, "lock"))
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("making a lock: %w", err), lock.Close())
+	}
+	return lock, nil
+}
+
+// remove deletes the directory. The part's processes have ended.
+func (d *dir) remove() error {
+	return errors.Join(removeTree(d.path), d.lock.Close())
+}
+
+// sweepDirs removes the directories that nobody holds.
+func sweepDirs() error {
+	left, err := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
+	if err != nil {
+		return fmt.Errorf("listing old directories: %w", err)
+	}
+	for _, path := range left {
+		lock, ok := claimDir(path)
+		if !ok {
+			continue
+		}
+		if err := errors.Join(removeTree(path), lock.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// claimDir takes the lock of a directory that this account has made and nobody holds. Anyone can make anything in the
+// directory for temporary files: the lock's owner decides, and a link is not followed.
+func claimDir(path string) (lock *os.File, ok bool) {
+	if info, err := os.Lstat(path); err != nil || !info.IsDir() {
+		return nil, false
+	}
+	lock, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, false
+	}
+	var stat unix.Stat_t
+	err = errors.Join(unix.Fstat(int(lock.Fd()), &stat), unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB))
+	if err != nil || int(stat.Uid) != os.Geteuid() {
+		_ = lock.Close() // only read
+		return nil, false
+	}
+	return lock, true
+}
+
+// removeTree deletes a directory after it has unmounted what a killed engine left mounted there: deleting through a
+// mount would delete what is mounted.
+func removeTree(path string) error {
+	mounts, err := mountsUnder(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // another run was faster
+	}
+	if err != nil {
+		return err
+	}
+	for _, mount := range slices.Backward(mounts) {
+		if err := unix.Unmount(mount, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmounting %s: %w", mount, err)
+		}
+	}
+	if err := os.RemoveAll(path); err != nil {
+		return fmt.Errorf("removing a part's directory: %w", err)
+	}
+	return nil
+}
+
+// mountsUnder lists the mount points below path, in the order in which they were mounted.
+func mountsUnder(path string) ([]string, error) {
+	raw, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("listing mounts: %w", err)
+	}
+	path, err = filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, fmt.Errorf("listing mounts: %w", err)
+	}
+	var mounts []string
+	for lines := bufio.NewScanner(bytes.NewReader(raw)); lines.Scan(); {
+		// proc(5): the fifth field is the mount point.
+		fields := strings.Fields(lines.Text())
+		if len(fields) > 4 && strings.HasPrefix(fields[4], path+"/") {
+			mounts = append(mounts, fields[4])
+		}
+	}
+	return mounts, nil
+}

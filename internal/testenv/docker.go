@@ -1,0 +1,282 @@
+package testenv
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/moby/moby/api/pkg/stdcopy"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+)
+
+// workspaceImage is the name of the image that every engine of this package has.
+const workspaceImage = "termgw-test-workspace"
+
+// Docker is an engine that nobody else uses: its own data, containerd namespace and socket, and no network.
+type Docker struct {
+	// Host is what DOCKER_HOST takes: unix:///….
+	Host string
+	// Image is the workspace image: a small Debian or Ubuntu with bash, ps and vi.
+	Image string
+
+	mu     sync.Mutex
+	engine daemon
+}
+
+// StartDocker starts an engine for this test; it is stopped and removed when the test ends.
+func StartDocker(tb testing.TB) *Docker {
+	tb.Helper()
+	d, err := newDocker()
+	check(tb, err)
+	tb.Cleanup(func() {
+		if err := d.remove(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return d
+}
+
+// Stop ends the engine, and with it every container.
+func (d *Docker) Stop(tb testing.TB) {
+	tb.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.engine.stop(); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// Start starts a stopped engine again, at the same address. Its containers are there, stopped.
+func (d *Docker) Start(tb testing.TB) {
+	tb.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.engine.start(d.ping); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// Client returns a client of the engine, closed when the test ends.
+func (d *Docker) Client(tb testing.TB) *client.Client {
+	tb.Helper()
+	cli, err := client.New(client.WithHost(d.Host))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := cli.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return cli
+}
+
+// RunContainer starts a container that sleeps until the test ends, when it is removed, and returns its id. Docker
+// takes names of two characters or more; an empty one lets it choose. PID 1 is `sleep infinity`, which reaps nobody.
+func (d *Docker) RunContainer(tb testing.TB, name string) string {
+	tb.Helper()
+	cli := d.Client(tb)
+	created, err := cli.ContainerCreate(tb.Context(), client.ContainerCreateOptions{
+		Name: name,
+		Config: &container.Config{
+			Image: d.Image,
+			Cmd:   []string{"sleep", "infinity"},
+			// PID 1 does not hear a SIGTERM that it has no handler for: every stop would take 10 s.
+			StopSignal: "SIGKILL",
+		},
+		HostConfig: &container.HostConfig{NetworkMode: "none"},
+	})
+	if err != nil {
+		tb.Fatalf("creating the container %q: %v", name, err)
+	}
+	tb.Cleanup(func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.engine.cmd == nil {
+			return // the test stopped the engine: the container goes with its data
+		}
+		_, err := cli.ContainerRemove(context.Background(), created.ID, client.ContainerRemoveOptions{Force: true})
+		if err != nil {
+			tb.Errorf("removing the container %q: %v", name, err)
+		}
+	})
+	if _, err := cli.ContainerStart(tb.Context(), created.ID, client.ContainerStartOptions{}); err != nil {
+		tb.Fatalf("starting the container %q: %v", name, err)
+	}
+	return created.ID
+}
+
+// Exec runs a command in a container, without a terminal, and returns what it printed. An exit status other than 0
+// fails the test.
+func (d *Docker) Exec(tb testing.TB, containerID string, argv ...string) string {
+	tb.Helper()
+	cli := d.Client(tb)
+	created, err := cli.ExecCreate(tb.Context(), containerID, client.ExecCreateOptions{
+		Cmd: argv, AttachStdout: true, AttachStderr: true,
+	})
+	if err != nil {
+		tb.Fatalf("running %q: %v", argv, err)
+	}
+	stream, err := cli.ExecAttach(tb.Context(), created.ID, client.ExecAttachOptions{})
+	if err != nil {
+		tb.Fatalf("running %q: %v", argv, err)
+	}
+	defer stream.Close()
+	var stdout, stderr bytes.Buffer
+	if _, err := stdcopy.StdCopy(&stdout, &stderr, stream.Reader); err != nil {
+		tb.Fatalf("running %q: %v", argv, err)
+	}
+	result, err := cli.ExecInspect(tb.Context(), created.ID, client.ExecInspectOptions{})
+	if err != nil {
+		tb.Fatalf("running %q: %v", argv, err)
+	}
+	if result.ExitCode != 0 {
+		tb.Fatalf("running %q: exit status %d: %s%s", argv, result.ExitCode, &stdout, &stderr)
+	}
+	return stdout.String()
+}
+
+func newDocker() (_ *Docker, err error) {
+	dockerd, err := lookPath("dockerd")
+	switch {
+	case err != nil:
+		return nil, missingError("needs a Docker engine: apt-get install docker.io debootstrap")
+	case os.Geteuid() != 0:
+		return nil, missingError("needs a Docker engine of its own: run the tests as root")
+	}
+	rootfs, err := workspaceRootfs()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := newDir()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, dir.remove())
+		}
+	}()
+
+	// An empty configuration, so that the machine's own does not apply.
+	config := filepath.Join(dir.path, "daemon.json")
+	if err := os.WriteFile(config, []byte("{}"), 0o600); err != nil {
+		return nil, fmt.Errorf("writing the engine's configuration: %w", err)
+	}
+	host := "unix://" + filepath.Join(dir.path, "docker.sock")
+	// A dockerd that finds a containerd running on the machine uses that one: a namespace keeps it apart from others.
+	namespace := filepath.Base(dir.path)
+	d := &Docker{
+		Host:  host,
+		Image: workspaceImage,
+		engine: daemon{
+			argv: []string{
+				dockerd, "--config-file=" + config, "--host=" + host,
+				"--data-root=" + filepath.Join(dir.path, "data"),
+				"--exec-root=" + filepath.Join(dir.path, "exec"),
+				"--pidfile=" + filepath.Join(dir.path, "dockerd.pid"),
+				"--containerd-namespace=" + namespace,
+				"--containerd-plugins-namespace=" + namespace + "-plugins",
+				// Nothing of the machine's network is touched: containers have none.
+				"--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
+			},
+			// The last of two settings of a variable counts; dockerd looks for containerd and runc in PATH.
+			env:        append(os.Environ(), "PATH="+os.Getenv("PATH")+string(os.PathListSeparator)+sbin),
+			stopSignal: syscall.SIGTERM,
+			dir:        dir,
+		},
+	}
+	if err := d.engine.start(d.ping); err != nil {
+		return nil, err
+	}
+	if err := d.importImage(rootfs); err != nil {
+		return nil, errors.Join(err, d.engine.stop())
+	}
+	return d, nil
+}
+
+func (d *Docker) remove() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return errors.Join(d.engine.stop(), d.engine.dir.remove())
+}
+
+func (d *Docker) ping(ctx context.Context) error {
+	return d.with(func(cli *client.Client) error {
+		_, err := cli.Ping(ctx, client.PingOptions{})
+		return err
+	})
+}
+
+func (d *Docker) importImage(rootfs string) error {
+	f, err := os.Open(rootfs)
+	if err != nil {
+		return fmt.Errorf("importing the workspace image: %w", err)
+	}
+	defer f.Close()
+	return d.with(func(cli *client.Client) error {
+		progress, err := cli.ImageImport(context.Background(),
+			client.ImageImportSource{Source: f, SourceName: "-"}, d.Image, client.ImageImportOptions{})
+		if err != nil {
+			return fmt.Errorf("importing the workspace image: %w", err)
+		}
+		_, err = io.Copy(io.Discard, progress)
+		if err := errors.Join(err, progress.Close()); err != nil {
+			return fmt.Errorf("importing the workspace image: %w", err)
+		}
+		return nil
+	})
+}
+
+// with calls f with a client of its own, which leaves no idle connection behind.
+func (d *Docker) with(f func(*client.Client) error) error {
+	cli, err := client.New(client.WithHost(d.Host))
+	if err != nil {
+		return fmt.Errorf("making a Docker client: %w", err)
+	}
+	return errors.Join(f(cli), cli.Close())
+}
+
+// workspaceRootfs returns the image's root file system, which the first caller on a machine makes.
+func workspaceRootfs() (string, error) {
+	root, err := moduleRoot()
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.Command(filepath.Join(root, "scripts", "workspace-image"))
+	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+string(os.PathListSeparator)+sbin)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		if _, lookErr := lookPath("debootstrap"); lookErr != nil {
+			return "", missingError("needs debootstrap for the workspace image: apt-get install debootstrap")
+		}
+		return "", fmt.Errorf("making the workspace image: %w\n%s", err, &stderr)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// moduleRoot is the nearest directory above with a go.mod: tests run in their package's directory.
+func moduleRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("finding the repository: %w", err)
+	}
+	for ; dir != "/"; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+	}
+	return "", errors.New("finding the repository: no go.mod above the working directory")
+}

@@ -1,0 +1,254 @@
+package testenv
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+
+	_ "github.com/lib/pq" // the driver that the store uses
+)
+
+// Postgres is a cluster that nobody else uses, on a free port of the loopback. It keeps nothing across a crash of the
+// machine (fsync=off), which makes it several times faster.
+type Postgres struct {
+	// URL is the superuser's connection string, to the database "postgres".
+	URL string
+
+	mu        sync.Mutex
+	server    daemon
+	databases int
+}
+
+// StartPostgres starts a cluster for this test; it is stopped and removed when the test ends.
+func StartPostgres(tb testing.TB) *Postgres {
+	tb.Helper()
+	p, err := newPostgres()
+	check(tb, err)
+	tb.Cleanup(func() {
+		if err := p.remove(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return p
+}
+
+// Stop ends the server, as a failover does: open connections are cut, new ones refused.
+func (p *Postgres) Stop(tb testing.TB) {
+	tb.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.server.stop(); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// Start starts a stopped server again, with the same data on the same port.
+func (p *Postgres) Start(tb testing.TB) {
+	tb.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.server.start(p.ping); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// NewDatabase makes an empty database and returns its connection string. It is dropped when the test ends, with
+// whatever is still connected.
+func (p *Postgres) NewDatabase(tb testing.TB) string {
+	tb.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.databases++
+	name := fmt.Sprintf("test_%d", p.databases)
+	if err := p.exec(tb.Context(), "CREATE DATABASE "+name); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.server.cmd == nil {
+			return // the test stopped the server: the database goes with the cluster
+		}
+		if err := p.exec(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+			tb.Error(err)
+		}
+	})
+	u, err := url.Parse(p.URL)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	u.Path = "/" + name
+	return u.String()
+}
+
+func newPostgres() (_ *Postgres, err error) {
+	initdb, server, err := postgresBinaries()
+	if err != nil {
+		return nil, missingError("needs Postgres: apt-get install postgresql")
+	}
+	credential, err := postgresCredential()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := newDir()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, dir.remove())
+		}
+	}()
+
+	// A password, because any account of this machine can connect to the port, and a superuser can run commands.
+	password := rand.Text()
+	passwordFile := filepath.Join(dir.path, "password")
+	if err := os.WriteFile(passwordFile, []byte(password), 0o600); err != nil {
+		return nil, fmt.Errorf("writing the password: %w", err)
+	}
+	if credential != nil {
+		for _, path := range []string{dir.path, passwordFile} {
+			if err := os.Chown(path, int(credential.Uid), int(credential.Gid)); err != nil {
+				return nil, fmt.Errorf("giving the directory to the account postgres: %w", err)
+			}
+		}
+	}
+	data := filepath.Join(dir.path, "data")
+	cmd := exec.Command(initdb, "--pgdata="+data, "--username=postgres", "--pwfile="+passwordFile,
+		"--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync")
+	cmd.Dir = dir.path
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, Pdeathsig: syscall.SIGKILL}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("running initdb: %w\n%s", err, out)
+	}
+
+	// The port is free when it is asked for, and could be taken before the server has it: then another.
+	for range 3 {
+		var p *Postgres
+		p, err = startPostgresOn(server, data, password, dir, credential)
+		if err == nil {
+			return p, nil
+		}
+	}
+	return nil, err
+}
+
+func startPostgresOn(server, data, password string, dir *dir, credential *syscall.Credential) (*Postgres, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	p := &Postgres{
+		URL: (&url.URL{
+			Scheme:   "postgres",
+			User:     url.UserPassword("postgres", password),
+			Host:     net.JoinHostPort("127.0.0.1", strconv.Itoa(port)),
+			Path:     "/postgres",
+			RawQuery: "sslmode=disable",
+		}).String(),
+		server: daemon{
+			argv: []string{
+				server, "-D", data, "-p", strconv.Itoa(port), "-k", dir.path,
+				"-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200",
+				"-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off",
+			},
+			env:        os.Environ(),
+			credential: credential,
+			stopSignal: syscall.SIGINT, // postgres(1): fast shutdown
+			dir:        dir,
+		},
+	}
+	return p, p.server.start(p.ping)
+}
+
+func (p *Postgres) remove() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return errors.Join(p.server.stop(), p.server.dir.remove())
+}
+
+func (p *Postgres) ping(ctx context.Context) error { return p.exec(ctx, "SELECT 1") }
+
+// exec runs one statement over a connection of its own.
+func (p *Postgres) exec(ctx context.Context, query string) error {
+	db, err := sql.Open("postgres", p.URL)
+	if err != nil {
+		return fmt.Errorf("connecting to Postgres: %w", err)
+	}
+	if _, err := db.ExecContext(ctx, query); err != nil {
+		return errors.Join(fmt.Errorf("running %q: %w", query, err), db.Close())
+	}
+	if err := db.Close(); err != nil {
+		return fmt.Errorf("disconnecting from Postgres: %w", err)
+	}
+	return nil
+}
+
+// postgresBinaries finds initdb and the server beside it. Debian keeps them out of PATH, a directory per version.
+func postgresBinaries() (initdb, server string, err error) {
+	initdb, err = lookPath("initdb")
+	if err != nil {
+		found, globErr := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+		if globErr != nil || len(found) == 0 {
+			return "", "", err
+		}
+		initdb = slices.MaxFunc(found, func(a, b string) int { return postgresVersion(a) - postgresVersion(b) })
+	}
+	initdb, err = filepath.EvalSymlinks(initdb)
+	if err != nil {
+		return "", "", fmt.Errorf("finding Postgres: %w", err)
+	}
+	server, err = exec.LookPath(filepath.Join(filepath.Dir(initdb), "postgres"))
+	return initdb, server, err
+}
+
+// postgresVersion is the 15 of /usr/lib/postgresql/15/bin/initdb, and 0 of anything else.
+func postgresVersion(initdb string) int {
+	version, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(initdb))))
+	return version
+}
+
+// postgresCredential is the account that runs the server: it refuses to run as root, and runs as anyone else.
+func postgresCredential() (*syscall.Credential, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil // the own account
+	}
+	account, err := user.Lookup("postgres")
+	if err != nil {
+		return nil, missingError("needs the account postgres: apt-get install postgresql")
+	}
+	uid, err := strconv.ParseUint(account.Uid, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("reading the account postgres: %w", err)
+	}
+	gid, err := strconv.ParseUint(account.Gid, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("reading the account postgres: %w", err)
+	}
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
+}
+
+func freePort() (int, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, fmt.Errorf("finding a free port: %w", err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	if err := l.Close(); err != nil {
+		return 0, fmt.Errorf("finding a free port: %w", err)
+	}
+	return port, nil
+}

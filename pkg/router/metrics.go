@@ -1,0 +1,88 @@
+package router
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/molecule-ai/termgw/pkg/bridge"
+)
+
+// Metrics are what the router counts.
+type Metrics struct {
+	active       *prometheus.GaugeVec
+	total        *prometheus.CounterVec
+	duration     prometheus.Histogram
+	startSeconds *prometheus.HistogramVec
+	bytes        *prometheus.CounterVec
+	rejections   *prometheus.CounterVec
+	backlog      prometheus.Gauge
+	rttSeconds   prometheus.Histogram
+	storeSeconds *prometheus.HistogramVec
+	draining     prometheus.Gauge
+}
+
+// NewMetrics registers the router's metrics.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		active: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "termgw_sessions_active", Help: "Terminals that are open now.",
+		}, []string{"target"}),
+		total: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "termgw_sessions_total", Help: "Requests for a terminal that are over, by the code of their end.",
+		}, []string{"target", "code"}),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "termgw_session_duration_seconds", Help: "How long terminals were open.",
+			Buckets: []float64{1, 10, 60, 300, 900, 1800, 3600, 4 * 3600, 8 * 3600},
+		}),
+		startSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "termgw_session_start_seconds", Help: "From the request to the running shell.",
+			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 15},
+		}, []string{"target"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "termgw_bytes_total", Help: "Terminal bytes of sessions that are over: in from clients, out to them.",
+		}, []string{"direction"}),
+		rejections: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "termgw_ticket_rejections_total", Help: "Tickets that were refused.",
+		}, []string{"code"}),
+		backlog: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "termgw_backlog_bytes", Help: "Output sent to clients and not yet acknowledged as rendered.",
+		}),
+		rttSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "termgw_client_rtt_seconds", Help: "Round trips of WebSocket pings.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
+		}),
+		storeSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "termgw_store_seconds", Help: "Time that the store took.",
+			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .5, 1, 5},
+		}, []string{"op"}),
+		draining: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "termgw_draining", Help: "1 while this replica is going away.",
+		}),
+	}
+	reg.MustRegister(m.active, m.total, m.duration, m.startSeconds, m.bytes, m.rejections, m.backlog, m.rttSeconds, m.storeSeconds, m.draining)
+	return m
+}
+
+func (m *Metrics) started(target string, took time.Duration) {
+	m.active.WithLabelValues(target).Inc()
+	m.startSeconds.WithLabelValues(target).Observe(took.Seconds())
+}
+
+func (m *Metrics) ended(target, code string, lasted time.Duration, sum bridge.Summary) {
+	m.active.WithLabelValues(target).Dec()
+	m.total.WithLabelValues(target, code).Inc()
+	m.duration.Observe(lasted.Seconds())
+	m.bytes.WithLabelValues("in").Add(float64(sum.BytesIn))
+	m.bytes.WithLabelValues("out").Add(float64(sum.BytesOut))
+}
+
+func (m *Metrics) refused(target, code string) { m.total.WithLabelValues(target, code).Inc() }
+
+func (m *Metrics) rtt(d time.Duration) { m.rttSeconds.Observe(d.Seconds()) }
+
+func (m *Metrics) backlogged(delta int) { m.backlog.Add(float64(delta)) }
+
+func (m *Metrics) timeStore(op string, start time.Time) {
+	m.storeSeconds.WithLabelValues(op).Observe(time.Since(start).Seconds())
+}

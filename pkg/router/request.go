@@ -1,0 +1,204 @@
+package router
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/molecule-ai/termgw/pkg/bridge"
+)
+
+// ticketProtocol is the subprotocol by which a browser, which can set no other
+// header on a WebSocket, hands over its ticket. It is never answered.
+const ticketProtocol = "termgw.ticket."
+
+var workspaceID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+
+// checkRequest finds what is told by an HTTP status, before the upgrade.
+func (rt *Router) checkRequest(r *http.Request, id string) error {
+	if !workspaceID.MatchString(id) || id == "." || id == ".." {
+		return errUnknown
+	}
+	if !headerHas(r.Header, "Connection", "upgrade") || !headerHas(r.Header, "Upgrade", "websocket") ||
+		r.Header.Get("Sec-WebSocket-Version") != "13" {
+		return errNotWebSocket
+	}
+	key, err := base64.StdEncoding.DecodeString(r.Header.Get("Sec-WebSocket-Key"))
+	if r.Method != http.MethodGet || !r.ProtoAtLeast(1, 1) || err != nil || len(key) != 16 {
+		return errHandshake
+	}
+	return rt.checkOrigin(r)
+}
+
+// checkOrigin compares scheme, host and port (RFC 6454). A missing Origin is a
+// client that is no browser: no page can use a person's browser to send one,
+// and the ticket decides.
+func (rt *Router) checkOrigin(r *http.Request) error {
+	values := r.Header.Values("Origin")
+	if len(values) == 0 {
+		return nil
+	}
+	origin := normalOrigin(values[0])
+	if origin == "" || len(values) > 1 {
+		return errOrigin
+	}
+	if origin == normalOrigin(rt.ownOrigin(r)) {
+		return nil
+	}
+	for _, allowed := range rt.AllowedOrigins {
+		if origin == normalOrigin(allowed) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: the gateway is %s", errOrigin, normalOrigin(rt.ownOrigin(r)))
+}
+
+// ownOrigin is the origin that the request was sent to, as the browser saw it.
+func (rt *Router) ownOrigin(r *http.Request) string {
+	scheme, host := "http", r.Host
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	if rt.trusts(peerAddr(r)) {
+		// The last value is the nearest proxy's own.
+		if v := lastValue(r.Header, "X-Forwarded-Proto"); v != "" {
+			scheme = v
+		}
+		if v := lastValue(r.Header, "X-Forwarded-Host"); v != "" {
+			host = v
+		}
+	}
+	return scheme + "://" + host
+}
+
+// normalOrigin gives an origin in lower case without its scheme's own port, or
+// "" for what is no origin of http or https.
+func normalOrigin(s string) string {
+	u, err := url.Parse(strings.ToLower(s))
+	if err != nil || u.Host == "" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "" {
+		return ""
+	}
+	switch {
+	case u.Scheme == "http":
+		return "http://" + strings.TrimSuffix(u.Host, ":80")
+	case u.Scheme == "https":
+		return "https://" + strings.TrimSuffix(u.Host, ":443")
+	}
+	return ""
+}
+
+// clientAddr is the address of the person's machine: the nearest one that is no
+// trusted proxy. What stands before it in X-Forwarded-For is anyone's claim.
+func (rt *Router) clientAddr(r *http.Request) string {
+	addr := peerAddr(r)
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(hops) - 1; i >= 0 && rt.trusts(addr); i-- {
+		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		if err != nil {
+			break
+		}
+		addr = hop.Unmap()
+	}
+	if !addr.IsValid() {
+		return ""
+	}
+	return addr.String()
+}
+
+func (rt *Router) trusts(addr netip.Addr) bool {
+	for _, p := range rt.TrustedProxies {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+func peerAddr(r *http.Request) netip.Addr {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	addr, _ := netip.ParseAddr(host)
+	return addr.Unmap()
+}
+
+// ticketOf finds the request's one ticket: in a subprotocol, in Authorization,
+// or in the query.
+func ticketOf(r *http.Request) (string, error) {
+	tickets := r.URL.Query()["ticket"]
+	for protocol := range listed(r.Header, "Sec-WebSocket-Protocol") {
+		if t, ok := strings.CutPrefix(protocol, ticketProtocol); ok {
+			tickets = append(tickets, t)
+		}
+	}
+	for _, v := range r.Header.Values("Authorization") {
+		if scheme, t, ok := strings.Cut(v, " "); ok && strings.EqualFold(scheme, "Bearer") {
+			tickets = append(tickets, strings.TrimSpace(t))
+		}
+	}
+	found := ""
+	for _, t := range tickets {
+		if found != "" && t != found && t != "" {
+			return "", errTwoTickets
+		}
+		if t != "" {
+			found = t
+		}
+	}
+	if found == "" {
+		return "", errNoTicket
+	}
+	return found, nil
+}
+
+// firstSize reads cols and rows, 80 and 24 where they are not given.
+func firstSize(query url.Values) (bridge.Size, error) {
+	size := bridge.Size{Cols: 80, Rows: 24}
+	for name, field := range map[string]*uint16{"cols": &size.Cols, "rows": &size.Rows} {
+		if !query.Has(name) {
+			continue
+		}
+		n, err := strconv.ParseUint(query.Get(name), 10, 16)
+		if err != nil || n < 1 || n > bridge.MaxDimension {
+			return size, fmt.Errorf("%w: %s must be a whole number from 1 to %d", bridge.ErrBadMessage, name, bridge.MaxDimension)
+		}
+		*field = uint16(n)
+	}
+	return size, nil
+}
+
+// listed yields the elements of a comma-separated header.
+func listed(h http.Header, name string) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		for _, value := range h.Values(name) {
+			for element := range strings.SplitSeq(value, ",") {
+				if !yield(strings.TrimSpace(element)) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func headerHas(h http.Header, name, element string) bool {
+	for v := range listed(h, name) {
+		if strings.EqualFold(v, element) {
+			return true
+		}
+	}
+	return false
+}
+
+func lastValue(h http.Header, name string) (last string) {
+	for v := range listed(h, name) {
+		last = v
+	}
+	return last
+}

@@ -1,0 +1,189 @@
+package router
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/go-chi/chi/v5"
+
+	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/ticket"
+)
+
+// session is one request for a terminal and what has been learnt of it.
+type session struct {
+	*Router
+	id, workspaceID, client string
+	request                 *http.Request
+	log                     *slog.Logger
+	target                  string // "local", "remote"; "none" until it is known
+	started                 time.Time
+}
+
+// terminal is the way of a request: the ticket says who, the store says where,
+// the runner starts a shell there, and the bridge carries bytes until either
+// side ends.
+func (s *session) terminal(ws *websocket.Conn) error {
+	claims, size, err := s.checkTicket()
+	if err != nil {
+		return s.refuse(ws, err)
+	}
+	s.log = s.log.With("subject", claims.Subject)
+
+	ctx, leave, err := s.live.add(s.id)
+	if err != nil {
+		return s.refuse(ws, err)
+	}
+	defer leave()
+
+	workspace, err := s.redeem(ctx, claims)
+	if err != nil {
+		return s.refuse(ws, err)
+	}
+
+	term, err := s.start(ctx, workspace, size)
+	if err != nil {
+		s.finish(store.End{Reason: outcomeOf(err).code})
+		return s.refuse(ws, err)
+	}
+
+	b := bridge.New(ws, term, s.options(claims))
+	sum := b.Run(ctx)
+	end := outcomeOf(sum.Cause)
+	s.finish(store.End{Reason: end.code, ExitCode: exitCode(sum.Exit), BytesIn: sum.BytesIn, BytesOut: sum.BytesOut})
+	s.Metrics.ended(s.target, end.code, time.Since(s.started), sum)
+	if sum.Cause == nil {
+		b.Close(end.close, nil)
+	} else {
+		e := end.tell(sum.Cause)
+		b.Close(end.close, &e)
+	}
+	return sum.Cause
+}
+
+// serveTerminal answers the endpoint. A browser cannot read why a handshake
+// failed, so everything but a wrong origin is told after the upgrade.
+func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
+	s := &session{
+		Router: rt, request: r, target: "none", started: time.Now(),
+		id: newSessionID(), workspaceID: chi.URLParam(r, "workspace_id"), client: rt.clientAddr(r),
+	}
+	s.log = rt.Log.With("session", s.id, "workspace", s.workspaceID, "client", s.client)
+	if err := rt.checkRequest(r, s.workspaceID); err != nil {
+		if !errors.Is(err, errUnknown) {
+			s.log.Info("request refused", "code", outcomeOf(err).code, "origin", r.Header.Get("Origin"), "err", err)
+		}
+		problem(w, err)
+		return
+	}
+	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
+		Subprotocols:       []string{bridge.Subprotocol},
+		InsecureSkipVerify: true, //nolint:gosec // checkRequest compared the origin, its scheme too
+	})
+	if err != nil {
+		s.log.Info("request refused", "code", outcomeOf(errHandshake).code, "err", err)
+		return
+	}
+	err = s.terminal(ws)
+	s.log.Info("session ended", "code", outcomeOf(err).code, "target", s.target, "duration", time.Since(s.started), "err", err)
+}
+
+// checkTicket reads the request: who, and the terminal's first size.
+func (s *session) checkTicket() (claims ticket.Claims, size bridge.Size, err error) {
+	raw, err := ticketOf(s.request)
+	if err == nil {
+		claims, err = s.Verifier.Verify(s.request.Context(), raw)
+	}
+	if err == nil && claims.WorkspaceID != s.workspaceID {
+		err = errMismatch
+	}
+	if err != nil {
+		s.Metrics.rejections.WithLabelValues(outcomeOf(err).code).Inc()
+		return claims, size, err
+	}
+	size, err = firstSize(s.request.URL.Query())
+	return claims, size, err
+}
+
+// redeem spends the ticket. Its clock is the process's: a client that leaves
+// meanwhile has spent it all the same.
+func (s *session) redeem(ctx context.Context, claims ticket.Claims) (store.Workspace, error) {
+	defer s.Metrics.timeStore("redeem", time.Now())
+	workspace, err := s.Store.Redeem(ctx, claims, store.Session{ID: s.id, Replica: s.Replica, ClientAddr: s.client})
+	if errors.Is(err, store.ErrUsed) || errors.Is(err, store.ErrRevoked) {
+		s.Metrics.rejections.WithLabelValues(outcomeOf(err).code).Inc()
+	}
+	return workspace, err
+}
+
+// start starts a shell where the row says: an instance's id means remote.
+func (s *session) start(ctx context.Context, w store.Workspace, size bridge.Size) (bridge.Terminal, error) {
+	var starter Starter
+	if w.InstanceID == "" {
+		s.target, starter = "local", s.Local
+	} else {
+		s.target, starter = "remote", s.Remote
+	}
+	if starter == nil {
+		return nil, errRemote
+	}
+	term, err := starter.Start(ctx, runner.Target{
+		Session: s.id, WorkspaceID: s.workspaceID, Name: w.Name, Container: w.Container, Log: s.log,
+	}, size)
+	if err != nil {
+		return nil, cmp.Or(context.Cause(ctx), err)
+	}
+	s.log.Info("session started", "target", s.target, "after", time.Since(s.started))
+	s.Metrics.started(s.target, time.Since(s.started))
+	return term, nil
+}
+
+func (s *session) options(claims ticket.Claims) bridge.Options {
+	longest := s.MaxSession
+	if d := claims.MaxSession; d > 0 && (longest == 0 || d < longest) {
+		longest = d
+	}
+	return bridge.Options{
+		Ready: bridge.Ready{
+			Session: s.id, Workspace: s.workspaceID, Target: s.target, Mode: string(claims.Mode),
+			IdleTimeout: s.IdleTimeout, MaxSession: longest,
+		},
+		PingInterval: s.PingInterval,
+		RTT:          s.Metrics.rtt,
+		Backlog:      s.Metrics.backlogged,
+	}
+}
+
+// finishTimeout bounds the record of a session's end.
+const finishTimeout = 10 * time.Second
+
+func (s *session) finish(end store.End) {
+	defer s.Metrics.timeStore("finish", time.Now())
+	ctx, cancel := context.WithTimeout(context.Background(), finishTimeout)
+	defer cancel()
+	if err := s.Store.Finish(ctx, s.id, end); err != nil {
+		s.log.Error("the session's end was not recorded", "reason", end.Reason, "err", err)
+	}
+}
+
+// refuse tells a client that gets no session why.
+func (s *session) refuse(ws *websocket.Conn, err error) error {
+	o := outcomeOf(err)
+	s.Metrics.refused(s.target, o.code)
+	bridge.Refuse(ws, o.close, o.tell(err))
+	return err
+}
+
+func exitCode(e *bridge.Exit) *int {
+	if e == nil {
+		return nil
+	}
+	return &e.Code
+}

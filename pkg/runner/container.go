@@ -1,0 +1,67 @@
+package runner
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/client"
+)
+
+// containerName is what the engine takes as a name. A name from a row that is
+// anything else never reaches the engine, where it would be part of a path.
+var containerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+
+// generatedName is a container name made of another workspace's id, a UUID. A
+// workspace's own name is its owner's choice and must not lead there.
+var generatedName = regexp.MustCompile(`^ws-[0-9a-f]{8}-[0-9a-f]{3}`)
+
+// candidates are the names that a workspace's container may have, in order.
+func candidates(t Target) []string {
+	names := []string{t.Container}
+	if t.WorkspaceID != "" {
+		names = append(names, "ws-"+t.WorkspaceID[:min(12, len(t.WorkspaceID))], "ws-"+t.WorkspaceID)
+	}
+	if name := strings.ReplaceAll(strings.ToLower(t.Name), " ", "-"); !generatedName.MatchString(name) {
+		names = append(names, name)
+	}
+	var valid []string
+	for _, name := range names {
+		if containerName.MatchString(name) {
+			valid = append(valid, name)
+		}
+	}
+	return valid
+}
+
+// findContainer returns the id of the first candidate that runs.
+func (d *Docker) findContainer(ctx context.Context, t Target) (string, error) {
+	var seen []string
+	for _, name := range candidates(t) {
+		found, err := d.cli.ContainerInspect(ctx, name, client.ContainerInspectOptions{})
+		switch {
+		case errdefs.IsNotFound(err):
+			continue
+		case err != nil:
+			return "", &Error{"docker", fmt.Errorf("inspecting container %s: %w", name, err)}
+		}
+		c := found.Container
+		// The engine also finds a container by the start of its id, which is
+		// not how workspaces are named: a workspace called "f2" has no right
+		// to the container whose id starts so. A row's `container` may hold a
+		// whole id.
+		if c.Name != "/"+name && (name != t.Container || c.ID != name) {
+			continue
+		}
+		if c.State != nil && c.State.Running {
+			return c.ID, nil
+		}
+		seen = append(seen, name)
+	}
+	if len(seen) > 0 {
+		return "", fmt.Errorf("%w: %s is stopped", ErrNotRunning, strings.Join(seen, ", "))
+	}
+	return "", fmt.Errorf("%w: looked for %s", ErrNotRunning, strings.Join(candidates(t), ", "))
+}

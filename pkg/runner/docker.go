@@ -1,0 +1,330 @@
+package runner
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/pkg/stdcopy"
+	"github.com/moby/moby/client"
+
+	"github.com/molecule-ai/termgw/pkg/bridge"
+)
+
+// DockerConfig says how to open terminals in containers.
+type DockerConfig struct {
+	Client *client.Client
+	// Shells are tried in order; the first that is in the container is used.
+	// Absolute paths of POSIX shells.
+	Shells []string
+	// EndDetached ends also what was told to stay.
+	EndDetached bool
+	// Swept is told what each session's end found. May be nil.
+	Swept func(Swept)
+}
+
+// Docker opens terminals in the containers of one engine.
+type Docker struct {
+	cli *client.Client
+	cfg DockerConfig
+}
+
+// NewDocker returns a runner on the engine of cfg.Client, which stays the
+// caller's to close.
+func NewDocker(cfg DockerConfig) *Docker {
+	return &Docker{cli: cfg.Client, cfg: cfg}
+}
+
+// Ping asks whether the engine answers.
+func (d *Docker) Ping(ctx context.Context) error {
+	if _, err := d.cli.Ping(ctx, client.PingOptions{}); err != nil {
+		return &Error{"docker", err}
+	}
+	return nil
+}
+
+// opening is what the exec runs before it becomes the shell. It tells its pid
+// and start time, by which the session's processes are found again when the
+// shell itself is gone; then it waits for a line, by which the terminal has its
+// size before the shell prints a byte, on engines that take no first size too
+// (API 1.41).
+const opening = `IFS= read -r s </proc/$$/stat; printf '\036%s\036' "$s"; IFS= read -r s; exec "$0"`
+
+var opened = regexp.MustCompile(`\x1e(\d+) \([^\x1e]*\) ([^\x1e]*)\x1e`)
+
+// detachKeys replaces Ctrl-P Ctrl-Q, which would leave a live shell behind and
+// delays a typed Ctrl-P. The engine holds back a typed first key until the
+// next, so it is one whose effect is seen only then (NUL: set mark, in Emacs).
+const detachKeys = "ctrl-@,ctrl-^,ctrl-@,ctrl-_,ctrl-@,ctrl-^,ctrl-@,ctrl-_,ctrl-@,ctrl-^,ctrl-@,ctrl-_"
+
+var errNoShell = errors.New("no such shell")
+
+// Start opens a terminal in the workspace's container. Its errors are
+// ErrNotRunning or an *Error; when it fails, nothing is left in the container.
+func (d *Docker) Start(ctx context.Context, t Target, size bridge.Size) (bridge.Terminal, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	id, err := d.findContainer(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	for _, shell := range d.cfg.Shells {
+		term, err := d.open(ctx, id, shell, t, size)
+		if errors.Is(err, errNoShell) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return term, nil
+	}
+	return nil, &Error{"shell", fmt.Errorf("none of %s is in the container", strings.Join(d.cfg.Shells, ", "))}
+}
+
+func (d *Docker) open(ctx context.Context, id, shell string, t Target, size bridge.Size) (*dockerTerminal, error) {
+	exec, err := d.cli.ExecCreate(ctx, id, client.ExecCreateOptions{
+		TTY: true, AttachStdin: true, AttachStdout: true, AttachStderr: true,
+		DetachKeys: detachKeys,
+		Env:        []string{"TERM=xterm-256color", Marker + "=" + t.Session},
+		Cmd:        []string{shell, "-c", opening, shell},
+	})
+	if errdefs.IsConflict(err) || errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("%w: %w", ErrNotRunning, err) // stopped since we looked
+	}
+	if err != nil {
+		return nil, &Error{"docker", fmt.Errorf("creating an exec: %w", err)}
+	}
+	stream, err := d.cli.ExecAttach(ctx, exec.ID, client.ExecAttachOptions{TTY: true})
+	if err != nil {
+		return nil, &Error{"docker", fmt.Errorf("starting an exec: %w", err)}
+	}
+	term := &dockerTerminal{
+		docker: d, conn: stream.Conn, container: id, exec: exec.ID, shell: shell,
+		session: t.Session, log: t.Log, pid: "none",
+	}
+	// The stream knows no context: its end is a deadline in the past.
+	stop := context.AfterFunc(ctx, func() { _ = term.conn.SetReadDeadline(time.Unix(1, 0)) })
+	err = term.handshake(ctx, size)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		if !errors.Is(err, errNoShell) {
+			term.end(true)
+		}
+		_ = term.conn.Close()
+		return nil, err
+	}
+	return term, nil
+}
+
+// dockerTerminal is the terminal of one exec.
+type dockerTerminal struct {
+	docker          *Docker
+	conn            net.Conn
+	container, exec string
+	shell, session  string
+	pid, start      string // of the shell, as the container counts
+	log             *slog.Logger
+	closing         atomic.Bool
+}
+
+// handshake is the gateway's side of opening.
+func (t *dockerTerminal) handshake(ctx context.Context, size bridge.Size) error {
+	var got []byte
+	buf := make([]byte, 1024)
+	for len(got) < 16<<10 { // a container's BASH_ENV may print before we do
+		n, err := t.conn.Read(buf)
+		got = append(got, buf[:n]...)
+		if m := opened.FindSubmatch(got); m != nil {
+			fields := strings.Fields(string(m[2]))
+			if len(fields) < 20 {
+				return &Error{"shell", errors.New("its /proc has no start times")}
+			}
+			t.pid, t.start = string(m[1]), fields[19]
+			return t.begin(ctx, size)
+		}
+		if errors.Is(err, io.EOF) {
+			return t.neverOpened(ctx, got)
+		}
+		if err != nil {
+			return &Error{"shell", fmt.Errorf("waiting for %s: %w", t.shell, err)}
+		}
+	}
+	return &Error{"shell", fmt.Errorf("%s prints without end before it starts", t.shell)}
+}
+
+func (t *dockerTerminal) begin(ctx context.Context, size bridge.Size) error {
+	if err := t.resize(ctx, size); err != nil {
+		return err
+	}
+	if _, err := t.conn.Write([]byte("\n")); err != nil {
+		return &Error{"docker", fmt.Errorf("writing to the terminal: %w", err)}
+	}
+	var echo [2]byte // of the newline, which is ours and not the person's
+	if _, err := io.ReadFull(t.conn, echo[:]); err != nil {
+		return &Error{"docker", fmt.Errorf("reading from the terminal: %w", err)}
+	}
+	return nil
+}
+
+// neverOpened tells why an exec ended before it became a shell. The engine
+// accepts a shell that is not there and says so when it starts.
+func (t *dockerTerminal) neverOpened(ctx context.Context, output []byte) error {
+	code, err := t.exitCode(ctx)
+	if err == nil && (code == 126 || code == 127) {
+		return errNoShell
+	}
+	said := oneLine(string(output[:min(len(output), 200)]))
+	return &Error{"shell", fmt.Errorf("%s ended at once: %w", t.shell, errors.Join(err, fmt.Errorf("exit code %d, %q", code, said)))}
+}
+
+func (t *dockerTerminal) Read(p []byte) (int, error) {
+	n, err := t.conn.Read(p)
+	if err != nil && t.closing.Load() {
+		err = io.EOF // our own doing
+	}
+	return n, err
+}
+
+func (t *dockerTerminal) Write(p []byte) (int, error) { return t.conn.Write(p) }
+
+func (t *dockerTerminal) Resize(s bridge.Size) error {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	return t.resize(ctx, s)
+}
+
+func (t *dockerTerminal) resize(ctx context.Context, s bridge.Size) error {
+	_, err := t.docker.cli.ExecResize(ctx, t.exec, client.ExecResizeOptions{Width: uint(s.Cols), Height: uint(s.Rows)})
+	if err != nil {
+		return &Error{"docker", fmt.Errorf("resizing the terminal: %w", err)}
+	}
+	return nil
+}
+
+// Wait asks the engine for the exit code. It knows that of an exec whose
+// container was stopped, and nothing of one whose container was removed, which
+// kills.
+func (t *dockerTerminal) Wait() (bridge.Exit, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	code, err := t.exitCode(ctx)
+	if errdefs.IsNotFound(err) {
+		code, err = 137, nil
+	}
+	if err != nil {
+		return bridge.Exit{}, &Error{"docker", err}
+	}
+	return bridge.Exit{Code: code, Signal: signalOf(code)}, nil
+}
+
+// exitCode waits until the engine has noted the exec's end, which may be some
+// milliseconds after the end of its output.
+func (t *dockerTerminal) exitCode(ctx context.Context) (int, error) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for range 200 {
+		r, err := t.docker.cli.ExecInspect(ctx, t.exec, client.ExecInspectOptions{})
+		if err != nil {
+			return 0, fmt.Errorf("inspecting an exec: %w", err)
+		}
+		if !r.Running {
+			return r.ExitCode, nil
+		}
+		<-tick.C
+	}
+	return 0, errors.New("the engine closed the terminal of a shell that runs on")
+}
+
+// Close ends the shell and what belongs to it inside the container. No engine
+// ends an exec when its client goes (moby#35703: there is no API to kill one).
+func (t *dockerTerminal) Close() error {
+	t.closing.Store(true)
+	err := t.end(t.docker.cfg.EndDetached)
+	_ = t.conn.Close()
+	return err
+}
+
+//go:embed sweep.sh
+var sweepScript string
+
+// end sweeps: as the shell's own user, who may read the environment of what he
+// started; and when that leaves something, as root, for what runs as another.
+func (t *dockerTerminal) end(all bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*startTimeout)
+	defer cancel()
+	swept, err := t.sweep(ctx, "", all)
+	if err == nil && swept.Left > 0 {
+		var more Swept
+		more, err = t.sweep(ctx, "0", all)
+		swept.Killed, swept.Left = swept.Killed+more.Killed, more.Left
+	}
+	if err != nil {
+		if t.containerStopped(ctx) {
+			err = nil // and everything in it with it
+		} else {
+			swept.Left++ // the shell at least
+		}
+	}
+	if t.docker.cfg.Swept != nil {
+		t.docker.cfg.Swept(swept)
+	}
+	log := t.log.Info
+	if err != nil || swept.Left > 0 {
+		log = t.log.Error
+	}
+	log("shell ended", "container", t.container, "killed", swept.Killed, "kept", swept.Kept, "left", swept.Left, "err", err)
+	return err
+}
+
+func (t *dockerTerminal) containerStopped(ctx context.Context) bool {
+	c, err := t.docker.cli.ContainerInspect(ctx, t.container, client.ContainerInspectOptions{})
+	return errdefs.IsNotFound(err) || err == nil && c.Container.State != nil && !c.Container.State.Running
+}
+
+func (t *dockerTerminal) sweep(ctx context.Context, user string, all bool) (Swept, error) {
+	keep := "1"
+	if all {
+		keep = "0"
+	}
+	exec, err := t.docker.cli.ExecCreate(ctx, t.container, client.ExecCreateOptions{
+		User: user, AttachStdout: true, AttachStderr: true,
+		Env: []string{"BASH_ENV=", "ENV="},
+		Cmd: []string{
+			t.shell, "-c", sweepScript, "termgw-sweep", t.pid, t.start, Marker + "=" + t.session,
+			keep, strconv.FormatInt(int64(Grace/(10*time.Millisecond)), 10),
+		},
+	})
+	if err != nil {
+		return Swept{}, fmt.Errorf("sweeping: %w", err)
+	}
+	stream, err := t.docker.cli.ExecAttach(ctx, exec.ID, client.ExecAttachOptions{})
+	if err != nil {
+		return Swept{}, fmt.Errorf("sweeping: %w", err)
+	}
+	defer stream.Close()
+	stop := context.AfterFunc(ctx, stream.Close)
+	defer stop()
+	var stdout, stderr bytes.Buffer
+	if _, err := stdcopy.StdCopy(&stdout, &stderr, io.LimitReader(stream.Reader, 64<<10)); err != nil {
+		return Swept{}, fmt.Errorf("sweeping: %w", err)
+	}
+	var s Swept
+	if _, err := fmt.Sscanf(stdout.String(), "%d %d %d", &s.Killed, &s.Kept, &s.Left); err != nil {
+		said := oneLine(stdout.String() + stderr.String())
+		return Swept{}, fmt.Errorf("sweeping: the container answered %q", said[:min(len(said), 200)])
+	}
+	return s, nil
+}

@@ -1,0 +1,128 @@
+package runner
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sweepHost does on this machine what sweep.sh does in a container, by the same
+// rules.
+func sweepHost(sid int, start, marker string, all bool) (Swept, error) {
+	var s Swept
+	seen := map[int]bool{}
+	signal := func(pids []int, sig unix.Signal) {
+		for _, pid := range pids {
+			if unix.Kill(pid, sig) == nil {
+				_ = unix.Kill(pid, unix.SIGCONT) // a stopped process hears only then
+			}
+			seen[pid] = seen[pid] || pid != sid
+		}
+	}
+	end, kept, err := belonging(sid, start, marker, all)
+	s.Kept = kept
+	signal(end, unix.SIGHUP)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(Grace); len(end) > 0 && err == nil && time.Now().Before(deadline); <-tick.C {
+		end, _, err = belonging(sid, start, marker, all)
+	}
+	for tries := 100; len(end) > 0 && err == nil && tries > 0; tries-- {
+		signal(end, unix.SIGKILL)
+		<-tick.C
+		end, _, err = belonging(sid, start, marker, all)
+	}
+	delete(seen, sid)
+	s.Left = len(end)
+	s.Killed = max(0, len(seen)-s.Left)
+	return s, err
+}
+
+// belonging lists the living processes of a session that are to end, and counts
+// those that stay.
+func belonging(sid int, start, marker string, all bool) (end []int, kept int, err error) {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil || len(dirs) == 0 {
+		return nil, 0, errors.Join(errors.New("reading /proc"), err)
+	}
+	type process struct{ pid, session int }
+	var living []process
+	for _, dir := range dirs {
+		p, err := readStat(dir)
+		if err != nil || strings.ContainsAny(p.state, "ZXx") {
+			continue
+		}
+		if p.pid == sid && p.start != start {
+			sid = -1 // the number went to another process: nothing of ours has it
+		}
+		living = append(living, process{p.pid, p.session})
+	}
+	for _, p := range living {
+		dir := fmt.Sprintf("/proc/%d", p.pid)
+		switch {
+		case p.session == sid && (all || p.pid == sid || !ignoresHup(dir)):
+			end = append(end, p.pid)
+		case p.session == sid:
+			kept++
+		case !carries(dir, marker):
+		case all:
+			end = append(end, p.pid)
+		default:
+			kept++
+		}
+	}
+	return end, kept, nil
+}
+
+type stat struct {
+	pid, session int
+	state, start string
+}
+
+// readStat reads /proc/PID/stat (proc_pid_stat(5)). The command's name, in
+// parentheses, may hold anything; no field after it holds a parenthesis.
+func readStat(dir string) (stat, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "stat")) //nolint:gosec // under /proc
+	if err != nil {
+		return stat{}, err
+	}
+	i := bytes.LastIndexByte(b, ')')
+	fields := strings.Fields(string(b[i+1:]))
+	if i < 0 || len(fields) < 20 {
+		return stat{}, errors.New("not as proc_pid_stat(5) says")
+	}
+	pid, err1 := strconv.Atoi(filepath.Base(dir))
+	session, err2 := strconv.Atoi(fields[3])
+	return stat{pid, session, fields[0], fields[19]}, errors.Join(err1, err2)
+}
+
+func startTime(pid int) (string, error) {
+	s, err := readStat(fmt.Sprintf("/proc/%d", pid))
+	return s.start, err
+}
+
+func ignoresHup(dir string) bool {
+	b, err := os.ReadFile(filepath.Join(dir, "status")) //nolint:gosec // under /proc
+	if err != nil {
+		return false
+	}
+	_, rest, ok := strings.Cut(string(b), "\nSigIgn:")
+	if !ok {
+		return false
+	}
+	mask, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
+	ignored, err := strconv.ParseUint(mask, 16, 64)
+	return err == nil && ignored&(1<<(unix.SIGHUP-1)) != 0
+}
+
+func carries(dir, marker string) bool {
+	b, err := os.ReadFile(filepath.Join(dir, "environ")) //nolint:gosec // under /proc
+	return err == nil && bytes.Contains(append([]byte{0}, b...), []byte("\x00"+marker+"\x00"))
+}

@@ -1,0 +1,79 @@
+// Package runner starts shells and owns their processes: a Docker exec in a
+// workspace's container on this machine, and for the demo a shell of this
+// machine under a pty. What it started it ends, with everything that belongs to
+// it, and it counts what was left.
+//
+// It does not know who asked for the shell, nor what carries its bytes.
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/molecule-ai/termgw/pkg/bridge"
+)
+
+// Marker is the environment variable that marks a session's processes. Its
+// value is the session's id.
+const Marker = "TERMGW_SESSION"
+
+// Target is the workspace to open a terminal in, as its row says.
+type Target struct {
+	Session     string // marks the shell; 1 to 64 characters of [A-Za-z0-9_-]
+	WorkspaceID string
+	Name        string
+	Container   string // empty: chosen by id and name
+	Log         *slog.Logger
+}
+
+// ErrNotRunning means that no container of the workspace runs.
+var ErrNotRunning = errors.New("no container of this workspace is running")
+
+// Error is a step of the way to a shell that failed, for operators; its cause
+// may come from the engine's own words.
+type Error struct {
+	Step string // "docker", "shell", "pty": short enough for a client's detail
+	Err  error
+}
+
+func (e *Error) Error() string { return fmt.Sprintf("%s: %v", e.Step, e.Err) }
+func (e *Error) Unwrap() error { return e.Err }
+
+// Swept is what the end of a session found besides its shell, in processes.
+type Swept struct {
+	Killed int // background jobs that were ended
+	Kept   int // told to stay: they ignore SIGHUP or have a session of their own
+	Left   int // meant to end and still there; should be 0
+}
+
+// Grace is the time between the hang-up and the kill.
+const Grace = 2 * time.Second
+
+// startTimeout bounds everything up to the shell's first byte.
+const startTimeout = 15 * time.Second
+
+// Starter starts a shell. The context bounds the start alone.
+type Starter interface {
+	Start(context.Context, Target, bridge.Size) (bridge.Terminal, error)
+}
+
+// signalOf names the signal in a shell's exit code, for those that end a shell
+// from outside. Docker gives the code alone, in which a shell's own `exit 130`
+// looks like an interrupt.
+func signalOf(code int) string {
+	switch code {
+	case 128 + 1:
+		return "SIGHUP"
+	case 128 + 9:
+		return "SIGKILL"
+	case 128 + 15:
+		return "SIGTERM"
+	}
+	return ""
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

@@ -1,0 +1,115 @@
+# Ends what belongs to a terminal inside its container, and reports on one line
+# "killed kept left". POSIX sh, builtins only but for sleep and grep, which are
+# optional: without sleep there is no grace, without grep the shell reads for it.
+#
+#   sid start marker keep grace
+#
+# sid, start: the shell's pid, which is its session's id, and its start time in
+#   /proc/PID/stat. Another process can have the pid only when nothing of the
+#   session is left; the start time tells it.
+# marker: TERMGW_SESSION=<id>, in the environment of what the shell started.
+# keep: 1 spares what was told to stay, 0 ends everything.
+# grace: the time between hang-up and kill, in hundredths of a second.
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+sid=$1 start=$2 marker=$3 keep=$4 grace=$5
+
+# whole FILE: its contents as one line in $whole. A command's name, which stands
+# in /proc/PID/stat, may hold a newline.
+whole() {
+	whole=
+	while IFS= read -r part || [ -n "$part" ]; do whole=$whole$part; done <"$1"
+} 2>/dev/null
+
+# marked: the processes that carry the marker, as " 12 34 ". Another user's
+# environment cannot be read; such a process is found by its session only.
+marked() {
+	marked=' '
+	if command -v grep >/dev/null; then
+		for file in $(grep -slaF "$marker" /proc/[0-9]*/environ); do
+			pid=${file#/proc/}
+			marked="$marked${pid%/environ} "
+		done
+	else
+		for dir in /proc/[0-9]*; do
+			whole "$dir/environ" || continue
+			case $whole in *"$marker"*) marked="$marked${dir#/proc/} " ;; esac
+		done
+	fi
+}
+
+# ignores_hup DIR: bit 0 of SigIgn is SIGHUP, so the last hex digit is odd.
+ignores_hup() {
+	while read -r key value; do
+		case $key$value in SigIgn:*[13579bdf]) return 0 ;; esac
+	done <"$1/status" 2>/dev/null
+	return 1
+}
+
+# scan: $end gets the living processes that are to end, $kept counts the others.
+scan() {
+	end= kept=0
+	[ "$keep" = 1 ] || marked # else only a count needs it, once
+	if [ "$sid" != none ] && whole "/proc/$sid/stat"; then
+		set -- ${whole##*) }
+		[ "${20}" = "$start" ] || sid=none
+	fi
+	for dir in /proc/[0-9]*; do
+		pid=${dir#/proc/}
+		whole "$dir/stat" || continue
+		set -- ${whole##*) } # state ppid pgrp session tty ...; ${20} is the start time
+		case $1 in Z | X | x | '') continue ;; esac
+		case $marked in *" $pid "*) mine=1 ;; *) mine=0 ;; esac
+		if [ "$4" = "$sid" ]; then
+			if [ "$keep" = 1 ] && [ "$pid" != "$sid" ] && ignores_hup "$dir"; then
+				kept=$((kept + 1))
+			else
+				end="$end $pid"
+			fi
+		elif [ "$mine" = 1 ]; then
+			if [ "$keep" = 1 ]; then kept=$((kept + 1)); else end="$end $pid"; fi
+		fi
+	done
+}
+
+# signal NAME: sends it to all that are to end. A stopped process hears only
+# after SIGCONT. $seen collects whom we met, but for the shell.
+seen=' '
+signal() {
+	for pid in $end; do
+		kill -s "$1" "$pid" && kill -s CONT "$pid"
+		case $seen in *" $pid "*) continue ;; esac
+		[ "$pid" = "$sid" ] || seen="$seen$pid "
+	done 2>/dev/null
+}
+
+pause() { sleep 0.05 2>/dev/null || sleep 1 2>/dev/null; }
+
+# now: the uptime in hundredths of a second, in $now.
+now() {
+	read -r now _ </proc/uptime
+	now=${now%.*}${now#*.}
+}
+
+now
+deadline=$((now + grace))
+marked
+scan
+signal HUP
+while [ -n "$end" ] && [ "$now" -lt "$deadline" ] && pause; do
+	now
+	scan
+done
+tries=20
+while [ -n "$end" ] && [ "$tries" -gt 0 ]; do
+	tries=$((tries - 1))
+	signal KILL
+	pause
+	scan
+done
+
+set -- $end
+left=$#
+set -- $seen
+killed=$(($# - left))
+[ "$killed" -ge 0 ] || killed=0
+echo "$killed $kept $left"

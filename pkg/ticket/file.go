@@ -1,0 +1,121 @@
+package ticket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+)
+
+// fileCheckEvery bounds how often a lookup looks at the file. An unknown kid
+// looks at once, so that a rotation by mv needs no wait.
+const fileCheckEvery = time.Second
+
+// file is a JWK Set on this machine.
+type file struct {
+	path string
+	now  func() time.Time
+
+	mu      sync.Mutex
+	set     keySet
+	seen    os.FileInfo // of the last content that was tried, good or bad
+	checked time.Time
+	broken  error // why that content is not in set
+	log     complaints
+}
+
+func openFile(config KeysConfig) (*file, error) {
+	f := &file{
+		path:    config.Location,
+		now:     config.Now,
+		checked: config.Now(),
+		log:     complaints{logger: config.Logger, location: config.Location},
+	}
+	info, err := os.Stat(f.path)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.load(info); err != nil {
+		return nil, fmt.Errorf("%s: %w", f.path, err)
+	}
+	if len(f.set) == 0 {
+		return nil, fmt.Errorf("%s: the JWK Set has no key", f.path)
+	}
+	return f, nil
+}
+
+func (f *file) keys(_ context.Context, missed bool) (keySet, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := f.now()
+	if since := now.Sub(f.checked); !missed && since >= 0 && since < fileCheckEvery {
+		return f.set, f.broken
+	}
+	f.checked = now
+	err := f.refresh()
+	if err != nil {
+		f.log.failed(err)
+	} else {
+		f.log.last = ""
+	}
+	return f.set, err
+}
+
+func (f *file) run(ctx context.Context) { <-ctx.Done() }
+
+// refresh reads the file if it is not the one that was read last.
+func (f *file) refresh() error {
+	info, err := os.Stat(f.path)
+	if err != nil {
+		return err
+	}
+	if os.SameFile(f.seen, info) && f.seen.Size() == info.Size() && f.seen.ModTime().Equal(info.ModTime()) {
+		return f.broken
+	}
+	f.broken = f.load(info)
+	return f.broken
+}
+
+// load takes the file's set. A set that is no good leaves the old one; the file
+// is not read again before it changes.
+func (f *file) load(info os.FileInfo) error {
+	// Opening a FIFO would block until someone writes to it.
+	if !info.Mode().IsRegular() {
+		return errors.New("not a regular file")
+	}
+	opened, err := os.Open(f.path)
+	if err != nil {
+		return err
+	}
+	defer opened.Close()
+	// Of the opened file, before it is read: a later write then shows.
+	if f.seen, err = opened.Stat(); err != nil {
+		return err
+	}
+	data, err := readSet(opened)
+	if err != nil {
+		return err
+	}
+	set, notes, err := parseKeySet(data, true)
+	if err != nil {
+		return err
+	}
+	f.set = set
+	f.log.loaded(set, notes)
+	return nil
+}
+
+// readSet reads a document of at most maxSetBytes.
+func readSet(r io.Reader) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, maxSetBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the JWK Set: %w", err)
+	}
+	if len(data) > maxSetBytes {
+		return nil, fmt.Errorf("the JWK Set is larger than %d bytes", maxSetBytes)
+	}
+	return data, nil
+}

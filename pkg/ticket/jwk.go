@@ -1,0 +1,208 @@
+package ticket
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	jose "github.com/go-jose/go-jose/v4"
+)
+
+const (
+	maxSetBytes = 1 << 20
+	maxSetKeys  = 100
+
+	minRSABits  = 2048 // RFC 7518, section 3.3
+	minOctBytes = 32   // RFC 7518, section 3.2: no shorter than the hash
+)
+
+// algorithm pins the one algorithm that a key may be used with. It looks at the
+// key alone, so a header cannot choose (RFC 8725, section 3.1): an RSA or EC key
+// is never taken for the secret of an HMAC.
+func algorithm(key jose.JSONWebKey) (jose.SignatureAlgorithm, error) {
+	var pinned jose.SignatureAlgorithm
+	switch material := key.Key.(type) {
+	case []byte:
+		if len(material) < minOctBytes {
+			return "", fmt.Errorf("an oct key needs at least %d bytes", minOctBytes)
+		}
+		pinned = jose.HS256
+	default:
+		if !key.Valid() {
+			return "", errors.New("not a key of a supported type")
+		}
+		switch material := material.(type) {
+		case ed25519.PublicKey, ed25519.PrivateKey:
+			pinned = jose.EdDSA
+		case *ecdsa.PublicKey:
+			pinned = ecAlgorithm(material)
+		case *ecdsa.PrivateKey:
+			pinned = ecAlgorithm(&material.PublicKey)
+		case *rsa.PublicKey:
+			pinned = rsaAlgorithm(material)
+		case *rsa.PrivateKey:
+			pinned = rsaAlgorithm(&material.PublicKey)
+		}
+	}
+	switch {
+	case pinned == "":
+		return "", fmt.Errorf("only Ed25519, P-256, RSA of %d bits or more, and oct keys are supported", minRSABits)
+	case key.Algorithm != "" && key.Algorithm != string(pinned):
+		return "", fmt.Errorf("its alg is not the %s of its type", pinned)
+	case key.Use != "" && key.Use != "sig":
+		return "", errors.New("its use is not sig")
+	}
+	return pinned, nil
+}
+
+func ecAlgorithm(key *ecdsa.PublicKey) jose.SignatureAlgorithm {
+	if key.Curve != elliptic.P256() {
+		return ""
+	}
+	return jose.ES256
+}
+
+func rsaAlgorithm(key *rsa.PublicKey) jose.SignatureAlgorithm {
+	if key.N.BitLen() < minRSABits {
+		return ""
+	}
+	return jose.RS256
+}
+
+// isSymmetric tells a secret shared with the platform from a public key.
+func isSymmetric(key jose.JSONWebKey) bool {
+	_, ok := key.Key.([]byte)
+	return ok
+}
+
+// verificationPart drops what only a signer needs.
+func verificationPart(key jose.JSONWebKey) jose.JSONWebKey {
+	if isSymmetric(key) || key.IsPublic() {
+		return key
+	}
+	return key.Public()
+}
+
+// equalKeys reports whether two usable verification keys are the same key.
+func equalKeys(a, b jose.JSONWebKey) bool {
+	if secret, ok := a.Key.([]byte); ok {
+		other, ok := b.Key.([]byte)
+		return ok && subtle.ConstantTimeCompare(secret, other) == 1
+	}
+	public, ok := a.Key.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && public.Equal(b.Key)
+}
+
+// keySet holds a JWK Set's keys by kid. A key that may not be used keeps its
+// place with the reason, so that the operator reads that and not "no such key".
+type keySet map[string]keyEntry
+
+type keyEntry struct {
+	key      jose.JSONWebKey // public, or symmetric
+	unusable error
+}
+
+func (s keySet) key(kid string) (jose.JSONWebKey, error) {
+	entry, ok := s[kid]
+	switch {
+	case !ok:
+		return jose.JSONWebKey{}, fmt.Errorf("no key has the kid %s", brief(kid))
+	case entry.unusable != nil:
+		return jose.JSONWebKey{}, fmt.Errorf("the key %s cannot be used: %w", brief(kid), entry.unusable)
+	}
+	return entry.key, nil
+}
+
+// parseKeySet reads a JWK Set (RFC 7517, section 5). Keys that are of no use
+// here are passed over and told in notes, as the RFC asks; a set that cannot be
+// trusted as a whole is an error. Symmetric keys are secrets, so they count only
+// where secretsAllowed: in a set that nobody served.
+func parseKeySet(data []byte, secretsAllowed bool) (set keySet, notes []string, err error) {
+	var document struct {
+		Keys *[]json.RawMessage `json:"keys"`
+	}
+	// The decoder's own errors may quote the document, which may hold secrets.
+	if err := json.Unmarshal(data, &document); err != nil || document.Keys == nil {
+		return nil, nil, errors.New(`not a JWK Set: want a JSON object with an array "keys"`)
+	}
+	if len(*document.Keys) > maxSetKeys {
+		return nil, nil, fmt.Errorf("the JWK Set has more than %d keys", maxSetKeys)
+	}
+
+	keys := make([]jose.JSONWebKey, 0, len(*document.Keys))
+	for i, raw := range *document.Keys {
+		var key jose.JSONWebKey
+		if err := json.Unmarshal(raw, &key); err != nil {
+			notes = append(notes, fmt.Sprintf("key %d is malformed or of an unsupported type", i))
+			continue
+		}
+		keys = append(keys, key)
+	}
+	set, more, err := newKeySet(keys, secretsAllowed)
+	notes = append(notes, more...)
+	if err != nil {
+		return nil, notes, err
+	}
+	usable := 0
+	for _, entry := range set {
+		if entry.unusable == nil {
+			usable++
+		}
+	}
+	// An empty set is an order to trust nobody. A set whose every key is
+	// unusable is a mistake.
+	if usable == 0 && len(*document.Keys) > 0 {
+		return nil, notes, fmt.Errorf("no key of the JWK Set can be used: %s", notes[0])
+	}
+	return set, notes, nil
+}
+
+func newKeySet(keys []jose.JSONWebKey, secretsAllowed bool) (set keySet, notes []string, err error) {
+	set = make(keySet, len(keys))
+	for i, key := range keys {
+		if key.KeyID == "" {
+			notes = append(notes, fmt.Sprintf("key %d has no kid", i))
+			continue
+		}
+		entry := keyEntry{}
+		if _, err := algorithm(key); err != nil {
+			entry.unusable = err
+		} else if isSymmetric(key) && !secretsAllowed {
+			entry.unusable = errors.New("an oct key counts only in a local file")
+		} else {
+			entry.key = verificationPart(key)
+			if !isSymmetric(key) && !key.IsPublic() {
+				notes = append(notes, fmt.Sprintf("key %s holds its private part: whoever reads the set can mint tickets", brief(key.KeyID)))
+			}
+		}
+
+		before, seen := set[key.KeyID]
+		switch {
+		case seen && before.unusable == nil && entry.unusable == nil && !equalKeys(before.key, entry.key):
+			return nil, notes, fmt.Errorf("two different keys have the kid %s", brief(key.KeyID))
+		case seen && before.unusable == nil:
+			// The usable one stays.
+		default:
+			set[key.KeyID] = entry
+		}
+		if entry.unusable != nil {
+			notes = append(notes, fmt.Sprintf("key %s cannot be used: %v", brief(key.KeyID), entry.unusable))
+		}
+	}
+	return set, notes, nil
+}
+
+// brief quotes a string from outside for a log line, at a bounded length.
+func brief(s string) string {
+	const limit = 64
+	if len(s) > limit {
+		return fmt.Sprintf("%q…", s[:limit])
+	}
+	return fmt.Sprintf("%q", s)
+}

@@ -1,0 +1,134 @@
+package ticket
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	jose "github.com/go-jose/go-jose/v4"
+)
+
+// KeysConfig says where the JWK Set is.
+type KeysConfig struct {
+	Location string           // a path, or an https URL (http for a loopback host)
+	Client   *http.Client     // for a URL; nil: a plain one
+	Now      func() time.Time // nil: time.Now
+	Logger   *slog.Logger     // nil: silent
+}
+
+// Keys is a set of verification keys that follows its origin: a file or a URL,
+// or neither. Old and new keys live side by side by kid, so a rotation cuts
+// nobody; a set that cannot be read leaves the last good one in place.
+type Keys struct {
+	origin origin
+}
+
+// origin is where a set comes from.
+type origin interface {
+	// keys returns the set to answer from. missed says that the set of the
+	// call before lacks what is asked for: look again, as far as limits
+	// allow. The set is good even with an error, which tells why it may be old.
+	keys(ctx context.Context, missed bool) (keySet, error)
+	// run keeps the set fresh until ctx ends.
+	run(ctx context.Context)
+}
+
+// OpenKeys opens a JWK Set. A file must be there and hold a key. A URL need not
+// answer yet: Run, or the first lookup, fetches it.
+func OpenKeys(config KeysConfig) (*Keys, error) {
+	if config.Now == nil {
+		config.Now = time.Now
+	}
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
+	}
+	if config.Client == nil {
+		config.Client = &http.Client{}
+	}
+	if !strings.Contains(config.Location, "://") {
+		file, err := openFile(config)
+		if err != nil {
+			return nil, fmt.Errorf("opening ticket keys: %w", err)
+		}
+		return &Keys{origin: file}, nil
+	}
+	location, err := url.Parse(config.Location)
+	if err != nil || !trustedURL(location) {
+		// The text is not shown: it may hold a password.
+		return nil, fmt.Errorf("opening ticket keys: want a path or an https URL (http for a loopback host)")
+	}
+	return &Keys{origin: newRemote(config, location)}, nil
+}
+
+// StaticKeys serves keys from memory: for a process that makes its own. Private
+// keys are cut to their public part. A key that cannot be used, or has no kid,
+// is never matched; of two with one kid the first counts.
+func StaticKeys(keys ...jose.JSONWebKey) *Keys {
+	set := make(keySet, len(keys))
+	for _, key := range keys {
+		one, _, err := newKeySet([]jose.JSONWebKey{key}, true)
+		if _, taken := set[key.KeyID]; err != nil || taken {
+			continue
+		}
+		for kid, entry := range one {
+			set[kid] = entry
+		}
+	}
+	return &Keys{origin: static(set)}
+}
+
+// Key returns the key for a kid: a public key, or a symmetric one.
+func (k *Keys) Key(ctx context.Context, kid string) (jose.JSONWebKey, error) {
+	set, _ := k.origin.keys(ctx, false)
+	if key, err := set.key(kid); err == nil {
+		return key, nil
+	}
+	set, stale := k.origin.keys(ctx, true)
+	key, err := set.key(kid)
+	if err != nil && stale != nil {
+		return jose.JSONWebKey{}, fmt.Errorf("%w (the key set may be out of date: %w)", err, stale)
+	}
+	return key, err
+}
+
+// Run keeps a set from a URL fresh, and blocks until ctx ends. The caller owns
+// the goroutine. A file or a static set needs no work, and blocks all the same.
+func (k *Keys) Run(ctx context.Context) error {
+	k.origin.run(ctx)
+	return nil
+}
+
+// static is a set that never changes.
+type static keySet
+
+func (s static) keys(context.Context, bool) (keySet, error) { return keySet(s), nil }
+
+func (s static) run(ctx context.Context) { <-ctx.Done() }
+
+// complaints logs a lasting fault once and not at every try.
+type complaints struct {
+	logger   *slog.Logger
+	location string
+	last     string
+}
+
+func (c *complaints) failed(err error) {
+	if c.last != err.Error() {
+		c.last = err.Error()
+		c.logger.Warn("ticket keys not refreshed, the last good ones stay", "location", c.location, "err", err)
+	}
+}
+
+func (c *complaints) loaded(set keySet, notes []string) {
+	c.last = ""
+	for _, note := range notes {
+		c.logger.Warn("ticket key set has a fault", "location", c.location, "fault", note)
+	}
+	if len(set) == 0 {
+		c.logger.Warn("ticket key set is empty: every ticket will be refused", "location", c.location)
+	}
+}

@@ -1,0 +1,190 @@
+package ticket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+const (
+	refreshEvery = 5 * time.Minute
+	retryEvery   = 10 * time.Second // after a fetch that failed
+	fetchTimeout = 5 * time.Second
+	maxRedirects = 3
+
+	// Anyone can send an unknown kid, so what it may cost the platform is
+	// bounded: two fetches at once, then one in ten seconds.
+	missEvery = 10 * time.Second
+	missBurst = 2
+)
+
+// remote is a JWK Set at a URL.
+type remote struct {
+	location string
+	client   *http.Client
+	now      func() time.Time
+	misses   *rate.Limiter
+
+	// turn is held while fetching. A channel, so that waiting for it ends with
+	// the waiter's context.
+	turn chan struct{}
+	log  complaints // under turn
+
+	mu      sync.Mutex
+	set     keySet
+	fault   error  // of the last fetch
+	fetches uint64 // finished
+}
+
+func newRemote(config KeysConfig, location *url.URL) *remote {
+	client := *config.Client
+	client.CheckRedirect = checkRedirect
+	return &remote{
+		location: location.String(),
+		client:   &client,
+		now:      config.Now,
+		misses:   rate.NewLimiter(rate.Every(missEvery), missBurst),
+		turn:     make(chan struct{}, 1),
+		log:      complaints{logger: config.Logger, location: withoutSecrets(location)},
+		fault:    errors.New("not fetched yet"),
+	}
+}
+
+func (r *remote) keys(ctx context.Context, missed bool) (keySet, error) {
+	set, fetches, fault := r.state()
+	if !missed {
+		return set, fault
+	}
+	if ctx.Err() != nil {
+		return set, context.Cause(ctx)
+	}
+	select {
+	case r.turn <- struct{}{}:
+		defer func() { <-r.turn }()
+	case <-ctx.Done():
+		return set, context.Cause(ctx)
+	}
+	// Someone fetched while this one waited: that answer is fresh enough.
+	if set, finished, fault := r.state(); finished != fetches || !r.misses.AllowN(r.now(), 1) {
+		return set, fault
+	}
+	// Others may wait for this fetch, so it does not end with who began it.
+	_ = r.fetch(context.WithoutCancel(ctx))
+	set, _, fault = r.state()
+	return set, fault
+}
+
+func (r *remote) run(ctx context.Context) {
+	for {
+		wait := refreshEvery
+		select {
+		case r.turn <- struct{}{}:
+			if err := r.fetch(ctx); err != nil {
+				wait = retryEvery
+			}
+			<-r.turn
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (r *remote) state() (set keySet, fetches uint64, fault error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.set, r.fetches, r.fault
+}
+
+// fetch replaces the set if the URL has a good one. The caller holds turn.
+func (r *remote) fetch(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	set, notes, err := r.get(ctx)
+
+	r.mu.Lock()
+	r.fetches++
+	r.fault = err
+	if err == nil {
+		r.set = set
+	}
+	r.mu.Unlock()
+
+	switch {
+	case err == nil:
+		r.log.loaded(set, notes)
+	case !errors.Is(err, context.Canceled):
+		r.log.failed(err)
+	}
+	return err
+}
+
+func (r *remote) get(ctx context.Context) (keySet, []string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, r.location, nil)
+	if err != nil {
+		return nil, nil, errors.New("fetching the JWK Set: the URL is malformed")
+	}
+	request.Header.Set("Accept", "application/jwk-set+json, application/json")
+	response, err := r.client.Do(request)
+	if err != nil {
+		// A *url.Error repeats the URL, whose query may be a secret.
+		if wrapped, ok := errors.AsType[*url.Error](err); ok {
+			err = wrapped.Err
+		}
+		return nil, nil, fmt.Errorf("fetching the JWK Set: %w", err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return nil, nil, fmt.Errorf("fetching the JWK Set: status %d", response.StatusCode)
+	}
+	data, err := readSet(response.Body)
+	if err != nil {
+		return nil, nil, err
+	}
+	return parseKeySet(data, false)
+}
+
+// withoutSecrets is the URL for a log line: userinfo and query may hold a token.
+func withoutSecrets(location *url.URL) string {
+	return (&url.URL{Scheme: location.Scheme, Host: location.Host, Path: location.Path}).String()
+}
+
+// trustedURL lets through what cannot be altered on the way.
+func trustedURL(location *url.URL) bool {
+	host := location.Hostname()
+	if host == "" {
+		return false
+	}
+	switch location.Scheme {
+	case "https":
+		return true
+	case "http":
+		ip := net.ParseIP(host)
+		return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
+	}
+	return false
+}
+
+func checkRedirect(next *http.Request, via []*http.Request) error {
+	switch {
+	case len(via) > maxRedirects:
+		return errors.New("too many redirects")
+	case next.URL.Scheme != "https" && via[0].URL.Scheme == "https":
+		return errors.New("redirected from https to something else")
+	case !trustedURL(next.URL):
+		return errors.New("redirected to an address that is not https")
+	}
+	return nil
+}

@@ -1,0 +1,233 @@
+// Package ticket mints and verifies the single-use JWTs that open a terminal.
+//
+// It owns the claims, the checks on them, and the keys: where they are read
+// from, how they rotate, which algorithm each may be used with. It does not
+// spend tickets (the store does), does not compare a ticket with a request's
+// path (the router does), and knows nothing of HTTP handlers or close codes.
+// The platform imports it to mint with the claims type that the gateway
+// verifies with.
+package ticket
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/go-jose/go-jose/v4/jwt"
+)
+
+const (
+	// Type is the "typ" header of every ticket: explicit typing keeps other
+	// JWTs signed by the same platform from passing as tickets (RFC 8725,
+	// section 3.11).
+	Type = "termgw-ticket+jwt"
+
+	// DefaultAudience is the "aud" that Mint writes and a Verifier requires.
+	DefaultAudience = "termgw"
+
+	// Leeway is how far the clocks of platform and gateway may disagree.
+	Leeway = 5 * time.Second
+
+	// DefaultMaxTTL is the longest exp - iat that a Verifier lets pass.
+	DefaultMaxTTL = 60 * time.Second
+)
+
+const (
+	maxTicketBytes  = 8 << 10
+	maxSessionLimit = 7 * 24 * time.Hour
+
+	maxIssuerBytes    = 256
+	maxSubjectBytes   = 256
+	maxIDBytes        = 128
+	maxWorkspaceBytes = 128
+
+	// The last second of the year 9999: past it neither RFC 3339 nor Postgres'
+	// text form has a date, and below it no arithmetic on time.Time overflows.
+	maxUnixTime = 253402300799
+)
+
+var (
+	// ErrInvalid is a ticket that no other moment makes valid. The wrapped text
+	// says why, for the operator's log; it never holds the ticket.
+	ErrInvalid = errors.New("ticket is not valid")
+
+	// ErrExpired is a ticket that was good until its time was over.
+	ErrExpired = errors.New("ticket has expired")
+)
+
+// Mode says what the holder may do with the terminal.
+type Mode string
+
+// A read-only session sees the output and may resize; its input is dropped.
+const (
+	ReadWrite Mode = "rw"
+	ReadOnly  Mode = "ro"
+)
+
+// Claims is what a ticket says.
+type Claims struct {
+	Issuer   string   // iss: the platform
+	Audience []string // aud
+	Subject  string   // sub: the person, at most 256 bytes
+	ID       string   // jti: unique, at most 128 bytes
+
+	// The life of the ticket, in whole seconds; it says nothing of the
+	// session's length.
+	IssuedAt, NotBefore, Expires time.Time
+
+	WorkspaceID string
+	Mode        Mode
+	MaxSession  time.Duration // whole seconds, at most 7 days; 0 = not given
+}
+
+// wireClaims is Claims as RFC 7519 writes them. Pointers tell "absent" from a
+// zero that someone wrote.
+type wireClaims struct {
+	Issuer      string           `json:"iss,omitempty"`
+	Audience    jwt.Audience     `json:"aud,omitempty"`
+	Subject     string           `json:"sub,omitempty"`
+	ID          string           `json:"jti,omitempty"`
+	IssuedAt    *jwt.NumericDate `json:"iat,omitempty"`
+	NotBefore   *jwt.NumericDate `json:"nbf,omitempty"`
+	Expires     *jwt.NumericDate `json:"exp,omitempty"`
+	WorkspaceID string           `json:"workspace_id,omitempty"`
+	Mode        *Mode            `json:"mode,omitempty"`
+	MaxSession  *int64           `json:"max_session,omitempty"`
+}
+
+// claimNames are the members of wireClaims.
+var claimNames = []string{
+	"iss", "aud", "sub", "jti", "iat", "nbf", "exp", "workspace_id", "mode", "max_session",
+}
+
+// MarshalJSON writes the claims as they stand in a ticket's payload.
+func (c Claims) MarshalJSON() ([]byte, error) {
+	wire := wireClaims{
+		Issuer:      c.Issuer,
+		Audience:    c.Audience,
+		Subject:     c.Subject,
+		ID:          c.ID,
+		IssuedAt:    jwt.NewNumericDate(c.IssuedAt),
+		NotBefore:   jwt.NewNumericDate(c.NotBefore),
+		Expires:     jwt.NewNumericDate(c.Expires),
+		WorkspaceID: c.WorkspaceID,
+	}
+	if c.Mode != "" {
+		wire.Mode = &c.Mode
+	}
+	if c.MaxSession != 0 {
+		seconds := int64(c.MaxSession / time.Second)
+		wire.MaxSession = &seconds
+	}
+	return json.Marshal(wire)
+}
+
+// claims checks the numbers that a Claims could not hold and converts the rest.
+func (w wireClaims) claims() (Claims, error) {
+	c := Claims{
+		Issuer:      w.Issuer,
+		Audience:    w.Audience,
+		Subject:     w.Subject,
+		ID:          w.ID,
+		WorkspaceID: w.WorkspaceID,
+		Mode:        ReadWrite,
+	}
+	for _, date := range []struct {
+		name string
+		from *jwt.NumericDate
+		to   *time.Time
+	}{
+		{"iat", w.IssuedAt, &c.IssuedAt},
+		{"nbf", w.NotBefore, &c.NotBefore},
+		{"exp", w.Expires, &c.Expires},
+	} {
+		if date.from == nil {
+			continue
+		}
+		if *date.from <= 0 || *date.from > maxUnixTime {
+			return Claims{}, fmt.Errorf("%s is out of range", date.name)
+		}
+		*date.to = date.from.Time().UTC()
+	}
+	if w.Mode != nil {
+		c.Mode = *w.Mode
+	}
+	if w.MaxSession != nil {
+		if *w.MaxSession <= 0 || *w.MaxSession > int64(maxSessionLimit/time.Second) {
+			return Claims{}, errors.New("max_session is out of range")
+		}
+		c.MaxSession = time.Duration(*w.MaxSession) * time.Second
+	}
+	return c, nil
+}
+
+// check applies the rules that hold at every moment and for every gateway:
+// what Mint refuses to write and Verify refuses to read.
+func (c Claims) check() error {
+	if len(c.Audience) == 0 {
+		return errors.New("aud is missing")
+	}
+	for _, text := range []struct {
+		name, value string
+		limit       int
+		required    bool
+	}{
+		{"iss", c.Issuer, maxIssuerBytes, false},
+		{"sub", c.Subject, maxSubjectBytes, true},
+		{"jti", c.ID, maxIDBytes, true},
+	} {
+		switch {
+		case text.value == "" && text.required:
+			return fmt.Errorf("%s is missing", text.name)
+		case len(text.value) > text.limit:
+			return fmt.Errorf("%s is longer than %d bytes", text.name, text.limit)
+		case !utf8.ValidString(text.value) || strings.ContainsFunc(text.value, unicode.IsControl):
+			// They go to log lines, audit rows and operators' terminals.
+			return fmt.Errorf("%s holds a control character", text.name)
+		}
+	}
+	if err := checkWorkspaceID(c.WorkspaceID); err != nil {
+		return err
+	}
+	if c.Mode != ReadWrite && c.Mode != ReadOnly {
+		return errors.New("mode is neither rw nor ro")
+	}
+	if c.MaxSession < 0 || c.MaxSession > maxSessionLimit || c.MaxSession%time.Second != 0 {
+		return errors.New("max_session is out of range")
+	}
+	switch {
+	case c.IssuedAt.IsZero():
+		return errors.New("iat is missing")
+	case c.Expires.IsZero():
+		return errors.New("exp is missing")
+	case !c.Expires.After(c.IssuedAt):
+		return errors.New("exp is not after iat")
+	case c.NotBefore.After(c.Expires):
+		return errors.New("nbf is after exp")
+	}
+	return nil
+}
+
+func checkWorkspaceID(id string) error {
+	switch {
+	case id == "":
+		return errors.New("workspace_id is missing")
+	case len(id) > maxWorkspaceBytes:
+		return fmt.Errorf("workspace_id is longer than %d bytes", maxWorkspaceBytes)
+	case id == "." || id == "..":
+		return errors.New("workspace_id is a path step")
+	}
+	for _, r := range id {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9':
+		case r == '.', r == '_', r == '-':
+		default:
+			return errors.New("workspace_id holds a character outside A-Z a-z 0-9 . _ -")
+		}
+	}
+	return nil
+}

@@ -1,0 +1,222 @@
+package ticket
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	jose "github.com/go-jose/go-jose/v4"
+	// The library's decoder, because encoding/json takes "Sub" for "sub" and
+	// lets the last of two equal names win.
+	"github.com/go-jose/go-jose/v4/json"
+)
+
+// KeySource finds the verification key for a kid. *Keys is one.
+type KeySource interface {
+	Key(ctx context.Context, kid string) (jose.JSONWebKey, error)
+}
+
+// VerifierConfig says which tickets are for this gateway.
+type VerifierConfig struct {
+	Keys     KeySource        // required
+	Issuer   string           // required iss; empty: any
+	Audience string           // required among aud; empty: DefaultAudience
+	MaxTTL   time.Duration    // longest exp - iat; 0: DefaultMaxTTL
+	Now      func() time.Time // nil: time.Now
+}
+
+// Verifier checks tickets. It keeps no state of its own: that a ticket is used
+// once is the store's to see to.
+type Verifier struct {
+	config VerifierConfig
+}
+
+// NewVerifier returns a Verifier with the defaults filled in.
+func NewVerifier(config VerifierConfig) *Verifier {
+	if config.Audience == "" {
+		config.Audience = DefaultAudience
+	}
+	if config.MaxTTL == 0 {
+		config.MaxTTL = DefaultMaxTTL
+	}
+	if config.Now == nil {
+		config.Now = time.Now
+	}
+	return &Verifier{config: config}
+}
+
+// Verify returns the claims of a ticket whose signature and claims hold. Every
+// error is ErrExpired (all is well but the hour) or ErrInvalid (all else, also
+// when the keys cannot be had).
+func (v *Verifier) Verify(ctx context.Context, raw string) (Claims, error) {
+	payload, err := v.open(ctx, raw)
+	if err != nil {
+		return Claims{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	claims, err := parseClaims(payload)
+	if err != nil {
+		return Claims{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	now := v.config.Now()
+	if err := v.accept(claims, now); err != nil {
+		return Claims{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	// Last, so that "expired" is told only of a ticket that was good.
+	if now.After(claims.Expires.Add(Leeway)) {
+		return Claims{}, fmt.Errorf("%w %s ago", ErrExpired, now.Sub(claims.Expires).Round(time.Second))
+	}
+	return claims, nil
+}
+
+// open checks form, header and signature and returns the signed payload. The
+// library's errors quote what they refuse, so their texts go nowhere.
+func (v *Verifier) open(ctx context.Context, raw string) ([]byte, error) {
+	encodedHeader, err := compactHeader(raw)
+	if err != nil {
+		return nil, err
+	}
+	header, err := parseHeader(encodedHeader)
+	if err != nil {
+		return nil, err
+	}
+	key, err := v.config.Keys.Key(ctx, header.keyID)
+	if err != nil {
+		return nil, err
+	}
+	pinned, err := algorithm(key)
+	if err != nil {
+		return nil, fmt.Errorf("the key %s cannot be used: %w", brief(header.keyID), err)
+	}
+	if header.algorithm != pinned {
+		return nil, fmt.Errorf("the header says %s, the key %s is for %s", header.algorithm, brief(header.keyID), pinned)
+	}
+	signed, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{pinned})
+	if err != nil {
+		return nil, errors.New("it is malformed")
+	}
+	payload, err := signed.Verify(key.Key)
+	if err != nil {
+		return nil, fmt.Errorf("the signature is not one of the key %s", brief(header.keyID))
+	}
+	return payload, nil
+}
+
+// compactHeader decodes the first of a compact JWS's three parts (RFC 7515,
+// section 7.1). All three must be in the one encoding that a signer writes:
+// the decoder underneath would skip line ends and stray bits, and a ticket
+// should have one spelling.
+func compactHeader(raw string) ([]byte, error) {
+	if len(raw) > maxTicketBytes {
+		return nil, fmt.Errorf("it is longer than %d bytes", maxTicketBytes)
+	}
+	parts := strings.Split(raw, ".")
+	if len(parts) != 3 || strings.ContainsAny(raw, "\r\n") {
+		return nil, errors.New("it is not a compact JWS")
+	}
+	var header []byte
+	for i, part := range parts {
+		decoded, err := base64.RawURLEncoding.Strict().DecodeString(part)
+		if err != nil || len(decoded) == 0 {
+			return nil, errors.New("it is not a compact JWS")
+		}
+		if i == 0 {
+			header = decoded
+		}
+	}
+	return header, nil
+}
+
+type header struct {
+	algorithm jose.SignatureAlgorithm
+	keyID     string
+}
+
+// refusedParameters would bring a key along, change what is signed, or demand
+// what nobody here understands. Tickets need none of them.
+var refusedParameters = []string{"jwk", "jku", "x5u", "x5c", "crit", "b64", "zip", "enc"}
+
+func parseHeader(data []byte) (header, error) {
+	if !utf8.Valid(data) {
+		return header{}, errors.New("the header is not UTF-8")
+	}
+	var parameters map[string]json.RawMessage
+	if err := json.Unmarshal(data, &parameters); err != nil {
+		return header{}, errors.New("the header is not a JSON object")
+	}
+	for _, name := range refusedParameters {
+		if _, ok := parameters[name]; ok {
+			return header{}, fmt.Errorf("the header has a %q", name)
+		}
+	}
+	text := func(name string) string {
+		var s string
+		if err := json.Unmarshal(parameters[name], &s); err != nil {
+			return ""
+		}
+		return s
+	}
+	if text("typ") != Type {
+		return header{}, fmt.Errorf("typ is not %q", Type)
+	}
+	h := header{algorithm: jose.SignatureAlgorithm(text("alg")), keyID: text("kid")}
+	switch h.algorithm {
+	case jose.EdDSA, jose.ES256, jose.RS256, jose.HS256:
+	default:
+		return header{}, fmt.Errorf("alg %s is not supported", brief(string(h.algorithm)))
+	}
+	if h.keyID == "" {
+		return header{}, errors.New("kid is missing")
+	}
+	return h, nil
+}
+
+// parseClaims decodes a payload whose signature holds. One name that two
+// readers could take for two different claims is refused: the platform and the
+// gateway must not read different tickets.
+func parseClaims(payload []byte) (Claims, error) {
+	if !utf8.Valid(payload) {
+		return Claims{}, errors.New("the payload is not UTF-8")
+	}
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(payload, &members); err != nil {
+		return Claims{}, errors.New("the payload is not a JSON object of distinct names")
+	}
+	for name := range members {
+		for _, claim := range claimNames {
+			if name != claim && strings.EqualFold(name, claim) {
+				return Claims{}, fmt.Errorf("a claim looks like %s and is not", claim)
+			}
+		}
+	}
+	var wire wireClaims
+	if err := json.Unmarshal(payload, &wire); err != nil {
+		return Claims{}, errors.New("a claim is of the wrong type")
+	}
+	return wire.claims()
+}
+
+// accept applies what this gateway asks of a ticket at this moment, all but
+// that it has not expired.
+func (v *Verifier) accept(c Claims, now time.Time) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	switch {
+	case v.config.Issuer != "" && c.Issuer != v.config.Issuer:
+		return fmt.Errorf("iss is not %q", v.config.Issuer)
+	case !slices.Contains(c.Audience, v.config.Audience):
+		return fmt.Errorf("aud does not name %q", v.config.Audience)
+	case c.Expires.Sub(c.IssuedAt) > v.config.MaxTTL:
+		return fmt.Errorf("it lives longer than %s", v.config.MaxTTL)
+	case c.IssuedAt.After(now.Add(Leeway)):
+		return errors.New("iat is in the future")
+	case c.NotBefore.After(now.Add(Leeway)):
+		return errors.New("nbf is in the future")
+	}
+	return nil
+}
