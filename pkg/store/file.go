@@ -1,0 +1,111 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+)
+
+// workspaceID is what the endpoint's path admits.
+var workspaceID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+
+// LookupIn serves a fixed list, for MemoryConfig.Lookup.
+func LookupIn(list []Workspace) func(context.Context, string) (Workspace, error) {
+	byID := make(map[string]Workspace, len(list))
+	for _, w := range list {
+		byID[w.ID] = w
+	}
+	return func(_ context.Context, id string) (Workspace, error) {
+		w, ok := byID[id]
+		if !ok {
+			return Workspace{}, ErrNotFound
+		}
+		return w, nil
+	}
+}
+
+// ReadWorkspacesFile reads a JSON array of objects with the string fields id, name, instance_id, container, region,
+// os_user, host_key and remote_target, of which only id is required. It is strict, and names every fault at once.
+func ReadWorkspacesFile(path string) ([]Workspace, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading workspaces: %w", err)
+	}
+	list, err := parseWorkspaces(data)
+	if err != nil {
+		return nil, fmt.Errorf("reading workspaces: %s: %w", path, err)
+	}
+	return list, nil
+}
+
+func parseWorkspaces(data []byte) ([]Workspace, error) {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	var entries []map[string]json.RawMessage
+	if err := dec.Decode(&entries); err != nil {
+		return nil, fmt.Errorf("want a JSON array of objects: %w", err)
+	}
+	if entries == nil {
+		return nil, errors.New("want a JSON array of objects, not null")
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("want one JSON array, and nothing after it")
+	}
+	var (
+		faults []error
+		list   = make([]Workspace, 0, len(entries))
+		seen   = map[string]int{}
+	)
+	for i, entry := range entries {
+		w, errs := parseWorkspace(entry)
+		if n, dup := seen[w.ID]; dup && w.ID != "" {
+			errs = append(errs, fmt.Errorf("the same id as entry %d", n))
+		} else {
+			seen[w.ID] = i + 1
+		}
+		for _, err := range errs {
+			faults = append(faults, fmt.Errorf("entry %d (id %.140q): %w", i+1, w.ID, err))
+		}
+		list = append(list, w)
+	}
+	if len(faults) > 0 {
+		return nil, errors.Join(faults...)
+	}
+	return list, nil
+}
+
+func parseWorkspace(entry map[string]json.RawMessage) (Workspace, []error) {
+	var (
+		w      Workspace
+		faults []error
+	)
+	fields := map[string]*string{
+		"id": &w.ID, "name": &w.Name, "instance_id": &w.InstanceID, "container": &w.Container, "region": &w.Region,
+		"os_user": &w.OSUser, "host_key": &w.HostKey, "remote_target": &w.RemoteTarget,
+	}
+	for _, name := range slices.Sorted(maps.Keys(entry)) {
+		field, known := fields[name]
+		if !known {
+			faults = append(faults, fmt.Errorf("unknown field %.100q", name))
+			continue
+		}
+		if raw := entry[name]; bytes.Equal(raw, []byte("null")) || json.Unmarshal(raw, field) != nil {
+			faults = append(faults, fmt.Errorf("field %q is not a string", name))
+		}
+	}
+	if !workspaceID.MatchString(w.ID) || w.ID == "." || w.ID == ".." {
+		faults = append(faults, errors.New("the id is not 1 to 128 characters of A-Z a-z 0-9 . _ -"))
+	}
+	switch w.RemoteTarget {
+	case "", "container", "host":
+	default:
+		faults = append(faults, fmt.Errorf("remote_target is %.100q, want container or host", w.RemoteTarget))
+	}
+	return w, faults
+}

@@ -1,0 +1,73 @@
+package store
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestReadWorkspacesFile(t *testing.T) {
+	all := `[{"id":"a.B_c-1","name":"n","instance_id":"i","container":"c","region":"r","os_user":"u","host_key":"k","remote_target":"host"},
+		{"id":"2"}]`
+	want := []Workspace{
+		{ID: "a.B_c-1", Name: "n", InstanceID: "i", Container: "c", Region: "r", OSUser: "u", HostKey: "k", RemoteTarget: "host"},
+		{ID: "2"},
+	}
+	long := strings.Repeat("x", 129)
+	for _, tt := range []struct {
+		name, content string
+		want          []Workspace
+		faults        []string
+	}{
+		{name: "all fields", content: all, want: want},
+		{name: "no workspace", content: `[]`, want: []Workspace{}},
+		{name: "empty", content: ``, faults: []string{"JSON array"}},
+		{name: "null", content: `null`, faults: []string{"not null"}},
+		{name: "object", content: `{"id":"a"}`, faults: []string{"JSON array"}},
+		{name: "not objects", content: `["a"]`, faults: []string{"JSON array"}},
+		{name: "more", content: `[] []`, faults: []string{"nothing after it"}},
+		{name: "cut", content: `[{"id":"a"}`, faults: []string{"JSON array"}},
+		{name: "null entry", content: `[null]`, faults: []string{"entry 1"}},
+		{
+			name: "every fault",
+			content: `[{"id":"a","nme":"x","ID":"b"},{"id":"a"},{"id":"a b"},{"name":"x"},{"id":7,"region":null},
+				{"id":"` + long + `"},{"id":".."},{"id":"c","remote_target":"vm"}]`,
+			faults: []string{
+				`entry 1 (id "a"): unknown field "ID"`, `entry 1 (id "a"): unknown field "nme"`, `entry 2 (id "a"): the same id as entry 1`,
+				`entry 3 (id "a b"): the id is not`, `entry 4 (id ""): the id is not`, `entry 5 (id ""): field "id" is not a string`,
+				`entry 5 (id ""): field "region" is not a string`, `entry 6`, `entry 7 (id ".."): the id is not`, `"vm", want container or host`,
+			},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "workspaces.json")
+			if err := os.WriteFile(path, []byte(tt.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, err := ReadWorkspacesFile(path)
+			if len(tt.faults) == 0 {
+				if err != nil || !slices.Equal(got, tt.want) {
+					t.Fatalf("got %+v, %v, want %+v", got, err, tt.want)
+				}
+				return
+			}
+			if err == nil || got != nil {
+				t.Fatalf("got %+v, %v, want an error", got, err)
+			}
+			for _, fault := range append(tt.faults, path) {
+				if !strings.Contains(err.Error(), fault) {
+					t.Errorf("%v\ndoes not name %q", err, fault)
+				}
+			}
+		})
+	}
+}
+
+func TestReadWorkspacesFileThatIsNotThere(t *testing.T) {
+	if _, err := ReadWorkspacesFile(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,262 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"maps"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/lib/pq"
+
+	"github.com/molecule-ai/termgw/pkg/ticket"
+)
+
+// PostgresConfig tells where the database is and what to ask it.
+type PostgresConfig struct {
+	// URL is a postgres:// URL or a key=value string; state sslmode in it (lib/pq's own default is require, which
+	// encrypts but checks no certificate).
+	URL string
+	// WorkspaceQuery reads the row of the workspace whose id is $1: the columns instance_id and name, and optionally
+	// container, region, os_user, host_key and remote_target. NULL is read as empty. Default: DefaultWorkspaceQuery.
+	WorkspaceQuery string
+	// Timeout bounds every call, from the wait for a connection to the answer. Default: 5 s.
+	Timeout time.Duration
+	// MaxConns bounds the pool. Default: 10.
+	MaxConns int
+}
+
+const (
+	// connLifetime replaces connections now and then: after a fail-over or a changed workspaces table, one that still
+	// answers may answer from the past.
+	connLifetime = 10 * time.Minute
+	// spentMargin is kept beyond a ticket's end: the leeway of verification, and clocks that differ.
+	spentMargin = 10 * time.Minute
+	// auditTime is how long the audit trail is kept.
+	auditTime  = 90 * 24 * time.Hour
+	purgeBatch = 5000
+	// The keys of the advisory locks, in one database shared with the platform: the first bytes are "termgw".
+	lockPurge   = 0x7465726d67770001
+	lockMigrate = 0x7465726d67770002
+)
+
+// Postgres is the store that replicas share. It is safe for concurrent use.
+//
+// A call's deadline is PostgresConfig.Timeout, or the context's if that is sooner. That a context is cancelled does not
+// cut short a call that was begun: a redemption whose outcome nobody hears would leave a session that never ends in the
+// audit trail.
+type Postgres struct {
+	db           *sql.DB
+	timeout      time.Duration
+	redeem, ping string
+}
+
+// OpenPostgres checks the configuration and returns a store. It does not connect: the database may come up later, and
+// may go and come back at any time.
+func OpenPostgres(c PostgresConfig) (*Postgres, error) {
+	if c.WorkspaceQuery == "" {
+		c.WorkspaceQuery = DefaultWorkspaceQuery
+	}
+	if c.Timeout <= 0 {
+		c.Timeout = 5 * time.Second
+	}
+	if c.MaxConns <= 0 {
+		c.MaxConns = 10
+	}
+	cfg, urlErr := parseURL(c.URL)
+	query, queryErr := workspaceQuery(c.WorkspaceQuery)
+	if queryErr != nil {
+		queryErr = fmt.Errorf("workspace query: %w", queryErr)
+	}
+	if err := errors.Join(urlErr, queryErr); err != nil {
+		return nil, err
+	}
+	set := map[string]string{
+		// A little sooner than the socket's deadline: the server's refusal is certain, a silent socket is not.
+		"statement_timeout":             strconv.FormatInt(max(1, (c.Timeout*9/10).Milliseconds()), 10),
+		"default_transaction_isolation": "read committed",
+	}
+	maps.Copy(set, cfg.Runtime) // what the URL states, wins
+	cfg.Runtime = set
+
+	db := sql.OpenDB(connector{cfg: cfg, timeout: c.Timeout})
+	db.SetMaxOpenConns(c.MaxConns)
+	db.SetMaxIdleConns(c.MaxConns)
+	db.SetConnMaxLifetime(connLifetime)
+	return &Postgres{
+		db:      db,
+		timeout: c.Timeout,
+		redeem:  fmt.Sprintf(redeemSQL, query),
+		ping:    fmt.Sprintf(pingSQL, query),
+	}, nil
+}
+
+// Redeem spends the ticket, looks its workspace up, honours revocations and writes the session's row, all in one
+// statement. It fails closed: without an error, and only then, the ticket was good for this one call and the row is there.
+// The ticket is spent also when the answer is ErrRevoked or ErrNotFound; an id that the column's type refuses fails the
+// whole statement, so a ticket for it is not spent, and opens nothing the next time either.
+func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) (Workspace, error) {
+	const op = "redeeming a ticket"
+	if err := ctx.Err(); err != nil {
+		return Workspace{}, fmt.Errorf("%s: %w: %w", op, ErrUnavailable, err)
+	}
+	if strings.ContainsRune(claims.WorkspaceID, 0) || !utf8.ValidString(claims.WorkspaceID) {
+		return Workspace{}, fmt.Errorf("%s: %w: the id is not text", op, ErrNotFound)
+	}
+	var (
+		w                                           = Workspace{ID: claims.WorkspaceID}
+		rows                                        int64
+		spent, complete, revoked, opened            bool
+		id, attempt                                 = claims.WorkspaceID, rand.Text()
+		issuer, jti, subject, session, replica, src = text(claims.Issuer), text(claims.ID), text(claims.Subject),
+			text(s.ID), text(s.Replica), text(s.ClientAddr)
+	)
+	err := p.one(ctx, p.redeem, []any{
+		id, issuer, jti, attempt, claims.Expires, id, claims.IssuedAt, subject, session, string(claims.Mode), replica, src,
+	}, &spent, &rows, &complete, &revoked, &opened,
+		&w.Name, &w.InstanceID, &w.Container, &w.Region, &w.OSUser, &w.HostKey, &w.RemoteTarget)
+	switch {
+	case err != nil && refusesID(err):
+		return Workspace{}, fmt.Errorf("%s: %w: %w", op, ErrNotFound, err)
+	case err != nil:
+		return Workspace{}, unavailable(op, err)
+	case !spent:
+		return Workspace{}, fmt.Errorf("%s: %w", op, ErrUsed)
+	case revoked:
+		return Workspace{}, fmt.Errorf("%s: %w", op, ErrRevoked)
+	case rows == 0:
+		return Workspace{}, fmt.Errorf("%s: %w", op, ErrNotFound)
+	case rows > 1:
+		return Workspace{}, fmt.Errorf("%s: %w: the workspace query returned more than one row for one id", op, ErrUnavailable)
+	case !complete:
+		return Workspace{}, fmt.Errorf("%s: %w: the workspace query must return columns named instance_id and name", op, ErrUnavailable)
+	case !opened:
+		return Workspace{}, fmt.Errorf("%s: %w: another session has the same id", op, ErrUnavailable)
+	}
+	return w, nil
+}
+
+// Finish writes a session's end. The first end stays; a session that has one already, or is not there any more, is no
+// error, so that a caller may repeat a call whose outcome it did not hear.
+func (p *Postgres) Finish(ctx context.Context, sessionID string, e End) error {
+	var code any
+	if e.ExitCode != nil {
+		code = int64(*e.ExitCode)
+	}
+	err := p.one(ctx, finishSQL, []any{text(sessionID), text(e.Reason), code, e.BytesIn, e.BytesOut})
+	return unavailable("recording a session's end", err)
+}
+
+// Ping tells whether a ticket could be redeemed now: the database answers, the schema is there, and the workspace query
+// is one that Postgres accepts. It runs nothing.
+func (p *Postgres) Ping(ctx context.Context) error {
+	return unavailable("asking the database", p.one(ctx, p.ping, []any{nil}))
+}
+
+// Purge deletes what nobody needs any more: spent tickets some minutes after their end, sessions and revocations after
+// 90 days. Any replica may call it at any time; it does nothing while another is at it.
+func (p *Postgres) Purge(ctx context.Context) error {
+	for {
+		var most int64
+		err := p.one(ctx, purgeSQL, []any{
+			int64(lockPurge), spentMargin.Seconds(), auditTime.Seconds(), int64(purgeBatch),
+		}, &most)
+		if err != nil {
+			return unavailable("purging old rows", err)
+		}
+		if most < purgeBatch {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("purging old rows: %w", err)
+		}
+	}
+}
+
+// Close ends all connections once what runs on them is done.
+func (p *Postgres) Close() error {
+	return p.db.Close()
+}
+
+// one runs a statement and, if there is anything to scan into, reads its only row.
+func (p *Postgres) one(ctx context.Context, query string, args []any, into ...any) error {
+	deadline := time.Now().Add(p.timeout)
+	if t, ok := ctx.Deadline(); ok && t.Before(deadline) {
+		deadline = t
+	}
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	defer cancel()
+	rows, err := p.db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }() // what it could tell, rows.Err has told
+	if rows.Next() && len(into) > 0 {
+		if err := rows.Scan(into...); err != nil {
+			return err
+		}
+	} else if len(into) > 0 && rows.Err() == nil {
+		return errors.New("the statement returned no row")
+	}
+	// To the end: only then is it certain that the statement has been committed.
+	for rows.Next() {
+	}
+	return rows.Err()
+}
+
+// text makes a string that Postgres takes as text: no zero byte, valid UTF-8. Two tickets whose ids differ only in what is
+// replaced count as one, and the second is refused.
+func text(s string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+}
+
+// refusesID tells whether err says that a parameter's value does not fit its type: of all parameters, only the workspace's
+// id has a type that is not ours to choose.
+func refusesID(err error) bool {
+	if _, ok := errors.AsType[*prepareError](err); ok {
+		return false
+	}
+	pe, ok := errors.AsType[*pq.Error](err)
+	if !ok {
+		return false
+	}
+	switch pe.Code {
+	case "22P02", // invalid text representation: uuid, integer, enum
+		"22003", // numeric value out of range
+		"22007", // invalid datetime format
+		"22008", // datetime field overflow
+		"22021": // character not in the database's encoding
+		return true
+	}
+	return false
+}
+
+// unavailable wraps a cause so that an operator knows what to do; nil stays nil.
+func unavailable(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	pe, _ := errors.AsType[*pq.Error](err)
+	_, preparing := errors.AsType[*prepareError](err)
+	switch {
+	case pe != nil && pe.Code == "42P01" && strings.Contains(pe.Message, `"termgw.`):
+		return fmt.Errorf("%s: %w: the schema is missing or old, run `termgw migrate`: %w", op, ErrUnavailable, err)
+	case pe != nil && pe.Code == "42703" && strings.Contains(pe.Message, `of relation "`):
+		return fmt.Errorf("%s: %w: the schema is old, run `termgw migrate`: %w", op, ErrUnavailable, err)
+	case pe != nil && pe.Code == "42501":
+		return fmt.Errorf("%s: %w: the database role lacks a right: %w", op, ErrUnavailable, err)
+	case pe != nil && preparing:
+		return fmt.Errorf("%s: %w: Postgres does not accept the workspace query: %w", op, ErrUnavailable, err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%s: %w: no answer in time: %w", op, ErrUnavailable, err)
+	case errors.Is(err, driver.ErrBadConn):
+		return fmt.Errorf("%s: %w: the database closed the connection: %w", op, ErrUnavailable, err)
+	}
+	return fmt.Errorf("%s: %w: %w", op, ErrUnavailable, err)
+}

@@ -1,0 +1,654 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/molecule-ai/termgw/internal/testenv"
+	"github.com/molecule-ai/termgw/pkg/ticket"
+)
+
+func TestSessionRow(t *testing.T) {
+	dsn := database(t, textWorkspaces)
+	db := sqlDB(t, dsn)
+	p := open(t, PostgresConfig{URL: dsn})
+	c := claims("t1", "ws-remote")
+	c.Mode = ticket.ReadOnly
+	if _, err := p.Redeem(t.Context(), c, session("s1")); err != nil {
+		t.Fatal(err)
+	}
+	row := func() string {
+		t.Helper()
+		var s string
+		// What is a time is shown as whether it is there and in order.
+		err := db.QueryRow(`SELECT concat_ws(' ', id, workspace_id, subject, issuer, jti, mode, instance_id, replica, client_addr,
+			started_at <= now() AND last_seen_at >= started_at, COALESCE((ended_at >= started_at)::text, 'live'),
+			COALESCE(end_reason, '-'), COALESCE(exit_code::text, '-'), bytes_in, bytes_out) FROM termgw.sessions`).Scan(&s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	const who = "s1 ws-remote ann https://platform.example t1 ro i-0abc gw-1 192.0.2.7:1234 t "
+	if got, want := row(), who+"live - - 0 0"; got != want {
+		t.Errorf("after redeem: %s, want %s", got, want)
+	}
+	code := 137
+	if err := p.Finish(t.Context(), "s1", End{Reason: "idle_timeout", ExitCode: &code, BytesIn: 5, BytesOut: 1 << 40}); err != nil {
+		t.Fatal(err)
+	}
+	want := who + "true idle_timeout 137 5 1099511627776"
+	if got := row(); got != want {
+		t.Errorf("after finish: %s, want %s", got, want)
+	}
+	if err := p.Finish(t.Context(), "s1", End{Reason: "exit", BytesIn: 9}); err != nil {
+		t.Fatal(err)
+	}
+	if got := row(); got != want {
+		t.Errorf("after a second finish: %s, want %s", got, want)
+	}
+	if _, err := p.Redeem(t.Context(), claims("t2", "ws-none"), session("s2")); !errors.Is(err, ErrNotFound) {
+		t.Fatal(err)
+	}
+	if got := row(); got != want { // Scan takes the first of two rows; count them too
+		t.Errorf("after a refusal: %s, want %s", got, want)
+	}
+	if n := count(t, db, "termgw.sessions"); n != 1 {
+		t.Errorf("%d sessions, want 1", n)
+	}
+}
+
+func count(t *testing.T, db *sql.DB, table string) (n int) {
+	t.Helper()
+	if err := db.QueryRow(`SELECT count(*) FROM ` + table).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestWorkspaceIDTypes(t *testing.T) {
+	const uuid = "6f1c2a34-9d1e-4a53-8e0b-0a8d3c0f7b11"
+	for _, tt := range []struct {
+		typ, id string
+		refused []string
+	}{
+		{"text", "any.thing", []string{"", "any"}},
+		{"varchar(64)", "any.thing", []string{strings.Repeat("x", 65)}},
+		{"uuid", uuid, []string{"any", "'; DROP TABLE workspaces; --", uuid + "'", "6f1c2a34-9d1e-4a53-8e0b-0a8d3c0f7b12"}},
+		{"bigint", "42", []string{"any", "99999999999999999999", "1.5", "42; --", "43"}},
+		{"integer", "42", []string{"9999999999", "\\x2a"}},
+	} {
+		t.Run(tt.typ, func(t *testing.T) {
+			dsn := database(t, fmt.Sprintf(`CREATE TABLE workspaces (id %s PRIMARY KEY, name varchar(20), instance_id text);
+				INSERT INTO workspaces VALUES ('%s', 'one', NULL)`, tt.typ, tt.id))
+			p := open(t, PostgresConfig{URL: dsn})
+			if err := p.Ping(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for i, id := range tt.refused {
+				if _, err := p.Redeem(t.Context(), claims(fmt.Sprint("r", i), id), session(fmt.Sprint("r", i))); !errors.Is(err, ErrNotFound) {
+					t.Errorf("%q: %v, want ErrNotFound", id, err)
+				}
+			}
+			w, err := p.Redeem(t.Context(), claims("t", tt.id), session("s"))
+			if want := (Workspace{ID: tt.id, Name: "one"}); err != nil || w != want {
+				t.Errorf("got %+v, %v, want %+v", w, err, want)
+			}
+		})
+	}
+}
+
+func TestWorkspaceQueryShapes(t *testing.T) {
+	dsn := database(t, `
+		CREATE TABLE workspaces (id text PRIMARY KEY, name text, instance_id text, extra json, ws text, j int, termgw_ws text);
+		INSERT INTO workspaces VALUES ('a', 'one', 'i-1', '{"x":1}', 'w', 1, 'x'), ('b', 'one', NULL, NULL, NULL, NULL, NULL);
+		CREATE TABLE spent (id text, name text, instance_id text); INSERT INTO spent VALUES ('a', 'of spent', '')`)
+	full := Workspace{ID: "a", Name: "one", InstanceID: "i-1"}
+	for i, tt := range []struct {
+		query string
+		id    string
+		want  Workspace
+		err   error
+		says  string
+	}{
+		{query: DefaultWorkspaceQuery, id: "a", want: full},
+		{query: `SELECT * FROM workspaces WHERE id = $1`, id: "a", want: full},
+		{query: `SELECT * FROM workspaces WHERE id = $1`, id: "b", want: Workspace{ID: "b", Name: "one"}},
+		{
+			query: `SELECT *, 'c' AS container, 'r' AS region, 'u' AS os_user, 'k' AS host_key, 'host' AS remote_target FROM workspaces WHERE id = $1`, id: "a",
+			want: Workspace{ID: "a", Name: "one", InstanceID: "i-1", Container: "c", Region: "r", OSUser: "u", HostKey: "k", RemoteTarget: "host"},
+		},
+		{query: "SELECT name, instance_id FROM workspaces WHERE id = $1; -- done", id: "a", want: full},
+		{query: "SELECT name, instance_id FROM workspaces WHERE id = $1 -- no newline", id: "a", want: full},
+		{query: `WITH spent AS (SELECT * FROM workspaces), found AS (SELECT * FROM spent) SELECT name, instance_id FROM found WHERE id = $1;`, id: "a", want: full},
+		{query: `SELECT name, instance_id FROM spent WHERE id = $1`, id: "a", want: Workspace{ID: "a", Name: "of spent"}},
+		{query: `SELECT name AS "found", name, instance_id, id AS spent, id AS n, id AS first FROM workspaces WHERE id = $1`, id: "a", want: full},
+		{query: `SELECT 'x' AS name, name, instance_id FROM workspaces WHERE id = $1`, id: "a", want: full},
+		{query: `SELECT 7 AS name, instance_id FROM workspaces WHERE id = $1 FOR SHARE`, id: "a", want: Workspace{ID: "a", Name: "7", InstanceID: "i-1"}},
+
+		{query: `SELECT name, instance_id FROM workspaces WHERE id = $1 AND false`, id: "a", err: ErrNotFound},
+		{query: `SELECT name, instance_id FROM workspaces WHERE id <> $1`, id: "none", err: ErrUnavailable, says: "more than one row"},
+		{query: `SELECT name FROM workspaces WHERE id = $1`, id: "a", err: ErrUnavailable, says: "instance_id and name"},
+		{query: `SELECT name AS "Name", instance_id FROM workspaces WHERE id = $1`, id: "a", err: ErrUnavailable, says: "instance_id and name"},
+		{query: `SELECT name, instance_id FROM nowhere WHERE id = $1`, id: "a", err: ErrUnavailable, says: `does not accept the workspace query`},
+		{query: `SELECT name, instance_id FROM workspaces WHERE id = $1 AND 'x'::uuid IS NULL`, id: "a", err: ErrUnavailable, says: `does not accept the workspace query`},
+		{query: `SELECT name, instance_id, 1/0 FROM workspaces WHERE id = $1`, id: "a", err: ErrUnavailable, says: "division by zero"},
+		{query: `SELECT name, instance_id, pg_sleep(60) FROM workspaces WHERE id = $1`, id: "a", err: ErrUnavailable, says: "statement timeout"},
+	} {
+		t.Run(tt.query, func(t *testing.T) {
+			p := open(t, PostgresConfig{URL: dsn, WorkspaceQuery: tt.query, Timeout: 2 * time.Second})
+			c := claims(fmt.Sprint("t", i), tt.id)
+			got, err := p.Redeem(t.Context(), c, session(fmt.Sprint("s", i)))
+			if got != tt.want || !errors.Is(err, tt.err) {
+				t.Fatalf("got %+v, %v, want %+v, %v", got, err, tt.want, tt.err)
+			}
+			if tt.says != "" && !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("%v does not say %q", err, tt.says)
+			}
+			if err != nil {
+				var n int
+				if err := sqlDB(t, dsn).QueryRow(`SELECT count(*) FROM termgw.sessions WHERE jti = $1`, c.ID).Scan(&n); err != nil || n != 0 {
+					t.Errorf("%d sessions for a refused ticket, %v", n, err)
+				}
+			}
+			if broken := strings.Contains(tt.says, "does not accept"); broken != (p.Ping(t.Context()) != nil) {
+				t.Errorf("ping: %v", p.Ping(t.Context()))
+			}
+		})
+	}
+}
+
+func TestRevocations(t *testing.T) {
+	dsn := database(t, textWorkspaces)
+	db := sqlDB(t, dsn)
+	p := open(t, PostgresConfig{URL: dsn})
+	at := time.Now().Truncate(time.Second)
+
+	n := 0
+	redeem := func(workspace, subject string, iat time.Time) error {
+		n++
+		c := claims(fmt.Sprint("t", n), workspace)
+		c.Subject, c.IssuedAt = subject, iat
+		_, err := p.Redeem(t.Context(), c, session(fmt.Sprint("s", n)))
+		if !errors.Is(err, ErrRevoked) {
+			return err
+		}
+		if _, again := p.Redeem(t.Context(), c, session(fmt.Sprint("again", n))); !errors.Is(again, ErrUsed) {
+			t.Errorf("a refused ticket was not spent: %v", again)
+		}
+		return err
+	}
+
+	t.Run("age", func(t *testing.T) {
+		for _, tt := range []struct {
+			order, iat time.Time
+			want       error
+		}{
+			{at, at.Add(-time.Second), ErrRevoked},
+			{at, at, ErrRevoked},
+			{at, at.Add(time.Second), nil},
+			// A ticket says only the second: one of the order's own second may be older than the order, and is refused.
+			{at.Add(300 * time.Millisecond), at, ErrRevoked},
+			{at.Add(999 * time.Millisecond), at.Add(time.Second), nil},
+		} {
+			if _, err := db.Exec(`TRUNCATE termgw.revocations`); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := db.Exec(`INSERT INTO termgw.revocations (subject, created_at) VALUES ('ann', $1)`, tt.order); err != nil {
+				t.Fatal(err)
+			}
+			if err := redeem("ws-local", "ann", tt.iat); !errors.Is(err, tt.want) {
+				t.Errorf("order at +%v, ticket at %v: %v, want %v", tt.order.Sub(at), tt.iat.Sub(at), err, tt.want)
+			}
+		}
+	})
+
+	t.Run("match", func(t *testing.T) {
+		for _, tt := range []struct {
+			order, workspace, subject string
+			want                      error
+		}{
+			{"(subject) VALUES ('ann')", "ws-local", "ann", ErrRevoked},
+			{"(subject) VALUES ('ann')", "ws-local", "bob", nil},
+			{"(workspace_id) VALUES ('ws-local')", "ws-local", "bob", ErrRevoked},
+			{"(workspace_id) VALUES ('ws-local')", "ws-remote", "bob", nil},
+			{"(instance_id) VALUES ('i-0abc')", "ws-remote", "ann", ErrRevoked},
+			{"(instance_id) VALUES ('i-0abc')", "ws-local", "ann", nil},
+			{"(workspace_id, subject) VALUES ('ws-local', 'ann')", "ws-local", "ann", ErrRevoked},
+			{"(workspace_id, subject) VALUES ('ws-local', 'ann')", "ws-local", "bob", nil},
+			{"(workspace_id, subject) VALUES ('ws-local', 'ann')", "ws-remote", "ann", nil},
+			{"(subject, session_id) VALUES ('ann', 'one-that-runs')", "ws-local", "ann", nil},
+			{"(subject) VALUES ('ann'), ('bob')", "ws-local", "bob", ErrRevoked},
+			{"(subject) VALUES ('ann')", "ws-none", "ann", ErrRevoked},
+			{"(subject) VALUES ('ann')", "ws-none", "bob", ErrNotFound},
+		} {
+			if _, err := db.Exec(`TRUNCATE termgw.revocations`); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := db.Exec(`INSERT INTO termgw.revocations ` + tt.order); err != nil {
+				t.Fatal(err)
+			}
+			if err := redeem(tt.workspace, tt.subject, at); !errors.Is(err, tt.want) {
+				t.Errorf("%s: %s on %s: %v, want %v", tt.order, tt.subject, tt.workspace, err, tt.want)
+			}
+		}
+	})
+
+	t.Run("an order names something", func(t *testing.T) {
+		if _, err := db.Exec(`INSERT INTO termgw.revocations DEFAULT VALUES`); err == nil {
+			t.Error("an order that matches everybody was accepted")
+		}
+	})
+}
+
+func TestOneRoundTrip(t *testing.T) {
+	proxy, dsn := startProxy(t, database(t, textWorkspaces))
+	p := open(t, PostgresConfig{URL: dsn, MaxConns: 1})
+	warm := func(i int) {
+		t.Helper()
+		if _, err := p.Redeem(t.Context(), claims(fmt.Sprint("t", i), "ws-local"), session(fmt.Sprint("s", i))); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Finish(t.Context(), fmt.Sprint("s", i), End{Reason: "exit"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Ping(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	warm(0)
+	for i := range 10 {
+		syncs, messages := proxy.syncs.Load(), proxy.messages.Load()
+		warm(i + 1)
+		syncs, messages = proxy.syncs.Load()-syncs, proxy.messages.Load()-messages
+		// Redeem, Finish and Ping: Bind, Execute and Sync each.
+		if syncs != 3 || messages != 9 {
+			t.Fatalf("%d round trips of %d messages for three calls", syncs, messages)
+		}
+	}
+}
+
+// The server committed, and its answer was lost: what is repeated must not take itself for a replay.
+func TestAnswerLost(t *testing.T) {
+	dsn := database(t, textWorkspaces)
+	proxy, through := startProxy(t, dsn)
+	p := open(t, PostgresConfig{URL: through, MaxConns: 1})
+	if err := p.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// Prepared, so that the next answer is the statement's.
+	if _, err := p.Redeem(t.Context(), claims("t0", "ws-local"), session("s0")); err != nil {
+		t.Fatal(err)
+	}
+	proxy.cuts.Store(1)
+	if _, err := p.Redeem(t.Context(), claims("t1", "ws-local"), session("s1")); err != nil {
+		t.Fatal(err)
+	}
+	if got := proxy.cuts.Load(); got != 0 {
+		t.Fatal("no answer was lost")
+	}
+	db := sqlDB(t, dsn)
+	if spent, sessions := count(t, db, "termgw.spent_tickets"), count(t, db, "termgw.sessions"); spent != 2 || sessions != 2 {
+		t.Errorf("%d tickets spent and %d sessions, want 2 and 2", spent, sessions)
+	}
+	if _, err := p.Redeem(t.Context(), claims("t1", "ws-local"), session("s1")); !errors.Is(err, ErrUsed) {
+		t.Errorf("the same ticket again: %v, want ErrUsed", err)
+	}
+	if _, err := p.Redeem(t.Context(), claims("t1", "ws-local"), session("s2")); !errors.Is(err, ErrUsed) {
+		t.Errorf("the same ticket for another session: %v, want ErrUsed", err)
+	}
+}
+
+// A peer that is gone without a word ends a call at its deadline, not when TCP gives up.
+func TestSilentPeer(t *testing.T) {
+	const timeout = time.Second
+	for _, connected := range []bool{true, false} {
+		t.Run(fmt.Sprint("connected=", connected), func(t *testing.T) {
+			proxy, dsn := startProxy(t, database(t, textWorkspaces))
+			p := open(t, PostgresConfig{URL: dsn, Timeout: timeout, MaxConns: 1})
+			if connected {
+				if err := p.Ping(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			proxy.silent.Store(true)
+			var wg sync.WaitGroup
+			redeem := func(id string, limit time.Duration) {
+				ctx, cancel := context.WithTimeout(t.Context(), limit)
+				defer cancel()
+				start := time.Now()
+				_, err := p.Redeem(ctx, claims(id, "ws-local"), session(id))
+				if took := time.Since(start); !errors.Is(err, ErrUnavailable) || took > 2*limit {
+					t.Errorf("redeem: %v after %v, want ErrUnavailable after %v", err, took, limit)
+				}
+			}
+			// The first has the connection and gives up while the others wait for it, whereupon database/sql connects for
+			// them in its own goroutine: that must have an end too.
+			wg.Go(func() { redeem("first", timeout/2) })
+			for p.db.Stats().InUse == 0 {
+				runtime.Gosched()
+			}
+			for i := range 5 {
+				wg.Go(func() { redeem(fmt.Sprint("t", i), timeout) })
+			}
+			wg.Wait()
+			proxy.silent.Store(false)
+			// A connection that was begun in the silence is still given its time, and its failure to whoever waits for it.
+			_, err := p.Redeem(t.Context(), claims("t", "ws-local"), session("s"))
+			if err != nil {
+				_, err = p.Redeem(t.Context(), claims("t", "ws-local"), session("s"))
+			}
+			if err != nil {
+				t.Errorf("once the network is back: %v", err)
+			}
+		})
+	}
+}
+
+func TestRestart(t *testing.T) {
+	pg := testenv.StartPostgres(t)
+	dsn := pg.NewDatabase(t)
+	prepare(t, dsn, textWorkspaces)
+	const timeout = 2 * time.Second
+	p := open(t, PostgresConfig{URL: dsn, Timeout: timeout, MaxConns: 4})
+	redeemAll := func(name string) (failed []error) {
+		var (
+			wg sync.WaitGroup
+			mu sync.Mutex
+		)
+		for i := range 8 {
+			wg.Go(func() {
+				start := time.Now()
+				id := fmt.Sprint(name, i)
+				_, err := p.Redeem(t.Context(), claims(id, "ws-local"), session(id))
+				if took := time.Since(start); took > 2*timeout {
+					t.Errorf("redeem took %v", took)
+				}
+				if err != nil {
+					mu.Lock()
+					defer mu.Unlock()
+					failed = append(failed, err)
+				}
+			})
+		}
+		wg.Wait()
+		return failed
+	}
+	if failed := redeemAll("before"); failed != nil {
+		t.Fatal(failed)
+	}
+	// Restarted between two calls: every pooled connection is dead, and nobody notices.
+	pg.Stop(t)
+	pg.Start(t)
+	if failed := redeemAll("restarted"); failed != nil {
+		t.Fatal(failed)
+	}
+	pg.Stop(t)
+	failed := redeemAll("down")
+	if len(failed) != 8 {
+		t.Fatalf("without a server %d of 8 failed", len(failed))
+	}
+	for _, err := range append(failed, p.Ping(t.Context()), p.Finish(t.Context(), "before0", End{Reason: "exit"})) {
+		if !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%v, want ErrUnavailable", err)
+		}
+	}
+	pg.Start(t)
+	if err := p.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// Nothing was spent while the server was away.
+	if failed := redeemAll("down"); failed != nil {
+		t.Fatal(failed)
+	}
+	if err := p.Finish(t.Context(), "before0", End{Reason: "exit"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOpenPostgresNeedsNoDatabase(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p := open(t, PostgresConfig{URL: "postgres://ann:s3cret@" + addr + "/x?sslmode=disable"})
+	err = p.Ping(t.Context())
+	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "refused") || strings.Contains(err.Error(), "s3cret") {
+		t.Errorf("ping: %v", err)
+	}
+}
+
+func TestOpenPostgresRefuses(t *testing.T) {
+	for _, tt := range []struct{ url, query, says string }{
+		{url: "", says: "database URL: it is empty"},
+		{url: "postgres://ann:s3cret@host:port/x", says: "percent-encode"},
+		{url: "postgres://ann:s3/cret@host/x", says: "percent-encode"},
+		{url: "postgres://ann:1/s3cret@host/x", says: "percent-encode"},
+		{url: "postgres://ann:s3#cret@host/x", says: "percent-encode"},
+		{url: "postgres://ann:s3%zzcret@host/x", says: "percent-encode"},
+		{url: "mysql://ann:s3cret@host/x", says: "database URL"},
+		{url: "host=x password=s3 cret", says: "database URL"},
+		{url: "host=x password='s3cret", says: "database URL"},
+		{url: "postgres://ann:s3cret@host/x?sslmode=off", says: `"sslmode"`},
+		{url: "postgres://ann:s3cret@host/x", query: "SELECT 1", says: "workspace query: it does not use $1"},
+		{url: "", query: "SELECT 1", says: "workspace query: it does not use $1"},
+	} {
+		p, err := OpenPostgres(PostgresConfig{URL: tt.url, WorkspaceQuery: tt.query})
+		if err == nil {
+			_ = p.Close()
+			t.Errorf("%s: accepted", tt.url)
+			continue
+		}
+		if !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %v, want %q", tt.url, err, tt.says)
+		}
+		if _, merr := Migrate(t.Context(), tt.url); tt.query == "" && merr == nil {
+			t.Errorf("%s: migrate accepted it", tt.url)
+		}
+		for _, secret := range []string{"s3", "cret"} {
+			if strings.Contains(err.Error(), secret) {
+				t.Errorf("%s: the password is in %v", tt.url, err)
+			}
+		}
+	}
+}
+
+// What an operator can get wrong is told in words, and never with the password.
+func TestCauses(t *testing.T) {
+	good := database(t, textWorkspaces)
+	bare := env.Postgres(t).NewDatabase(t)
+	if _, err := sqlDB(t, bare).Exec(textWorkspaces); err != nil {
+		t.Fatal(err)
+	}
+	role := fmt.Sprintf("poor_%d", time.Now().UnixNano())
+	db := sqlDB(t, good)
+	if _, err := db.Exec(`CREATE ROLE ` + role + ` LOGIN PASSWORD 's3cret'; GRANT SELECT ON workspaces TO ` + role); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := db.Exec(`DROP OWNED BY ` + role + `; DROP ROLE ` + role); err != nil {
+			t.Error(err)
+		}
+	})
+	with := func(dsn string, change func(*url.URL)) string {
+		u, err := url.Parse(dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(u)
+		return u.String()
+	}
+	for _, tt := range []struct{ name, url, says string }{
+		{"no schema", bare, "termgw migrate"},
+		{"password", with(good, func(u *url.URL) { u.User = url.UserPassword("postgres", "s3cret") }), "password authentication failed"},
+		{"database", with(good, func(u *url.URL) { u.Path = "/nowhere" }), "does not exist"},
+		{"right", with(good, func(u *url.URL) { u.User = url.UserPassword(role, "s3cret") }), "lacks a right"},
+		{"tls", with(good, func(u *url.URL) { u.RawQuery = "sslmode=require" }), "SSL is not enabled"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			u, err := url.Parse(tt.url)
+			if err != nil {
+				t.Fatal(err)
+			}
+			password, _ := u.User.Password()
+			p := open(t, PostgresConfig{URL: tt.url})
+			_, redeemErr := p.Redeem(t.Context(), claims("t", "ws-local"), session("s"))
+			for _, err := range []error{redeemErr, p.Ping(t.Context())} {
+				if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), tt.says) {
+					t.Errorf("got %v, want %q", err, tt.says)
+				} else if strings.Contains(err.Error(), password) {
+					t.Errorf("the password is in %v", err)
+				}
+			}
+		})
+	}
+}
+
+func TestPurge(t *testing.T) {
+	dsn := database(t, textWorkspaces)
+	db := sqlDB(t, dsn)
+	p := open(t, PostgresConfig{URL: dsn})
+	const kept = 7
+	for _, fill := range []string{
+		`INSERT INTO termgw.spent_tickets SELECT 'i', 'old' || n, 'a', now() - interval '11 minutes' FROM generate_series(1, 12000) n`,
+		`INSERT INTO termgw.spent_tickets SELECT 'i', 'new' || n, 'a', now() - interval '9 minutes' FROM generate_series(1, 7) n`,
+		`INSERT INTO termgw.sessions SELECT 'old' || n, '', '', '', '', '', '', '', '', now() - interval '91 days' FROM generate_series(1, 100) n`,
+		`INSERT INTO termgw.sessions SELECT 'new' || n, '', '', '', '', '', '', '', '', now() - interval '89 days' FROM generate_series(1, 7) n`,
+		`INSERT INTO termgw.revocations (subject, created_at) SELECT 'old', now() - interval '91 days' FROM generate_series(1, 100) n`,
+		`INSERT INTO termgw.revocations (subject, created_at) SELECT 'new', now() - interval '89 days' FROM generate_series(1, 7) n`,
+	} {
+		if _, err := db.Exec(fill); err != nil {
+			t.Fatal(err)
+		}
+	}
+	counts := func() [3]int {
+		return [3]int{count(t, db, "termgw.spent_tickets"), count(t, db, "termgw.sessions"), count(t, db, "termgw.revocations")}
+	}
+
+	// Another replica is at it.
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(`SELECT pg_advisory_xact_lock($1)`, int64(lockPurge)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := counts(); got != [3]int{12000 + kept, 100 + kept, 100 + kept} {
+		t.Errorf("while another purges: %v rows", got)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := p.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := counts(); got != [3]int{kept, kept, kept} {
+		t.Errorf("after a purge: %v rows", got)
+	}
+}
+
+func TestMigrate(t *testing.T) {
+	dsn := env.Postgres(t).NewDatabase(t)
+	var (
+		wg    sync.WaitGroup
+		total atomic.Int64
+	)
+	for range 8 {
+		wg.Go(func() {
+			applied, err := Migrate(t.Context(), dsn)
+			if err != nil {
+				t.Error(err)
+			}
+			total.Add(int64(len(applied)))
+		})
+	}
+	wg.Wait()
+	db := sqlDB(t, dsn)
+	if n := count(t, db, "termgw.schema_migrations"); n == 0 || total.Load() != int64(n) {
+		t.Errorf("%d migrations applied by eight at once, %d recorded", total.Load(), n)
+	}
+	applied, err := Migrate(t.Context(), dsn)
+	if err != nil || len(applied) != 0 {
+		t.Errorf("again: %v, %v", applied, err)
+	}
+	var outside int
+	if err := db.QueryRow(`SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname NOT IN ('information_schema', 'termgw')`).Scan(&outside); err != nil || outside != 0 {
+		t.Errorf("%d relations outside the schema, %v", outside, err)
+	}
+}
+
+func TestMigrateStopsWithItsContext(t *testing.T) {
+	dsn := env.Postgres(t).NewDatabase(t)
+	db := sqlDB(t, dsn)
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(`SELECT pg_advisory_xact_lock($1)`, int64(lockMigrate)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if applied, err := Migrate(ctx, dsn); err == nil || len(applied) != 0 {
+		t.Errorf("while another migrates: %v, %v", applied, err)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A migration that fails leaves nothing behind.
+func TestMigrateFails(t *testing.T) {
+	dsn := env.Postgres(t).NewDatabase(t)
+	db := sqlDB(t, dsn)
+	if _, err := db.Exec(`CREATE SCHEMA termgw; CREATE TABLE termgw.revocations ()`); err != nil {
+		t.Fatal(err)
+	}
+	applied, err := Migrate(t.Context(), dsn)
+	if err == nil || len(applied) != 0 || !strings.Contains(err.Error(), "0001_sessions") {
+		t.Fatalf("got %v, %v", applied, err)
+	}
+	var left bool
+	if err := db.QueryRow(`SELECT to_regclass('termgw.sessions') IS NOT NULL`).Scan(&left); err != nil || left {
+		t.Errorf("half a migration is left: %v, %v", left, err)
+	}
+	if _, err := db.Exec(`DROP TABLE termgw.revocations`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Migrate(t.Context(), dsn); err != nil {
+		t.Error(err)
+	}
+}
+
+func BenchmarkRedeem(b *testing.B) {
+	p := open(b, PostgresConfig{URL: database(b, textWorkspaces)})
+	var n atomic.Int64
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			id := fmt.Sprint(n.Add(1))
+			if _, err := p.Redeem(b.Context(), claims(id, "ws-local"), session(id)); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+}

@@ -1,0 +1,244 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// DefaultWorkspaceQuery reads the platform's own table.
+const DefaultWorkspaceQuery = `SELECT COALESCE(instance_id,'') AS instance_id, COALESCE(name,'') AS name FROM workspaces WHERE id = $1`
+
+// redeemSQL is one statement, and so one transaction and one round trip: either all of it happened or nothing.
+//
+//   - The operator's query comes first, so that no name of ours can shadow one of its tables, and owns $1, so that
+//     Postgres infers the parameter's type from it (uuid, text, bigint). The id goes into the session as $6 again.
+//   - Its columns are read through jsonb, by name: which ones are there, and their types, is the operator's choice. The
+//     `.*` makes it the row, whatever the columns are called.
+//   - Two redemptions of one ticket meet at the primary key: the second waits for the first to commit, finds another
+//     attempt's row, and gets none. That reasoning is READ COMMITTED's, which the connection sets.
+//   - Data-modifying WITH parts run whether or not they are read: the ticket is spent also when what follows refuses.
+const redeemSQL = `WITH termgw_ws AS (
+%s
+), spent AS (
+  INSERT INTO termgw.spent_tickets AS t (issuer, jti, attempt, expires_at)
+  VALUES ($2::text, $3::text, $4::text, $5::timestamptz)
+  ON CONFLICT (issuer, jti) DO UPDATE SET attempt = t.attempt WHERE t.attempt = excluded.attempt
+  RETURNING true
+), found AS (
+  SELECT count(*) AS n, (array_agg(r.j))[1] AS j
+  FROM (SELECT to_jsonb(termgw_ws.*) AS j FROM termgw_ws LIMIT 2) r
+), verdict AS (
+  SELECT found.n, found.j,
+    EXISTS (SELECT FROM spent) AS first,
+    COALESCE(found.j ?& ARRAY['instance_id', 'name'], true) AS complete,
+    EXISTS (
+      SELECT FROM termgw.revocations r
+      WHERE r.created_at >= $7::timestamptz
+        AND (r.workspace_id IS NULL OR r.workspace_id = $6::text)
+        AND (r.subject IS NULL OR r.subject = $8::text)
+        AND (r.session_id IS NULL OR r.session_id = $9::text)
+        AND (r.instance_id IS NULL OR r.instance_id = COALESCE(found.j->>'instance_id', ''))
+    ) AS revoked
+  FROM found
+), opened AS (
+  INSERT INTO termgw.sessions AS s (id, workspace_id, subject, issuer, jti, mode, instance_id, replica, client_addr)
+  SELECT $9::text, $6::text, $8::text, $2::text, $3::text, $10::text, COALESCE(j->>'instance_id', ''), $11::text, $12::text
+  FROM verdict WHERE first AND n = 1 AND complete AND NOT revoked
+  ON CONFLICT (id) DO UPDATE SET id = s.id WHERE s.issuer = excluded.issuer AND s.jti = excluded.jti
+  RETURNING true
+)
+SELECT first, n, complete, revoked, EXISTS (SELECT FROM opened),
+  COALESCE(j->>'name', ''), COALESCE(j->>'instance_id', ''), COALESCE(j->>'container', ''), COALESCE(j->>'region', ''),
+  COALESCE(j->>'os_user', ''), COALESCE(j->>'host_key', ''), COALESCE(j->>'remote_target', '')
+FROM verdict`
+
+// pingSQL has Postgres check, without running it, everything a redemption needs: the operator's query, our tables and
+// the right to read them.
+const pingSQL = `WITH termgw_ws AS (
+%s
+) SELECT 1 FROM termgw_ws, termgw.spent_tickets, termgw.sessions, termgw.revocations LIMIT 0`
+
+const finishSQL = `UPDATE termgw.sessions
+SET ended_at = now(), last_seen_at = now(), end_reason = $2, exit_code = $3, bytes_in = $4, bytes_out = $5
+WHERE id = $1 AND ended_at IS NULL`
+
+// purgeSQL deletes one batch of each table if this replica gets the lock, which ends with the statement. Batches, because
+// a backlog (a gateway that was away for a month) must not run into the statement's deadline every time anew.
+const purgeSQL = `WITH lock AS MATERIALIZED (
+  SELECT pg_try_advisory_xact_lock($1) AS held
+), t AS (
+  DELETE FROM termgw.spent_tickets WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
+    SELECT ctid FROM termgw.spent_tickets WHERE expires_at < now() - make_interval(secs => $2) LIMIT $4)) RETURNING 1
+), s AS (
+  DELETE FROM termgw.sessions WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
+    SELECT ctid FROM termgw.sessions WHERE started_at < now() - make_interval(secs => $3) LIMIT $4)) RETURNING 1
+), r AS (
+  DELETE FROM termgw.revocations WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
+    SELECT ctid FROM termgw.revocations WHERE created_at < now() - make_interval(secs => $3) LIMIT $4)) RETURNING 1
+)
+SELECT greatest((SELECT count(*) FROM t), (SELECT count(*) FROM s), (SELECT count(*) FROM r))`
+
+// workspaceQuery returns the operator's query as it goes into a WITH part: one statement that reads, without its final
+// semicolon. It knows just enough of SQL's lexical rules (PostgreSQL manual, 4.1) to tell a semicolon, a parenthesis and
+// a parameter from the same characters in a string or a comment; whether the rest is SQL is for Postgres to say.
+func workspaceQuery(q string) (string, error) {
+	var (
+		faults []error
+		fault  = func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+		end    = -1 // the final semicolon
+		depth  int
+		first  string
+		one    bool
+	)
+	for i := 0; i < len(q); {
+		tok, kind := nextToken(q[i:])
+		start := i
+		i += len(tok)
+		if kind == tokSpace {
+			continue
+		}
+		if kind == tokOpen {
+			return "", fmt.Errorf("a string, name or comment is not closed: %.20s…", tok)
+		}
+		if end >= 0 {
+			return "", errors.New("more than one statement")
+		}
+		if first == "" && tok != "(" {
+			first = strings.ToUpper(tok)
+		}
+		switch {
+		case tok == ";":
+			end = start
+		case tok == "(":
+			depth++
+		case tok == ")":
+			depth--
+			if depth < 0 {
+				return "", errors.New("a parenthesis is closed that was never opened")
+			}
+		case kind == tokParam && tok == "$1":
+			one = true
+		case kind == tokParam:
+			fault("%s: the only parameter is $1, the workspace's id", tok)
+		}
+	}
+	if end < 0 {
+		end = len(q)
+	}
+	switch first {
+	case "SELECT", "WITH", "TABLE", "VALUES":
+	case "", ";":
+		return "", errors.New("it is empty")
+	default:
+		fault("it begins with %s: only a query that reads is allowed (SELECT or WITH)", first)
+	}
+	if depth > 0 {
+		fault("a parenthesis is not closed")
+	}
+	if !one {
+		fault("it does not use $1, the workspace's id")
+	}
+	return q[:end], errors.Join(faults...)
+}
+
+type tokenKind int
+
+const (
+	tokOther tokenKind = iota
+	tokSpace           // white space and comments
+	tokParam           // $1
+	tokOpen            // a string, name or comment that never ends
+)
+
+// nextToken cuts the first token off q, which is not empty.
+func nextToken(q string) (string, tokenKind) {
+	switch c := q[0]; {
+	case strings.IndexByte(" \t\r\n\f\v", c) >= 0:
+		return q[:1], tokSpace
+	case strings.HasPrefix(q, "--"):
+		if i := strings.IndexByte(q, '\n'); i >= 0 {
+			return q[:i+1], tokSpace
+		}
+		return q, tokSpace
+	case strings.HasPrefix(q, "/*"):
+		return blockComment(q)
+	case c == '\'' || c == '"':
+		return quoted(q, 0, false)
+	case c == '$':
+		return dollar(q)
+	case wordByte(c):
+		n := 1
+		for n < len(q) && (wordByte(q[n]) || q[n] == '$') {
+			n++
+		}
+		if n == 1 && (c == 'e' || c == 'E') && len(q) > 1 && q[1] == '\'' {
+			return quoted(q, 1, true) // E'…' alone knows the backslash
+		}
+		return q[:n], tokOther
+	}
+	return q[:1], tokOther
+}
+
+func wordByte(c byte) bool {
+	return c == '_' || c >= 0x80 || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+}
+
+// quoted ends at the closing quote; a doubled quote is read as the end of one string and the start of the next, which
+// comes to the same here.
+func quoted(q string, start int, escapes bool) (string, tokenKind) {
+	for i := start + 1; i < len(q); i++ {
+		switch {
+		case escapes && q[i] == '\\':
+			i++
+		case q[i] == q[start]:
+			if escapes && i+1 < len(q) && q[i+1] == q[start] {
+				i++ // the next part would have lost its E
+				continue
+			}
+			return q[:i+1], tokOther
+		}
+	}
+	return q, tokOpen
+}
+
+// blockComment nests, unlike C's.
+func blockComment(q string) (string, tokenKind) {
+	depth := 0
+	for i := 0; i+1 < len(q); i++ {
+		switch q[i : i+2] {
+		case "/*":
+			depth++
+			i++
+		case "*/":
+			depth--
+			i++
+			if depth == 0 {
+				return q[:i+1], tokSpace
+			}
+		}
+	}
+	return q, tokOpen
+}
+
+// dollar reads a parameter ($1) or a dollar-quoted string ($tag$ … $tag$).
+func dollar(q string) (string, tokenKind) {
+	n := 1
+	for n < len(q) && '0' <= q[n] && q[n] <= '9' {
+		n++
+	}
+	if n > 1 {
+		return q[:n], tokParam
+	}
+	for n < len(q) && wordByte(q[n]) {
+		n++
+	}
+	if n == len(q) || q[n] != '$' {
+		return q[:1], tokOther
+	}
+	tag := q[:n+1]
+	if i := strings.Index(q[len(tag):], tag); i >= 0 {
+		return q[:len(tag)+i+len(tag)], tokOther
+	}
+	return q, tokOpen
+}
