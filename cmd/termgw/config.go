@@ -1,0 +1,201 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kelseyhightower/envconfig"
+
+	"github.com/molecule-ai/termgw/pkg/ticket"
+)
+
+// environment is what is set, as text. It is read in one go and checked by
+// parse, so that all faults are told at once; envconfig stops at the first.
+type environment struct {
+	Listen         string `default:":8080" desc:"Terminal endpoint, /healthz, /readyz"`
+	AdminListen    string `split_words:"true" default:"127.0.0.1:9090" desc:"/metrics and pprof; empty turns it off"`
+	BasePath       string `split_words:"true" desc:"Prefix before /workspaces"`
+	DatabaseURL    string `envconfig:"DATABASE_URL" desc:"Postgres; without it, TERMGW_WORKSPACES_FILE"`
+	WorkspacesFile string `split_words:"true" desc:"For one replica without a database: JSON array of {\"id\",\"name\",…}"`
+	WorkspaceQuery string `split_words:"true" desc:"Finds a workspace's row by $1, its id; see docs"`
+	TicketJWKS     string `envconfig:"TICKET_JWKS" desc:"Required: JWK Set that tickets are verified with, a file or an https URL"`
+	TicketIssuer   string `split_words:"true" desc:"If set, the required iss"`
+	TicketAudience string `split_words:"true" default:"termgw" desc:"Required aud"`
+	TicketMaxTTL   string `envconfig:"TICKET_MAX_TTL" default:"60s" desc:"Longest life of a ticket"`
+	AllowedOrigins string `split_words:"true" desc:"Origins besides the gateway's own: scheme://host[:port], comma-separated"`
+	TrustedProxies string `split_words:"true" desc:"CIDRs whose X-Forwarded-For/-Proto/-Host are believed, comma-separated"`
+
+	PingInterval string `split_words:"true" default:"25s" desc:"Two unanswered pings: the client is gone"`
+	IdleTimeout  string `split_words:"true" default:"30m" desc:"A terminal without input for so long is closed"`
+	MaxSession   string `split_words:"true" default:"8h" desc:"Longest life of a terminal"`
+	MaxSessions  string `split_words:"true" default:"0" desc:"Terminals at once on this replica; 0: no limit"`
+	DrainTimeout string `split_words:"true" default:"30s" desc:"Longest time from SIGTERM to the end"`
+	KeepDetached string `split_words:"true" default:"true" desc:"Spare what was told to outlive its terminal (nohup, setsid)"`
+	Shells       string `default:"/bin/bash,/bin/sh" desc:"POSIX shells; the first that is in the workspace is used"`
+
+	LogFormat string `split_words:"true" default:"json" desc:"json or text"`
+	LogLevel  string `split_words:"true" default:"info" desc:"debug, info, warn or error"`
+}
+
+const environmentPrefix = "TERMGW"
+
+// config is the environment after it was checked.
+type config struct {
+	Listen, AdminListen, BasePath               string
+	DatabaseURL, WorkspacesFile, WorkspaceQuery string
+	TicketJWKS, TicketIssuer, TicketAudience    string
+	TicketMaxTTL                                time.Duration
+	AllowedOrigins, Shells                      []string
+	TrustedProxies                              []netip.Prefix
+	PingInterval, IdleTimeout, MaxSession       time.Duration
+	DrainTimeout                                time.Duration
+	MaxSessions                                 int
+	KeepDetached                                bool
+	LogFormat                                   string
+	LogLevel                                    slog.Level
+}
+
+// loadConfig reads and checks the environment; its error names every fault.
+func loadConfig() (config, error) {
+	var e environment
+	if err := envconfig.Process(environmentPrefix, &e); err != nil {
+		return config{}, fmt.Errorf("reading the environment: %w", err) // no field but strings: cannot be
+	}
+	c, faults := e.parse()
+	if len(faults) > 0 {
+		return config{}, fmt.Errorf("the configuration has %d fault(s); 'termgw serve --help' lists the variables:\n%w", len(faults), errors.Join(faults...))
+	}
+	return c, nil
+}
+
+var basePath = regexp.MustCompile(`^(/[A-Za-z0-9._~-]+)*$`)
+
+// parse checks every variable. Values that may hold a secret are not repeated.
+func (e environment) parse() (config, []error) {
+	p := parser{}
+	c := config{
+		Listen: e.Listen, AdminListen: e.AdminListen, BasePath: strings.TrimSuffix(e.BasePath, "/"),
+		DatabaseURL: e.DatabaseURL, WorkspacesFile: e.WorkspacesFile, WorkspaceQuery: e.WorkspaceQuery,
+		TicketJWKS: e.TicketJWKS, TicketIssuer: e.TicketIssuer, TicketAudience: e.TicketAudience,
+		TicketMaxTTL:   p.duration("TICKET_MAX_TTL", e.TicketMaxTTL, time.Second, 24*time.Hour),
+		AllowedOrigins: list(e.AllowedOrigins),
+		Shells:         list(e.Shells),
+		PingInterval:   p.duration("PING_INTERVAL", e.PingInterval, 100*time.Millisecond, time.Hour),
+		IdleTimeout:    p.duration("IDLE_TIMEOUT", e.IdleTimeout, time.Second, 7*24*time.Hour),
+		MaxSession:     p.duration("MAX_SESSION", e.MaxSession, time.Second, 7*24*time.Hour),
+		DrainTimeout:   p.duration("DRAIN_TIMEOUT", e.DrainTimeout, 0, time.Hour),
+		LogFormat:      e.LogFormat,
+	}
+	p.address("LISTEN", e.Listen)
+	if e.AdminListen != "" {
+		p.address("ADMIN_LISTEN", e.AdminListen)
+	}
+	p.require("BASE_PATH", basePath.MatchString(c.BasePath), "want a path like /terminals, of letters, digits and ._~-")
+	p.require("DATABASE_URL", e.DatabaseURL != "" || e.WorkspacesFile != "",
+		"neither it nor TERMGW_WORKSPACES_FILE is set: the gateway does not know where workspaces are")
+	p.require("WORKSPACES_FILE", e.DatabaseURL == "" || e.WorkspacesFile == "",
+		"is for a gateway without a database, but TERMGW_DATABASE_URL is set too")
+	p.require("TICKET_JWKS", e.TicketJWKS != "", "is required: a JWK Set, a file or an https URL")
+	p.require("TICKET_AUDIENCE", e.TicketAudience != "", "must not be empty (default "+ticket.DefaultAudience+")")
+	for _, o := range c.AllowedOrigins {
+		u, err := url.Parse(o)
+		p.require("ALLOWED_ORIGINS", err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil &&
+			u.Path == "" && u.RawQuery == "" && u.Fragment == "" && !strings.Contains(u.Host, "*"),
+			fmt.Sprintf("%q is not scheme://host[:port] of http or https", o))
+	}
+	for _, s := range list(e.TrustedProxies) {
+		prefix, err := netip.ParsePrefix(s)
+		if err != nil {
+			var addr netip.Addr
+			if addr, err = netip.ParseAddr(s); err == nil {
+				prefix = netip.PrefixFrom(addr, addr.BitLen())
+			}
+		}
+		p.require("TRUSTED_PROXIES", err == nil, fmt.Sprintf("%q is not a CIDR like 10.0.0.0/8", s))
+		c.TrustedProxies = append(c.TrustedProxies, prefix.Masked())
+	}
+	p.require("SHELLS", len(c.Shells) > 0, "must name a shell")
+	for _, s := range c.Shells {
+		p.require("SHELLS", filepath.IsAbs(s) && filepath.Clean(s) == s, fmt.Sprintf("%q is not an absolute path", s))
+	}
+	var err error
+	c.MaxSessions, err = strconv.Atoi(e.MaxSessions)
+	p.require("MAX_SESSIONS", err == nil && c.MaxSessions >= 0, fmt.Sprintf("%q is not a whole number, 0 or more", e.MaxSessions))
+	c.KeepDetached, err = strconv.ParseBool(e.KeepDetached)
+	p.require("KEEP_DETACHED", err == nil, fmt.Sprintf("%q is neither true nor false", e.KeepDetached))
+	p.require("LOG_FORMAT", e.LogFormat == "json" || e.LogFormat == "text", fmt.Sprintf("%q is neither json nor text", e.LogFormat))
+	p.require("LOG_LEVEL", slices.Contains([]string{"debug", "info", "warn", "error"}, e.LogLevel) && c.LogLevel.UnmarshalText([]byte(e.LogLevel)) == nil,
+		fmt.Sprintf("%q is not debug, info, warn or error", e.LogLevel))
+	return c, p.faults
+}
+
+// parser collects faults.
+type parser struct{ faults []error }
+
+func (p *parser) require(name string, ok bool, fault string) {
+	if !ok {
+		p.faults = append(p.faults, fmt.Errorf("  %s_%s: %s", environmentPrefix, name, fault))
+	}
+}
+
+func (p *parser) duration(name, value string, least, most time.Duration) time.Duration {
+	d, err := time.ParseDuration(value)
+	p.require(name, err == nil && d >= least && d <= most, fmt.Sprintf("%q is not a duration from %s to %s, like 90s or 30m", value, least, most))
+	return d
+}
+
+func (p *parser) address(name, value string) {
+	_, port, err := net.SplitHostPort(value)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	p.require(name, err == nil, fmt.Sprintf("%q is not host:port or :port", value))
+}
+
+func list(s string) []string {
+	var l []string
+	for element := range strings.SplitSeq(s, ",") {
+		if element = strings.TrimSpace(element); element != "" {
+			l = append(l, element)
+		}
+	}
+	return l
+}
+
+// usage is the table of variables, from the fields above.
+const usage = `Environment:
+{{range .}}  {{usage_key .}}{{with usage_default .}} = {{.}}{{end}}
+      {{usage_description .}}
+{{end}}
+AWS and Docker take their own standard variables (DOCKER_HOST and friends).`
+
+func environmentUsage(w io.Writer) error {
+	return envconfig.Usagef(environmentPrefix, &environment{}, w, usage)
+}
+
+// shellEnvironment is what a shell of this machine gets of the gateway's own
+// environment: names that hold no secret.
+func shellEnvironment() (env []string, home string) {
+	for _, name := range []string{"HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TZ", "USER"} {
+		if value, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+value)
+		}
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		home = "/"
+	}
+	return env, home
+}

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/molecule-ai/termgw/pkg/router"
+	"github.com/molecule-ai/termgw/pkg/runner"
+)
+
+// gateway is what serve and demo have in common: listeners, background work,
+// and an end in order.
+type gateway struct {
+	log     *slog.Logger
+	router  *router.Router
+	drain   time.Duration
+	servers []server
+	jobs    []func(context.Context) error // run until their context ends
+}
+
+type server struct {
+	listener net.Listener
+	handler  http.Handler
+}
+
+// headerTimeout is what a client has to send its request in; one that connects
+// and says nothing costs a descriptor for so long. maxHeader bounds that
+// request in bytes: a ticket of 8 KiB fits, twice.
+const (
+	headerTimeout = 10 * time.Second
+	maxHeader     = 32 << 10
+)
+
+// run serves until ctx ends or a part fails; then it ends the sessions, and
+// everything that it started.
+func (g *gateway) run(ctx context.Context) error {
+	wasIgnored()
+	parts, failed := errgroup.WithContext(ctx)
+	background, stop := context.WithCancel(context.Background())
+	defer stop()
+	for _, job := range g.jobs {
+		parts.Go(func() error { return job(background) })
+	}
+	servers := make([]*http.Server, len(g.servers))
+	for i, s := range g.servers {
+		var protocols http.Protocols
+		protocols.SetHTTP1(true) // a WebSocket is an HTTP/1.1 upgrade
+		servers[i] = &http.Server{
+			Handler: s.handler, Protocols: &protocols,
+			ReadHeaderTimeout: headerTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeader,
+			ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+		}
+		parts.Go(func() error {
+			if err := servers[i].Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serving %s: %w", s.listener.Addr(), err)
+			}
+			return nil
+		})
+	}
+	<-failed.Done()
+
+	g.log.Info("ending", "cause", context.Cause(failed))
+	deadline, cancel := context.WithTimeout(context.Background(), g.drain)
+	defer cancel()
+	err := g.router.Drain(deadline)
+	if err != nil {
+		g.log.Error("sessions are left", "err", err)
+	}
+	for _, s := range servers {
+		if s.Shutdown(deadline) != nil {
+			_ = s.Close()
+		}
+	}
+	stop()
+	return errors.Join(parts.Wait(), err)
+}
+
+// wasIgnored undoes what a gateway that was started by nohup, or in a script's
+// background, would hand down to its shells: an ignored SIGHUP or SIGINT, by
+// which a shell's Ctrl-C is dead. A signal that is caught goes back to its
+// default in a child. The gateway stays as deaf as it was started.
+func wasIgnored() {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return
+	}
+	_, rest, _ := strings.Cut(string(status), "\nSigIgn:")
+	mask, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
+	ignored, err := strconv.ParseUint(mask, 16, 64)
+	if err != nil {
+		return
+	}
+	for sig := syscall.Signal(1); sig < 32; sig++ {
+		if ignored&(1<<(sig-1)) != 0 {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
+}
+
+// newRegistry has the process's own metrics.
+func newRegistry() *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return reg
+}
+
+// orphanCounter counts what the ends of sessions found.
+func orphanCounter(reg prometheus.Registerer) func(runner.Swept) {
+	orphans := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "termgw_orphans_total",
+		Help: "Processes that a shell left behind: killed, kept because they were told to stay, or left, which should never move.",
+	}, []string{"outcome"})
+	reg.MustRegister(orphans)
+	killed, kept, left := orphans.WithLabelValues("killed"), orphans.WithLabelValues("kept"), orphans.WithLabelValues("left")
+	return func(s runner.Swept) {
+		killed.Add(float64(s.Killed))
+		kept.Add(float64(s.Kept))
+		left.Add(float64(s.Left))
+	}
+}
+
+// adminHandler serves /metrics and pprof, which are for operators alone.
+func adminHandler(reg *prometheus.Registry) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+func listen(address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listening: %w", err)
+	}
+	return l, nil
+}

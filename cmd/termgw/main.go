@@ -1,0 +1,104 @@
+// Command termgw is a terminal gateway: it carries a browser's WebSocket to the
+// shell of a workspace's container. This package holds its subcommands and its
+// configuration, the only code that reads the environment, and wires the
+// packages under pkg together.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// version is set by the build (-ldflags "-X main.version=…").
+var version = "dev"
+
+type cli struct {
+	Serve   ServeCmd   `cmd:"" help:"Run the gateway. It is configured by environment variables: see 'termgw serve --help'."`
+	Demo    DemoCmd    `cmd:"" help:"Run everything in one process on this machine and open a shell in the browser."`
+	Migrate MigrateCmd `cmd:"" help:"Create or update the gateway's own schema in Postgres (TERMGW_DATABASE_URL)."`
+	Ticket  TicketCmd  `cmd:"" help:"Make a signing key; mint and check tickets by hand."`
+	Connect ConnectCmd `cmd:"" help:"Open a terminal of a gateway in this terminal."`
+	Version VersionCmd `cmd:"" help:"Print the version."`
+}
+
+// stdio is what a command reads and writes.
+type stdio struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// exitStatus is an error that only sets the exit status: what there was to say
+// was said.
+type exitStatus int
+
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	status := run(ctx, os.Args[1:], &stdio{os.Stdin, os.Stdout, os.Stderr})
+	stop()
+	os.Exit(status)
+}
+
+func run(ctx context.Context, args []string, std *stdio) int {
+	var c cli
+	status := -1
+	parser, err := kong.New(&c,
+		kong.Name("termgw"),
+		kong.Description("A terminal gateway: browser to workspace, by a signed ticket and a WebSocket."),
+		kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.Writers(std.Out, std.Err),
+		kong.Exit(func(code int) { status = code }),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Bind(std),
+	)
+	if err != nil {
+		panic(err) // the structs above are wrong
+	}
+	command, err := parser.Parse(args)
+	if status >= 0 {
+		return status // --help was answered
+	}
+	if err != nil {
+		parser.FatalIfErrorf(err)
+		return 2
+	}
+	err = command.Run()
+	var quiet exitStatus
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &quiet):
+		return int(quiet)
+	default:
+		_, _ = fmt.Fprintf(std.Err, "termgw: %v\n", err)
+		return 1
+	}
+}
+
+// VersionCmd prints the version.
+type VersionCmd struct{}
+
+// Run prints one line.
+func (VersionCmd) Run(std *stdio) error {
+	commit := "unknown"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				commit = s.Value
+			}
+		}
+	}
+	_, err := fmt.Fprintf(std.Out, "termgw %s (commit %s, %s %s/%s)\n", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return err
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/client"
+
+	"github.com/molecule-ai/termgw/pkg/router"
+	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/ticket"
+)
+
+// ServeCmd runs the gateway.
+type ServeCmd struct{}
+
+// Help lists the environment variables.
+func (ServeCmd) Help() string {
+	var b strings.Builder
+	if err := environmentUsage(&b); err != nil {
+		panic(err) // the template is wrong
+	}
+	return b.String()
+}
+
+// Run serves until it is told to end.
+func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
+	cfg, err := loadConfig()
+	if err != nil {
+		return err
+	}
+	log := newLogger(std.Err, cfg.LogFormat, cfg.LogLevel)
+	g := gateway{log: log, drain: cfg.DrainTimeout}
+
+	keys, err := ticket.OpenKeys(ticket.KeysConfig{Location: cfg.TicketJWKS, Logger: log})
+	if err != nil {
+		return fmt.Errorf("TERMGW_TICKET_JWKS: %w", err)
+	}
+	g.jobs = append(g.jobs, keys.Run)
+
+	sessions, purge, err := openStore(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sessions.Close()) }()
+	g.jobs = append(g.jobs, purge)
+
+	engine, err := client.New(client.FromEnv)
+	if err != nil {
+		return fmt.Errorf("DOCKER_HOST: %w", err)
+	}
+	defer func() { err = errors.Join(err, engine.Close()) }()
+
+	reg := newRegistry()
+	docker := runner.NewDocker(runner.DockerConfig{
+		Client: engine, Shells: cfg.Shells, EndDetached: !cfg.KeepDetached, Swept: orphanCounter(reg),
+	})
+	g.router = router.New(router.Config{
+		Verifier: ticket.NewVerifier(ticket.VerifierConfig{
+			Keys: keys, Issuer: cfg.TicketIssuer, Audience: cfg.TicketAudience, MaxTTL: cfg.TicketMaxTTL,
+		}),
+		Store: sessions, Local: docker, Docker: docker.Ping,
+		BasePath: cfg.BasePath, AllowedOrigins: cfg.AllowedOrigins, TrustedProxies: cfg.TrustedProxies,
+		PingInterval: cfg.PingInterval, IdleTimeout: cfg.IdleTimeout, MaxSession: cfg.MaxSession,
+		MaxSessions: cfg.MaxSessions, Replica: replicaName(),
+		Log: log, Metrics: router.NewMetrics(reg),
+	})
+
+	terminals, err := listen(cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("TERMGW_LISTEN: %w", err)
+	}
+	g.servers = append(g.servers, server{terminals, g.router})
+	if cfg.AdminListen != "" {
+		admin, err := listen(cfg.AdminListen)
+		if err != nil {
+			return errors.Join(fmt.Errorf("TERMGW_ADMIN_LISTEN: %w", err), terminals.Close())
+		}
+		g.servers = append(g.servers, server{admin, adminHandler(reg)})
+		log.Info("serving metrics", "address", admin.Addr().String())
+	}
+	log.Info("serving terminals", "address", terminals.Addr().String(), "version", version)
+	return g.run(ctx)
+}
+
+// sessionStore is a store and its end.
+type sessionStore interface {
+	router.Store
+	io.Closer
+}
+
+// purgeEvery is how often a replica tries to remove old rows; one gets to.
+const purgeEvery = 10 * time.Minute
+
+// openStore opens the store that is configured, and tells its background work.
+func openStore(ctx context.Context, cfg config, log *slog.Logger) (sessionStore, func(context.Context) error, error) {
+	if cfg.DatabaseURL == "" {
+		workspaces, err := store.ReadWorkspacesFile(cfg.WorkspacesFile)
+		if err != nil {
+			return nil, nil, fmt.Errorf("TERMGW_WORKSPACES_FILE: %w", err)
+		}
+		// A ticket's time is in whole seconds. Served from the next one on,
+		// a ticket of this process is told from one that an earlier process
+		// may have seen.
+		since := time.Now().Truncate(time.Second).Add(time.Second)
+		log.Info("no database: sessions are kept in this process, which must be the only replica", "workspaces", len(workspaces))
+		select {
+		case <-time.After(time.Until(since)):
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+		memory := store.NewMemory(store.MemoryConfig{Lookup: store.LookupIn(workspaces), Since: since})
+		return memory, func(ctx context.Context) error { <-ctx.Done(); return nil }, nil
+	}
+	postgres, err := store.OpenPostgres(store.PostgresConfig{URL: cfg.DatabaseURL, WorkspaceQuery: cfg.WorkspaceQuery})
+	if err != nil {
+		return nil, nil, fmt.Errorf("TERMGW_DATABASE_URL, TERMGW_WORKSPACE_QUERY: %w", err)
+	}
+	return postgres, func(ctx context.Context) error {
+		tick := time.NewTicker(purgeEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				if err := postgres.Purge(ctx); err != nil {
+					log.Warn("old rows were not purged", "err", err)
+				}
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}, nil
+}
+
+// replicaName tells this process from every other in the audit trail.
+func replicaName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return host + "-" + strings.ToLower(rand.Text()[:6])
+}
+
+func newLogger(w io.Writer, format string, level slog.Level) *slog.Logger {
+	options := &slog.HandlerOptions{Level: level}
+	if format == "text" {
+		return slog.New(slog.NewTextHandler(w, options))
+	}
+	return slog.New(slog.NewJSONHandler(w, options))
+}
+
+// MigrateCmd brings the schema up to date.
+type MigrateCmd struct{}
+
+// Run applies what is missing and names it.
+func (MigrateCmd) Run(ctx context.Context, std *stdio) error {
+	url := os.Getenv("TERMGW_DATABASE_URL")
+	if url == "" {
+		return errors.New("TERMGW_DATABASE_URL is not set")
+	}
+	applied, err := store.Migrate(ctx, url)
+	for _, name := range applied {
+		_, _ = fmt.Fprintf(std.Out, "applied %s\n", name)
+	}
+	if err == nil && len(applied) == 0 {
+		_, err = fmt.Fprintln(std.Out, "the schema is up to date")
+	}
+	return err
+}

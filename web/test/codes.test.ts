@@ -1,0 +1,71 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { closedEnd, type Retry } from "../client/codes.js";
+
+// The gateway's table, written out again: a change of either side has to be meant.
+const contract: [close: number, code: string, retry: Retry][] = [
+  [1000, "exit", "never"],
+  [1009, "too_large", "never"],
+  [1012, "draining", "now"],
+  [1013, "overloaded", "now"],
+  [4400, "bad_message", "never"],
+  [4401, "ticket_missing", "fresh_ticket"],
+  [4401, "ticket_invalid", "fresh_ticket"],
+  [4401, "ticket_expired", "fresh_ticket"],
+  [4403, "ticket_mismatch", "never"],
+  [4404, "workspace_not_found", "never"],
+  [4404, "container_not_running", "never"],
+  [4408, "idle_timeout", "fresh_ticket"],
+  [4409, "ticket_used", "fresh_ticket"],
+  [4410, "session_expired", "fresh_ticket"],
+  [4423, "revoked", "never"],
+  [4429, "too_many_sessions", "later"],
+  [4502, "backend_failed", "now"],
+  [4503, "store_unavailable", "now"],
+  [4504, "tunnel_expired", "fresh_ticket"],
+];
+
+for (const [close, code, retry] of contract) {
+  test(`${close} ${code}: by the error message, by the close reason, and a sentence for each`, () => {
+    const error = { code, message: "The server's words.", retryable: retry !== "never" };
+    const told = closedEnd(close, "", error, undefined);
+    assert.equal(told.code, code);
+    assert.equal(told.retry, retry);
+    assert.equal(told.message, "The server's words.");
+
+    const silent = closedEnd(close, code, undefined, undefined);
+    assert.equal(silent.code, code);
+    assert.equal(silent.close, close);
+    assert.ok(silent.title.length > 0 && silent.message.endsWith("."));
+  });
+
+  test(`${close} alone is one of its codes`, () => {
+    const { code: found } = closedEnd(close, "", undefined, undefined);
+    const sharing = contract.filter((row) => row[0] === close).map((row) => row[1]);
+    assert.ok(sharing.includes(found), `${found} is one of ${sharing.join(", ")}`);
+  });
+}
+
+test("a close reason that belongs to another close code is not believed", () => {
+  assert.equal(closedEnd(4423, "exit", undefined, undefined).code, "revoked");
+});
+
+for (const [retryable, retry] of [
+  [true, "fresh_ticket"],
+  [false, "never"],
+] as const) {
+  test(`a code newer than the table, retryable ${retryable}: the server decides`, () => {
+    const error = { code: "moon_phase", message: "Wait for the moon.", retryable };
+    const end = closedEnd(4999, "", error, undefined);
+    assert.equal(end.code, "unknown");
+    assert.equal(end.close, 4999);
+    assert.equal(end.retry, retry);
+    assert.equal(end.message, "Wait for the moon.");
+  });
+}
+
+for (const close of [1001, 1005, 1011, 4999]) {
+  test(`${close} without a word is an end without a reason`, () => {
+    assert.equal(closedEnd(close, "", undefined, undefined).code, "unknown");
+  });
+}
