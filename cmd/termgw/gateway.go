@@ -82,8 +82,12 @@ func (g *gateway) run(ctx context.Context) error {
 	if err != nil {
 		g.log.Error("sessions are left", "err", err)
 	}
+	// What is left are short requests, and connections that a browser opened
+	// ahead and never used, which Shutdown would wait 5 s for.
+	short, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
 	for _, s := range servers {
-		if s.Shutdown(deadline) != nil {
+		if s.Shutdown(short) != nil {
 			_ = s.Close()
 		}
 	}

@@ -92,7 +92,11 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	err = s.terminal(ws)
-	s.log.Info("session ended", "code", outcomeOf(err).code, "target", s.target, "duration", time.Since(s.started), "err", err)
+	attrs := []any{"code", outcomeOf(err).code, "target", s.target, "duration", time.Since(s.started).String()}
+	if err != nil {
+		attrs = append(attrs, "err", err)
+	}
+	s.log.Info("session ended", attrs...)
 }
 
 // checkTicket reads the request: who, and the terminal's first size.
@@ -140,7 +144,7 @@ func (s *session) start(ctx context.Context, w store.Workspace, size bridge.Size
 	if err != nil {
 		return nil, cmp.Or(context.Cause(ctx), err)
 	}
-	s.log.Info("session started", "target", s.target, "after", time.Since(s.started))
+	s.log.Info("session started", "target", s.target, "after", time.Since(s.started).String())
 	s.Metrics.started(s.target, time.Since(s.started))
 	return term, nil
 }

@@ -285,7 +285,7 @@ func (t *dockerTerminal) end(all bool) error {
 	if err != nil || swept.Left > 0 {
 		log = t.log.Error
 	}
-	log("shell ended", "container", t.container, "killed", swept.Killed, "kept", swept.Kept, "left", swept.Left, "err", err)
+	log("shell ended", "container", t.container, "killed", swept.Killed, "kept", swept.Kept, "left", swept.Left, failure(err))
 	return err
 }
 

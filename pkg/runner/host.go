@@ -209,6 +209,6 @@ func (t *hostTerminal) Close() error {
 	if err != nil || swept.Left > 0 {
 		log = t.log.Error
 	}
-	log("shell ended", "killed", swept.Killed, "kept", swept.Kept, "left", swept.Left, "err", err)
+	log("shell ended", "killed", swept.Killed, "kept", swept.Kept, "left", swept.Left, failure(err))
 	return err
 }

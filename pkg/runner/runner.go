@@ -76,4 +76,12 @@ func signalOf(code int) string {
 	return ""
 }
 
+// failure is a log attribute that is there only when there is an error.
+func failure(err error) slog.Attr {
+	if err == nil {
+		return slog.Attr{}
+	}
+	return slog.Any("err", err)
+}
+
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
