@@ -48,58 +48,102 @@ type outcome struct {
 
 // outcomes is the one table. The first row whose error is in the chain counts.
 var outcomes = []outcome{
-	{is: errUnknown, code: "not_found", status: http.StatusNotFound,
-		message: "There is nothing here. A terminal is at /workspaces/{workspace_id}/terminal."},
-	{is: errNotWebSocket, code: "upgrade_required", status: http.StatusUpgradeRequired,
-		message: "This address is a terminal: open it as a WebSocket (version 13), with a ticket."},
-	{is: errHandshake, code: "bad_handshake", status: http.StatusBadRequest,
-		message: "The WebSocket handshake is malformed: send GET over HTTP/1.1 with a Sec-WebSocket-Key of 16 bytes in base64."},
-	{is: errOrigin, code: "origin_not_allowed", status: http.StatusForbidden,
-		message: "Pages of this origin may not open terminals here. An operator can allow it in TERMGW_ALLOWED_ORIGINS, or name the proxy in TERMGW_TRUSTED_PROXIES if it is the gateway's own."},
+	{
+		is: errUnknown, code: "not_found", status: http.StatusNotFound,
+		message: "There is nothing here. A terminal is at /workspaces/{workspace_id}/terminal.",
+	},
+	{
+		is: errNotWebSocket, code: "upgrade_required", status: http.StatusUpgradeRequired,
+		message: "This address is a terminal: open it as a WebSocket (version 13), with a ticket.",
+	},
+	{
+		is: errHandshake, code: "bad_handshake", status: http.StatusBadRequest,
+		message: "The WebSocket handshake is malformed: send GET over HTTP/1.1 with a Sec-WebSocket-Key of 16 bytes in base64.",
+	},
+	{
+		is: errOrigin, code: "origin_not_allowed", status: http.StatusForbidden,
+		message: "Pages of this origin may not open terminals here. An operator can allow it in TERMGW_ALLOWED_ORIGINS, or name the proxy in TERMGW_TRUSTED_PROXIES if it is the gateway's own.",
+	},
 
-	{is: errNoTicket, code: "ticket_missing", close: 4401, retry: true,
-		message: "This terminal needs a ticket. Open it from the workspace's page."},
-	{is: errTwoTickets, code: "ticket_invalid", close: 4401, retry: true,
-		message: "The request carries two different tickets. Send one."},
-	{is: ticket.ErrExpired, code: "ticket_expired", close: 4401, retry: true,
-		message: "The ticket for this terminal has expired. Open the terminal again to get a fresh one."},
-	{is: ticket.ErrInvalid, code: "ticket_invalid", close: 4401, retry: true,
-		message: "The ticket for this terminal is not valid. Open the terminal again to get a fresh one; if that fails too, tell your administrator."},
-	{is: errMismatch, code: "ticket_mismatch", close: 4403,
-		message: "The ticket is for another workspace. Open the terminal from the page of the workspace that you want."},
-	{is: store.ErrUsed, code: "ticket_used", close: 4409, retry: true,
-		message: "The ticket for this terminal was used before. Open the terminal again to get a fresh one."},
-	{is: store.ErrRevoked, code: "revoked", close: 4423,
-		message: "Access to this terminal was withdrawn. Ask your administrator if you need it back."},
-	{is: store.ErrNotFound, code: "workspace_not_found", close: 4404,
-		message: "There is no such workspace. It may have been deleted: look at the list of your workspaces."},
-	{is: store.ErrUnavailable, code: "store_unavailable", close: 4503, retry: true,
-		message: "The gateway cannot ask its database just now, so it opens no terminals. Try again in a moment."},
+	{
+		is: errNoTicket, code: "ticket_missing", close: 4401, retry: true,
+		message: "This terminal needs a ticket. Open it from the workspace's page.",
+	},
+	{
+		is: errTwoTickets, code: "ticket_invalid", close: 4401, retry: true,
+		message: "The request carries two different tickets. Send one.",
+	},
+	{
+		is: ticket.ErrExpired, code: "ticket_expired", close: 4401, retry: true,
+		message: "The ticket for this terminal has expired. Open the terminal again to get a fresh one.",
+	},
+	{
+		is: ticket.ErrInvalid, code: "ticket_invalid", close: 4401, retry: true,
+		message: "The ticket for this terminal is not valid. Open the terminal again to get a fresh one; if that fails too, tell your administrator.",
+	},
+	{
+		is: errMismatch, code: "ticket_mismatch", close: 4403,
+		message: "The ticket is for another workspace. Open the terminal from the page of the workspace that you want.",
+	},
+	{
+		is: store.ErrUsed, code: "ticket_used", close: 4409, retry: true,
+		message: "The ticket for this terminal was used before. Open the terminal again to get a fresh one.",
+	},
+	{
+		is: store.ErrRevoked, code: "revoked", close: 4423,
+		message: "Access to this terminal was withdrawn. Ask your administrator if you need it back.",
+	},
+	{
+		is: store.ErrNotFound, code: "workspace_not_found", close: 4404,
+		message: "There is no such workspace. It may have been deleted: look at the list of your workspaces.",
+	},
+	{
+		is: store.ErrUnavailable, code: "store_unavailable", close: 4503, retry: true,
+		message: "The gateway cannot ask its database just now, so it opens no terminals. Try again in a moment.",
+	},
 
-	{is: ErrDraining, code: "draining", close: websocket.StatusServiceRestart, retry: true,
-		message: "This gateway is going away for an update. Open the terminal again: another one takes over."},
-	{is: errOverloaded, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true,
-		message: "This gateway has as many terminals as it can hold. Try again in a moment."},
+	{
+		is: ErrDraining, code: "draining", close: websocket.StatusServiceRestart, retry: true,
+		message: "This gateway is going away for an update. Open the terminal again: another one takes over.",
+	},
+	{
+		is: errOverloaded, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true,
+		message: "This gateway has as many terminals as it can hold. Try again in a moment.",
+	},
 
-	{is: runner.ErrNotRunning, code: "container_not_running", close: 4404, docs: true,
-		message: "The workspace's container is not running. Start the workspace and open the terminal again. If it runs, see " + docsPage + " for how a container is found."},
-	{is: errRemote, code: "backend_failed", close: 4502, retry: true, docs: true,
-		message: "This workspace is on an instance of its own, and this gateway is not set up to reach it. See " + docsPage + "."},
-	{is: bridge.ErrTooLarge, code: "too_large", close: websocket.StatusMessageTooBig,
-		message: "A message was too large: input goes in messages of at most 1 MiB, control messages of at most 4 KiB."},
-	{is: bridge.ErrBadMessage, code: "bad_message", close: 4400,
-		message: "The client sent something that is not in the protocol, so the terminal was closed. Reload the page; if it happens again, report it."},
-	{is: bridge.ErrIdle, code: "idle_timeout", close: 4408, retry: true,
-		message: "The terminal was closed because nothing was typed for a while. Open a new one to go on."},
-	{is: bridge.ErrExpired, code: "session_expired", close: 4410, retry: true,
-		message: "The terminal reached its longest time and was closed. Open a new one to go on."},
+	{
+		is: runner.ErrNotRunning, code: "container_not_running", close: 4404, docs: true,
+		message: "The workspace's container is not running. Start the workspace and open the terminal again. If it runs, see " + docsPage + " for how a container is found.",
+	},
+	{
+		is: errRemote, code: "backend_failed", close: 4502, retry: true, docs: true,
+		message: "This workspace is on an instance of its own, and this gateway is not set up to reach it. See " + docsPage + ".",
+	},
+	{
+		is: bridge.ErrTooLarge, code: "too_large", close: websocket.StatusMessageTooBig,
+		message: "A message was too large: input goes in messages of at most 1 MiB, control messages of at most 4 KiB.",
+	},
+	{
+		is: bridge.ErrBadMessage, code: "bad_message", close: 4400,
+		message: "The client sent something that is not in the protocol, so the terminal was closed. Reload the page; if it happens again, report it.",
+	},
+	{
+		is: bridge.ErrIdle, code: "idle_timeout", close: 4408, retry: true,
+		message: "The terminal was closed because nothing was typed for a while. Open a new one to go on.",
+	},
+	{
+		is: bridge.ErrExpired, code: "session_expired", close: 4410, retry: true,
+		message: "The terminal reached its longest time and was closed. Open a new one to go on.",
+	},
 	{is: bridge.ErrClosed, code: "client_closed"},
 	{is: bridge.ErrLost, code: "client_lost"},
 }
 
 // backendFailed is what any other error means: a part behind the gateway.
-var backendFailed = outcome{code: "backend_failed", close: 4502, retry: true, docs: true,
-	message: "The shell could not be reached: a part behind the gateway failed. Try again; if it goes on, an administrator finds the steps to check in " + docsPage + "."}
+var backendFailed = outcome{
+	code: "backend_failed", close: 4502, retry: true, docs: true,
+	message: "The shell could not be reached: a part behind the gateway failed. Try again; if it goes on, an administrator finds the steps to check in " + docsPage + ".",
+}
 
 // exited is the end that is no error.
 var exited = outcome{code: "exit", close: websocket.StatusNormalClosure}

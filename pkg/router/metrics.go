@@ -70,12 +70,14 @@ func (m *Metrics) started(target string, took time.Duration) {
 }
 
 func (m *Metrics) ended(target, code string, lasted time.Duration, sum bridge.Summary) {
-	m.active.WithLabelValues(target).Dec()
 	m.total.WithLabelValues(target, code).Inc()
 	m.duration.Observe(lasted.Seconds())
 	m.bytes.WithLabelValues("in").Add(float64(sum.BytesIn))
 	m.bytes.WithLabelValues("out").Add(float64(sum.BytesOut))
 }
+
+// left makes up for started, apart from ended: it must not be missed by a panic.
+func (m *Metrics) left(target string) { m.active.WithLabelValues(target).Dec() }
 
 func (m *Metrics) refused(target, code string) { m.total.WithLabelValues(target, code).Inc() }
 

@@ -30,7 +30,8 @@ func (rt *Router) checkRequest(r *http.Request, id string) error {
 		return errNotWebSocket
 	}
 	key, err := base64.StdEncoding.DecodeString(r.Header.Get("Sec-WebSocket-Key"))
-	if r.Method != http.MethodGet || !r.ProtoAtLeast(1, 1) || err != nil || len(key) != 16 {
+	if r.Method != http.MethodGet || !r.ProtoAtLeast(1, 1) || err != nil || len(key) != 16 ||
+		len(r.Header.Values("Sec-WebSocket-Key")) != 1 {
 		return errHandshake
 	}
 	return rt.checkOrigin(r)
@@ -68,13 +69,24 @@ func (rt *Router) ownOrigin(r *http.Request) string {
 	if rt.trusts(peerAddr(r)) {
 		// The last value is the nearest proxy's own.
 		if v := lastValue(r.Header, "X-Forwarded-Proto"); v != "" {
-			scheme = v
+			scheme = httpScheme(v)
 		}
 		if v := lastValue(r.Header, "X-Forwarded-Host"); v != "" {
 			host = v
 		}
 	}
 	return scheme + "://" + host
+}
+
+// httpScheme undoes what Traefik does to a WebSocket's scheme.
+func httpScheme(s string) string {
+	switch strings.ToLower(s) {
+	case "ws":
+		return "http"
+	case "wss":
+		return "https"
+	}
+	return s
 }
 
 // normalOrigin gives an origin in lower case without its scheme's own port, or
@@ -84,10 +96,10 @@ func normalOrigin(s string) string {
 	if err != nil || u.Host == "" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "" {
 		return ""
 	}
-	switch {
-	case u.Scheme == "http":
+	switch u.Scheme {
+	case "http":
 		return "http://" + strings.TrimSuffix(u.Host, ":80")
-	case u.Scheme == "https":
+	case "https":
 		return "https://" + strings.TrimSuffix(u.Host, ":443")
 	}
 	return ""
@@ -103,7 +115,7 @@ func (rt *Router) clientAddr(r *http.Request) string {
 		if err != nil {
 			break
 		}
-		addr = hop.Unmap()
+		addr = hop.Unmap().WithZone("") // a zone can be any text, and means nothing elsewhere
 	}
 	if !addr.IsValid() {
 		return ""
@@ -126,7 +138,7 @@ func peerAddr(r *http.Request) netip.Addr {
 		return netip.Addr{}
 	}
 	addr, _ := netip.ParseAddr(host)
-	return addr.Unmap()
+	return addr.Unmap().WithZone("")
 }
 
 // ticketOf finds the request's one ticket: in a subprotocol, in Authorization,

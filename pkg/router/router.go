@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
+	"github.com/go-chi/chi/v5/middleware"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/runner"
@@ -75,6 +76,7 @@ type Router struct {
 // New returns a router; Drain ends its sessions.
 func New(cfg Config) *Router {
 	rt := &Router{Config: cfg, mux: chi.NewRouter(), live: newSessions(cfg.MaxSessions)}
+	rt.mux.Use(middleware.GetHead) // some probes ask /healthz by HEAD
 	rt.mux.NotFound(func(w http.ResponseWriter, r *http.Request) { problem(w, errUnknown) })
 	rt.mux.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) { problem(w, errUnknown) })
 	rt.mux.Get("/healthz", func(w http.ResponseWriter, r *http.Request) {
@@ -128,6 +130,11 @@ func (rt *Router) ready(w http.ResponseWriter, r *http.Request) {
 // problem answers an error that is told before the upgrade (RFC 9457).
 func problem(w http.ResponseWriter, err error) {
 	o := outcomeOf(err)
+	if o.status == http.StatusUpgradeRequired { // RFC 9110, 15.5.22; RFC 6455, 4.4
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "websocket")
+		w.Header().Set("Sec-WebSocket-Version", "13")
+	}
 	writeJSON(w, o.status, "application/problem+json", map[string]any{
 		"title":  http.StatusText(o.status),
 		"status": o.status,

@@ -53,12 +53,16 @@ func (s *session) terminal(ws *websocket.Conn) error {
 		s.finish(store.End{Reason: outcomeOf(err).code})
 		return s.refuse(ws, err)
 	}
+	defer s.Metrics.left(s.target)
 
 	b := bridge.New(ws, term, s.options(claims))
 	sum := b.Run(ctx)
 	end := outcomeOf(sum.Cause)
 	s.finish(store.End{Reason: end.code, ExitCode: exitCode(sum.Exit), BytesIn: sum.BytesIn, BytesOut: sum.BytesOut})
 	s.Metrics.ended(s.target, end.code, time.Since(s.started), sum)
+	if end.close == 0 {
+		_ = ws.CloseNow() // a blank message to a client that may still listen helps nobody
+	}
 	if sum.Cause == nil {
 		b.Close(end.close, nil)
 	} else {
@@ -77,6 +81,7 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 	}
 	s.log = rt.Log.With("session", s.id, "workspace", s.workspaceID, "client", s.client)
 	if err := rt.checkRequest(r, s.workspaceID); err != nil {
+		s.Metrics.refused(s.target, outcomeOf(err).code)
 		if !errors.Is(err, errUnknown) {
 			s.log.Info("request refused", "code", outcomeOf(err).code, "origin", r.Header.Get("Origin"), "err", err)
 		}
@@ -85,12 +90,13 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 	}
 	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{bridge.Subprotocol},
-		InsecureSkipVerify: true, //nolint:gosec // checkRequest compared the origin, its scheme too
+		InsecureSkipVerify: true, // checkRequest compared the origin, its scheme too
 	})
 	if err != nil {
 		s.log.Info("request refused", "code", outcomeOf(errHandshake).code, "err", err)
 		return
 	}
+	defer func() { _ = ws.CloseNow() }() // after a panic: net/http leaves a hijacked connection open
 	err = s.terminal(ws)
 	attrs := []any{"code", outcomeOf(err).code, "target", s.target, "duration", time.Since(s.started).String()}
 	if err != nil {
@@ -123,6 +129,9 @@ func (s *session) redeem(ctx context.Context, claims ticket.Claims) (store.Works
 	workspace, err := s.Store.Redeem(ctx, claims, store.Session{ID: s.id, Replica: s.Replica, ClientAddr: s.client})
 	if errors.Is(err, store.ErrUsed) || errors.Is(err, store.ErrRevoked) {
 		s.Metrics.rejections.WithLabelValues(outcomeOf(err).code).Inc()
+	}
+	if errors.Is(err, store.ErrUnavailable) {
+		err = cmp.Or(context.Cause(ctx), err) // cut while it asked, the store is not to blame
 	}
 	return workspace, err
 }

@@ -1,0 +1,539 @@
+package router
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/ticket"
+)
+
+func TestSession(t *testing.T) {
+	g := open(t, func(c *Config) { c.IdleTimeout, c.MaxSession = 30*time.Minute, 8*time.Hour })
+	raw := g.ticket("ws-1", func(c *ticket.Claims) { c.Mode, c.MaxSession = ticket.ReadOnly, time.Hour })
+	p := g.ask(t, terminal("ws-1", raw, v1, query("cols=120&rows=40")))
+	ready := p.message("ready")
+	s := <-g.local.asked
+	id := ready["session"].(string)
+	for field, want := range map[string]any{
+		"workspace": "ws-1", "target": "local", "mode": "ro", "idle_timeout": 1800.0, "max_session": 3600.0,
+	} {
+		if ready[field] != want {
+			t.Errorf("ready says %s %v, want %v", field, ready[field], want)
+		}
+	}
+	s.Log = nil
+	if want := (runner.Target{Session: id, WorkspaceID: "ws-1", Name: "One", Container: "c-1"}); s.Target != want {
+		t.Errorf("started %+v, want %+v", s.Target, want)
+	}
+	if want := (bridge.Size{Cols: 120, Rows: 40}); s.Size != want {
+		t.Errorf("the first size is %v, want %v", s.Size, want)
+	}
+	if want := (store.Session{ID: id, Replica: "replica-1", ClientAddr: "127.0.0.1"}); g.store.sessions[0] != want {
+		t.Errorf("redeemed for %+v, want %+v", g.store.sessions[0], want)
+	}
+	g.wantMetric(1, "termgw_sessions_active", "target=local")
+	g.wantMetric(1, "termgw_session_start_seconds", "target=local")
+
+	s.out <- "hello"
+	if op, payload, err := p.next(); err != nil || op != opBinary || string(payload) != "hello" {
+		t.Fatalf("want output, got opcode %d %q, %v", op, payload, err)
+	}
+	g.wantMetric(5, "termgw_backlog_bytes")
+	s.exit = bridge.Exit{Code: 3}
+	s.quit()
+	f := p.rest()
+	if f.code != 1000 || f.reason != "exit" || len(f.text) != 1 || f.text[0] != `{"type":"exit","code":3}` {
+		t.Errorf("the end is %+v", f)
+	}
+	g.handler.Wait()
+	end := g.store.end(id)
+	if end.ExitCode == nil || *end.ExitCode != 3 || end.Reason != "exit" || end.BytesOut != 5 || end.BytesIn != 0 {
+		t.Errorf("recorded %+v", end)
+	}
+	g.wantMetric(0, "termgw_sessions_active", "target=local")
+	g.wantMetric(0, "termgw_backlog_bytes")
+	g.wantMetric(1, "termgw_sessions_total", "code=exit", "target=local")
+	g.wantMetric(1, "termgw_session_duration_seconds")
+	g.wantMetric(5, "termgw_bytes_total", "direction=out")
+	g.wantMetric(1, "termgw_store_seconds", "op=redeem")
+	g.wantMetric(1, "termgw_store_seconds", "op=finish")
+
+	for line := range strings.Lines(g.logs.String()) {
+		if !strings.Contains(line, `"session":"`+id+`"`) || !strings.Contains(line, `"workspace":"ws-1"`) {
+			t.Errorf("a line of the session does not name it: %s", line)
+		}
+	}
+	if n := strings.Count(g.logs.String(), `"msg":"session ended"`); n != 1 {
+		t.Errorf("the end was logged %d times", n)
+	}
+}
+
+func TestClientLeaves(t *testing.T) {
+	g := open(t)
+	p := g.ask(t, terminal("ws-1", g.ticket("ws-1")))
+	s := <-g.local.asked
+	p.send(opBinary, "abc")
+	first := <-s.typed
+	p.send(opText, "de") // raw mode: input as well
+	if second := <-s.typed; first != "abc" || second != "de" {
+		t.Errorf("typed %q, %q", first, second)
+	}
+	p.send(opClose, "\x03\xe8")
+	p.rest()
+	g.handler.Wait()
+	end := g.store.end(s.Session)
+	if end.Reason != "client_closed" || end.ExitCode == nil || end.BytesIn < 3 || end.BytesIn > 5 {
+		t.Errorf("recorded %+v", end) // the last piece may not be counted yet when the client leaves
+	}
+	g.wantMetric(float64(end.BytesIn), "termgw_bytes_total", "direction=in")
+	g.wantMetric(1, "termgw_sessions_total", "code=client_closed", "target=local")
+	g.wantMetric(0, "termgw_sessions_active", "target=local")
+}
+
+// TestInstanceDecidesTarget keeps the platform's rule: an instance_id in the
+// row leads to the remote runner, an empty one to the local.
+func TestInstanceDecidesTarget(t *testing.T) {
+	g := open(t)
+	for workspace, starter := range map[string]*fakeStarter{"ws-1": g.local, "far": g.remote} {
+		p := g.ask(t, terminal(workspace, g.ticket(workspace), v1))
+		ready := p.message("ready")
+		s := <-starter.asked
+		if want := map[bool]string{true: "local", false: "remote"}[starter == g.local]; ready["target"] != want || s.WorkspaceID != workspace {
+			t.Errorf("%s: started %s by %v, want %s", workspace, s.WorkspaceID, ready["target"], want)
+		}
+		s.quit()
+		p.rest()
+	}
+
+	g = open(t, func(c *Config) { c.Remote = nil })
+	f := g.ask(t, terminal("far", g.ticket("far"), v1)).rest()
+	if f.code != 4502 || len(f.text) != 1 || !strings.Contains(f.text[0], `"detail":"remote","docs":"docs/infra/workspace-terminal.md"`) {
+		t.Errorf("without a remote runner: %+v", f)
+	}
+	g.wantMetric(1, "termgw_sessions_total", "code=backend_failed", "target=remote")
+	if len(g.local.asked) > 0 {
+		t.Error("a remote workspace got a local shell")
+	}
+}
+
+// TestSubprotocol: termgw.v1 is negotiated or nothing is, and a ticket is never
+// sent back. A browser that offers only a ticket fails the connection then, as the
+// WHATWG's standard demands (seen in Chromium: closed with 1006); RFC 6455 lets
+// other clients go on. A raw-mode page must put its ticket into the query.
+func TestSubprotocol(t *testing.T) {
+	g := open(t)
+	for _, test := range []struct {
+		name  string
+		offer []string // %s is the ticket
+		want  string
+	}{
+		{"none but a ticket", []string{"termgw.ticket.%s"}, ""},
+		{"ticket first", []string{"termgw.ticket.%s, termgw.v1"}, "termgw.v1"},
+		{"ticket last", []string{"termgw.v1,termgw.ticket.%s"}, "termgw.v1"},
+		{"two headers", []string{"termgw.ticket.%s", "termgw.v1"}, "termgw.v1"},
+		{"among others", []string{"tty, termgw.v2, termgw.v1, termgw.ticket.%s"}, "termgw.v1"},
+		{"others", []string{"tty, termgw.v2, termgw.ticket.%s"}, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			raw := g.ticket("ws-1")
+			offer := make([]string, len(test.offer))
+			for i, o := range test.offer {
+				offer[i] = strings.ReplaceAll(o, "%s", raw)
+			}
+			p := g.ask(t, terminal("ws-1", "", with("Sec-WebSocket-Protocol", offer...)))
+			if got := strings.Join(p.header.Values("Sec-WebSocket-Protocol"), ","); p.status != 101 || got != test.want {
+				t.Fatalf("status %d, answered %q, want %q", p.status, got, test.want)
+			}
+			if strings.Contains(fmt.Sprint(p.header), raw) {
+				t.Error("the ticket was sent back")
+			}
+			s := <-g.local.asked
+			s.quit()
+			f := p.rest()
+			if spoke := len(f.text) > 0; f.code != 1000 || spoke != (test.want != "") {
+				t.Errorf("control messages %q, close %d", f.text, f.code)
+			}
+		})
+	}
+}
+
+// TestTicketIsNotTold: wherever a ticket came from and whatever came of it, it
+// is neither logged nor sent back.
+func TestTicketIsNotTold(t *testing.T) {
+	g := open(t)
+	for name, place := range map[string]func(raw string) func(*ask){
+		"query":         func(raw string) func(*ask) { return query("ticket=" + raw) },
+		"subprotocol":   func(raw string) func(*ask) { return with("Sec-WebSocket-Protocol", "termgw.v1, termgw.ticket."+raw) },
+		"authorization": func(raw string) func(*ask) { return with("Authorization", "Bearer "+raw) },
+	} {
+		for _, spoil := range []func(*ask){
+			func(*ask) {}, // used by then
+			with("Origin", "https://evil.example"),
+			with("Sec-WebSocket-Key", "x"),
+			func(a *ask) { a.target = strings.Replace(a.target, "ws-1", "ws-2", 1) },
+			func(a *ask) { a.header.Add("Authorization", "Bearer another") },
+		} {
+			raw := g.ticket("ws-1")
+			for range 2 {
+				p := g.ask(t, terminal("ws-1", "", place(raw), spoil))
+				var f farewell
+				if p.status == http.StatusSwitchingProtocols {
+					select {
+					case s := <-g.local.asked:
+						s.quit()
+					default:
+					}
+					p.send(opClose, "\x03\xe8")
+					f = p.rest()
+				}
+				signature := raw[strings.LastIndexByte(raw, '.')+1:]
+				if told := fmt.Sprint(p.header, string(p.body), f); strings.Contains(told, signature) {
+					t.Errorf("%s: the ticket was sent back: %s", name, told)
+				}
+				g.handler.Wait()
+				if strings.Contains(g.logs.String(), signature) {
+					t.Fatalf("%s: the ticket was logged: %s", name, g.logs)
+				}
+			}
+		}
+	}
+}
+
+func TestRefused(t *testing.T) {
+	g := open(t)
+	fails(store.ErrUnavailable)(g)
+	f := g.ask(t, terminal("ws-1", g.ticket("ws-1"))).rest()
+	if want := outcomeOf(store.ErrUnavailable).message + "\r\n"; f.code != 4503 || f.reason != "store_unavailable" ||
+		len(f.text) != 1 || f.text[0] != want || len(f.binary) > 0 {
+		t.Errorf("raw mode is told %+v, want %q", f, want)
+	}
+
+	g.store.during = nil
+	g.local.before = func(context.Context) error {
+		return &runner.Error{Step: "docker", Err: errors.New("dial unix /var/run/docker.sock: connect: no such file")}
+	}
+	f = g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1)).rest()
+	if f.code != 4502 || f.reason != "backend_failed" || len(f.text) != 1 {
+		t.Fatalf("termgw.v1 is told %+v", f)
+	}
+	var message map[string]any
+	if err := json.Unmarshal([]byte(f.text[0]), &message); err != nil {
+		t.Fatal(err)
+	}
+	for field, want := range map[string]any{
+		"type": "error", "code": "backend_failed", "message": backendFailed.message, "retryable": true,
+		"detail": "docker", "docs": "docs/infra/workspace-terminal.md",
+	} {
+		if message[field] != want {
+			t.Errorf("%s is %v, want %v", field, message[field], want)
+		}
+	}
+	g.handler.Wait()
+	g.store.mu.Lock()
+	defer g.store.mu.Unlock()
+	if end := g.store.ends[g.store.sessions[1].ID]; end.Reason != "backend_failed" || end.ExitCode != nil {
+		t.Errorf("a start that failed is recorded as %+v", end)
+	}
+	if len(g.store.ends) != 1 {
+		t.Errorf("%d ends recorded; a ticket that was not redeemed has no row", len(g.store.ends))
+	}
+}
+
+// TestRefusalsAreCounted: each once, under its code, and as a ticket's only if
+// the ticket was at fault.
+func TestRefusalsAreCounted(t *testing.T) {
+	for _, f := range append(faults(), fault{
+		kind: "ticket", code: "ticket_expired", number: 4401,
+		request: func(g *gateway, a *ask) {
+			hourAgo := func(c *ticket.Claims) { c.IssuedAt = time.Now().Add(-time.Hour) }
+			a.header.Set("Authorization", "Bearer "+g.ticket("ws-1", hourAgo))
+		},
+	}) {
+		g := open(t)
+		a := terminal("ws-1", g.ticket("ws-1"))
+		f.spoil(g, a)
+		if code, number := g.ask(t, a).outcome(); code != f.code || number != f.number {
+			t.Errorf("told %s, %d; want %s, %d", code, number, f.code, f.number)
+		}
+		g.handler.Wait()
+		target, rejections := "target=none", 0.0
+		if f.kind == "start" {
+			target = "target=local"
+		}
+		if f.kind == "ticket" || f.code == "ticket_mismatch" || f.code == "ticket_used" || f.code == "revoked" {
+			rejections = 1
+		}
+		g.wantMetric(1, "termgw_sessions_total", "code="+f.code, target)
+		g.wantMetric(rejections, "termgw_ticket_rejections_total", "code="+f.code)
+		g.wantMetric(0, "termgw_sessions_active", "target=local")
+		g.wantMetric(0, "termgw_session_duration_seconds")
+		if len(g.local.asked) > 0 {
+			t.Errorf("%s: a shell was started", f.code)
+		}
+	}
+}
+
+func TestMaxSessions(t *testing.T) {
+	g := open(t, func(c *Config) { c.MaxSessions = 1 })
+	first := g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1))
+	first.message("ready")
+	raw := g.ticket("ws-1")
+	if code, number := g.ask(t, terminal("ws-1", raw)).outcome(); code != "overloaded" || number != 1013 {
+		t.Errorf("the second is told %s, %d", code, number)
+	}
+	(<-g.local.asked).quit()
+	first.rest()
+	g.handler.Wait()
+	g.ask(t, terminal("ws-1", raw, v1)).message("ready") // with the same ticket
+}
+
+func TestDrain(t *testing.T) {
+	g := open(t)
+	peers := []*peer{
+		g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1)),
+		g.ask(t, terminal("ws-2", g.ticket("ws-2"), v1)),
+	}
+	for _, p := range peers {
+		p.message("ready")
+	}
+	g.wantMetric(0, "termgw_draining")
+
+	drained := make(chan error, 1)
+	go func() { drained <- g.Drain(context.Background()) }()
+	for _, p := range peers {
+		if e := p.message("error"); e["code"] != "draining" || e["retryable"] != true {
+			t.Errorf("told %v", e)
+		}
+		if f := p.rest(); f.code != 1012 || f.reason != "draining" || len(f.text) > 0 {
+			t.Errorf("the end is %+v", f)
+		}
+	}
+	if err := <-drained; err != nil {
+		t.Errorf("Drain: %v", err)
+	}
+	g.wantMetric(1, "termgw_draining")
+	g.wantMetric(2, "termgw_sessions_total", "code=draining", "target=local")
+	if code, number := g.ask(t, terminal("ws-1", g.ticket("ws-1"))).outcome(); code != "draining" || number != 1012 {
+		t.Errorf("a new session is told %s, %d", code, number)
+	}
+	if err := g.Drain(context.Background()); err != nil {
+		t.Errorf("a second Drain: %v", err)
+	}
+}
+
+func TestDrainGivesUp(t *testing.T) {
+	g := open(t)
+	release := make(chan struct{})
+	g.local.edit = func(f *fakeTerm) { f.onClose = func() { <-release } }
+	p := g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1))
+	p.message("ready")
+	if err := g.Drain(canceled()); !errors.Is(err, context.Canceled) {
+		t.Errorf("Drain over a shell that does not end: %v", err)
+	}
+	close(release)
+	if f := p.rest(); f.code != 1012 {
+		t.Errorf("the end is %+v", f)
+	}
+}
+
+// TestDrainDuringStart: a request that was let in and has no shell yet is told
+// why it gets none, whatever the step that it was in makes of it.
+func TestDrainDuringStart(t *testing.T) {
+	for _, step := range []string{"redeem", "start"} {
+		t.Run(step, func(t *testing.T) {
+			g := open(t)
+			entered := make(chan struct{})
+			wait := func(ctx context.Context) error {
+				close(entered)
+				<-ctx.Done()
+				return fmt.Errorf("%w: %w", store.ErrUnavailable, ctx.Err())
+			}
+			if step == "redeem" {
+				g.store.during = wait
+			} else {
+				g.local.before = wait
+			}
+			drained := make(chan error, 1)
+			p := g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1))
+			<-entered
+			go func() { drained <- g.Drain(context.Background()) }()
+			if code, number := p.outcome(); code != "draining" || number != 1012 {
+				t.Errorf("told %s, %d", code, number)
+			}
+			if err := <-drained; err != nil {
+				t.Errorf("Drain: %v", err)
+			}
+		})
+	}
+}
+
+// TestAddRacesDrain: each session is either refused or ended, and Drain returns
+// when the last has left.
+func TestAddRacesDrain(t *testing.T) {
+	s := newSessions(0)
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			ctx, leave, err := s.add(fmt.Sprint(i))
+			if err != nil {
+				if !errors.Is(err, ErrDraining) {
+					t.Errorf("add: %v", err)
+				}
+				return
+			}
+			defer leave()
+			<-ctx.Done()
+			if err := context.Cause(ctx); !errors.Is(err, ErrDraining) {
+				t.Errorf("ended by %v", err)
+			}
+		}()
+		if i == 50 {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				if err := s.drain(context.Background(), ErrDraining); err != nil || s.count() != 0 {
+					t.Errorf("drain: %v, %d are left", err, s.count())
+				}
+			}()
+		}
+	}
+	wg.Wait()
+}
+
+// TestLostClient: a client that answers no ping is let go in silence. The
+// table has no sentence for nobody.
+func TestLostClient(t *testing.T) {
+	for _, mode := range []func(*ask){v1, func(*ask) {}} {
+		g := open(t, func(c *Config) { c.PingInterval = 20 * time.Millisecond })
+		p := g.ask(t, terminal("ws-1", g.ticket("ws-1"), mode))
+		if v1Spoken := p.header.Get("Sec-WebSocket-Protocol") != ""; v1Spoken {
+			p.message("ready")
+		}
+		if f := p.rest(); f.code != 0 || len(f.text) > 0 || len(f.binary) > 0 {
+			t.Errorf("it was told %+v", f)
+		}
+		g.handler.Wait()
+		g.wantMetric(1, "termgw_sessions_total", "code=client_lost", "target=local")
+		g.wantMetric(0, "termgw_sessions_active", "target=local")
+		if end := g.store.end((<-g.local.asked).Session); end.Reason != "client_lost" {
+			t.Errorf("recorded %+v", end)
+		}
+	}
+}
+
+// TestPanic: net/http recovers a handler's panic but leaves a hijacked
+// connection open.
+func TestPanic(t *testing.T) {
+	for name, arrange := range map[string]func(*gateway){
+		"in the store":    func(g *gateway) { g.store.during = func(context.Context) error { panic("boom") } },
+		"in the starter":  func(g *gateway) { g.local.before = func(context.Context) error { panic("boom") } },
+		"in the terminal": func(g *gateway) { g.local.edit = func(f *fakeTerm) { f.onWait = func() { panic("boom") } } },
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := open(t)
+			arrange(g)
+			p := g.ask(t, terminal("ws-1", g.ticket("ws-1")))
+			if name == "in the terminal" {
+				(<-g.local.asked).quit()
+			}
+			p.rest()
+			g.handler.Wait()
+			if n := g.live.count(); n != 0 {
+				t.Errorf("%d sessions are live", n)
+			}
+			g.wantMetric(0, "termgw_sessions_active", "target=local")
+			g.wantMetric(0, "termgw_backlog_bytes")
+		})
+	}
+}
+
+func TestSessionIDs(t *testing.T) {
+	want := regexp.MustCompile(`^[A-Za-z0-9_-]{26}$`) // runner.Target's, too
+	seen := map[string]bool{}
+	for range 1000 {
+		id := newSessionID()
+		if seen[id] || !want.MatchString(id) {
+			t.Fatalf("session id %q, seen before: %t", id, seen[id])
+		}
+		seen[id] = true
+	}
+}
+
+func TestHealth(t *testing.T) {
+	down := errors.New("pq: password authentication failed for user termgw")
+	get := func(target string) *ask {
+		return &ask{method: http.MethodGet, target: target, proto: "HTTP/1.1", host: "gateway.test", header: http.Header{"Connection": {"close"}}}
+	}
+	answers := func(err error) func(context.Context) error { return func(context.Context) error { return err } }
+	for _, test := range []struct {
+		name, target string
+		edit         func(*Config)
+		arrange      func(*gateway)
+		status       int
+		body         string
+	}{
+		{name: "alive", target: "/healthz", status: 200, body: `{"status":"ok"}`},
+		{
+			name: "alive while it drains", target: "/healthz", status: 200, body: `{"status":"ok"}`,
+			arrange: func(g *gateway) { _ = g.Drain(context.Background()) },
+		},
+		{
+			name: "ready", target: "/readyz", status: 200,
+			body: `{"draining":false,"sessions":0,"status":"ready","store":"ok"}`,
+		},
+		{
+			name: "with Docker", target: "/readyz", edit: func(c *Config) { c.Docker = answers(nil) }, status: 200,
+			body: `{"docker":"ok","draining":false,"sessions":0,"status":"ready","store":"ok"}`,
+		},
+		{
+			name: "without Docker", target: "/readyz", edit: func(c *Config) { c.Docker = answers(down) }, status: 200,
+			body: `{"docker":"unavailable","draining":false,"sessions":0,"status":"ready","store":"ok"}`,
+		},
+		{
+			name: "without the store", target: "/readyz", arrange: func(g *gateway) { g.store.pingErr = down }, status: 503,
+			body: `{"draining":false,"sessions":0,"status":"unavailable","store":"unavailable"}`,
+		},
+		{
+			name: "draining", target: "/readyz", arrange: func(g *gateway) { _ = g.Drain(context.Background()) }, status: 503,
+			body: `{"draining":true,"sessions":0,"status":"unavailable","store":"ok"}`,
+		},
+		{
+			name: "with a session", target: "/readyz", status: 200,
+			arrange: func(g *gateway) { g.ask(g.t, terminal("ws-1", g.ticket("ws-1"), v1)).message("ready") },
+			body:    `{"draining":false,"sessions":1,"status":"ready","store":"ok"}`,
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var edits []func(*Config)
+			if test.edit != nil {
+				edits = append(edits, test.edit)
+			}
+			g := open(t, edits...)
+			if test.arrange != nil {
+				test.arrange(g)
+			}
+			p := g.ask(t, get(test.target))
+			if p.status != test.status || strings.TrimSpace(string(p.body)) != test.body || p.header.Get("Content-Type") != "application/json" {
+				t.Errorf("%d %s: %s, want %d %s", p.status, p.header.Get("Content-Type"), p.body, test.status, test.body)
+			}
+			head := get(test.target)
+			head.method = http.MethodHead
+			if p := g.ask(t, head); p.status != test.status {
+				t.Errorf("HEAD answers %d, GET %d", p.status, test.status)
+			}
+		})
+	}
+}
