@@ -98,7 +98,7 @@ type Summary struct {
 // client sends; the pump takes what the terminal prints. Others live for as
 // long as input waits for the terminal, or a ping for its pong.
 type Bridge struct {
-	ws     *websocket.Conn
+	ws     *Socket
 	term   Terminal
 	opt    Options
 	v1     bool
@@ -131,16 +131,15 @@ type Bridge struct {
 
 // New joins an accepted WebSocket and a started terminal. The WebSocket speaks
 // termgw.v1 if that was negotiated, else raw mode.
-func New(ws *websocket.Conn, term Terminal, opt Options) *Bridge {
+func New(ws *Socket, term Terminal, opt Options) *Bridge {
 	b := &Bridge{
 		ws: ws, term: term, opt: opt,
-		v1:     ws.Subprotocol() == Subprotocol,
+		v1:     ws.v1(),
 		hangUp: sync.OnceFunc(func() { _ = term.Close() }), // its owner reports what failed
 		gone:   make(chan struct{}),
 		wake:   make(chan struct{}, 1),
 	}
 	b.output.L, b.queue.L = &b.mu, &b.mu
-	ws.SetReadLimit(-1) // ours are told with a message before the close
 	if b.v1 {
 		b.window.limit = initialWindow
 		b.messages = append(b.messages, encodeReady(opt.Ready))
@@ -200,29 +199,9 @@ func (b *Bridge) Close(code websocket.StatusCode, e *Error) {
 	case <-b.gone:
 		_ = b.ws.CloseNow()
 	default:
-		farewell(b.ws, code, e)
+		b.ws.farewell(code, e)
 	}
 	b.wg.Wait()
-}
-
-// Refuse tells a client whose WebSocket was accepted, but who gets no session,
-// why; it closes the WebSocket.
-func Refuse(ws *websocket.Conn, code websocket.StatusCode, e Error) {
-	farewell(ws, code, &e)
-}
-
-func farewell(ws *websocket.Conn, code websocket.StatusCode, e *Error) {
-	reason := "exit"
-	if e != nil {
-		reason = e.Code // short: past 123 bytes the library loses the code too
-		ctx, cancel := context.WithTimeout(context.Background(), flushTime)
-		defer cancel()
-		if err := ws.Write(ctx, websocket.MessageText, e.Encode(ws.Subprotocol() == Subprotocol)); err != nil {
-			_ = ws.CloseNow() // nobody takes it
-			return
-		}
-	}
-	_ = ws.Close(code, reason) // fails when the client left first, which is no fault
 }
 
 // cut runs when the session gets a cause other than the shell's own end.

@@ -109,6 +109,9 @@ func (b *Bridge) receiveControl(p []byte) error {
 	case "ack":
 		b.mu.Lock()
 		defer b.mu.Unlock()
+		if b.ending {
+			return nil // the backlog is settled already
+		}
 		before := b.window.backlog()
 		if err := b.window.ack(time.Now(), m.Bytes); err != nil {
 			return fmt.Errorf("%w: %w", ErrBadMessage, err)
@@ -126,8 +129,11 @@ func (b *Bridge) receiveControl(p []byte) error {
 func (b *Bridge) receiveInput(p []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if len(p) == 0 {
+		return // nothing was typed
+	}
 	b.life.input(time.Now())
-	if b.opt.Ready.Mode == "ro" || len(p) == 0 {
+	if b.opt.Ready.Mode == "ro" {
 		return
 	}
 	for !b.ending && b.typing+len(b.input)+len(p) > maxQueued {

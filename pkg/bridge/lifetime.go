@@ -161,6 +161,9 @@ func (b *Bridge) tick() {
 	}
 	if l.pingEvery > 0 {
 		if !now.Before(l.pingAt) {
+			if b.choked {
+				l.unanswered = 0 // its pongs are stuck behind its input
+			}
 			if l.unanswered == 2 {
 				b.cancel(fmt.Errorf("%w: two pings of %s went unanswered", ErrLost, l.pingEvery))
 				return

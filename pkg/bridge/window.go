@@ -38,7 +38,7 @@ type window struct {
 	rate       float64   // bytes a second, smoothed; 0: not known yet
 	since      time.Time // start of the measured interval; zero: none
 	sinceAcked int64
-	starved    bool // everything sent was rendered at some time in the interval
+	slack      bool // less than half the window was in use at some time in the interval
 }
 
 var (
@@ -65,9 +65,7 @@ func (w *window) backlog() int {
 
 // send notes that n bytes leave.
 func (w *window) send(n int) {
-	if w.sent == w.acked {
-		w.since = time.Time{} // the client was idle, which says nothing of its speed
-	}
+	w.slack = w.slack || w.sent == w.acked
 	w.sent += int64(n)
 }
 
@@ -90,6 +88,7 @@ func (w *window) ack(now time.Time, total int64) error {
 	if total > w.sent {
 		return errAckAhead
 	}
+	w.slack = w.slack || w.backlog() < w.limit/2
 	w.acked = total
 	if w.since.IsZero() {
 		w.measureFrom(now)
@@ -97,25 +96,27 @@ func (w *window) ack(now time.Time, total int64) error {
 	}
 	elapsed := now.Sub(w.since)
 	if elapsed < rateInterval {
-		w.starved = w.starved || w.acked == w.sent
 		return nil
 	}
 	rate := float64(w.acked-w.sinceAcked) / elapsed.Seconds()
-	switch {
-	case w.starved && (w.rate == 0 || rate < w.rate):
-		// The program was slow, not the client (BBR's application-limited rule).
-	case w.rate == 0:
-		w.rate = rate
-	default:
+	// With slack the program was slow, not the client (BBR's application-limited
+	// rule): the client renders that much at least, so the window may only grow.
+	if !w.slack || w.fitting(rate) > w.limit {
+		if w.rate == 0 {
+			w.rate = rate
+		}
 		w.rate += (rate - w.rate) / 2
-	}
-	if w.limit != 0 && w.rate != 0 {
-		w.limit = int(min(max(w.rate*(w.rtt+targetBacklog).Seconds(), minWindow), maxWindow))
+		w.limit = w.fitting(w.rate)
 	}
 	w.measureFrom(now)
 	return nil
 }
 
+// fitting is the limit for a client that renders rate bytes a second.
+func (w *window) fitting(rate float64) int {
+	return int(min(max(rate*(w.rtt+targetBacklog).Seconds(), minWindow), maxWindow))
+}
+
 func (w *window) measureFrom(now time.Time) {
-	w.since, w.sinceAcked, w.starved = now, w.acked, w.acked == w.sent
+	w.since, w.sinceAcked, w.slack = now, w.acked, false
 }

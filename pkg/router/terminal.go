@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/coder/websocket"
 	"github.com/go-chi/chi/v5"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
@@ -30,7 +29,7 @@ type session struct {
 // terminal is the way of a request: the ticket says who, the store says where,
 // the runner starts a shell there, and the bridge carries bytes until either
 // side ends.
-func (s *session) terminal(ws *websocket.Conn) error {
+func (s *session) terminal(ws *bridge.Socket) error {
 	claims, size, err := s.checkTicket()
 	if err != nil {
 		return s.refuse(ws, err)
@@ -88,10 +87,7 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 		problem(w, err)
 		return
 	}
-	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{
-		Subprotocols:       []string{bridge.Subprotocol},
-		InsecureSkipVerify: true, // checkRequest compared the origin, its scheme too
-	})
+	ws, err := bridge.Accept(w, r)
 	if err != nil {
 		s.log.Info("request refused", "code", outcomeOf(errHandshake).code, "err", err)
 		return
@@ -187,10 +183,10 @@ func (s *session) finish(end store.End) {
 }
 
 // refuse tells a client that gets no session why.
-func (s *session) refuse(ws *websocket.Conn, err error) error {
+func (s *session) refuse(ws *bridge.Socket, err error) error {
 	o := outcomeOf(err)
 	s.Metrics.refused(s.target, o.code)
-	bridge.Refuse(ws, o.close, o.tell(err))
+	ws.Refuse(o.close, o.tell(err))
 	return err
 }
 

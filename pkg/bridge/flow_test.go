@@ -1,0 +1,103 @@
+package bridge
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestNoAckNoMoreThanTheWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		term := newTerm()
+		term.flood = true
+		s := startInBubble(t, setup{term: term, noAck: true, opt: Options{Ready: someReady}})
+		synctest.Wait()
+		assertStopped := func(want int64) {
+			t.Helper()
+			synctest.Wait()
+			if got := term.read(); got != want {
+				t.Errorf("%d bytes were read from the terminal, want %d", got, want)
+			}
+			if s.received != want {
+				t.Errorf("the client got %d bytes, want %d", s.received, want)
+			}
+		}
+		assertStopped(initialWindow)
+		time.Sleep(time.Minute)
+		assertStopped(initialWindow)
+		// What was acknowledged may follow, not a byte more.
+		s.ack(t, 1)
+		assertStopped(initialWindow + 1)
+		s.ack(t, 8<<10)
+		assertStopped(initialWindow + 8<<10)
+		// Pings are answered though the window is used up.
+		s.barrier(t, "1")
+		if n := s.backlog.Load(); n != initialWindow {
+			t.Errorf("the backlog's gauge is at %d", n)
+		}
+		want := make([]byte, initialWindow+8<<10)
+		pattern(0, want)
+		same(t, "output", s.out, want)
+	})
+}
+
+// The same over TCP, where what the kernel holds must not count.
+func TestNoAckNoMoreThanTheWindowOverTCP(t *testing.T) {
+	term := newTerm()
+	term.flood = true
+	s := start(t, setup{term: term, noAck: true, opt: Options{Ready: someReady}})
+	s.waitBytes(t, initialWindow)
+	for i := range 20 {
+		s.barrier(t, fmt.Sprint(i))
+	}
+	if got := term.read(); got != initialWindow {
+		t.Errorf("%d bytes were read from the terminal", got)
+	}
+	s.ack(t, 100)
+	s.waitBytes(t, initialWindow+100)
+}
+
+func TestAFloodLeavesInLargeFrames(t *testing.T) {
+	s := start(t, setup{opt: Options{Ready: someReady}})
+	all := make([]byte, 8<<20)
+	pattern(0, all)
+	s.term.print(all)
+	s.waitBytes(t, int64(len(all)))
+	same(t, "output", s.out, all)
+	binary := 0
+	for _, f := range s.frames {
+		if f.size > 0 && f.text == "" {
+			binary++
+		}
+	}
+	if mean := len(all) / binary; mean < 8<<10 {
+		t.Errorf("frames of %d bytes", mean)
+	}
+}
+
+// A session that is quiet holds no buffer, whatever it printed before.
+func TestQuietSessionsHoldNoBuffer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := startInBubble(t, setup{opt: Options{Ready: someReady}})
+		for _, n := range []int{1, 200, 256, 300, 5000, 1 << 20, 1} {
+			before := s.received
+			s.term.print(make([]byte, n))
+			s.waitBytes(t, before+int64(n))
+			synctest.Wait()
+			s.bridge.mu.Lock()
+			if s.bridge.ring.buf != nil && !s.bridge.bulk {
+				t.Errorf("after %d bytes the ring's memory is still held", n)
+			}
+			if s.bridge.ring.size != 0 {
+				t.Errorf("%d bytes are held", s.bridge.ring.size)
+			}
+			s.bridge.mu.Unlock()
+		}
+		s.bridge.mu.Lock()
+		defer s.bridge.mu.Unlock()
+		if s.bridge.ring.buf != nil {
+			t.Error("after a single key's echo the ring's memory is still held")
+		}
+	})
+}

@@ -1,0 +1,281 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+func ready(idle, longest time.Duration) Ready {
+	r := someReady
+	r.IdleTimeout, r.MaxSession = idle, longest
+	return r
+}
+
+// told is the notices of a session so far: code and seconds.
+func told(t *testing.T, s *session) (all []string) {
+	t.Helper()
+	for _, m := range s.messages(t, "notice") {
+		all = append(all, fmt.Sprintf("%s %s", m["code"], m["seconds"]))
+	}
+	return all
+}
+
+func assertTold(t *testing.T, s *session, want ...string) {
+	t.Helper()
+	synctest.Wait()
+	if got := told(t, s); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("notices %q, want %q", got, want)
+	}
+}
+
+// assertEnds waits for the end and checks when and why it came.
+func assertEnds(t *testing.T, s *session, since time.Time, after time.Duration, cause error, code websocket.StatusCode) {
+	t.Helper()
+	<-s.ended
+	if got := time.Since(since); got != after {
+		t.Errorf("ended after %s, want %s", got, after)
+	}
+	if !errors.Is(s.sum.Cause, cause) {
+		t.Errorf("cause %v, want %v", s.sum.Cause, cause)
+	}
+	if got, _ := s.closed(t); got != code {
+		t.Errorf("closed with %d, want %d", got, code)
+	}
+	<-s.done
+}
+
+func TestIdleTimeIsCountedFromTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		s := startInBubble(t, setup{opt: Options{Ready: ready(30*time.Minute, 0), PingInterval: 25 * time.Second}})
+		// None of this is input.
+		for i := range 28 {
+			time.Sleep(time.Minute)
+			s.barrier(t, fmt.Sprint(i))
+			s.control(t, `{"type":"resize","cols":80,"rows":24}`)
+			s.term.print([]byte("x"))
+			s.input(t, "")
+		}
+		assertTold(t, s)
+		time.Sleep(time.Minute) // at 29
+		assertTold(t, s, "idle_timeout 60")
+		time.Sleep(50 * time.Second)
+		assertTold(t, s, "idle_timeout 60", "idle_timeout 10")
+		assertEnds(t, s, begin, 30*time.Minute, ErrIdle, 4408)
+		assertTold(t, s, "idle_timeout 60", "idle_timeout 10")
+	})
+}
+
+func TestInputResetsTheIdleTime(t *testing.T) {
+	for _, mode := range []string{"rw", "ro"} {
+		synctest.Test(t, func(t *testing.T) {
+			r := ready(30*time.Minute, 0)
+			r.Mode = mode
+			s := startInBubble(t, setup{opt: Options{Ready: r}})
+			time.Sleep(29*time.Minute + 55*time.Second)
+			assertTold(t, s, "idle_timeout 60", "idle_timeout 10")
+			s.input(t, "x")
+			synctest.Wait()
+			begin := time.Now()
+			time.Sleep(29 * time.Minute)
+			assertTold(t, s, "idle_timeout 60", "idle_timeout 10", "idle_timeout 60")
+			assertEnds(t, s, begin, 30*time.Minute, ErrIdle, 4408)
+			assertTold(t, s, "idle_timeout 60", "idle_timeout 10", "idle_timeout 60", "idle_timeout 10")
+		})
+	}
+}
+
+func TestLongestSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		s := startInBubble(t, setup{opt: Options{Ready: ready(10*time.Minute, time.Hour)}})
+		for range 59 {
+			s.input(t, "x")
+			time.Sleep(time.Minute)
+		}
+		assertTold(t, s, "session_expired 60")
+		s.input(t, "x")
+		time.Sleep(50 * time.Second)
+		assertTold(t, s, "session_expired 60", "session_expired 10")
+		assertEnds(t, s, begin, time.Hour, ErrExpired, 4410)
+	})
+}
+
+func TestShortLimitsAreAnnouncedAtHalf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		s := startInBubble(t, setup{opt: Options{Ready: ready(0, 8*time.Second)}})
+		time.Sleep(3 * time.Second)
+		assertTold(t, s)
+		time.Sleep(time.Second)
+		assertTold(t, s, "session_expired 4")
+		assertEnds(t, s, begin, 8*time.Second, ErrExpired, 4410)
+		assertTold(t, s, "session_expired 4")
+	})
+}
+
+func TestRawModeGetsNoNotices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		s := startInBubble(t, setup{raw: true, opt: Options{Ready: ready(time.Minute, 0)}})
+		assertEnds(t, s, begin, time.Minute, ErrIdle, 4408)
+		if got := s.texts(); len(got) != 1 {
+			t.Errorf("text frames %q, want the closing sentence alone", got)
+		}
+	})
+}
+
+// A notice reaches a client whose window is used up.
+func TestNoticesDoNotWaitForTheWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		term := newTerm()
+		term.flood = true
+		s := startInBubble(t, setup{term: term, noAck: true, opt: Options{Ready: ready(time.Hour, 0)}})
+		time.Sleep(59 * time.Minute)
+		assertTold(t, s, "idle_timeout 60")
+		assertEnds(t, s, begin, time.Hour, ErrIdle, 4408)
+	})
+}
+
+func TestNoLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := startInBubble(t, setup{opt: Options{Ready: ready(0, 0)}})
+		time.Sleep(1000 * time.Hour)
+		s.barrier(t, "1")
+		assertTold(t, s)
+	})
+}
+
+func TestAPeerThatAnswersPingsStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var pings int
+		s := startInBubble(t, setup{opt: Options{
+			Ready: ready(0, 0), PingInterval: 25 * time.Second,
+			RTT: func(time.Duration) { pings++ },
+		}})
+		time.Sleep(time.Hour + time.Second)
+		s.barrier(t, "1")
+		if want := int(time.Hour/(25*time.Second)) + 1; pings != want {
+			t.Errorf("%d round trips were told, want %d", pings, want)
+		}
+	})
+}
+
+func TestTwoUnansweredPings(t *testing.T) {
+	const every = 25 * time.Second
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		s := startInBubble(t, setup{mute: true, opt: Options{Ready: someReady, PingInterval: every}})
+		assertEnds(t, s, begin, 2*every, ErrLost, 1012)
+	})
+	// Whatever comes from the client is a sign of life.
+	synctest.Test(t, func(t *testing.T) {
+		s := startInBubble(t, setup{mute: true, opt: Options{Ready: ready(0, 0), PingInterval: every}})
+		for i := range 100 {
+			time.Sleep(every)
+			s.barrier(t, fmt.Sprint(i))
+		}
+		time.Sleep(every / 2)
+		s.input(t, "x")
+		synctest.Wait()
+		begin := time.Now() // half way to the next ping
+		assertEnds(t, s, begin, 2*every+every/2, ErrLost, 1012)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		s := startInBubble(t, setup{raw: true, mute: true, opt: Options{Ready: someReady, PingInterval: every}})
+		assertEnds(t, s, begin, 2*every, ErrLost, 1012)
+	})
+}
+
+// The timer of a session that is over does not run on.
+func TestNothingHappensAfterTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := startInBubble(t, setup{opt: Options{Ready: ready(time.Minute, time.Hour), PingInterval: 7 * time.Second}})
+		time.Sleep(30 * time.Second)
+		s.term.quit(Exit{Code: 1})
+		sum := s.wait(t)
+		time.Sleep(2 * time.Hour)
+		if sum.Cause != nil || s.sum != sum {
+			t.Errorf("summary %+v", sum)
+		}
+	})
+}
+
+func TestLifetimesOverTCP(t *testing.T) {
+	s := start(t, setup{opt: Options{Ready: ready(20*time.Millisecond, 0), PingInterval: 5 * time.Millisecond}})
+	if code, reason := s.closed(t); code != 4408 || reason != "idle_timeout" {
+		t.Errorf("closed with %d %q", code, reason)
+	}
+	if sum := s.wait(t); !errors.Is(sum.Cause, ErrIdle) {
+		t.Errorf("cause %v", sum.Cause)
+	}
+}
+
+func TestALimitIsToldOnceAtEachLead(t *testing.T) {
+	start := time.Unix(1e9, 0)
+	type step struct {
+		at     time.Duration
+		notice time.Duration // 0: none
+		ended  bool
+		next   time.Duration
+	}
+	for _, c := range []struct {
+		life  time.Duration
+		steps []step
+	}{
+		{5 * time.Minute, []step{
+			{0, 0, false, 4 * time.Minute},
+			{3 * time.Minute, 0, false, 4 * time.Minute},
+			{4 * time.Minute, time.Minute, false, 290 * time.Second},
+			{241 * time.Second, 0, false, 290 * time.Second},
+			{290 * time.Second, 10 * time.Second, false, 5 * time.Minute},
+			{299 * time.Second, 0, false, 5 * time.Minute},
+			{5 * time.Minute, 0, true, 0},
+		}},
+		// A timer that comes late tells the last of what it missed.
+		{5 * time.Minute, []step{{295 * time.Second, 5 * time.Second, false, 5 * time.Minute}, {6 * time.Minute, 0, true, 0}}},
+		{time.Minute, []step{{0, 0, false, 50 * time.Second}, {50 * time.Second, 10 * time.Second, false, time.Minute}}},
+		{10 * time.Second, []step{{0, 0, false, 5 * time.Second}, {5 * time.Second, 5 * time.Second, false, 10 * time.Second}}},
+		{time.Nanosecond, []step{{0, 0, false, time.Nanosecond}, {time.Nanosecond, 0, true, 0}}},
+	} {
+		l := limit{code: "c", message: "%s left", life: c.life}
+		for round := range 2 { // a restart tells everything again
+			begin := start.Add(time.Duration(round) * time.Hour)
+			l.restart(begin)
+			for _, s := range c.steps {
+				notice, ended, next := l.due(begin.Add(s.at))
+				if ended != s.ended || !ended && !next.Equal(begin.Add(s.next)) {
+					t.Errorf("%s at %s: ended %t, next %s", c.life, s.at, ended, next.Sub(begin))
+				}
+				switch {
+				case (notice == nil) != (s.notice == 0):
+					t.Errorf("%s at %s: notice %+v", c.life, s.at, notice)
+				case notice != nil && (notice.Left != s.notice || notice.Message != inSeconds(s.notice)+" left"):
+					t.Errorf("%s at %s: notice %+v", c.life, s.at, notice)
+				}
+			}
+		}
+	}
+}
+
+// A ping that is under way when the session ends is joined, not waited out.
+func TestAnEndDoesNotWaitForPongs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := startInBubble(t, setup{mute: true, opt: Options{Ready: someReady, PingInterval: time.Hour}})
+		synctest.Wait()
+		begin := time.Now()
+		s.cancel(context.Canceled)
+		<-s.done
+		if d := time.Since(begin); d != 0 {
+			t.Errorf("the end took %s", d)
+		}
+	})
+}
