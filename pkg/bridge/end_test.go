@@ -332,39 +332,36 @@ func TestManySessionsEndInManyWays(t *testing.T) {
 	all.Wait()
 }
 
-// The library skips the rest of a frame before it hears a close frame, without
-// a limit in time: a client that announces 1 GiB and sends none of it.
+// Once it waits for the client's close frame, the library skips whatever frame
+// the client has announced, without a limit in time: one of 1 GiB, say, of which
+// nothing comes.
 func TestAnAnnouncedFrameDoesNotHoldTheClose(t *testing.T) {
 	announced := []byte{0x82, 0xff, 0, 0, 0, 0, 0x40, 0, 0, 0, 1, 2, 3, 4} // RFC 6455, 5.2
-	t.Run("session", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			s := startInBubble(t, setup{opt: Options{Ready: someReady}})
-			synctest.Wait()
-			if _, err := s.conn.Write(announced); err != nil {
-				t.Fatal(err)
-			}
-			s.cancel(errDrained)
-			s.wait(t)
-		})
-	})
-	t.Run("refusal", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, refused := range []bool{true, false} {
 			p := &peer{}
 			p.init()
 			h := &pipeTransport{accepted: make(chan *Socket, 1)}
 			p.dial(t, setup{}, h, "http://in.memory")
-			ws := <-h.accepted
-			refused := make(chan struct{})
-			go func() {
-				defer close(refused)
-				ws.Refuse(4401, Error{Code: "ticket_missing"})
-			}()
-			p.listen()
+			var sides sync.WaitGroup
+			sides.Go(func() { _, _ = io.Copy(io.Discard, h.client) }) // and never an answer
+			sides.Go(func() {
+				ws, e := <-h.accepted, Error{Code: "draining"}
+				if refused {
+					ws.Refuse(1012, e)
+					return
+				}
+				b := New(ws, newTerm(), Options{Ready: someReady})
+				ctx, cancel := context.WithCancelCause(t.Context())
+				cancel(errDrained)
+				b.Run(ctx)
+				b.Close(1012, &e)
+			})
+			synctest.Wait() // the close frame was sent
 			if _, err := h.client.Write(announced); err != nil {
 				t.Fatal(err)
 			}
-			<-refused
-			p.reading.Wait()
-		})
+			sides.Wait()
+		}
 	})
 }
