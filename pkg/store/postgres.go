@@ -55,6 +55,7 @@ type Postgres struct {
 	db           *sql.DB
 	timeout      time.Duration
 	redeem, ping string
+	lookup       string
 }
 
 // OpenPostgres checks the configuration and returns a store. It does not connect: the database may come up later, and
@@ -94,6 +95,7 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 		timeout: c.Timeout,
 		redeem:  fmt.Sprintf(redeemSQL, query),
 		ping:    fmt.Sprintf(pingSQL, query),
+		lookup:  fmt.Sprintf(lookupSQL, query),
 	}, nil
 }
 
@@ -202,7 +204,7 @@ func (p *Postgres) one(ctx context.Context, query string, args []any, into ...an
 			return err
 		}
 	} else if len(into) > 0 && rows.Err() == nil {
-		return errors.New("the statement returned no row")
+		return errNoRow
 	}
 	// To the end: only then is it certain that the statement has been committed.
 	for rows.Next() {

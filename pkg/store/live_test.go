@@ -1,0 +1,63 @@
+package store
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestAbandoned(t *testing.T) {
+	dsn := database(t, textWorkspaces)
+	db := sqlDB(t, dsn)
+	p := open(t, PostgresConfig{
+		URL:            dsn,
+		WorkspaceQuery: `SELECT COALESCE(instance_id,'') AS instance_id, name, 'box-' || id AS container FROM workspaces WHERE id = $1`,
+	})
+	for _, s := range []struct{ id, workspace, replica string }{
+		{"dead", "ws-local", "gw-dead"},
+		{"dead-ended", "ws-local", "gw-dead"},
+		{"dead-remote", "ws-remote", "gw-dead"},
+		{"alive", "ws-local", "gw-alive"},
+	} {
+		if _, err := p.Redeem(t.Context(), claims(s.id, s.workspace), Session{ID: s.id, Replica: s.replica}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Finish(t.Context(), "dead-ended", End{Reason: "exit"}); err != nil {
+		t.Fatal(err)
+	}
+	abandoned := func() []Abandoned {
+		t.Helper()
+		list, err := p.Abandoned(t.Context(), time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	if got := abandoned(); len(got) != 0 {
+		t.Errorf("just started: %v", got)
+	}
+	if _, err := db.Exec(`UPDATE termgw.sessions SET last_seen_at = now() - interval '2 minutes'`); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Heartbeat(t.Context(), "gw-alive"); err != nil {
+		t.Fatal(err)
+	}
+	want := []Abandoned{{"dead", Workspace{ID: "ws-local", Name: "My Space", Container: "box-ws-local"}}}
+	if got := abandoned(); !slices.Equal(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if _, err := db.Exec(`DELETE FROM workspaces`); err != nil {
+		t.Fatal(err)
+	}
+	want[0].Workspace = Workspace{ID: "ws-local"}
+	if got := abandoned(); !slices.Equal(got, want) {
+		t.Errorf("without its row: got %+v, want %+v", got, want)
+	}
+	if _, err := db.Exec(`UPDATE termgw.sessions SET last_seen_at = now() - interval '2 days'`); err != nil {
+		t.Fatal(err)
+	}
+	if got := abandoned(); len(got) != 0 {
+		t.Errorf("too old to look for: %v", got)
+	}
+}
