@@ -67,6 +67,10 @@ check: ## what CI runs: nothing is skipped, plus the linters, the race detector 
 	@printf '\n==> Go tests, race detector\n' # last, and bare, so that the count of tests is the last line
 	@scripts/go-test -race -count=1 -timeout 20m ./...
 
+.PHONY: bench
+bench: build ## measure termgw, and ttyd if it is on PATH, on this machine; quick: BENCH_ARGS=-short
+	@cd bench && $(GO) build -o ../bin/termgw-bench . && exec ../bin/termgw-bench $(BENCH_ARGS)
+
 .PHONY: lint
 lint: ## run go vet, golangci-lint, gofumpt, and the page's type checker and linter
 	@$(GO) vet ./...
@@ -83,7 +87,7 @@ fmt: ## format the Go code
 	@$(call go_files) | xargs -r $(GO) tool -modfile=tools/go.mod gofumpt -w
 
 # Not `gofumpt .`: node_modules has Go files of its own.
-go_files = find cmd pkg internal web -name node_modules -prune -o -name '*.go' -print
+go_files = find cmd pkg internal web bench -name node_modules -prune -o -name '*.go' -print
 
 .PHONY: fuzz
 fuzz: ## run every fuzz test for FUZZTIME (10s)
@@ -93,6 +97,7 @@ fuzz: ## run every fuzz test for FUZZTIME (10s)
 tidy-check:
 	@$(GO) mod tidy -diff
 	@cd tools && $(GO) mod tidy -diff
+	@cd bench && $(GO) mod tidy -diff
 
 .PHONY: setup
 setup: ## install what the tests need, as root; otherwise say what to install

@@ -61,6 +61,7 @@ func (c *ConnectCmd) Run(ctx context.Context, std *stdio) error {
 	header := http.Header{"Authorization": {"Bearer " + raw}}
 	dialing, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
+	//nolint:bodyclose // the library's documentation: it never needs to be
 	ws, response, err := websocket.Dial(dialing, target.String(), &websocket.DialOptions{
 		HTTPHeader: header, Subprotocols: []string{bridge.Subprotocol},
 	})
@@ -101,7 +102,7 @@ func (c *ConnectCmd) ticket(ctx context.Context) (*url.URL, string, error) {
 // fetchTicket asks the endpoint in a file for a ticket. Errors do not show the
 // endpoint: it carries a secret.
 func fetchTicket(ctx context.Context, file string, target *url.URL) (string, error) {
-	endpoint, err := os.ReadFile(file) //nolint:gosec // the user's own choice
+	endpoint, err := os.ReadFile(file)
 	if err != nil {
 		return "", fmt.Errorf("--ticket-endpoint: %w", err)
 	}
@@ -158,9 +159,10 @@ type connection struct {
 const (
 	pingEvery = 15 * time.Second
 	lostAfter = 30 * time.Second
+	endEvery  = 250 * time.Millisecond
 )
 
-var errLeft = errors.New("left by ~.")
+var errLeft = errors.New("left, by the escape sequence")
 
 func (t *connection) run(ctx context.Context) error {
 	if t.tty >= 0 {
@@ -188,7 +190,7 @@ func (t *connection) run(ctx context.Context) error {
 	case <-ctx.Done():
 		// Told to leave: the gateway ends the shell when the socket closes.
 		_ = t.ws.Close(websocket.StatusNormalClosure, "")
-		<-ended
+		_ = <-ended
 		err = context.Cause(ctx)
 	}
 	copies.Wait()
@@ -276,10 +278,22 @@ func (t *connection) typeInput(leave context.CancelCauseFunc) {
 		}
 		if err != nil {
 			if t.tty < 0 {
-				_ = t.ws.Write(context.Background(), websocket.MessageBinary, []byte{4})
+				t.typeEnd()
 			}
 			return
 		}
+	}
+}
+
+// typeEnd says that there is no more input, over and over, as the end of a pipe
+// is there for everyone who reads it. Once would not do: a Ctrl-D that comes
+// before the shell's line editor has set its mode is a NUL to it, and one that
+// a program reads is not the shell's.
+func (t *connection) typeEnd() {
+	again := time.NewTicker(endEvery)
+	defer again.Stop()
+	for t.ws.Write(context.Background(), websocket.MessageBinary, []byte{4}) == nil {
+		<-again.C
 	}
 }
 
@@ -347,7 +361,7 @@ func (t *connection) size() (bridge.Size, bool) {
 		return bridge.Size{}, false
 	}
 	cols, rows, err := term.GetSize(t.tty)
-	clamp := func(n int) uint16 { return uint16(min(max(n, 1), bridge.MaxDimension)) } //nolint:gosec // in range
+	clamp := func(n int) uint16 { return uint16(min(max(n, 1), bridge.MaxDimension)) }
 	return bridge.Size{Cols: clamp(cols), Rows: clamp(rows)}, err == nil
 }
 

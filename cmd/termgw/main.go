@@ -22,7 +22,7 @@ import (
 var version = "dev"
 
 type cli struct {
-	Serve   ServeCmd   `cmd:"" help:"Run the gateway. It is configured by environment variables: see 'termgw serve --help'."`
+	Serve   ServeCmd   `cmd:"" help:"Run the gateway, as its environment says; 'termgw serve --help' lists the variables."`
 	Demo    DemoCmd    `cmd:"" help:"Run everything in one process on this machine and open a shell in the browser."`
 	Migrate MigrateCmd `cmd:"" help:"Create or update the gateway's own schema in Postgres (TERMGW_DATABASE_URL)."`
 	Ticket  TicketCmd  `cmd:"" help:"Make a signing key; mint and check tickets by hand."`
@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string, std *stdio) int {
 	parser, err := kong.New(&c,
 		kong.Name("termgw"),
 		kong.Description("A terminal gateway: browser to workspace, by a signed ticket and a WebSocket."),
-		kong.UsageOnError(),
+		kong.ShortUsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 		kong.Writers(std.Out, std.Err),
 		kong.Exit(func(code int) { status = code }),

@@ -15,7 +15,7 @@ import (
 )
 
 // generateTicketKey runs keygen in a new folder and returns the two paths.
-func generateTicketKey(t *testing.T, alg string) (private, set string) {
+func generateTicketKey(t testing.TB, alg string) (private, set string) {
 	t.Helper()
 	private = filepath.Join(t.TempDir(), "key.json")
 	var out bytes.Buffer
@@ -34,7 +34,7 @@ func generateTicketKey(t *testing.T, alg string) (private, set string) {
 	return private, set
 }
 
-func jwkMember(t *testing.T, path, name string) string {
+func jwkMember(t testing.TB, path, name string) string {
 	t.Helper()
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
@@ -85,8 +86,14 @@ func (d *Docker) Client(tb testing.TB) *client.Client {
 // takes names of two characters or more; an empty one lets it choose. PID 1 is `sleep infinity`, which reaps nobody.
 func (d *Docker) RunContainer(tb testing.TB, name string) string {
 	tb.Helper()
+	return d.RunContainerWith(tb, name, func(*client.ContainerCreateOptions) {})
+}
+
+// RunContainerWith is RunContainer of a container that configure has changed: one that runs as another user, say.
+func (d *Docker) RunContainerWith(tb testing.TB, name string, configure func(*client.ContainerCreateOptions)) string {
+	tb.Helper()
 	cli := d.Client(tb)
-	created, err := cli.ContainerCreate(tb.Context(), client.ContainerCreateOptions{
+	options := client.ContainerCreateOptions{
 		Name: name,
 		Config: &container.Config{
 			Image: d.Image,
@@ -95,7 +102,9 @@ func (d *Docker) RunContainer(tb testing.TB, name string) string {
 			StopSignal: "SIGKILL",
 		},
 		HostConfig: &container.HostConfig{NetworkMode: "none"},
-	})
+	}
+	configure(&options)
+	created, err := cli.ContainerCreate(tb.Context(), options)
 	if err != nil {
 		tb.Fatalf("creating the container %q: %v", name, err)
 	}
@@ -106,7 +115,7 @@ func (d *Docker) RunContainer(tb testing.TB, name string) string {
 			return // the test stopped the engine: the container goes with its data
 		}
 		_, err := cli.ContainerRemove(context.Background(), created.ID, client.ContainerRemoveOptions{Force: true})
-		if err != nil {
+		if err != nil && !errdefs.IsNotFound(err) { // the test may have removed it
 			tb.Errorf("removing the container %q: %v", name, err)
 		}
 	})

@@ -55,13 +55,17 @@ func (d *Docker) findContainer(ctx context.Context, t Target) (string, error) {
 		if c.Name != "/"+name && (name != t.Container || c.ID != name) {
 			continue
 		}
-		if c.State != nil && c.State.Running {
+		switch {
+		case c.State != nil && c.State.Paused: // which the engine counts as running, and runs nothing in
+			seen = append(seen, name+" is paused")
+		case c.State != nil && c.State.Running:
 			return c.ID, nil
+		default:
+			seen = append(seen, name+" is stopped")
 		}
-		seen = append(seen, name)
 	}
 	if len(seen) > 0 {
-		return "", fmt.Errorf("%w: %s is stopped", ErrNotRunning, strings.Join(seen, ", "))
+		return "", fmt.Errorf("%w: %s", ErrNotRunning, strings.Join(seen, ", "))
 	}
 	return "", fmt.Errorf("%w: looked for %s", ErrNotRunning, strings.Join(candidates(t), ", "))
 }

@@ -105,25 +105,17 @@ func (d *Docker) open(ctx context.Context, id, shell string, t Target, size brid
 	if err != nil {
 		return nil, &Error{"docker", fmt.Errorf("creating an exec: %w", err)}
 	}
-	stream, err := d.cli.ExecAttach(ctx, exec.ID, client.ExecAttachOptions{TTY: true})
-	if err != nil {
-		return nil, &Error{"docker", fmt.Errorf("starting an exec: %w", err)}
-	}
 	term := &dockerTerminal{
-		docker: d, conn: stream.Conn, container: id, exec: exec.ID, shell: shell,
+		docker: d, container: id, exec: exec.ID, shell: shell,
 		session: t.Session, log: t.Log, pid: "none",
 	}
-	// The stream knows no context: its end is a deadline in the past.
-	stop := context.AfterFunc(ctx, func() { _ = term.conn.SetReadDeadline(time.Unix(1, 0)) })
-	err = term.handshake(ctx, size)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		if !errors.Is(err, errNoShell) {
-			term.end(true)
+	if err := term.launch(ctx, size); err != nil {
+		if term.conn != nil {
+			_ = term.conn.Close()
 		}
-		_ = term.conn.Close()
+		if !errors.Is(err, errNoShell) {
+			_ = term.end(true) // which logs its own failure
+		}
 		return nil, err
 	}
 	return term, nil
@@ -140,8 +132,35 @@ type dockerTerminal struct {
 	closing         atomic.Bool
 }
 
-// handshake is the gateway's side of opening.
-func (t *dockerTerminal) handshake(ctx context.Context, size bridge.Size) error {
+// launch starts the exec and makes it the shell. Once asked, the engine starts a
+// process whatever becomes of its client, and while it is not there no sweep
+// finds it: so a cancelled start too waits until the process has told its pid.
+func (t *dockerTerminal) launch(ctx context.Context, size bridge.Size) error {
+	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+	defer cancel()
+	stream, err := t.docker.cli.ExecAttach(patient, t.exec, client.ExecAttachOptions{TTY: true})
+	if err != nil {
+		return &Error{"docker", fmt.Errorf("starting an exec: %w", err)}
+	}
+	t.conn = stream.Conn
+	// The stream knows no context.
+	deadline, _ := patient.Deadline()
+	_ = t.conn.SetReadDeadline(deadline)
+	if err := t.handshake(patient); err != nil {
+		return err
+	}
+	if err := t.begin(ctx, size); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return &Error{"shell", fmt.Errorf("starting %s: %w", t.shell, context.Cause(ctx))}
+	}
+	_ = t.conn.SetReadDeadline(time.Time{})
+	return nil
+}
+
+// handshake is the gateway's side of opening, up to the size.
+func (t *dockerTerminal) handshake(ctx context.Context) error {
 	var got []byte
 	buf := make([]byte, 1024)
 	for len(got) < 16<<10 { // a container's BASH_ENV may print before we do
@@ -153,7 +172,7 @@ func (t *dockerTerminal) handshake(ctx context.Context, size bridge.Size) error 
 				return &Error{"shell", errors.New("its /proc has no start times")}
 			}
 			t.pid, t.start = string(m[1]), fields[19]
-			return t.begin(ctx, size)
+			return nil
 		}
 		if errors.Is(err, io.EOF) {
 			return t.neverOpened(ctx, got)
@@ -165,6 +184,7 @@ func (t *dockerTerminal) handshake(ctx context.Context, size bridge.Size) error 
 	return &Error{"shell", fmt.Errorf("%s prints without end before it starts", t.shell)}
 }
 
+// begin gives the terminal its size and lets the shell begin.
 func (t *dockerTerminal) begin(ctx context.Context, size bridge.Size) error {
 	if err := t.resize(ctx, size); err != nil {
 		return err
@@ -250,9 +270,15 @@ func (t *dockerTerminal) exitCode(ctx context.Context) (int, error) {
 
 // Close ends the shell and what belongs to it inside the container. No engine
 // ends an exec when its client goes (moby#35703: there is no API to kill one).
+//
+// While nobody reads a terminal that is full, the engine tells no other exec's
+// end, the sweep's neither (measured): such a reader has the time of the sweep,
+// and then the stream is closed.
 func (t *dockerTerminal) Close() error {
 	t.closing.Store(true)
+	stuck := time.AfterFunc(Grace+500*time.Millisecond, func() { _ = t.conn.Close() })
 	err := t.end(t.docker.cfg.EndDetached)
+	stuck.Stop()
 	_ = t.conn.Close()
 	return err
 }
@@ -261,15 +287,21 @@ func (t *dockerTerminal) Close() error {
 var sweepScript string
 
 // end sweeps: as the shell's own user, who may read the environment of what he
-// started; and when that leaves something, as root, for what runs as another.
+// started. When something there runs as another user, who is not his to signal,
+// root sweeps first, by the session alone: root of a container may signal all,
+// and read the environment of nothing but root's.
 func (t *dockerTerminal) end(all bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*startTimeout)
 	defer cancel()
-	swept, err := t.sweep(ctx, "", all)
+	swept, err := t.sweep(ctx, "", all, true)
 	if err == nil && swept.Left > 0 {
-		var more Swept
-		more, err = t.sweep(ctx, "0", all)
-		swept.Killed, swept.Left = swept.Killed+more.Killed, more.Left
+		root, rootErr := t.sweep(ctx, "0", all, false)
+		var own Swept
+		own, err = t.sweep(ctx, "", all, false)
+		swept.Killed, swept.Left = root.Killed+own.Killed, own.Left
+		if err == nil && swept.Left > 0 {
+			err = rootErr
+		}
 	}
 	if err != nil {
 		if t.containerStopped(ctx) {
@@ -294,17 +326,14 @@ func (t *dockerTerminal) containerStopped(ctx context.Context) bool {
 	return errdefs.IsNotFound(err) || err == nil && c.Container.State != nil && !c.Container.State.Running
 }
 
-func (t *dockerTerminal) sweep(ctx context.Context, user string, all bool) (Swept, error) {
-	keep := "1"
-	if all {
-		keep = "0"
-	}
+func (t *dockerTerminal) sweep(ctx context.Context, user string, all, yield bool) (Swept, error) {
+	flag := map[bool]string{false: "0", true: "1"}
 	exec, err := t.docker.cli.ExecCreate(ctx, t.container, client.ExecCreateOptions{
 		User: user, AttachStdout: true, AttachStderr: true,
 		Env: []string{"BASH_ENV=", "ENV="},
 		Cmd: []string{
 			t.shell, "-c", sweepScript, "termgw-sweep", t.pid, t.start, Marker + "=" + t.session,
-			keep, strconv.FormatInt(int64(Grace/(10*time.Millisecond)), 10),
+			flag[!all], strconv.FormatInt(int64(Grace/(10*time.Millisecond)), 10), flag[yield],
 		},
 	})
 	if err != nil {

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -43,7 +42,7 @@ func NewHost(cfg HostConfig) *Host { return &Host{cfg} }
 // Start opens a terminal. Its errors are an *Error.
 func (h *Host) Start(_ context.Context, t Target, size bridge.Size) (bridge.Terminal, error) {
 	pidfd := -1
-	cmd := exec.Command("/bin/sh", "-c", h.cfg.Command) //nolint:gosec // the demo's own --shell
+	cmd := exec.Command("/bin/sh", "-c", h.cfg.Command)
 	cmd.Dir = h.cfg.Dir
 	cmd.Env = append(slices.Clone(h.cfg.Env), "TERM=xterm-256color", Marker+"="+t.Session)
 	ptmx, err := pty.StartWithAttrs(cmd, &pty.Winsize{Cols: size.Cols, Rows: size.Rows}, &syscall.SysProcAttr{
@@ -54,7 +53,7 @@ func (h *Host) Start(_ context.Context, t Target, size bridge.Size) (bridge.Term
 	}
 	pid := cmd.Process.Pid
 	_ = cmd.Process.Release() // the pidfd below is ours to wait on
-	term := &hostTerminal{host: h, pid: pid, session: t.Session, log: t.Log, exited: make(chan struct{})}
+	term := &hostTerminal{host: h, pid: pid, session: t.Session, log: t.Log, exited: make(chan struct{}), tail: tailTime, tailBytes: tailSize}
 	if term.start, err = startTime(pid); err == nil {
 		term.ptmx, err = pollable(ptmx)
 	}
@@ -96,21 +95,24 @@ type hostTerminal struct {
 	start   string // /proc's start time: a pid is used again, the two together are not
 	session string
 	log     *slog.Logger
-	closing atomic.Bool
+	exited  chan struct{} // closed after the next two were set
+	status  unix.WaitStatus
+	waitErr error
 
-	exited   chan struct{} // closed after the next three were set
-	status   unix.WaitStatus
-	waitErr  error
-	exitedAt time.Time
+	tail      time.Duration // Read's own: what is left of tailTime
+	tailBytes int           // and of tailSize
 }
 
 // After the shell's end another process may hold the terminal, so that its end
-// never shows. What the shell wrote arrives within milliseconds, by a kernel
-// worker; so the output is over when none came for quiet, or after tailTime,
-// if the other process writes on.
+// never shows. What the shell wrote is in the kernel then, which holds 20 KB at
+// most (measured), and arrives within milliseconds, by a worker; but Read may
+// come for it much later. So the output is over when Read waited for quiet in
+// vain, or if the other process writes on, after tailTime of waiting in all or
+// tailSize bytes.
 const (
 	quiet    = 100 * time.Millisecond
 	tailTime = time.Second
+	tailSize = 64 << 10
 )
 
 // watch reaps the shell. The pidfd in the poller is what says that it is time:
@@ -133,37 +135,39 @@ func (t *hostTerminal) watch(pidfd *os.File) {
 	if err != nil {
 		t.waitErr = err
 	}
-	t.exitedAt = time.Now()
+	_ = t.ptmx.SetReadDeadline(time.Unix(1, 0)) // wakes a Read, which sets its own then
 	close(t.exited)
-	_ = t.ptmx.SetReadDeadline(t.exitedAt.Add(quiet)) // wakes a Read that waits for a process that holds the terminal
 }
 
 func (t *hostTerminal) Read(p []byte) (int, error) {
 	n, err := t.ptmx.Read(p)
-	select {
-	case <-t.exited:
-	default:
-		if err == nil {
-			return n, nil
-		}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		<-t.exited
+		n, err = t.readTail(p)
 	}
-	switch {
-	case err == nil:
-		// More may follow, or the process that holds the terminal writes.
-		until := time.Now().Add(quiet)
-		if end := t.exitedAt.Add(tailTime); until.After(end) {
-			until = end
-		}
-		_ = t.ptmx.SetReadDeadline(until)
-		return n, nil
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		t.log.Info("the shell left a process that holds the terminal")
+	if errors.Is(err, unix.EIO) || errors.Is(err, os.ErrClosed) {
+		err = io.EOF // EIO: Linux's way to say that nobody holds the other side any more
+	}
+	return n, err
+}
+
+// readTail reads after the shell's end. It leaves a deadline in the past, so
+// that the next Read comes here too.
+func (t *hostTerminal) readTail(p []byte) (int, error) {
+	if t.tail <= 0 || t.tailBytes <= 0 {
 		return 0, io.EOF
-	case errors.Is(err, unix.EIO), errors.Is(err, os.ErrClosed):
-		return 0, io.EOF // Linux's way to say that nobody holds the other side any more
-	default:
-		return n, err
 	}
+	began := time.Now()
+	_ = t.ptmx.SetReadDeadline(began.Add(min(quiet, t.tail)))
+	n, err := t.ptmx.Read(p[:min(len(p), t.tailBytes)])
+	_ = t.ptmx.SetReadDeadline(time.Unix(1, 0))
+	t.tail -= time.Since(began)
+	t.tailBytes -= n
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.log.Info("the shell left a process that holds the terminal")
+		return n, io.EOF
+	}
+	return n, err
 }
 
 func (t *hostTerminal) Write(p []byte) (int, error) { return t.ptmx.Write(p) }

@@ -89,7 +89,7 @@ type stat struct {
 // readStat reads /proc/PID/stat (proc_pid_stat(5)). The command's name, in
 // parentheses, may hold anything; no field after it holds a parenthesis.
 func readStat(dir string) (stat, error) {
-	b, err := os.ReadFile(filepath.Join(dir, "stat")) //nolint:gosec // under /proc
+	b, err := os.ReadFile(filepath.Join(dir, "stat"))
 	if err != nil {
 		return stat{}, err
 	}
@@ -109,7 +109,7 @@ func startTime(pid int) (string, error) {
 }
 
 func ignoresHup(dir string) bool {
-	b, err := os.ReadFile(filepath.Join(dir, "status")) //nolint:gosec // under /proc
+	b, err := os.ReadFile(filepath.Join(dir, "status"))
 	if err != nil {
 		return false
 	}
@@ -123,6 +123,6 @@ func ignoresHup(dir string) bool {
 }
 
 func carries(dir, marker string) bool {
-	b, err := os.ReadFile(filepath.Join(dir, "environ")) //nolint:gosec // under /proc
+	b, err := os.ReadFile(filepath.Join(dir, "environ"))
 	return err == nil && bytes.Contains(append([]byte{0}, b...), []byte("\x00"+marker+"\x00"))
 }

@@ -1,8 +1,9 @@
 # Ends what belongs to a terminal inside its container, and reports on one line
 # "killed kept left". POSIX sh, builtins only but for sleep and grep, which are
-# optional: without sleep there is no grace, without grep the shell reads for it.
+# optional: without sleep there is no grace, and without a grep that knows -z the
+# shell reads for it.
 #
-#   sid start marker keep grace
+#   sid start marker keep grace yield
 #
 # sid, start: the shell's pid, which is its session's id, and its start time in
 #   /proc/PID/stat. Another process can have the pid only when nothing of the
@@ -10,8 +11,10 @@
 # marker: TERMGW_SESSION=<id>, in the environment of what the shell started.
 # keep: 1 spares what was told to stay, 0 ends everything.
 # grace: the time between hang-up and kill, in hundredths of a second.
+# yield: 1 signals nothing when something is another user's, and reports at
+#   once what would be left: root's sweep then has the whole grace.
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
-sid=$1 start=$2 marker=$3 keep=$4 grace=$5
+sid=$1 start=$2 marker=$3 keep=$4 grace=$5 yield=$6
 
 # whole FILE: its contents as one line in $whole. A command's name, which stands
 # in /proc/PID/stat, may hold a newline.
@@ -20,12 +23,17 @@ whole() {
 	while IFS= read -r part || [ -n "$part" ]; do whole=$whole$part; done <"$1"
 } 2>/dev/null
 
+# BusyBox's grep sees no more of a file than its first NUL, unless it knows -z,
+# which it does not everywhere.
+greps=0
+printf 'a\0b' | grep -qaxzF b 2>/dev/null && greps=1
+
 # marked: the processes that carry the marker, as " 12 34 ". Another user's
 # environment cannot be read; such a process is found by its session only.
 marked() {
 	marked=' '
-	if command -v grep >/dev/null; then
-		for file in $(grep -slaF "$marker" /proc/[0-9]*/environ); do
+	if [ "$greps" = 1 ]; then
+		for file in $(grep -slaxzF "$marker" /proc/[0-9]*/environ); do
 			pid=${file#/proc/}
 			marked="$marked${pid%/environ} "
 		done
@@ -94,16 +102,23 @@ now
 deadline=$((now + grace))
 marked
 scan
+for pid in $end; do
+	if [ "$yield" = 1 ] && ! kill -s 0 "$pid" 2>/dev/null; then
+		set -- $end
+		echo "0 $kept $#"
+		exit
+	fi
+done
 signal HUP
 while [ -n "$end" ] && [ "$now" -lt "$deadline" ] && pause; do
 	now
 	scan
 done
-tries=20
-while [ -n "$end" ] && [ "$tries" -gt 0 ]; do
-	tries=$((tries - 1))
+deadline=$((now + 100)) # a killed process may take a while, on a busy machine
+while [ -n "$end" ] && [ "$now" -lt "$deadline" ]; do
 	signal KILL
 	pause
+	now
 	scan
 done
 

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/molecule-ai/termgw/pkg/store"
+)
+
+// defaults are what operators are promised.
+var defaults = map[string]string{
+	"TERMGW_LISTEN":          ":8080",
+	"TERMGW_ADMIN_LISTEN":    "127.0.0.1:9090",
+	"TERMGW_BASE_PATH":       "",
+	"TERMGW_DATABASE_URL":    "",
+	"TERMGW_WORKSPACES_FILE": "",
+	"TERMGW_WORKSPACE_QUERY": "",
+	"TERMGW_TICKET_JWKS":     "",
+	"TERMGW_TICKET_ISSUER":   "",
+	"TERMGW_TICKET_AUDIENCE": "termgw",
+	"TERMGW_TICKET_MAX_TTL":  "60s",
+	"TERMGW_ALLOWED_ORIGINS": "",
+	"TERMGW_TRUSTED_PROXIES": "",
+	"TERMGW_PING_INTERVAL":   "25s",
+	"TERMGW_IDLE_TIMEOUT":    "30m",
+	"TERMGW_MAX_SESSION":     "8h",
+	"TERMGW_DRAIN_TIMEOUT":   "30s",
+	"TERMGW_MAX_SESSIONS":    "0",
+	"TERMGW_KEEP_DETACHED":   "true",
+	"TERMGW_SHELLS":          "/bin/bash,/bin/sh",
+	"TERMGW_LOG_FORMAT":      "json",
+	"TERMGW_LOG_LEVEL":       "info",
+}
+
+func TestServeHelpListsTheVariables(t *testing.T) {
+	c := start(t, command(t, nil, "serve", "--help"))
+	if status := c.wait(t); status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+	listed := map[string]string{}
+	for line := range strings.SplitSeq(c.out.String(), "\n") {
+		if name := strings.TrimSpace(line); strings.HasPrefix(name, "TERMGW_") {
+			name, value, _ := strings.Cut(name, " = ")
+			listed[name] = value
+		}
+	}
+	for name, want := range defaults {
+		if got, ok := listed[name]; !ok || got != want {
+			t.Errorf("%s: listed %v, default %q, want %q", name, ok, got, want)
+		}
+	}
+	for name := range listed {
+		if _, ok := defaults[name]; !ok {
+			t.Errorf("%s is listed and has no default here", name)
+		}
+	}
+	const query = `SELECT COALESCE(instance_id,'') AS instance_id, COALESCE(name,'') AS name FROM workspaces WHERE id = $1`
+	if store.DefaultWorkspaceQuery != query {
+		t.Errorf("the workspace query is %s", store.DefaultWorkspaceQuery)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	c := start(t, command(t, nil, "version"))
+	if status := c.wait(t); status != 0 || !strings.HasPrefix(c.out.String(), "termgw dev (commit ") {
+		t.Errorf("exit status %d, %q", status, c.out.String())
+	}
+}
+
+// Every fault is named at once, by its variable; a secret in one is not repeated.
+func TestConfigurationFaults(t *testing.T) {
+	wrong := []string{
+		"TERMGW_LISTEN=8080",
+		"TERMGW_ADMIN_LISTEN=localhost:admin",
+		"TERMGW_BASE_PATH=terminals//x",
+		"TERMGW_DATABASE_URL=postgres://u:hunter2@h/d",
+		"TERMGW_WORKSPACES_FILE=/etc/workspaces.json", // not with a database
+		"TERMGW_TICKET_JWKS=",
+		"TERMGW_TICKET_AUDIENCE=",
+		"TERMGW_TICKET_MAX_TTL=60",
+		"TERMGW_ALLOWED_ORIGINS=https://ok.example,*.example,https://x.example/path",
+		"TERMGW_TRUSTED_PROXIES=10.0.0.0/8,10.0.0.0/99",
+		"TERMGW_PING_INTERVAL=1ms",
+		"TERMGW_IDLE_TIMEOUT=-5m",
+		"TERMGW_MAX_SESSION=forever",
+		"TERMGW_DRAIN_TIMEOUT=2h",
+		"TERMGW_MAX_SESSIONS=-1",
+		"TERMGW_KEEP_DETACHED=maybe",
+		"TERMGW_SHELLS=bash",
+		"TERMGW_LOG_FORMAT=xml",
+		"TERMGW_LOG_LEVEL=loud",
+	}
+	c := start(t, command(t, wrong, "serve"))
+	if status := c.wait(t); status != 1 {
+		t.Errorf("exit status %d", status)
+	}
+	said := c.log.String()
+	for _, variable := range wrong {
+		name, _, _ := strings.Cut(variable, "=")
+		if name != "TERMGW_DATABASE_URL" && !strings.Contains(said, name+": ") {
+			t.Errorf("%s is not named", variable)
+		}
+	}
+	for _, value := range []string{"*.example", "https://x.example/path", "10.0.0.0/99"} {
+		if !strings.Contains(said, value) {
+			t.Errorf("%s is not shown", value)
+		}
+	}
+	if strings.Contains(said, "hunter2") || strings.Contains(said, "https://ok.example") {
+		t.Errorf("it shows what is no fault, or a secret")
+	}
+	if t.Failed() {
+		t.Log(said)
+	}
+}
+
+// What is well-formed and does not work is told at the start too.
+func TestServeDoesNotStart(t *testing.T) {
+	_, jwks := generateTicketKey(t, "EdDSA")
+	good := func(changes ...string) []string {
+		return append([]string{
+			"TERMGW_LISTEN=127.0.0.1:0", "TERMGW_ADMIN_LISTEN=", "TERMGW_TICKET_JWKS=" + jwks,
+			"TERMGW_DATABASE_URL=postgres://u:hunter2@127.0.0.1:1/d?sslmode=disable",
+		}, changes...)
+	}
+	broken := t.TempDir() + "/workspaces.json"
+	if err := os.WriteFile(broken, []byte(`[{"id":"../x"}]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name    string
+		environ []string
+		want    string
+	}{
+		{"neither a database nor a list", []string{"TERMGW_TICKET_JWKS=" + jwks}, "TERMGW_DATABASE_URL"},
+		{"no key set", good("TERMGW_TICKET_JWKS=/nonexistent.json"), "TERMGW_TICKET_JWKS"},
+		{"a key set by http", good("TERMGW_TICKET_JWKS=http://keys.example/jwks"), "TERMGW_TICKET_JWKS"},
+		{"no database URL", good("TERMGW_DATABASE_URL=mysql://u:hunter2@h/d"), "TERMGW_DATABASE_URL"},
+		{"a query that writes", good("TERMGW_WORKSPACE_QUERY=SELECT 1; DROP TABLE x"), "TERMGW_WORKSPACE_QUERY"},
+		{"a broken list", good("TERMGW_DATABASE_URL=", "TERMGW_WORKSPACES_FILE="+broken), "TERMGW_WORKSPACES_FILE"},
+		{"an address that is not ours", good("TERMGW_LISTEN=192.0.2.1:80"), "TERMGW_LISTEN"},
+		{"an engine at no address", good("DOCKER_HOST=nonsense"), "DOCKER_HOST"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := start(t, command(t, test.environ, "serve"))
+			if status := c.wait(t); status != 1 || !strings.Contains(c.log.String(), test.want) || strings.Contains(c.log.String(), "hunter2") {
+				t.Errorf("exit status %d:\n%s", status, c.log.String())
+			}
+		})
+	}
+	if out := start(t, command(t, nil, "migrate")); out.wait(t) != 1 || !strings.Contains(out.log.String(), "TERMGW_DATABASE_URL") {
+		t.Errorf("migrate without a database says %q", out.log.String())
+	}
+}
+
+// A person's typing error is answered with the usage and status 2, on standard error.
+func TestUsage(t *testing.T) {
+	for _, args := range [][]string{{}, {"sevre"}, {"serve", "--fast"}, {"connect"}} {
+		var out, err bytes.Buffer
+		if status := run(t.Context(), args, &stdio{strings.NewReader(""), &out, &err}); status == 0 || err.Len() == 0 {
+			t.Errorf("%q: exit status %d, %q", args, status, err.String())
+		}
+	}
+}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/client"
+
+	"github.com/molecule-ai/termgw/internal/testenv"
+)
+
+// box is a container of a workspace. What goes on in it is seen from outside, by this machine's /proc: that needs no
+// exec, which would be counted, and nothing in the container.
+type box struct {
+	engine *testenv.Docker
+	id     string
+	init   int    // the pid of its first process, on this machine
+	ns     string // its pid namespace
+}
+
+// newBox runs the container of the workspace with an id.
+func newBox(tb testing.TB, engine *testenv.Docker, workspace string) *box {
+	tb.Helper()
+	b := &box{engine: engine, id: engine.RunContainer(tb, "ws-"+workspace)}
+	found, err := engine.Client(tb).ContainerInspect(tb.Context(), b.id, client.ContainerInspectOptions{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	b.init = found.Container.State.Pid
+	if b.ns, err = os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", b.init)); err != nil {
+		tb.Fatal(err)
+	}
+	return b
+}
+
+// process is one that lives in a container.
+type process struct {
+	pid              int
+	command, environ string
+}
+
+// processes lists what lives in the container besides its first process.
+func (b *box) processes(tb testing.TB) []process {
+	tb.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var found []process
+	for _, dir := range dirs {
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		// A zombie has no namespace any more: nobody reaps in these containers.
+		if ns, err := os.Readlink(dir + "/ns/pid"); err != nil || ns != b.ns || pid == b.init {
+			continue
+		}
+		command, _ := os.ReadFile(dir + "/cmdline")
+		environ, _ := os.ReadFile(dir + "/environ")
+		if len(command) > 0 {
+			found = append(found, process{pid, strings.TrimSpace(strings.ReplaceAll(string(command), "\x00", " ")), string(environ)})
+		}
+	}
+	return found
+}
+
+// commands are the command lines of what lives in the container, sorted.
+func (b *box) commands(tb testing.TB) []string {
+	tb.Helper()
+	commands := []string{}
+	for _, p := range b.processes(tb) {
+		commands = append(commands, p.command)
+	}
+	slices.Sort(commands)
+	return commands
+}
+
+// shells counts the processes that carry a session's mark.
+func (b *box) shells(tb testing.TB) (n int) {
+	tb.Helper()
+	for _, p := range b.processes(tb) {
+		if strings.Contains(p.environ, "TERMGW_SESSION=") {
+			n++
+		}
+	}
+	return n
+}
+
+// empty waits until nothing lives in the container but its first process and these.
+func (b *box) empty(tb testing.TB, but ...string) {
+	tb.Helper()
+	slices.Sort(but)
+	eventually(tb, fmt.Sprintf("only %q left in the container, not %q", but, b.commands(tb)), func() bool {
+		return slices.Equal(b.commands(tb), append([]string{}, but...))
+	})
+}
+
+// execs counts the execs that were ever made in the container, of the engine's last 256 events.
+func (b *box) execs(tb testing.TB) (n int) {
+	tb.Helper()
+	now := time.Now()
+	past := b.engine.Client(tb).Events(tb.Context(), client.EventsListOptions{
+		Since: "0", Until: fmt.Sprintf("%d.%09d", now.Unix(), now.Nanosecond()),
+		Filters: make(client.Filters).Add("container", b.id),
+	})
+	for {
+		select {
+		case event := <-past.Messages:
+			if strings.HasPrefix(string(event.Action), "exec_create") {
+				n++
+			}
+		case err := <-past.Err:
+			if !errors.Is(err, io.EOF) {
+				tb.Fatal(err)
+			}
+			return n
+		}
+	}
+}

@@ -1,0 +1,472 @@
+package runner
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
+
+	"github.com/molecule-ai/termgw/internal/testenv"
+	"github.com/molecule-ai/termgw/pkg/bridge"
+)
+
+// setSecrets sets what a gateway's environment may hold.
+func setSecrets(t *testing.T) {
+	t.Setenv("TERMGW_DATABASE_URL", "postgres://termgw:hunter2@db/platform")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+}
+
+func TestEnvironment(t *testing.T) {
+	setSecrets(t)
+	for _, p := range places(t) {
+		t.Run(p.name, func(t *testing.T) {
+			s := open(t, p.runner(t, false), p.target(t))
+			s.send(t, "echo; tr '\\0' '\\n' </proc/$$/environ; exit\n")
+			got := strings.Split(strings.ReplaceAll(string(s.rest(t)), "\x1b[?2004l\r", ""), "\r\n")
+			for _, want := range []string{"TERM=xterm-256color", Marker + "=" + s.id} {
+				found := 0
+				for _, line := range got {
+					if line == want {
+						found++
+					}
+				}
+				if found != 1 {
+					t.Errorf("%s is there %d times in %q", want, found, got)
+				}
+			}
+			all := strings.Join(got, "\n")
+			for _, secret := range []string{"hunter2", "AWS_", "TERMGW_DATABASE"} {
+				if strings.Contains(all, secret) {
+					t.Errorf("%s is in %q", secret, got)
+				}
+			}
+		})
+	}
+}
+
+func TestSize(t *testing.T) {
+	for _, p := range places(t) {
+		t.Run(p.name, func(t *testing.T) {
+			term, err := p.runner(t, false)(func(Swept) {}).Start(t.Context(), p.target(t), bridge.Size{Cols: 123, Rows: 45})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := start(t, term)
+			s.send(t, "stty size\n")
+			s.expect(t, "45 123\r\n")
+			s.send(t, "trap 'stty size' WINCH\n")
+			for _, size := range []bridge.Size{{Cols: 200, Rows: 60}, {Cols: 1, Rows: 1}, {Cols: 1000, Rows: 1000}} {
+				if err := s.Resize(size); err != nil {
+					t.Fatal(err)
+				}
+				s.send(t, "stty size\n")
+				s.expect(t, fmt.Sprintf("%d %d\r\n", size.Rows, size.Cols))
+			}
+			s.end(t)
+		})
+	}
+}
+
+// TestSizeIsThereBeforeTheFirstByte asks for it in what the shell itself runs
+// first, and sees nothing of the gateway's own words with it.
+func TestSizeIsThereBeforeTheFirstByte(t *testing.T) {
+	engine := env.Docker(t)
+	container := engine.RunContainer(t, "")
+	engine.Exec(t, container, "sh", "-c", "echo 'stty size; exit 4' >/root/.bashrc")
+	d := NewDocker(DockerConfig{Client: engine.Client(t), Shells: []string{"/bin/bash"}})
+	for range 10 {
+		term, err := d.Start(t.Context(), newTarget(t, container), bridge.Size{Cols: 123, Rows: 45})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := start(t, term)
+		if got := string(s.rest(t)); got != "45 123\r\n" {
+			t.Errorf("the terminal's first bytes are %q", got)
+		}
+		if got := s.exit(t); got != (bridge.Exit{Code: 4}) {
+			t.Errorf("ended with %+v", got)
+		}
+		s.end(t)
+	}
+}
+
+func TestExit(t *testing.T) {
+	cases := map[string]bridge.Exit{
+		"exit 0":            {},
+		"exit 3":            {Code: 3},
+		"exit 130":          {Code: 130},
+		"exec sh -c 'exit'": {},
+		"kill -KILL $$":     {Code: 137, Signal: "SIGKILL"},
+		"kill -HUP $$":      {Code: 129, Signal: "SIGHUP"},
+	}
+	for _, p := range places(t) {
+		for input, want := range cases {
+			t.Run(p.name+"/"+input, func(t *testing.T) {
+				t.Parallel()
+				s := open(t, p.runner(t, false), p.target(t))
+				s.send(t, input+"\n")
+				if got := s.exit(t); got != want {
+					t.Errorf("ended with %+v, want %+v", got, want)
+				}
+				if got := s.end(t); got != (Swept{}) {
+					t.Errorf("swept %+v", got)
+				}
+			})
+		}
+	}
+}
+
+// flood prints megabytes of numbered lines; flooded is what a terminal makes
+// of them.
+const flood = `perl -e 'printf "%07d\n", $_ for 1..400000'`
+
+func flooded() []byte {
+	var b bytes.Buffer
+	for i := range 400000 {
+		fmt.Fprintf(&b, "%07d\r\n", i+1)
+	}
+	return b.Bytes()
+}
+
+// TestAllOutputBeforeTheEnd also ends shells that leave a job, which holds the
+// terminal: its own end would come never.
+func TestAllOutputBeforeTheEnd(t *testing.T) {
+	want := flooded()
+	for _, p := range places(t) {
+		for _, c := range []struct {
+			name, before string
+			swept        Swept
+		}{
+			{"alone", "", Swept{}},
+			{"with a job", job("bg", "") + " &", Swept{Killed: 1}},
+			{"with a job that writes on", job("bg", `$SIG{ALRM}=sub{syswrite STDOUT, "." unless kill 0, '"$$"'; alarm 1}; alarm 1`) + " &", Swept{Killed: 1}},
+			{"with a job that floods on", job("bg", `if (!fork) {select undef, undef, undef, .01 while kill 0, '"$$"'; syswrite STDOUT, "." x 4096 while 1}`) + " &", Swept{Killed: 2}},
+		} {
+			t.Run(p.name+"/"+c.name, func(t *testing.T) {
+				s := open(t, p.runner(t, false), p.target(t))
+				s.send(t, "exec 9>/dev/tty; stty -echo\n"+c.before+"\n")
+				if c.before != "" {
+					s.expect(t, "up=42")
+				}
+				s.send(t, flood+"; exit 7\n")
+				out := s.rest(t)
+				if !bytes.Contains(out, want) {
+					t.Errorf("%d bytes, want all of %d in order; the last are %q", len(out), len(want), out[max(0, len(out)-40):])
+				}
+				if got := s.exit(t); got != (bridge.Exit{Code: 7}) {
+					t.Errorf("ended with %+v", got)
+				}
+				if got := s.end(t); got != c.swept {
+					t.Errorf("swept %+v, want %+v", got, c.swept)
+				}
+				wantLiving(t, s.id)
+			})
+		}
+	}
+}
+
+// TestSlowReaderGetsAll reads long after the shell has gone: a client that
+// renders slowly.
+func TestSlowReaderGetsAll(t *testing.T) {
+	for _, p := range places(t) {
+		for name, before := range map[string]string{"alone": "", "with a job": job("bg", "") + " & "} {
+			t.Run(p.name+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				target := p.target(t)
+				term, err := p.runner(t, false)(func(Swept) {}).Start(t.Context(), target, defaultSize)
+				if err != nil {
+					t.Fatal(err)
+				}
+				// Few enough bytes for the kernel to hold.
+				if _, err := term.Write([]byte("exec 9>/dev/tty; stty -echo; " + before + "perl -e 'print \"x\" x 3000, \"END\"'; exit\n")); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "the shell has exited", func() bool {
+					for _, name := range living(t, target.Session) {
+						if name != "bg" {
+							return false
+						}
+					}
+					return true
+				})
+				<-time.After(2 * tailTime)
+				s := start(t, term)
+				if got := s.rest(t); !bytes.Contains(got, append(bytes.Repeat([]byte("x"), 3000), "END"...)) {
+					t.Errorf("lost output: %q", got)
+				}
+				s.end(t)
+			})
+		}
+	}
+}
+
+func TestShells(t *testing.T) {
+	engine := env.Docker(t)
+	cli, container := engine.Client(t), engine.RunContainer(t, "")
+	engine.Exec(t, container, "sh", "-c", "echo not a program >/bin/noexec")
+	start := func(target Target, shells ...string) (bridge.Terminal, error) {
+		return NewDocker(DockerConfig{Client: cli, Shells: shells}).Start(t.Context(), target, defaultSize)
+	}
+	t.Run("the first that is there", func(t *testing.T) {
+		s := open(t, func(swept func(Swept)) Starter {
+			shells := []string{"/bin/missing", "/missing/too", "/bin/noexec", "/etc", "/bin/dash", "/bin/bash"}
+			return NewDocker(DockerConfig{Client: cli, Shells: shells, Swept: swept})
+		}, newTarget(t, container))
+		s.send(t, "readlink /proc/$$/exe\n")
+		s.expect(t, "/bin/dash\r\n")
+	})
+	t.Run("none", func(t *testing.T) {
+		target := newTarget(t, container)
+		_, err := start(target, "/bin/missing", "/etc")
+		wantStep(t, err, "shell")
+		wantLiving(t, target.Session)
+	})
+	t.Run("one that ends at once", func(t *testing.T) {
+		target := newTarget(t, container)
+		_, err := start(target, "/bin/false")
+		wantStep(t, err, "shell")
+		wantLiving(t, target.Session)
+	})
+	t.Run("one that prints without end", func(t *testing.T) {
+		target := newTarget(t, engine.RunContainerWith(t, "", func(o *client.ContainerCreateOptions) {
+			o.Config.Env = []string{"BASH_ENV=/etc/endless"}
+		}))
+		engine.Exec(t, target.Container, "sh", "-c", "echo 'while :; do echo y; done' >/etc/endless")
+		_, err := start(target, "/bin/bash")
+		wantStep(t, err, "shell")
+		wantLiving(t, target.Session)
+	})
+}
+
+func TestDetachKeysReachTheProgram(t *testing.T) {
+	engine := env.Docker(t)
+	p := dockerPlace("", "/bin/bash", engine.Client(t), engine.RunContainer(t, ""))
+	s := open(t, p.runner(t, false), p.target(t))
+	for _, typed := range []string{"\x10", "\x10\x11", "\x00a", "\x11\x10"} {
+		s.send(t, fmt.Sprintf("stty raw -echo; echo up=$((6*7)); head -c%d | od -An -tx1; stty sane\n", len(typed)))
+		s.expect(t, "up=42")
+		s.send(t, typed)
+		s.expect(t, fmt.Sprintf("\n % x", typed))
+	}
+}
+
+// TestContainerEndsUnderASession reads only after the end.
+func TestContainerEndsUnderASession(t *testing.T) {
+	engine := env.Docker(t)
+	cli := engine.Client(t)
+	for name, end := range map[string]func(context.Context, string) error{
+		"stopped": func(ctx context.Context, id string) error {
+			_, err := cli.ContainerStop(ctx, id, client.ContainerStopOptions{})
+			return err
+		},
+		"killed": func(ctx context.Context, id string) error {
+			_, err := cli.ContainerKill(ctx, id, client.ContainerKillOptions{})
+			return err
+		},
+		"removed": func(ctx context.Context, id string) error {
+			_, err := cli.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			container := engine.RunContainer(t, "")
+			target := newTarget(t, container)
+			swept := Swept{Left: -1}
+			d := NewDocker(DockerConfig{Client: cli, Shells: []string{"/bin/bash"}, Swept: func(s Swept) { swept = s }})
+			term, err := d.Start(t.Context(), target, defaultSize)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := term.Write([]byte("stty -echo; perl -e 'print \"x\" x 20000, \"END\"'; touch /printed; sleep 1000\n")); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "all is printed", func() bool {
+				return engine.Exec(t, container, "sh", "-c", "test -e /printed && echo yes || echo no") == "yes\n"
+			})
+			if err := end(t.Context(), container); err != nil {
+				t.Fatal(err)
+			}
+			s := start(t, term)
+			if got := s.rest(t); !bytes.Contains(got, append(bytes.Repeat([]byte("x"), 20000), "END"...)) {
+				t.Errorf("lost output: %d bytes, the last are %q", len(got), got[max(0, len(got)-40):])
+			}
+			if got := s.exit(t); got != (bridge.Exit{Code: 137, Signal: "SIGKILL"}) {
+				t.Errorf("ended with %+v", got)
+			}
+			s.end(t)
+			if swept != (Swept{}) {
+				t.Errorf("swept %+v", swept)
+			}
+			wantLiving(t, target.Session)
+		})
+	}
+}
+
+func TestContainerIsGoneAtClose(t *testing.T) {
+	engine := env.Docker(t)
+	cli, container := engine.Client(t), engine.RunContainer(t, "")
+	p := dockerPlace("", "/bin/bash", cli, container)
+	s := open(t, p.runner(t, false), p.target(t))
+	paused := open(t, p.runner(t, false), p.target(t))
+
+	// In a paused container nothing can be ended, and that is told.
+	if _, err := cli.ContainerPause(t.Context(), container, client.ContainerPauseOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	paused.closed = true
+	if err := paused.Close(); err == nil || *paused.swept != (Swept{Left: 1}) {
+		t.Errorf("Close in a paused container: %v, swept %+v", err, *paused.swept)
+	}
+	paused.rest(t)
+	if _, err := cli.ContainerUnpause(t.Context(), container, client.ContainerUnpauseOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cli.ContainerKill(t.Context(), container, client.ContainerKillOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.end(t); got != (Swept{}) {
+		t.Errorf("swept %+v", got)
+	}
+	wantLiving(t, s.id)
+}
+
+func TestEngineIsKilledUnderASession(t *testing.T) {
+	engine := testenv.StartDocker(t)
+	cli, container := engine.Client(t), engine.RunContainer(t, "")
+	c, err := cli.ContainerInspect(t.Context(), container, client.ContainerInspectOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	main := c.Container.State.Pid
+	shim := parent(t, main)
+	p := dockerPlace("", "/bin/bash", cli, container)
+	s := open(t, p.runner(t, false), p.target(t))
+	pidfile, err := os.ReadFile(filepath.Join(filepath.Dir(strings.TrimPrefix(engine.Host, "unix://")), "dockerd.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(pidfile)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	s.rest(t)
+	if exit, err := s.Wait(); err == nil {
+		t.Errorf("Wait knows %+v", exit)
+	} else {
+		wantStep(t, err, "docker")
+	}
+	s.closed = true
+	if err := s.Close(); err == nil || *s.swept != (Swept{Left: 1}) {
+		t.Errorf("Close: %v, swept %+v", err, *s.swept)
+	}
+	// A killed engine leaves the container running.
+	for _, pid := range []int{shim, main} {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Error(err)
+		}
+	}
+	engine.Stop(t)
+	eventually(t, "the session is gone", func() bool { return len(living(t, s.id)) == 0 })
+}
+
+func parent(tb testing.TB, pid int) int {
+	tb.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "\nPPid:")
+	field, _, _ := strings.Cut(rest, "\n")
+	ppid, err := strconv.Atoi(strings.TrimSpace(field))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return ppid
+}
+
+// TestCancelledStartLeavesNothing cancels at every moment of a start.
+func TestCancelledStartLeavesNothing(t *testing.T) {
+	engine := env.Docker(t)
+	cli, container := engine.Client(t), engine.RunContainer(t, "")
+	d := NewDocker(DockerConfig{Client: cli, Shells: []string{"/bin/bash"}})
+	var ids []string
+	for after := time.Duration(0); after < 120*time.Millisecond; after += 8 * time.Millisecond {
+		target := newTarget(t, container)
+		ids = append(ids, target.Session)
+		ctx, cancel := context.WithTimeout(t.Context(), after)
+		term, err := d.Start(ctx, target, defaultSize)
+		cancel()
+		if err == nil {
+			start(t, term).end(t)
+		}
+		wantLiving(t, target.Session)
+	}
+	// What the engine has started late shows by now.
+	p := dockerPlace("", "/bin/bash", cli, container)
+	open(t, p.runner(t, false), p.target(t)).end(t)
+	for _, id := range ids {
+		wantLiving(t, id)
+	}
+}
+
+// TestStartCancelledWhileTheShellStarts cancels when the engine has just been
+// told to start the shell, which it then does whatever becomes of its client.
+func TestStartCancelledWhileTheShellStarts(t *testing.T) {
+	engine := env.Docker(t)
+	container := engine.RunContainer(t, "")
+	var ids []string
+	for range 10 {
+		ctx, cancel := context.WithCancel(t.Context())
+		cli, err := client.New(client.WithHost(engine.Host), client.WithDialContext(
+			func(ctx context.Context, _, _ string) (net.Conn, error) {
+				conn, err := new(net.Dialer).DialContext(ctx, "unix", strings.TrimPrefix(engine.Host, "unix://"))
+				return &cancelOnStart{conn, cancel}, err
+			}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		target := newTarget(t, container)
+		ids = append(ids, target.Session)
+		d := NewDocker(DockerConfig{Client: cli, Shells: []string{"/bin/bash"}})
+		if term, err := d.Start(ctx, target, defaultSize); err == nil {
+			t.Error("started")
+			start(t, term).end(t)
+		}
+		wantLiving(t, target.Session)
+		if err := cli.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	// What the engine has started late shows by now.
+	p := dockerPlace("", "/bin/bash", engine.Client(t), container)
+	open(t, p.runner(t, false), p.target(t)).end(t)
+	for _, id := range ids {
+		wantLiving(t, id)
+	}
+}
+
+// cancelOnStart cancels once the request to start an exec is written.
+type cancelOnStart struct {
+	net.Conn
+	cancel context.CancelFunc
+}
+
+func (c *cancelOnStart) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if line, _, _ := bytes.Cut(p, []byte("\r\n")); bytes.Contains(line, []byte("/start")) {
+		c.cancel()
+	}
+	return n, err
+}
