@@ -46,3 +46,6 @@ require (
 	go.opentelemetry.io/otel/trace v1.35.0 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
 )
+
+// Packages of npm have Go files of their own.
+ignore ./web/node_modules

@@ -190,7 +190,7 @@ func (t *connection) run(ctx context.Context) error {
 	case <-ctx.Done():
 		// Told to leave: the gateway ends the shell when the socket closes.
 		_ = t.ws.Close(websocket.StatusNormalClosure, "")
-		_ = <-ended
+		<-ended //nolint:errcheck // why it left is known
 		err = context.Cause(ctx)
 	}
 	copies.Wait()

@@ -16,12 +16,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/moby/moby/client"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/router"
@@ -55,7 +52,7 @@ type demo struct {
 	origin string // http://127.0.0.1:8022
 	secret string // opens tickets; for programs
 	minter *ticket.Minter
-	engine *client.Client
+	docker *runner.Docker
 	log    *slog.Logger
 	page   fs.FS        // nil: it was not built
 	used   func(string) // told the page's new address when the old one was used
@@ -85,16 +82,18 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio) (err error) {
 	if err != nil {
 		return err
 	}
-	engine, err := client.New(client.FromEnv)
+	reg := newRegistry()
+	swept := orphanCounter(reg)
+	docker, err := runner.OpenDocker(runner.DockerConfig{Shells: []string{"/bin/bash", "/bin/sh"}, Swept: swept})
 	if err != nil {
-		return fmt.Errorf("DOCKER_HOST: %w", err)
+		return err
 	}
-	defer func() { err = errors.Join(err, engine.Close()) }()
+	defer func() { err = errors.Join(err, docker.Close()) }()
 
 	log := newLogger(std.Err, "text", slog.LevelInfo)
 	d := &demo{
 		origin: "http://" + listener.Addr().String(), secret: rand.Text(), once: rand.Text(),
-		minter: minter, engine: engine, log: log, tokens: map[string]bool{},
+		minter: minter, docker: docker, log: log, tokens: map[string]bool{},
 		used: func(string) {},
 	}
 	page, built := web.Page()
@@ -102,11 +101,8 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio) (err error) {
 		d.page = page
 	}
 
-	reg := newRegistry()
-	swept := orphanCounter(reg)
 	env, home := shellEnvironment()
 	host := runner.NewHost(runner.HostConfig{Command: cmp.Or(c.Shell, loginShell()), Dir: home, Env: env, Swept: swept})
-	docker := runner.NewDocker(runner.DockerConfig{Client: engine, Shells: []string{"/bin/bash", "/bin/sh"}, Swept: swept})
 	rt := router.New(router.Config{
 		Verifier: ticket.NewVerifier(ticket.VerifierConfig{Keys: ticket.StaticKeys(key), Audience: ticket.DefaultAudience, MaxTTL: ticket.DefaultMaxTTL}),
 		// No Since: the key is new, so no older ticket verifies.
@@ -288,20 +284,16 @@ func (d *demo) workspaces(w http.ResponseWriter, r *http.Request) {
 func (d *demo) containers(ctx context.Context) ([]demoWorkspace, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	running, err := d.engine.ContainerList(ctx, client.ContainerListOptions{})
+	running, err := d.docker.Containers(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var list []demoWorkspace
-	for _, c := range running.Items {
-		if len(c.Names) > 0 {
-			name := strings.TrimPrefix(c.Names[0], "/")
-			if name != demoHost && !strings.Contains(name, "/") {
-				list = append(list, demoWorkspace{name, name, c.Image})
-			}
+	for _, c := range running {
+		if c.Name != demoHost {
+			list = append(list, demoWorkspace{c.Name, c.Name, c.Image})
 		}
 	}
-	slices.SortFunc(list, func(a, b demoWorkspace) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
 }
 

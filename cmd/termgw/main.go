@@ -43,10 +43,9 @@ type exitStatus int
 func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	status := run(ctx, os.Args[1:], &stdio{os.Stdin, os.Stdout, os.Stderr})
-	stop()
-	os.Exit(status)
+	// Never undone: a second signal must not end the process in mid-teardown.
+	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	os.Exit(run(ctx, os.Args[1:], &stdio{os.Stdin, os.Stdout, os.Stderr}))
 }
 
 func run(ctx context.Context, args []string, std *stdio) int {

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/moby/client"
-
 	"github.com/molecule-ai/termgw/pkg/router"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
@@ -53,16 +51,15 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 	defer func() { err = errors.Join(err, sessions.Close()) }()
 	g.jobs = append(g.jobs, purge)
 
-	engine, err := client.New(client.FromEnv)
-	if err != nil {
-		return fmt.Errorf("DOCKER_HOST: %w", err)
-	}
-	defer func() { err = errors.Join(err, engine.Close()) }()
-
 	reg := newRegistry()
-	docker := runner.NewDocker(runner.DockerConfig{
-		Client: engine, Shells: cfg.Shells, EndDetached: !cfg.KeepDetached, Swept: orphanCounter(reg),
+	docker, err := runner.OpenDocker(runner.DockerConfig{
+		Shells: cfg.Shells, EndDetached: !cfg.KeepDetached, Swept: orphanCounter(reg),
 	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, docker.Close()) }()
+
 	g.router = router.New(router.Config{
 		Verifier: ticket.NewVerifier(ticket.VerifierConfig{
 			Keys: keys, Issuer: cfg.TicketIssuer, Audience: cfg.TicketAudience, MaxTTL: cfg.TicketMaxTTL,

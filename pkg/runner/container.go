@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -34,6 +35,29 @@ func candidates(t Target) []string {
 		}
 	}
 	return valid
+}
+
+// Container is a running container, by its name.
+type Container struct{ Name, Image string }
+
+// Containers lists what runs, in the order of names.
+func (d *Docker) Containers(ctx context.Context) ([]Container, error) {
+	running, err := d.cli.ContainerList(ctx, client.ContainerListOptions{})
+	if err != nil {
+		return nil, &Error{"docker", fmt.Errorf("listing containers: %w", err)}
+	}
+	var list []Container
+	for _, c := range running.Items {
+		// A name with a second slash is another container's link to this one.
+		for _, name := range c.Names {
+			if name = strings.TrimPrefix(name, "/"); containerName.MatchString(name) {
+				list = append(list, Container{name, c.Image})
+				break
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b Container) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
 }
 
 // findContainer returns the id of the first candidate that runs.

@@ -73,7 +73,7 @@ func TestHostileNamesNeverReachTheEngine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cli.Close()
-	d := NewDocker(DockerConfig{Client: cli, Shells: []string{"/bin/sh"}})
+	d := newDocker(cli, DockerConfig{Shells: []string{"/bin/sh"}})
 	for _, name := range []string{"../x", "a/b?c", `"'`, "a\nb", "..", "", strings.Repeat("x", 10<<10)} {
 		_, err := d.findContainer(t.Context(), Target{Container: name, Name: name, WorkspaceID: "fine"})
 		if !errors.Is(err, ErrNotRunning) {
@@ -98,7 +98,7 @@ func TestHostileNamesNeverReachTheEngine(t *testing.T) {
 func TestFindContainer(t *testing.T) {
 	engine := env.Docker(t)
 	cli := engine.Client(t)
-	d := NewDocker(DockerConfig{Client: cli, Shells: []string{"/bin/sh"}})
+	d := newDocker(cli, DockerConfig{Shells: []string{"/bin/sh"}})
 	id := map[string]string{}
 	for _, name := range []string{"row", "ws-0d9f4c52-8a6", "ws-" + uuid, "my-work-space", "stopped", "paused", "ws-11111111-222"} {
 		id[name] = engine.RunContainer(t, name)
@@ -166,7 +166,7 @@ func TestEngineDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cli.Close()
-	d := NewDocker(DockerConfig{Client: cli, Shells: []string{"/bin/sh"}})
+	d := newDocker(cli, DockerConfig{Shells: []string{"/bin/sh"}})
 	_, err = d.Start(t.Context(), newTarget(t, "c1"), defaultSize)
 	wantStep(t, err, "docker")
 	wantStep(t, d.Ping(t.Context()), "docker")

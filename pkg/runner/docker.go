@@ -24,7 +24,6 @@ import (
 
 // DockerConfig says how to open terminals in containers.
 type DockerConfig struct {
-	Client *client.Client
 	// Shells are tried in order; the first that is in the container is used.
 	// Absolute paths of POSIX shells.
 	Shells []string
@@ -40,11 +39,20 @@ type Docker struct {
 	cfg DockerConfig
 }
 
-// NewDocker returns a runner on the engine of cfg.Client, which stays the
-// caller's to close.
-func NewDocker(cfg DockerConfig) *Docker {
-	return &Docker{cli: cfg.Client, cfg: cfg}
+// OpenDocker returns a runner on the engine that DOCKER_HOST and its like name,
+// whether it answers or not. The caller closes it.
+func OpenDocker(cfg DockerConfig) (*Docker, error) {
+	cli, err := client.New(client.FromEnv)
+	if err != nil {
+		return nil, fmt.Errorf("DOCKER_HOST: %w", err)
+	}
+	return newDocker(cli, cfg), nil
 }
+
+func newDocker(cli *client.Client, cfg DockerConfig) *Docker { return &Docker{cli: cli, cfg: cfg} }
+
+// Close closes the connections to the engine. Terminals stay open.
+func (d *Docker) Close() error { return d.cli.Close() }
 
 // Ping asks whether the engine answers.
 func (d *Docker) Ping(ctx context.Context) error {

@@ -82,7 +82,7 @@ func TestSizeIsThereBeforeTheFirstByte(t *testing.T) {
 	engine := env.Docker(t)
 	container := engine.RunContainer(t, "")
 	engine.Exec(t, container, "sh", "-c", "echo 'stty size; exit 4' >/root/.bashrc")
-	d := NewDocker(DockerConfig{Client: engine.Client(t), Shells: []string{"/bin/bash"}})
+	d := newDocker(engine.Client(t), DockerConfig{Shells: []string{"/bin/bash"}})
 	for range 10 {
 		term, err := d.Start(t.Context(), newTarget(t, container), bridge.Size{Cols: 123, Rows: 45})
 		if err != nil {
@@ -214,12 +214,12 @@ func TestShells(t *testing.T) {
 	cli, container := engine.Client(t), engine.RunContainer(t, "")
 	engine.Exec(t, container, "sh", "-c", "echo not a program >/bin/noexec")
 	start := func(target Target, shells ...string) (bridge.Terminal, error) {
-		return NewDocker(DockerConfig{Client: cli, Shells: shells}).Start(t.Context(), target, defaultSize)
+		return newDocker(cli, DockerConfig{Shells: shells}).Start(t.Context(), target, defaultSize)
 	}
 	t.Run("the first that is there", func(t *testing.T) {
 		s := open(t, func(swept func(Swept)) Starter {
 			shells := []string{"/bin/missing", "/missing/too", "/bin/noexec", "/etc", "/bin/dash", "/bin/bash"}
-			return NewDocker(DockerConfig{Client: cli, Shells: shells, Swept: swept})
+			return newDocker(cli, DockerConfig{Shells: shells, Swept: swept})
 		}, newTarget(t, container))
 		s.send(t, "readlink /proc/$$/exe\n")
 		s.expect(t, "/bin/dash\r\n")
@@ -281,7 +281,7 @@ func TestContainerEndsUnderASession(t *testing.T) {
 			container := engine.RunContainer(t, "")
 			target := newTarget(t, container)
 			swept := Swept{Left: -1}
-			d := NewDocker(DockerConfig{Client: cli, Shells: []string{"/bin/bash"}, Swept: func(s Swept) { swept = s }})
+			d := newDocker(cli, DockerConfig{Shells: []string{"/bin/bash"}, Swept: func(s Swept) { swept = s }})
 			term, err := d.Start(t.Context(), target, defaultSize)
 			if err != nil {
 				t.Fatal(err)
@@ -400,7 +400,7 @@ func parent(tb testing.TB, pid int) int {
 func TestCancelledStartLeavesNothing(t *testing.T) {
 	engine := env.Docker(t)
 	cli, container := engine.Client(t), engine.RunContainer(t, "")
-	d := NewDocker(DockerConfig{Client: cli, Shells: []string{"/bin/bash"}})
+	d := newDocker(cli, DockerConfig{Shells: []string{"/bin/bash"}})
 	var ids []string
 	for after := time.Duration(0); after < 120*time.Millisecond; after += 8 * time.Millisecond {
 		target := newTarget(t, container)
@@ -439,7 +439,7 @@ func TestStartCancelledWhileTheShellStarts(t *testing.T) {
 		}
 		target := newTarget(t, container)
 		ids = append(ids, target.Session)
-		d := NewDocker(DockerConfig{Client: cli, Shells: []string{"/bin/bash"}})
+		d := newDocker(cli, DockerConfig{Shells: []string{"/bin/bash"}})
 		if term, err := d.Start(ctx, target, defaultSize); err == nil {
 			t.Error("started")
 			start(t, term).end(t)

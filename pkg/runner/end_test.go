@@ -34,7 +34,7 @@ func dockerPlace(name, shell string, cli *client.Client, container string) place
 		name: name, bash: strings.HasSuffix(shell, "bash"),
 		runner: func(_ testing.TB, all bool) func(func(Swept)) Starter {
 			return func(swept func(Swept)) Starter {
-				return NewDocker(DockerConfig{Client: cli, Shells: []string{shell}, EndDetached: all, Swept: swept})
+				return newDocker(cli, DockerConfig{Shells: []string{shell}, EndDetached: all, Swept: swept})
 			}
 		},
 		target: func(tb testing.TB) Target { return newTarget(tb, container) },

@@ -128,7 +128,7 @@ func TestDockerLeavesNoDescriptor(t *testing.T) {
 	files := descriptors(t)
 	for range 5 {
 		open(t, p.runner(t, false), p.target(t)).end(t)
-		if _, err := NewDocker(DockerConfig{Client: cli, Shells: []string{"/missing"}}).Start(t.Context(), p.target(t), defaultSize); err == nil {
+		if _, err := newDocker(cli, DockerConfig{Shells: []string{"/missing"}}).Start(t.Context(), p.target(t), defaultSize); err == nil {
 			t.Error("a shell that is missing has started")
 		}
 	}
