@@ -507,21 +507,15 @@ func TestBrokenProtocol(t *testing.T) {
 	})
 }
 
-// endless sends one message in fragments until the gateway has enough.
+// endless sends a message far over every limit in fragments, and never the last one.
 func endless(typ websocket.MessageType) func(*tty) error {
 	return func(c *tty) error {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		w, err := c.ws.Writer(ctx, typ)
 		piece := []byte(strings.Repeat("x", 64<<10))
-		for err == nil {
-			if _, err = w.Write(piece); err == nil {
-				select {
-				case <-c.done:
-					err = c.ended
-				default:
-				}
-			}
+		for n := 0; n < 4<<20 && err == nil; n += len(piece) {
+			_, err = w.Write(piece)
 		}
 		return err
 	}
