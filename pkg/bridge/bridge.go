@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
@@ -36,6 +35,14 @@ type Terminal interface {
 	io.ReadWriteCloser
 	Resize(Size) error
 	Wait() (Exit, error)
+}
+
+// NonBlocking is what a Terminal may have besides, and is faster with: Read and
+// Write of what there is, or is room for, without waiting. Neither being so is
+// no error: 0, nil.
+type NonBlocking interface {
+	TryRead(p []byte) (int, error)
+	TryWrite(p []byte) (int, error)
 }
 
 // Exit is how a shell ended.
@@ -66,11 +73,6 @@ const (
 	// flushTime is how long a client may take for one frame once the session
 	// was cut.
 	flushTime = 2 * time.Second
-	// smallRead is the buffer of an idle terminal: enough for a keystroke's
-	// echo. A read that fills it is followed by a larger one, and one of
-	// floodRead bytes or more (a pty gives 4,095 at most) by another.
-	smallRead = 256
-	floodRead = 2 << 10
 )
 
 // Options are the limits of one session.
@@ -93,33 +95,33 @@ type Summary struct {
 
 // Bridge is one session. Run, then Close.
 //
-// Three goroutines work in it: the caller's is the only one that writes to the
-// WebSocket, so that what is sent has one order; the reader takes what the
-// client sends; the pump takes what the terminal prints. Others live for as
-// long as input waits for the terminal, or a ping for its pong.
+// Two goroutines work in it: the caller's carries output, terminal to
+// WebSocket; the reader carries input the other way. A byte changes hands
+// nowhere: each hand-over between goroutines costs a keystroke some 30 µs.
+// Others live for as long as input waits for the terminal, or a control message
+// for the client.
 type Bridge struct {
 	ws     *Socket
 	term   Terminal
+	now    NonBlocking // term; nil: it is not
 	opt    Options
 	v1     bool
 	cancel context.CancelCauseFunc
 	hangUp func()         // ends the shell, once; returns when it is gone
 	wg     sync.WaitGroup // every goroutine but the caller's
 	gone   chan struct{}  // closed when the WebSocket can no longer be read
-	wake   chan struct{}  // 1 deep: the writer has something to do
-	writes atomic.Int64   // odd while a frame is being written
-	sent   int64          // terminal bytes written; the writer's own
+
+	// The caller's own:
+	ready []byte       // the first message, encoded
+	sent  int64        // terminal bytes written
+	large *largeBuffer // borrowed while bytes flow
 
 	mu       sync.Mutex
-	ending   bool        // cut, or over: input is dropped, output is not awaited
-	flush    *time.Timer // frees a writer that is stuck when the session is cut
-	output   sync.Cond   // the pump waits here for room
-	ring     ring        // output read and not yet sent
-	bulk     bool        // the pump may be reading into the ring
-	sending  int         // bytes of the ring that are being written
+	ending   bool      // cut, or over: input is dropped, output is not awaited
+	output   sync.Cond // carryOutput waits here for room
 	window   window
-	eof      error     // the pump is done: io.EOF, or what went wrong
-	messages [][]byte  // control messages to send, oldest first
+	messages []message // to send, oldest first
+	telling  bool      // sendMessages runs
 	queue    sync.Cond // the reader waits here for the input queue
 	input    []byte    // input for the terminal, oldest first
 	typing   int       // bytes that typeInput has in hand
@@ -137,13 +139,14 @@ func New(ws *Socket, term Terminal, opt Options) *Bridge {
 		v1:     ws.v1(),
 		hangUp: sync.OnceFunc(func() { _ = term.Close() }), // its owner reports what failed
 		gone:   make(chan struct{}),
-		wake:   make(chan struct{}, 1),
 	}
+	b.now, _ = term.(NonBlocking)
 	b.output.L, b.queue.L = &b.mu, &b.mu
 	if b.v1 {
 		b.window.limit = initialWindow
-		b.messages = append(b.messages, encodeReady(opt.Ready))
+		b.ready = framed(encodeReady(opt.Ready))
 	}
+	ws.pong = b.pong
 	return b
 }
 
@@ -155,24 +158,26 @@ func New(ws *Socket, term Terminal, opt Options) *Bridge {
 func (b *Bridge) Run(ctx context.Context) Summary {
 	ctx, b.cancel = context.WithCancelCause(ctx)
 	defer b.cancel(nil)
-	b.wg.Add(3)
-	go b.readClient()
-	go b.readTerminal()
+	b.wg.Add(2)
 	stop := context.AfterFunc(ctx, b.cut)
+	if b.v1 {
+		b.send(opText, b.ready)
+	}
+	go b.readClient()
 	b.startLifetime()
 
-	b.writeClient()
+	eof := b.carryOutput()
 
 	sum := Summary{Cause: context.Cause(ctx)}
-	if sum.Cause == nil && !errors.Is(b.eof, io.EOF) {
-		sum.Cause = fmt.Errorf("%w: %w", ErrTerminal, b.eof)
+	if sum.Cause == nil && !errors.Is(eof, io.EOF) {
+		sum.Cause = fmt.Errorf("%w: %w", ErrTerminal, eof)
 	}
 	exit, err := b.term.Wait()
 	switch {
 	case err == nil:
 		sum.Exit = &exit
 		if sum.Cause == nil && b.v1 {
-			b.writeFrame(websocket.MessageText, encodeExit(exit))
+			b.send(opText, framed(encodeExit(exit)))
 		}
 	case sum.Cause == nil:
 		sum.Cause = fmt.Errorf("%w: %w", ErrTerminal, err)
@@ -197,7 +202,7 @@ func (b *Bridge) Run(ctx context.Context) Summary {
 func (b *Bridge) Close(code websocket.StatusCode, e *Error) {
 	select {
 	case <-b.gone:
-		_ = b.ws.CloseNow()
+		b.ws.CloseNow()
 	default:
 		b.ws.farewell(code, e)
 	}
@@ -208,15 +213,7 @@ func (b *Bridge) Close(code websocket.StatusCode, e *Error) {
 func (b *Bridge) cut() {
 	defer b.wg.Done()
 	b.stopInput()
-	if stuck := b.writes.Load(); stuck%2 == 1 {
-		b.mu.Lock()
-		b.flush = time.AfterFunc(flushTime, func() {
-			if b.writes.Load() == stuck {
-				_ = b.ws.CloseNow()
-			}
-		})
-		b.mu.Unlock()
-	}
+	_ = b.ws.wire.SetWriteDeadline(time.Now().Add(flushTime)) // of a write that waits already
 	b.hangUp()
 }
 
@@ -228,14 +225,6 @@ func (b *Bridge) stopInput() {
 	b.ending, b.input = true, nil
 	b.output.Broadcast()
 	b.queue.Broadcast()
-	b.wakeWriter()
-}
-
-func (b *Bridge) wakeWriter() {
-	select {
-	case b.wake <- struct{}{}:
-	default:
-	}
 }
 
 func (b *Bridge) observeBacklog(delta int) {

@@ -76,7 +76,7 @@ func TestTheClientGoes(t *testing.T) {
 // waitFlood waits until a flood is well under way.
 func (s *session) waitFlood(t *testing.T) {
 	t.Helper()
-	s.term.until(t, "a flood", func() bool { return s.term.given > 1<<20 })
+	s.term.until(t, "a flood", func() bool { return s.term.given > 1<<17 })
 }
 
 func TestACauseEndsTheSession(t *testing.T) {

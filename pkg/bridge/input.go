@@ -20,7 +20,7 @@ func (b *Bridge) readClient() {
 	for {
 		// Never with a context that ends: that would end the connection, and
 		// with it the close frame that tells the client why.
-		typ, r, err := b.ws.Reader(context.Background())
+		typ, r, err := b.ws.ws.Reader(context.Background())
 		if err == nil {
 			err = b.receive(typ, r, scratch[:0])
 		}
@@ -102,9 +102,8 @@ func (b *Bridge) receiveControl(p []byte) error {
 	case "ping":
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		if len(b.messages) < maxMessages {
-			b.messages = append(b.messages, encodePong(m.ID))
-			b.wakeWriter()
+		if len(b.messages) < maxMessages && !b.ending {
+			b.tell(opText, encodePong(m.ID))
 		}
 	case "ack":
 		b.mu.Lock()
@@ -118,7 +117,6 @@ func (b *Bridge) receiveControl(p []byte) error {
 		}
 		b.observeBacklog(b.window.backlog() - before)
 		b.output.Signal()
-		b.wakeWriter()
 	}
 	return nil
 }
@@ -139,12 +137,18 @@ func (b *Bridge) receiveInput(p []byte) {
 	for !b.ending && b.typing+len(b.input)+len(p) > maxQueued {
 		b.choked = true
 		b.output.Signal()
-		b.wakeWriter()
 		b.queue.Wait()
 	}
 	b.choked = false
 	if b.ending {
 		return
+	}
+	if b.now != nil && !b.typist {
+		n, err := b.now.TryWrite(p)
+		b.bytesIn += int64(n)
+		if p = p[n:]; len(p) == 0 || err != nil {
+			return // after an error the shell is gone, which carryOutput finds out
+		}
 	}
 	b.input = append(b.input, p...)
 	if !b.typist {

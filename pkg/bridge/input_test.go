@@ -75,6 +75,7 @@ func TestPasteOverTheQueueIntoAnEcho(t *testing.T) {
 		s.with(func() { acked = s.received })
 		s.ack(t, acked)
 	}
+	s.term.until(t, "all is typed", func() bool { return s.term.taken == size })
 	if !slices.Equal(sent.Sum(nil), taken.Sum(nil)) {
 		t.Error("the input did not arrive as it was sent")
 	}

@@ -1,7 +1,7 @@
 package bridge
 
 import (
-	"context"
+	"encoding/binary"
 	"fmt"
 	"time"
 )
@@ -77,7 +77,9 @@ type lifetime struct {
 	idle       *limit      // nil: no idle time
 	limits     []*limit
 	pingEvery  time.Duration // 0: no pings
-	pingAt     time.Time
+	pingAt     time.Time     // when the next is due
+	pings      uint32        // sent so far; the last one's payload
+	pingSent   time.Time
 	unanswered int // pings since the client was last heard
 }
 
@@ -122,9 +124,6 @@ func (b *Bridge) startLifetime() {
 // stopLifetime is called with the lock held; a tick that runs already finds
 // that it is late.
 func (b *Bridge) stopLifetime() {
-	if b.flush != nil {
-		b.flush.Stop()
-	}
 	if b.life.timer != nil && b.life.timer.Stop() {
 		b.wg.Done()
 	}
@@ -154,8 +153,7 @@ func (b *Bridge) tick() {
 			return
 		}
 		if notice != nil && b.v1 {
-			b.messages = append(b.messages, encodeNotice(*notice))
-			b.wakeWriter()
+			b.tell(opText, encodeNotice(*notice))
 		}
 		sooner(at)
 	}
@@ -170,8 +168,9 @@ func (b *Bridge) tick() {
 			}
 			l.unanswered++
 			l.pingAt = now.Add(l.pingEvery)
-			b.wg.Add(1)
-			go b.ping()
+			l.pings++
+			l.pingSent = now
+			b.tell(opPing, binary.BigEndian.AppendUint32(nil, l.pings))
 		}
 		sooner(l.pingAt)
 	}
@@ -181,19 +180,16 @@ func (b *Bridge) tick() {
 	}
 }
 
-// ping measures one round trip. That none came back is tick's to judge.
-func (b *Bridge) ping() {
-	defer b.wg.Done()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*b.opt.PingInterval)
-	defer cancel()
-	start := time.Now()
-	if b.ws.Ping(ctx) != nil {
-		return
-	}
-	rtt := time.Since(start)
+// pong takes a pong frame. One that answers the last ping measures a round trip.
+func (b *Bridge) pong(payload []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.life.heard()
+	if len(payload) != 4 || binary.BigEndian.Uint32(payload) != b.life.pings || b.life.pingSent.IsZero() {
+		return
+	}
+	rtt := time.Since(b.life.pingSent)
+	b.life.pingSent = time.Time{}
 	b.window.pong(rtt)
 	if b.opt.RTT != nil {
 		b.opt.RTT(rtt)

@@ -1,148 +1,139 @@
 package bridge
 
 import (
-	"context"
-
-	"github.com/coder/websocket"
+	"sync"
+	"time"
 )
 
-// readTerminal is the pump: terminal to ring. An idle terminal is read into a
-// small buffer of its own; only while bytes flow does it read into the ring,
-// whose memory is borrowed.
-func (b *Bridge) readTerminal() {
-	defer b.wg.Done()
-	small := make([]byte, smallRead)
-	for {
-		p := b.readSpace(small)
-		n, err := b.term.Read(p)
-		if b.readDone(small, n, len(p), err) {
-			return
-		}
-	}
-}
+const (
+	// smallRead is the buffer of an idle terminal, in bytes: enough for a
+	// keystroke's echo.
+	smallRead = 256
+	// largeRead is the buffer of a terminal that prints much, and so the
+	// largest frame. It is borrowed while bytes flow.
+	largeRead = 64 << 10
+	// flood is a read that is followed by a large one, and a write that takes
+	// turns. A pty gives 4,095 bytes at once at most.
+	flood = 2 << 10
+)
 
-// readSpace waits until output is wanted and returns where to read it to.
-func (b *Bridge) readSpace(small []byte) []byte {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+type largeBuffer [headroom + largeRead]byte
+
+var largeBuffers = sync.Pool{New: func() any { return new(largeBuffer) }}
+
+// carryOutput reads the terminal and sends what it printed at once, until there
+// is no more; it returns the error of the last read. What a flood prints during
+// one write leaves with the next, so that frames grow as the client is slower.
+// A client that is gone takes nothing: the rest is dropped.
+func (b *Bridge) carryOutput() error {
+	small := make([]byte, headroom+smallRead)
 	for {
-		if b.ending {
-			b.bulk = false
-			return small
+		buf := small
+		if b.large != nil {
+			buf = b.large[:]
 		}
-		room := min(b.window.room(b.ring.size-b.sending), ringSize-b.ring.size)
-		if b.choked {
-			// The client's acks are stuck behind input that the program does
-			// not read, perhaps because we do not read its output.
-			room = ringSize - b.ring.size
+		p := buf[headroom:]
+		p = p[:min(len(p), b.awaitRoom())]
+		n, err := b.read(p)
+		if n > 0 {
+			b.sendOutput(buf[:headroom+n])
 		}
+		more := err == nil && (n >= flood || n == len(p))
 		switch {
-		case room == 0:
-			b.output.Wait()
-		case b.bulk:
-			return b.ring.space(room)
-		default:
-			return small[:min(len(small), room)]
+		case more && b.large == nil:
+			b.large = largeBuffers.Get().(*largeBuffer)
+		case !more && b.large != nil:
+			largeBuffers.Put(b.large)
+			b.large = nil
+		}
+		if err != nil {
+			return err
 		}
 	}
 }
 
-// readDone takes n bytes in; it tells whether they were the last.
-func (b *Bridge) readDone(small []byte, n, asked int, err error) bool {
+// read reads what follows a large read in a turn, if it is there already.
+func (b *Bridge) read(p []byte) (int, error) {
+	if turns := b.ws.wire.turns; b.large != nil && b.now != nil && turns != nil {
+		turns.take()
+		n, err := b.now.TryRead(p)
+		turns.pass()
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+	return b.term.Read(p)
+}
+
+// awaitRoom waits until output is wanted and tells how many bytes of it.
+func (b *Bridge) awaitRoom() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	switch {
-	case b.ending && !b.bulk: // nobody wants them any more
-	case b.bulk:
-		b.ring.commit(n)
-	default:
-		for p := small[:n]; len(p) > 0; {
-			m := copy(b.ring.space(len(p)), p)
-			b.ring.commit(m)
-			p = p[m:]
-		}
-	}
-	b.bulk = err == nil && (n == asked || n >= floodRead)
-	if err != nil {
-		b.eof = err
-	}
-	if !b.bulk {
-		b.ring.release()
-	}
-	b.wakeWriter()
-	return err != nil
-}
-
-// writeClient sends control messages and output until the pump is done and
-// everything is sent. A client that is gone takes nothing: the rest is dropped.
-func (b *Bridge) writeClient() {
 	for {
-		b.mu.Lock()
-		messages := b.messages
-		b.messages = nil
-		var data []byte
-		if len(messages) == 0 {
-			data = b.ring.data(b.sendable())
-			b.sending = len(data)
-			if len(data) > 0 {
-				before := b.window.backlog()
-				b.window.send(len(data)) // first: its ack may come before Write returns
-				b.observeBacklog(b.window.backlog() - before)
-			}
+		// choked: the client's acks are stuck behind input that the program
+		// does not read, perhaps because we do not read its output.
+		if b.ending || b.choked {
+			return largeRead
 		}
-		done := b.eof != nil && b.ring.size == 0
-		b.mu.Unlock()
-
-		switch {
-		case len(messages) > 0:
-			for _, m := range messages {
-				b.writeFrame(websocket.MessageText, m)
-			}
-		case len(data) > 0:
-			if b.writeFrame(websocket.MessageBinary, data) {
-				b.sent += int64(len(data))
-			}
-			b.outputSent()
-		case done:
-			return
-		default:
-			<-b.wake
+		if room := b.window.room(); room > 0 {
+			return room
 		}
+		b.output.Wait()
 	}
 }
 
-// sendable tells how many bytes the window lets go.
-func (b *Bridge) sendable() int {
-	if b.ending || b.choked {
-		return ringSize
-	}
-	return b.window.room(0)
-}
-
-func (b *Bridge) outputSent() {
+func (b *Bridge) sendOutput(buf []byte) {
+	size := len(buf) - headroom
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.ring.consume(b.sending)
-	b.sending = 0
-	if !b.bulk {
-		b.ring.release()
-	}
-	b.output.Signal()
-}
-
-// writeFrame tells whether the client took the frame. It waits for as long as
-// the client does not read: who cuts the session frees it.
-func (b *Bridge) writeFrame(typ websocket.MessageType, p []byte) bool {
-	ctx := context.Background()
-	b.mu.Lock()
-	if b.ending {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, flushTime)
-		defer cancel()
-	}
-	b.writes.Add(1)
+	before := b.window.backlog()
+	b.window.send(size) // first: its ack may come before the write returns
+	b.observeBacklog(b.window.backlog() - before)
 	b.mu.Unlock()
-	err := b.ws.Write(ctx, typ, p)
-	b.writes.Add(1)
-	return err == nil
+	if b.send(opBinary, buf) {
+		b.sent += int64(size)
+	}
+}
+
+// send sends a frame from the caller's goroutine and tells whether the client
+// took it. It waits for as long as the client does not read, unless the session
+// is cut.
+func (b *Bridge) send(op byte, buf []byte) bool {
+	b.mu.Lock()
+	if b.ending { // else cut sets it, later
+		_ = b.ws.wire.SetWriteDeadline(time.Now().Add(flushTime))
+	}
+	b.mu.Unlock()
+	return b.ws.wire.send(op, buf) == nil
+}
+
+// message is a frame that others than the caller's goroutine send.
+type message struct {
+	op      byte
+	payload []byte
+}
+
+// tell queues a message. Who calls it need not wait for a client that does not
+// read. The lock is held.
+func (b *Bridge) tell(op byte, payload []byte) {
+	b.messages = append(b.messages, message{op, payload})
+	if !b.telling {
+		b.telling = true
+		b.wg.Add(1)
+		go b.sendMessages()
+	}
+}
+
+// sendMessages sends messages until there are none.
+func (b *Bridge) sendMessages() {
+	defer b.wg.Done()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for len(b.messages) > 0 {
+		m := b.messages[0]
+		b.messages = b.messages[1:]
+		b.mu.Unlock()
+		_ = b.ws.wire.send(m.op, framed(m.payload)) // a client that is gone is the reader's to find
+		b.mu.Lock()
+	}
+	b.messages, b.telling = nil, false
 }

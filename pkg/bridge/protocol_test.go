@@ -131,7 +131,7 @@ func TestRefuse(t *testing.T) {
 		{[]string{Subprotocol}, `{"type":"error","code":"ticket_used","message":"Ask for a new ticket.","retryable":true,"detail":"d","docs":"docs/x.md"}`},
 	} {
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			ws, err := Accept(w, r)
+			ws, err := Accept(w, r, nil)
 			if err == nil {
 				ws.Refuse(4409, e)
 			}
@@ -330,6 +330,7 @@ func FuzzParseControl(f *testing.F) {
 	for _, s := range []string{
 		`{"type":"resize","cols":120,"rows":40}`, `{"type":"ack","bytes":9007199254740993}`,
 		`{"type":"ping","id":7}`, `{"type":"ping","id":1e999}`, `{"type":"ping","id":"7"}`,
+		`{"type":"ack","bytes":0}`, `{"type":"ack","bytes":01}`, `{"type":"ack","bytes":}`, `{"type":"ack","bytes":1234567890123456789}`,
 		`{"type":"x"}`, `{}`, `[]`, ``, "\x00", `{"type":"resize","cols":65537,"rows":1}`,
 	} {
 		f.Add([]byte(s))
@@ -337,6 +338,9 @@ func FuzzParseControl(f *testing.F) {
 	f.Fuzz(func(t *testing.T, p []byte) {
 		const canary = "Zq7canary"
 		m, err := parseControl(p)
+		if slow, slowErr := parseAnyControl(p); slow != m || (slowErr == nil) != (err == nil) {
+			t.Errorf("the short way gives %+v, %v; the long one %+v, %v", m, err, slow, slowErr)
+		}
 		if err != nil {
 			if m != (control{}) {
 				t.Errorf("an error and a message: %+v", m)

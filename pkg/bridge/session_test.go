@@ -89,7 +89,7 @@ func start(t testing.TB, c setup) *session {
 	t.Helper()
 	accepted := make(chan *Socket, 1)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ws, err := Accept(w, r)
+		ws, err := Accept(w, r, NewTurns())
 		if err != nil {
 			t.Errorf("accepting: %v", err)
 			close(accepted)
@@ -338,7 +338,7 @@ func (p *pipeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	client, server := net.Pipe()
 	p.client = client
 	w := &hijackable{httptest.NewRecorder(), server}
-	ws, err := Accept(w, r)
+	ws, err := Accept(w, r, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"net"
 	"net/http"
@@ -10,37 +11,60 @@ import (
 	"github.com/coder/websocket"
 )
 
-// Socket is a client's WebSocket, with the connection under it.
+// Socket is a client's WebSocket. The library shakes hands, reads, and closes;
+// what the session sends goes to the wire directly.
 type Socket struct {
-	*websocket.Conn
-	net net.Conn
+	ws   *websocket.Conn
+	wire *wire
+	pong func(payload []byte) // set before the first read
 }
 
 // Accept upgrades a request. It does not look at the Origin, which is the
-// caller's to check. After an error the request was answered.
-func Accept(w http.ResponseWriter, r *http.Request) (*Socket, error) {
-	h := &hijack{ResponseWriter: w}
+// caller's to check. After an error the request was answered. Without turns
+// floods write as they like.
+func Accept(w http.ResponseWriter, r *http.Request, turns Turns) (*Socket, error) {
+	s := &Socket{pong: func([]byte) {}}
+	h := &hijack{ResponseWriter: w, turns: turns}
 	ws, err := websocket.Accept(h, r, &websocket.AcceptOptions{
 		Subprotocols:       []string{Subprotocol},
 		InsecureSkipVerify: true, // said above
+		OnPongReceived:     func(_ context.Context, payload []byte) { s.pong(payload) },
 	})
 	if err != nil {
 		return nil, err
 	}
 	ws.SetReadLimit(-1) // ours are told with a message before the close
-	return &Socket{ws, h.conn}, nil
+	s.ws, s.wire = ws, h.wire
+	if !s.v1() {
+		s.wire.limitUnsent()
+	}
+	return s, nil
 }
 
-// hijack keeps the connection that goes to the library.
+// hijack puts the wire under the library, and gives it smaller buffers than
+// net/http's 4 KiB each: a keystroke, an acknowledgement and a control frame
+// fit, and what is larger is read past them.
 type hijack struct {
 	http.ResponseWriter
-	conn net.Conn
+	turns Turns
+	wire  *wire
 }
+
+const bufferSize = 512
 
 func (h *hijack) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
-	h.conn = conn
-	return conn, rw, err
+	if err != nil {
+		return nil, nil, err
+	}
+	if h.wire, err = newWire(conn, h.turns); err != nil {
+		_ = conn.Close()
+		return nil, nil, err
+	}
+	early, _ := rw.Peek(rw.Reader.Buffered()) // sent before the answer: the library takes what is buffered
+	reader := bufio.NewReaderSize(bytes.NewReader(bytes.Clone(early)), max(bufferSize, len(early)))
+	_, _ = reader.Peek(len(early))
+	return h.wire, bufio.NewReadWriter(reader, bufio.NewWriterSize(h.wire, bufferSize)), nil
 }
 
 // closeTime bounds the whole of a goodbye. The library waits 5 s for a client's
@@ -51,19 +75,22 @@ const closeTime = 8 * time.Second
 // Refuse tells a client that gets no session why, and closes the WebSocket.
 func (s *Socket) Refuse(code websocket.StatusCode, e Error) { s.farewell(code, &e) }
 
+// CloseNow closes the connection without a word. It may be closed already.
+func (s *Socket) CloseNow() { _ = s.ws.CloseNow() }
+
 func (s *Socket) farewell(code websocket.StatusCode, e *Error) {
-	_ = s.net.SetDeadline(time.Now().Add(closeTime))
+	now := time.Now()
 	reason := "exit"
 	if e != nil {
 		reason = e.Code // short: past 123 bytes the library loses the code too
-		ctx, cancel := context.WithTimeout(context.Background(), flushTime)
-		defer cancel()
-		if err := s.Write(ctx, websocket.MessageText, e.Encode(s.v1())); err != nil {
-			_ = s.CloseNow() // nobody takes it
+		_ = s.wire.SetWriteDeadline(now.Add(flushTime))
+		if err := s.wire.send(opText, framed(e.Encode(s.v1()))); err != nil {
+			s.CloseNow() // nobody takes it
 			return
 		}
 	}
-	_ = s.Close(code, reason) // fails when the client left first, which is no fault
+	_ = s.wire.SetDeadline(now.Add(closeTime))
+	_ = s.ws.Close(code, reason) // fails when the client left first, which is no fault
 }
 
-func (s *Socket) v1() bool { return s.Subprotocol() == Subprotocol }
+func (s *Socket) v1() bool { return s.ws.Subprotocol() == Subprotocol }

@@ -46,13 +46,12 @@ var (
 	errAckAhead = errors.New("ack: more bytes than were sent")
 )
 
-// room tells how many more bytes may be read from the terminal, where held is
-// what was read and not yet sent.
-func (w *window) room(held int) int {
+// room tells how many more bytes may be read from the terminal.
+func (w *window) room() int {
 	if w.limit == 0 {
 		return maxWindow
 	}
-	return max(0, w.limit-held-int(w.sent-w.acked))
+	return max(0, w.limit-w.backlog())
 }
 
 // backlog is the output sent and not yet known to be rendered, in bytes.

@@ -75,7 +75,7 @@ func (f *far) run(t *testing.T, d time.Duration) float64 {
 			}
 			f.toServer = f.toServer[1:]
 		}
-		n = f.room(0)
+		n = f.room()
 		if f.output > 0 {
 			f.printed += f.output * step.Seconds()
 			n = min(n, int(f.printed))
@@ -211,13 +211,13 @@ func TestSilenceIsNotMeasured(t *testing.T) {
 func TestWindowWithoutAcks(t *testing.T) {
 	var raw window
 	raw.send(10 << 20)
-	if raw.room(0) == 0 || raw.backlog() != 0 {
-		t.Errorf("raw mode: room %d, backlog %d", raw.room(0), raw.backlog())
+	if raw.room() == 0 || raw.backlog() != 0 {
+		t.Errorf("raw mode: room %d, backlog %d", raw.room(), raw.backlog())
 	}
 	w := window{limit: initialWindow}
 	w.send(initialWindow - 10)
-	if w.room(0) != 10 || w.room(4) != 6 || w.room(11) != 0 || w.backlog() != initialWindow-10 {
-		t.Errorf("room %d %d %d, backlog %d", w.room(0), w.room(4), w.room(11), w.backlog())
+	if w.room() != 10 || w.backlog() != initialWindow-10 {
+		t.Errorf("room %d, backlog %d", w.room(), w.backlog())
 	}
 }
 

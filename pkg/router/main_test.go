@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -51,6 +52,7 @@ type gateway struct {
 	logs    *logged
 	minter  *ticket.Minter
 	handler sync.WaitGroup // requests that are being served
+	held    int            // sessions that stay until the test ends
 }
 
 // open starts a gateway that has workspaces "ws-1" and "ws-2", local, and
@@ -103,9 +105,20 @@ func open(t testing.TB, edits ...func(*Config)) *gateway {
 			t.Errorf("sessions are left: %v", err)
 		}
 		srv.Close()
-		g.handler.Wait()
+		g.over(t)
 	})
 	return g
+}
+
+// over waits until every request was served and every session is gone.
+func (g *gateway) over(t testing.TB) {
+	t.Helper()
+	g.handler.Wait()
+	for end := time.Now().Add(patience); g.live.count() > g.held; runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatalf("%d sessions are left", g.live.count())
+		}
+	}
 }
 
 // ticket mints one for a workspace.

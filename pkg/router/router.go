@@ -69,13 +69,14 @@ type Config struct {
 // Router serves the terminal endpoint, /healthz and /readyz.
 type Router struct {
 	Config
-	mux  chi.Router
-	live *sessions
+	mux   chi.Router
+	live  *sessions
+	turns bridge.Turns
 }
 
 // New returns a router; Drain ends its sessions.
 func New(cfg Config) *Router {
-	rt := &Router{Config: cfg, mux: chi.NewRouter(), live: newSessions(cfg.MaxSessions)}
+	rt := &Router{Config: cfg, mux: chi.NewRouter(), live: newSessions(cfg.MaxSessions), turns: bridge.NewTurns()}
 	rt.mux.Use(middleware.GetHead) // some probes ask /healthz by HEAD
 	rt.mux.NotFound(func(w http.ResponseWriter, r *http.Request) { problem(w, errUnknown) })
 	rt.mux.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) { problem(w, errUnknown) })

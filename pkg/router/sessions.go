@@ -21,23 +21,27 @@ func newSessions(limit int) *sessions {
 
 // add takes a session in. Its context comes from the process: that of a
 // hijacked request is no one's.
-func (s *sessions) add(id string) (context.Context, func(), error) {
+func (s *sessions) add(id string) (context.Context, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.draining != nil {
-		return nil, nil, s.draining
+		return nil, s.draining
 	}
 	if s.max > 0 && len(s.live) >= s.max {
-		return nil, nil, errOverloaded
+		return nil, errOverloaded
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	s.live[id] = cancel
-	return ctx, func() { cancel(nil); s.remove(id) }, nil
+	return ctx, nil
 }
 
+// remove lets a session go, if it was taken in.
 func (s *sessions) remove(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if cancel := s.live[id]; cancel != nil {
+		cancel(nil)
+	}
 	delete(s.live, id)
 	s.checkEmpty()
 }

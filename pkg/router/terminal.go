@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"runtime/debug"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -32,35 +33,45 @@ type session struct {
 func (s *session) terminal(ws *bridge.Socket) error {
 	claims, size, err := s.checkTicket()
 	if err != nil {
-		return s.refuse(ws, err)
+		return err
 	}
 	s.log = s.log.With("subject", claims.Subject)
 
-	ctx, leave, err := s.live.add(s.id)
+	ctx, err := s.live.add(s.id)
 	if err != nil {
-		return s.refuse(ws, err)
+		return err
 	}
-	defer leave()
 
 	workspace, err := s.redeem(ctx, claims)
 	if err != nil {
-		return s.refuse(ws, err)
+		return err
 	}
 
 	term, err := s.start(ctx, workspace, size)
 	if err != nil {
 		s.finish(store.End{Reason: outcomeOf(err).code})
-		return s.refuse(ws, err)
+		return err
 	}
+
+	s.request = nil
+	go s.carry(ctx, ws, term, s.options(claims))
+	return nil
+}
+
+// carry is the life of a session. It has a goroutine of its own, since that of
+// net/http holds 25 KiB of buffers and stack for which a session has no use.
+func (s *session) carry(ctx context.Context, ws *bridge.Socket, term bridge.Terminal, opt bridge.Options) {
+	defer s.live.remove(s.id)
+	defer s.recovered(ws)
 	defer s.Metrics.left(s.target)
 
-	b := bridge.New(ws, term, s.options(claims))
+	b := bridge.New(ws, term, opt)
 	sum := b.Run(ctx)
 	end := outcomeOf(sum.Cause)
 	s.finish(store.End{Reason: end.code, ExitCode: exitCode(sum.Exit), BytesIn: sum.BytesIn, BytesOut: sum.BytesOut})
 	s.Metrics.ended(s.target, end.code, time.Since(s.started), sum)
 	if end.close == 0 {
-		_ = ws.CloseNow() // a blank message to a client that may still listen helps nobody
+		ws.CloseNow() // a blank message to a client that may still listen helps nobody
 	}
 	if sum.Cause == nil {
 		b.Close(end.close, nil)
@@ -68,7 +79,7 @@ func (s *session) terminal(ws *bridge.Socket) error {
 		e := end.tell(sum.Cause)
 		b.Close(end.close, &e)
 	}
-	return sum.Cause
+	s.logEnd(sum.Cause)
 }
 
 // serveTerminal answers the endpoint. A browser cannot read why a handshake
@@ -87,18 +98,23 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 		problem(w, err)
 		return
 	}
-	ws, err := bridge.Accept(w, r)
+	ws, err := bridge.Accept(w, r, rt.turns)
 	if err != nil {
 		s.log.Info("request refused", "code", outcomeOf(errHandshake).code, "err", err)
 		return
 	}
-	defer func() { _ = ws.CloseNow() }() // after a panic: net/http leaves a hijacked connection open
-	err = s.terminal(ws)
-	attrs := []any{"code", outcomeOf(err).code, "target", s.target, "duration", time.Since(s.started).String()}
-	if err != nil {
-		attrs = append(attrs, "err", err)
+	goesOn := false
+	defer func() {
+		if !goesOn {
+			ws.CloseNow() // after a panic: net/http leaves a hijacked connection open
+			s.live.remove(s.id)
+		}
+	}()
+	if err := s.terminal(ws); err != nil {
+		s.refuse(ws, err)
+		return
 	}
-	s.log.Info("session ended", attrs...)
+	goesOn = true
 }
 
 // checkTicket reads the request: who, and the terminal's first size.
@@ -183,11 +199,28 @@ func (s *session) finish(end store.End) {
 }
 
 // refuse tells a client that gets no session why.
-func (s *session) refuse(ws *bridge.Socket, err error) error {
+func (s *session) refuse(ws *bridge.Socket, err error) {
 	o := outcomeOf(err)
 	s.Metrics.refused(s.target, o.code)
 	ws.Refuse(o.close, o.tell(err))
-	return err
+	s.logEnd(err)
+}
+
+func (s *session) logEnd(err error) {
+	attrs := []any{"code", outcomeOf(err).code, "target", s.target, "duration", time.Since(s.started).String()}
+	if err != nil {
+		attrs = append(attrs, "err", err)
+	}
+	s.log.Info("session ended", attrs...)
+}
+
+// recovered keeps a fault of one session from ending the others, as net/http
+// does.
+func (s *session) recovered(ws *bridge.Socket) {
+	if fault := recover(); fault != nil {
+		ws.CloseNow()
+		s.log.Error("panic in a session", "panic", fault, "stack", string(debug.Stack()))
+	}
 }
 
 func exitCode(e *bridge.Exit) *int {

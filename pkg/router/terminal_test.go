@@ -56,7 +56,7 @@ func TestSession(t *testing.T) {
 	if f.code != 1000 || f.reason != "exit" || len(f.text) != 1 || f.text[0] != `{"type":"exit","code":3}` {
 		t.Errorf("the end is %+v", f)
 	}
-	g.handler.Wait()
+	g.over(t)
 	end := g.store.end(id)
 	if end.ExitCode == nil || *end.ExitCode != 3 || end.Reason != "exit" || end.BytesOut != 5 || end.BytesIn != 0 {
 		t.Errorf("recorded %+v", end)
@@ -91,7 +91,7 @@ func TestClientLeaves(t *testing.T) {
 	}
 	p.send(opClose, "\x03\xe8")
 	p.rest()
-	g.handler.Wait()
+	g.over(t)
 	end := g.store.end(s.Session)
 	if end.Reason != "client_closed" || end.ExitCode == nil || end.BytesIn < 3 || end.BytesIn > 5 {
 		t.Errorf("recorded %+v", end) // the last piece may not be counted yet when the client leaves
@@ -201,7 +201,7 @@ func TestTicketIsNotTold(t *testing.T) {
 				if told := fmt.Sprint(p.header, string(p.body), f); strings.Contains(told, signature) {
 					t.Errorf("%s: the ticket was sent back: %s", name, told)
 				}
-				g.handler.Wait()
+				g.over(t)
 				if strings.Contains(g.logs.String(), signature) {
 					t.Fatalf("%s: the ticket was logged: %s", name, g.logs)
 				}
@@ -239,7 +239,7 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%s is %v, want %v", field, message[field], want)
 		}
 	}
-	g.handler.Wait()
+	g.over(t)
 	g.store.mu.Lock()
 	defer g.store.mu.Unlock()
 	if end := g.store.ends[g.store.sessions[1].ID]; end.Reason != "backend_failed" || end.ExitCode != nil {
@@ -266,7 +266,7 @@ func TestRefusalsAreCounted(t *testing.T) {
 		if code, number := g.ask(t, a).outcome(); code != f.code || number != f.number {
 			t.Errorf("told %s, %d; want %s, %d", code, number, f.code, f.number)
 		}
-		g.handler.Wait()
+		g.over(t)
 		target, rejections := "target=none", 0.0
 		if f.kind == "start" {
 			target = "target=local"
@@ -294,7 +294,7 @@ func TestMaxSessions(t *testing.T) {
 	}
 	(<-g.local.asked).quit()
 	first.rest()
-	g.handler.Wait()
+	g.over(t)
 	g.ask(t, terminal("ws-1", raw, v1)).message("ready") // with the same ticket
 }
 
@@ -387,14 +387,14 @@ func TestAddRacesDrain(t *testing.T) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			ctx, leave, err := s.add(fmt.Sprint(i))
+			ctx, err := s.add(fmt.Sprint(i))
 			if err != nil {
 				if !errors.Is(err, ErrDraining) {
 					t.Errorf("add: %v", err)
 				}
 				return
 			}
-			defer leave()
+			defer s.remove(fmt.Sprint(i))
 			<-ctx.Done()
 			if err := context.Cause(ctx); !errors.Is(err, ErrDraining) {
 				t.Errorf("ended by %v", err)
@@ -425,7 +425,7 @@ func TestLostClient(t *testing.T) {
 		if f := p.rest(); f.code != 0 || len(f.text) > 0 || len(f.binary) > 0 {
 			t.Errorf("it was told %+v", f)
 		}
-		g.handler.Wait()
+		g.over(t)
 		g.wantMetric(1, "termgw_sessions_total", "code=client_lost", "target=local")
 		g.wantMetric(0, "termgw_sessions_active", "target=local")
 		if end := g.store.end((<-g.local.asked).Session); end.Reason != "client_lost" {
@@ -450,7 +450,7 @@ func TestPanic(t *testing.T) {
 				(<-g.local.asked).quit()
 			}
 			p.rest()
-			g.handler.Wait()
+			g.over(t)
 			if n := g.live.count(); n != 0 {
 				t.Errorf("%d sessions are live", n)
 			}

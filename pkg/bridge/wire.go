@@ -1,0 +1,156 @@
+package bridge
+
+import (
+	"encoding/binary"
+	"net"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/molecule-ai/termgw/internal/pollfd"
+)
+
+// wire is the connection under a WebSocket. The session's own frames are
+// written to it whole, in one system call, and are told from the library's by
+// their coming through send.
+type wire struct {
+	net.Conn
+	fd    *pollfd.FD // nil: not TCP
+	turns Turns      // nil: none are taken
+
+	mu     sync.Mutex // held for one frame
+	failed error      // nothing can follow: a frame was cut off, or the close frame was sent
+}
+
+func newWire(conn net.Conn, turns Turns) (*wire, error) {
+	w := &wire{Conn: conn, turns: turns}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		var err error
+		if w.fd, err = pollfd.New(tcp); err != nil {
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	if w.fd == nil {
+		return w.Conn.Read(p)
+	}
+	return w.fd.Read(p)
+}
+
+// Opcodes, RFC 6455, 5.2; with the bit that says that a frame is a whole
+// message.
+const (
+	opText   = 0x80 | 0x1
+	opBinary = 0x80 | 0x2
+	opClose  = 0x80 | 0x8
+	opPing   = 0x80 | 0x9
+)
+
+// headroom is what a frame's buffer has before its payload, for the header of
+// a frame from a server (RFC 6455, 5.2: 64 bits of length, no mask).
+const headroom = 10
+
+// framed is a payload in a buffer with headroom.
+func framed(payload []byte) []byte {
+	return append(make([]byte, headroom, headroom+len(payload)), payload...)
+}
+
+// send writes one frame, whose payload follows the headroom.
+func (w *wire) send(op byte, buf []byte) error {
+	size := len(buf) - headroom
+	switch {
+	case size < 126:
+		buf = buf[headroom-2:]
+		buf[1] = byte(size)
+	case size < 1<<16:
+		buf = buf[headroom-4:]
+		buf[1] = 126
+		binary.BigEndian.PutUint16(buf[2:], uint16(size))
+	default:
+		buf = buf[headroom-10:]
+		buf[1] = 127
+		binary.BigEndian.PutUint64(buf[2:], uint64(size))
+	}
+	buf[0] = op
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.write(buf)
+}
+
+// Write takes a frame of the library's: a close frame, or the answer to a ping
+// or a close. Each fits its buffer, and so comes whole.
+func (w *wire) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.write(p); err != nil {
+		return 0, err
+	}
+	if p[0] == opClose {
+		w.failed = net.ErrClosed // RFC 6455, 5.5.1: nothing may follow it
+	}
+	return len(p), nil
+}
+
+func (w *wire) write(frame []byte) error {
+	if w.failed != nil {
+		return w.failed
+	}
+	n, err := w.writeAll(frame)
+	if err != nil && n > 0 {
+		w.failed = err // what followed would be taken for the frame's rest
+	}
+	return err
+}
+
+// writeAll takes turns with other large writes. A turn is held for one system
+// call, never while the client is waited for.
+func (w *wire) writeAll(p []byte) (done int, err error) {
+	switch {
+	case w.fd == nil:
+		return w.Conn.Write(p)
+	case len(p) < flood || w.turns == nil:
+		return w.fd.Write(p)
+	}
+	for {
+		w.turns.take()
+		n, err := w.fd.TryWrite(p[done:])
+		w.turns.pass()
+		if done += n; err != nil || done == len(p) {
+			return done, err
+		}
+		if err := w.fd.WaitWrite(); err != nil {
+			return done, err
+		}
+	}
+}
+
+// unsentLimit is what the kernel takes of a raw session's output before it has
+// sent the rest, in bytes. Nothing else bounds the backlog of a client that
+// never acknowledges; what is under way, and the client's own receive buffer,
+// are TCP's.
+const unsentLimit = 16 << 10
+
+func (w *wire) limitUnsent() {
+	if w.fd != nil {
+		_ = w.fd.Control(func(fd uintptr) { // without it there is more backlog, no more
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
+		})
+	}
+}
+
+// Turns lets the sessions that print much read and write in turn, so that a
+// processor is free for those in which a person types. Go's scheduler looks for
+// what has arrived only when a processor has nothing to run, or every 10 ms:
+// beside four floods on two processors a keystroke's echo took 4 ms at the
+// median, with turns it takes 0.2.
+type Turns chan struct{}
+
+// NewTurns returns the turns of a process: all its processors but one at once.
+func NewTurns() Turns { return make(Turns, max(1, runtime.GOMAXPROCS(0)-1)) }
+
+func (t Turns) take() { t <- struct{}{} }
+func (t Turns) pass() { <-t }
