@@ -2,9 +2,20 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
+	"sync"
 	"time"
+
+	"github.com/lib/pq"
 )
+
+// DefaultDeadAfter is how long a replica may be silent before its sessions and tunnels stop counting. A heartbeat every
+// third of it allows for two that are lost.
+const DefaultDeadAfter = 30 * time.Second
+
+// forgotten is when silence is certain to mean death.
+const forgotten = 24 * time.Hour
 
 // Abandoned is a session whose gateway is gone without having ended it.
 type Abandoned struct {
@@ -12,12 +23,19 @@ type Abandoned struct {
 	Workspace Workspace
 }
 
-const heartbeatSQL = `UPDATE termgw.sessions SET last_seen_at = now() WHERE replica = $1 AND ended_at IS NULL`
+// Only what this process knows as its own is noted: a row whose redemption nobody heard the answer of goes silent. A session
+// that others took for lost while this replica was paused is live again. The rest of the columns change only then, so
+// the update stays off the indexes.
+const heartbeatSQL = `WITH s AS (
+  UPDATE termgw.sessions SET last_seen_at = now(), ended_at = NULL, end_reason = NULL
+  WHERE id = ANY ($2) AND replica = $1 AND (ended_at IS NULL OR end_reason = '` + ReasonLost + `')
+)
+UPDATE termgw.tunnels SET renewed_at = now() WHERE id = ANY ($3) AND replica = $1`
 
 // A session of another engine's host is listed again and again until it is too old to look for.
 const abandonedSQL = `SELECT id, workspace_id FROM termgw.sessions
 WHERE ended_at IS NULL AND instance_id = ''
-  AND last_seen_at < now() - make_interval(secs => $1) AND last_seen_at > now() - interval '1 day'
+  AND last_seen_at < now() - make_interval(secs => $1) AND last_seen_at > now() - make_interval(secs => $2)
 ORDER BY last_seen_at DESC LIMIT 1000`
 
 const lookupSQL = `WITH termgw_ws AS (
@@ -29,31 +47,68 @@ SELECT COALESCE(j->>'name', ''), COALESCE(j->>'instance_id', ''), COALESCE(j->>'
   COALESCE(j->>'os_user', ''), COALESCE(j->>'host_key', ''), COALESCE(j->>'remote_target', '')
 FROM found`
 
-// Heartbeat notes that a replica's sessions are live.
+// steadiness knows since when this process has been in touch with the database without a break.
+//
+// After an outage every session looks silent until its replica's next heartbeat. So silence counts only if it was
+// possible to be heard: a process judges it by what itself went through meanwhile.
+type steadiness struct {
+	mu          sync.Mutex
+	since, last time.Time // zero: not in touch
+}
+
+// note takes down a heartbeat; a gap between two is a break, too, for the process may have been stopped.
+func (s *steadiness) note(ok bool, now time.Time, gap time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case !ok:
+		s.since, s.last = time.Time{}, time.Time{}
+		return
+	case s.last.IsZero() || now.Sub(s.last) > gap:
+		s.since = now
+	}
+	s.last = now
+}
+
+// lasts tells whether there was no break for so long, and is none now.
+func (s *steadiness) lasts(d time.Duration, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.last.IsZero() && now.Sub(s.last) <= d && now.Sub(s.since) >= d
+}
+
+// silence is after how long a session or tunnel that nobody notes as live stops counting, as far as this process can tell.
+func (p *Postgres) silence() time.Duration {
+	if p.steady.lasts(p.deadAfter, p.now()) {
+		return p.deadAfter
+	}
+	return forgotten
+}
+
+// Heartbeat notes that this process's sessions and tunnels are live, those under the given replica's name. Call it every
+// third of DeadAfter, from the start on, and at once again after a failure.
 func (p *Postgres) Heartbeat(ctx context.Context, replica string) error {
-	return unavailable("noting that sessions are live", p.one(ctx, heartbeatSQL, []any{text(replica)}))
+	err := p.one(ctx, heartbeatSQL, []any{text(replica), pq.Array(p.sessions.ids()), pq.Array(p.leases.ids())})
+	p.steady.note(err == nil, p.now(), p.deadAfter)
+	return unavailable("noting that sessions are live", err)
 }
 
 // Abandoned lists local sessions that nobody has noted as live for so long. A workspace whose row is gone comes with its
-// id alone.
+// id alone. Until this process's own heartbeats have succeeded for DeadAfter without a break it lists nothing: the database
+// may have been away for others, too.
 func (p *Postgres) Abandoned(ctx context.Context, silence time.Duration) ([]Abandoned, error) {
 	const op = "looking for abandoned sessions"
-	ctx, cancel := context.WithTimeout(ctx, p.timeout)
-	defer cancel()
-	rows, err := p.db.QueryContext(ctx, abandonedSQL, silence.Seconds())
-	if err != nil {
-		return nil, unavailable(op, err)
+	if !p.steady.lasts(p.deadAfter, p.now()) {
+		return nil, nil
 	}
-	defer func() { _ = rows.Close() }() // what it could tell, rows.Err has told
 	var list []Abandoned
-	for rows.Next() {
+	err := p.each(ctx, abandonedSQL, []any{silence.Seconds(), forgotten.Seconds()}, func(rows *sql.Rows) error {
 		var a Abandoned
-		if err := rows.Scan(&a.SessionID, &a.Workspace.ID); err != nil {
-			return nil, unavailable(op, err)
-		}
+		err := rows.Scan(&a.SessionID, &a.Workspace.ID)
 		list = append(list, a)
-	}
-	if err := rows.Err(); err != nil {
+		return err
+	})
+	if err != nil {
 		return nil, unavailable(op, err)
 	}
 	for i := range list {

@@ -9,8 +9,10 @@ import (
 func TestAbandoned(t *testing.T) {
 	dsn := database(t, textWorkspaces)
 	db := sqlDB(t, dsn)
+	var c clock
 	p := open(t, PostgresConfig{
 		URL:            dsn,
+		Now:            c.now,
 		WorkspaceQuery: `SELECT COALESCE(instance_id,'') AS instance_id, name, 'box-' || id AS container FROM workspaces WHERE id = $1`,
 	})
 	for _, s := range []struct{ id, workspace, replica string }{
@@ -43,9 +45,21 @@ func TestAbandoned(t *testing.T) {
 	if err := p.Heartbeat(t.Context(), "gw-alive"); err != nil {
 		t.Fatal(err)
 	}
+	if got := abandoned(); len(got) != 0 {
+		t.Errorf("by who was not in touch itself: %v", got)
+	}
+	steadily(t, p, &c, "gw-1", time.Minute)
 	want := []Abandoned{{"dead", Workspace{ID: "ws-local", Name: "My Space", Container: "box-ws-local"}}}
 	if got := abandoned(); !slices.Equal(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+	c.advance(31 * time.Second)
+	if got := abandoned(); len(got) != 0 {
+		t.Errorf("after a pause: %v", got)
+	}
+	steadily(t, p, &c, "gw-1", time.Minute)
+	if got := abandoned(); !slices.Equal(got, want) {
+		t.Errorf("in touch again: got %+v, want %+v", got, want)
 	}
 	if _, err := db.Exec(`DELETE FROM workspaces`); err != nil {
 		t.Fatal(err)

@@ -1,9 +1,12 @@
 package store
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,6 +22,8 @@ type MemoryConfig struct {
 	// Tickets carry whole seconds, so one that is issued within the second of Since is refused too. A process that has
 	// just made its own key needs no Since: no older ticket would verify.
 	Since time.Time
+	// Limits bounds the live sessions.
+	Limits Limits
 	// Now is the clock. Default: time.Now.
 	Now func() time.Time
 }
@@ -28,16 +33,21 @@ type MemoryConfig struct {
 const memoryMargin = time.Minute
 
 // Memory is the store of a single process; with the process, all of it is gone. It holds no more than the tickets that
-// have not expired and the sessions that are live. It is safe for concurrent use.
-//
-// ErrRevoked never comes from it: an order to revoke is a row that others write, and nobody else reaches this process.
+// have not expired, the sessions that are live, the orders that were given and the host keys that were seen. It is safe
+// for concurrent use.
 type Memory struct {
 	c MemoryConfig
 
-	mu    sync.Mutex
-	spent map[ticketKey]time.Time // until when to remember it
-	sweep int                     // size of spent at which to look for what can be forgotten
-	live  map[string]struct{}     // by session id
+	mu       sync.Mutex
+	spent    map[ticketKey]time.Time // until when to remember it
+	sweep    int                     // size of spent at which to look for what can be forgotten
+	orders   []Revocation
+	ordered  chan struct{}     // closed at the next order
+	tunnels  map[string]string // lease to endpoint
+	hostKeys map[string]string
+
+	// sessions has a lock of its own, taken within mu or alone.
+	sessions *registry
 }
 
 type ticketKey struct{ issuer, jti string }
@@ -50,7 +60,10 @@ func NewMemory(c MemoryConfig) *Memory {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	return &Memory{c: c, spent: map[ticketKey]time.Time{}, sweep: minSweep, live: map[string]struct{}{}}
+	return &Memory{
+		c: c, spent: map[ticketKey]time.Time{}, sweep: minSweep, ordered: make(chan struct{}),
+		tunnels: map[string]string{}, hostKeys: map[string]string{}, sessions: newRegistry(),
+	}
 }
 
 // Redeem does what Postgres.Redeem does.
@@ -67,15 +80,12 @@ func (m *Memory) Redeem(ctx context.Context, claims ticket.Claims, s Session) (W
 		return Workspace{}, fmt.Errorf("%s: %w", op, ErrUsed)
 	}
 	w, err := m.c.Lookup(ctx, claims.WorkspaceID)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return Workspace{}, fmt.Errorf("%s: %w", op, err)
-	case err != nil:
+	if err != nil && !errors.Is(err, ErrNotFound) {
 		m.unspend(key)
 		return Workspace{}, fmt.Errorf("%s: %w: %w", op, ErrUnavailable, err)
 	}
-	if !m.open(s.ID) {
-		return Workspace{}, fmt.Errorf("%s: %w: another session has the same id", op, ErrUnavailable)
+	if err := m.open(claims, s, w.InstanceID, err); err != nil {
+		return Workspace{}, fmt.Errorf("%s: %w", op, err)
 	}
 	w.ID = claims.WorkspaceID
 	return w, nil
@@ -83,9 +93,7 @@ func (m *Memory) Redeem(ctx context.Context, claims ticket.Claims, s Session) (W
 
 // Finish forgets a session.
 func (m *Memory) Finish(_ context.Context, sessionID string, _ End) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.live, sessionID)
+	m.sessions.close(sessionID)
 	return nil
 }
 
@@ -122,12 +130,134 @@ func (m *Memory) unspend(key ticketKey) {
 	delete(m.spent, key)
 }
 
-func (m *Memory) open(session string) bool {
+// open enters a session as live unless an order, what the lookup found or a limit forbids it.
+func (m *Memory) open(claims ticket.Claims, s Session, instance string, found error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, taken := m.live[session]; taken {
-		return false
+	e := m.sessions.begin(claims, s)
+	defer m.sessions.drop(e)
+	for _, o := range m.orders {
+		if o.names(e.WorkspaceID, e.Subject, e.ID, instance) && !e.issued.After(o.CreatedAt) {
+			return ErrRevoked
+		}
 	}
-	m.live[session] = struct{}{}
-	return true
+	if found != nil {
+		return found
+	}
+	if m.sessions.has(s.ID) {
+		return fmt.Errorf("%w: another session has the same id", ErrUnavailable)
+	}
+	switch l := m.c.Limits; {
+	case l.PerWorkspace > 0 && m.sessions.count(func(r *Record) bool { return r.WorkspaceID == e.WorkspaceID }) >= l.PerWorkspace:
+		return l.reached(LimitWorkspace)
+	case l.PerSubject > 0 && m.sessions.count(func(r *Record) bool { return r.Subject == e.Subject }) >= l.PerSubject:
+		return l.reached(LimitSubject)
+	}
+	m.sessions.open(e, instance, m.c.Now())
+	return nil
+}
+
+// Revoke does what Postgres.Revoke does.
+func (m *Memory) Revoke(_ context.Context, r Revocation) (Revocation, []string, error) {
+	if err := r.check(); err != nil {
+		return Revocation{}, nil, fmt.Errorf("revoking: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r.ID, r.CreatedAt = int64(len(m.orders))+1, m.c.Now()
+	m.orders = append(m.orders, r)
+	close(m.ordered)
+	m.ordered = make(chan struct{})
+	var sessions []string
+	for _, s := range m.sessions.list() {
+		if r.names(s.WorkspaceID, s.Subject, s.ID, s.InstanceID) {
+			sessions = append(sessions, s.ID)
+		}
+	}
+	slices.Sort(sessions)
+	return r, sessions, nil
+}
+
+// Watch does what Postgres.Watch does.
+func (m *Memory) Watch(ctx context.Context, cut func(order Revocation, sessions []string)) error {
+	for done := 0; ; {
+		m.mu.Lock()
+		orders, next := m.orders[done:], m.ordered
+		m.mu.Unlock()
+		for _, order := range orders {
+			if sessions := m.sessions.apply(order); len(sessions) > 0 {
+				cut(order, sessions)
+			}
+		}
+		done += len(orders)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-next:
+		}
+	}
+}
+
+// Sessions lists the live sessions, the newest first; an end is not remembered.
+func (m *Memory) Sessions(_ context.Context, f SessionFilter) ([]Record, error) {
+	list := slices.DeleteFunc(m.sessions.list(), func(r Record) bool {
+		match := Revocation{WorkspaceID: f.WorkspaceID, Subject: f.Subject, SessionID: f.SessionID, InstanceID: f.InstanceID}
+		return !match.names(r.WorkspaceID, r.Subject, r.ID, r.InstanceID) || f.Replica != "" && f.Replica != r.Replica
+	})
+	slices.SortFunc(list, func(a, b Record) int { return cmp.Or(b.Started.Compare(a.Started), cmp.Compare(a.ID, b.ID)) })
+	return list[:min(len(list), f.limit())], nil
+}
+
+// AcquireTunnel does what Postgres.AcquireTunnel does; a lease lasts as long as the process.
+func (m *Memory) AcquireTunnel(_ context.Context, endpoint, _, _ string, limit int) (lease string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	used := 0
+	for _, e := range m.tunnels {
+		if e == endpoint {
+			used++
+		}
+	}
+	if used >= limit {
+		return "", fmt.Errorf("acquiring a tunnel: %w", &LimitError{Of: LimitTunnels, Max: limit})
+	}
+	lease = rand.Text()
+	m.tunnels[lease] = endpoint
+	return lease, nil
+}
+
+// ReleaseTunnel gives a place back.
+func (m *Memory) ReleaseTunnel(_ context.Context, lease string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.tunnels, lease)
+	return nil
+}
+
+// Tunnels counts the tunnels in use by endpoint.
+func (m *Memory) Tunnels(context.Context) (map[string]int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	counts := map[string]int{}
+	for _, endpoint := range m.tunnels {
+		counts[endpoint]++
+	}
+	return counts, nil
+}
+
+// HostKey returns the host key that is kept for an instance, or "".
+func (m *Memory) HostKey(_ context.Context, instanceID string) (line string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.hostKeys[instanceID], nil
+}
+
+// KeepHostKey does what Postgres.KeepHostKey does, for as long as the process lives.
+func (m *Memory) KeepHostKey(_ context.Context, instanceID, line string) (kept string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.hostKeys[instanceID]; !ok {
+		m.hostKeys[instanceID] = line
+	}
+	return m.hostKeys[instanceID], nil
 }

@@ -28,8 +28,15 @@ type PostgresConfig struct {
 	WorkspaceQuery string
 	// Timeout bounds every call, from the wait for a connection to the answer. Default: 5 s.
 	Timeout time.Duration
-	// MaxConns bounds the pool. Default: 10.
+	// MaxConns bounds the pool; Watch has one connection more. Default: 10.
 	MaxConns int
+	// Limits bounds the live sessions over all replicas.
+	Limits Limits
+	// DeadAfter is how long a replica may be silent before its sessions and tunnels stop counting. Default:
+	// DefaultDeadAfter.
+	DeadAfter time.Duration
+	// Now is the clock, used for durations only. Default: time.Now.
+	Now func() time.Time
 }
 
 const (
@@ -53,9 +60,19 @@ const (
 // audit trail.
 type Postgres struct {
 	db           *sql.DB
+	url          string
 	timeout      time.Duration
+	limits       Limits
+	deadAfter    time.Duration
+	now          func() time.Time
 	redeem, ping string
 	lookup       string
+
+	sessions *registry
+	outbox   *outbox
+	leases   leases
+	steady   steadiness
+	watch    watchHealth
 }
 
 // OpenPostgres checks the configuration and returns a store. It does not connect: the database may come up later, and
@@ -69,6 +86,12 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 	}
 	if c.MaxConns <= 0 {
 		c.MaxConns = 10
+	}
+	if c.DeadAfter <= 0 {
+		c.DeadAfter = DefaultDeadAfter
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	cfg, urlErr := parseURL(c.URL)
 	query, queryErr := workspaceQuery(c.WorkspaceQuery)
@@ -91,22 +114,33 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 	db.SetMaxIdleConns(c.MaxConns)
 	db.SetConnMaxLifetime(connLifetime)
 	return &Postgres{
-		db:      db,
-		timeout: c.Timeout,
-		redeem:  fmt.Sprintf(redeemSQL, query),
-		ping:    fmt.Sprintf(pingSQL, query),
-		lookup:  fmt.Sprintf(lookupSQL, query),
+		db:        db,
+		url:       c.URL,
+		timeout:   c.Timeout,
+		limits:    c.Limits,
+		deadAfter: c.DeadAfter,
+		now:       c.Now,
+		redeem:    fmt.Sprintf(redeemSQL, query),
+		ping:      fmt.Sprintf(pingSQL, query),
+		lookup:    fmt.Sprintf(lookupSQL, query),
+		sessions:  newRegistry(),
+		outbox:    newOutbox(),
+		leases:    leases{held: map[string]struct{}{}},
 	}, nil
 }
 
-// Redeem spends the ticket, looks its workspace up, honours revocations and writes the session's row, all in one
-// statement. It fails closed: without an error, and only then, the ticket was good for this one call and the row is there.
-// The ticket is spent also when the answer is ErrRevoked or ErrNotFound; an id that the column's type refuses fails the
+// Redeem spends the ticket, looks its workspace up, honours revocations and limits and writes the session's row, all in one
+// statement. From then on Watch may tell to cut the session: the caller must be ready for that before it calls, and owes a
+// Finish if and only if there is no error. It fails closed: without an error, and only then, the ticket was good for this one call and the row is there.
+// The ticket is spent also when the answer is ErrRevoked, ErrNotFound or ErrLimit; an id that the column's type refuses fails the
 // whole statement, so a ticket for it is not spent, and opens nothing the next time either.
 func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) (Workspace, error) {
 	const op = "redeeming a ticket"
 	if err := ctx.Err(); err != nil {
 		return Workspace{}, fmt.Errorf("%s: %w: %w", op, ErrUnavailable, err)
+	}
+	if n := p.outbox.size(); n >= maxUnwritten {
+		return Workspace{}, fmt.Errorf("%s: %w: the ends of %d sessions could not be recorded", op, ErrUnavailable, n)
 	}
 	if strings.ContainsRune(claims.WorkspaceID, 0) || !utf8.ValidString(claims.WorkspaceID) {
 		return Workspace{}, fmt.Errorf("%s: %w: the id is not text", op, ErrNotFound)
@@ -115,13 +149,18 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 		w                                           = Workspace{ID: claims.WorkspaceID}
 		rows                                        int64
 		spent, complete, revoked, opened            bool
+		over                                        string
+		started                                     time.Time
 		id, attempt                                 = claims.WorkspaceID, rand.Text()
 		issuer, jti, subject, session, replica, src = text(claims.Issuer), text(claims.ID), text(claims.Subject),
 			text(s.ID), text(s.Replica), text(s.ClientAddr)
 	)
+	e := p.sessions.begin(claims, s)
+	defer p.sessions.drop(e)
 	err := p.one(ctx, p.redeem, []any{
 		id, issuer, jti, attempt, claims.Expires, id, claims.IssuedAt, subject, session, string(claims.Mode), replica, src,
-	}, &spent, &rows, &complete, &revoked, &opened,
+		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), p.silence().Seconds(),
+	}, &spent, &rows, &complete, &revoked, &over, &opened, &started,
 		&w.Name, &w.InstanceID, &w.Container, &w.Region, &w.OSUser, &w.HostKey, &w.RemoteTarget)
 	switch {
 	case err != nil && refusesID(err):
@@ -138,21 +177,16 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 		return Workspace{}, fmt.Errorf("%s: %w: the workspace query returned more than one row for one id", op, ErrUnavailable)
 	case !complete:
 		return Workspace{}, fmt.Errorf("%s: %w: the workspace query must return columns named instance_id and name", op, ErrUnavailable)
+	case over != "":
+		return Workspace{}, fmt.Errorf("%s: %w", op, p.limits.reached(over))
 	case !opened:
 		return Workspace{}, fmt.Errorf("%s: %w: another session has the same id", op, ErrUnavailable)
 	}
-	return w, nil
-}
-
-// Finish writes a session's end. The first end stays; a session that has one already, or is not there any more, is no
-// error, so that a caller may repeat a call whose outcome it did not hear.
-func (p *Postgres) Finish(ctx context.Context, sessionID string, e End) error {
-	var code any
-	if e.ExitCode != nil {
-		code = int64(*e.ExitCode)
+	if !p.sessions.open(e, w.InstanceID, started) {
+		_ = p.Finish(ctx, s.ID, End{Reason: "revoked"}) // written, or kept: the session is of this process
+		return Workspace{}, fmt.Errorf("%s: %w: while the ticket was redeemed", op, ErrRevoked)
 	}
-	err := p.one(ctx, finishSQL, []any{text(sessionID), text(e.Reason), code, e.BytesIn, e.BytesOut})
-	return unavailable("recording a session's end", err)
+	return w, nil
 }
 
 // Ping tells whether a ticket could be redeemed now: the database answers, the schema is there, and the workspace query
@@ -162,12 +196,12 @@ func (p *Postgres) Ping(ctx context.Context) error {
 }
 
 // Purge deletes what nobody needs any more: spent tickets some minutes after their end, sessions and revocations after
-// 90 days. Any replica may call it at any time; it does nothing while another is at it.
+// 90 days, the tunnels of replicas that are gone after one. Any replica may call it at any time; it does nothing while another is at it.
 func (p *Postgres) Purge(ctx context.Context) error {
 	for {
 		var most int64
 		err := p.one(ctx, purgeSQL, []any{
-			int64(lockPurge), spentMargin.Seconds(), auditTime.Seconds(), int64(purgeBatch),
+			int64(lockPurge), spentMargin.Seconds(), auditTime.Seconds(), int64(purgeBatch), forgotten.Seconds(),
 		}, &most)
 		if err != nil {
 			return unavailable("purging old rows", err)
@@ -212,6 +246,23 @@ func (p *Postgres) one(ctx context.Context, query string, args []any, into ...an
 	return rows.Err()
 }
 
+// each runs a statement and has every row scanned.
+func (p *Postgres) each(ctx context.Context, query string, args []any, scan func(*sql.Rows) error) error {
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+	defer cancel()
+	rows, err := p.db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }() // what it could tell, rows.Err has told
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
 // text makes a string that Postgres takes as text: no zero byte, valid UTF-8. Two tickets whose ids differ only in what is
 // replaced count as one, and the second is refused.
 func text(s string) string {
@@ -249,7 +300,8 @@ func unavailable(op string, err error) error {
 	switch {
 	case pe != nil && pe.Code == "42P01" && strings.Contains(pe.Message, `"termgw.`):
 		return fmt.Errorf("%s: %w: the schema is missing or old, run `termgw migrate`: %w", op, ErrUnavailable, err)
-	case pe != nil && pe.Code == "42703" && strings.Contains(pe.Message, `of relation "`):
+	case pe != nil && pe.Code == "42703" && (strings.Contains(pe.Message, `of relation "`) || strings.Contains(pe.Message, "r.xid")),
+		pe != nil && pe.Code == "42883" && strings.Contains(pe.Message, "function termgw."):
 		return fmt.Errorf("%s: %w: the schema is old, run `termgw migrate`: %w", op, ErrUnavailable, err)
 	case pe != nil && pe.Code == "42501":
 		return fmt.Errorf("%s: %w: the database role lacks a right: %w", op, ErrUnavailable, err)

@@ -253,7 +253,7 @@ func TestRevocations(t *testing.T) {
 
 func TestOneRoundTrip(t *testing.T) {
 	proxy, dsn := startProxy(t, database(t, textWorkspaces))
-	p := open(t, PostgresConfig{URL: dsn, MaxConns: 1})
+	p := open(t, PostgresConfig{URL: dsn, MaxConns: 1, Limits: Limits{PerWorkspace: 5, PerSubject: 5}})
 	warm := func(i int) {
 		t.Helper()
 		if _, err := p.Redeem(t.Context(), claims(fmt.Sprint("t", i), "ws-local"), session(fmt.Sprint("s", i))); err != nil {
@@ -401,7 +401,7 @@ func TestRestart(t *testing.T) {
 	if len(failed) != 8 {
 		t.Fatalf("without a server %d of 8 failed", len(failed))
 	}
-	for _, err := range append(failed, p.Ping(t.Context()), p.Finish(t.Context(), "before0", End{Reason: "exit"})) {
+	for _, err := range append(failed, p.Ping(t.Context()), p.Finish(t.Context(), "another's", End{Reason: "exit"})) {
 		if !errors.Is(err, ErrUnavailable) {
 			t.Errorf("%v, want ErrUnavailable", err)
 		}
@@ -533,13 +533,17 @@ func TestPurge(t *testing.T) {
 		`INSERT INTO termgw.sessions SELECT 'new' || n, '', '', '', '', '', '', '', '', now() - interval '89 days' FROM generate_series(1, 7) n`,
 		`INSERT INTO termgw.revocations (subject, created_at) SELECT 'old', now() - interval '91 days' FROM generate_series(1, 100) n`,
 		`INSERT INTO termgw.revocations (subject, created_at) SELECT 'new', now() - interval '89 days' FROM generate_series(1, 7) n`,
+		`INSERT INTO termgw.tunnels SELECT 'old' || n, '', '', '', now(), now() - interval '25 hours' FROM generate_series(1, 100) n`,
+		`INSERT INTO termgw.tunnels SELECT 'new' || n, '', '', '', now(), now() - interval '23 hours' FROM generate_series(1, 7) n`,
 	} {
 		if _, err := db.Exec(fill); err != nil {
 			t.Fatal(err)
 		}
 	}
-	counts := func() [3]int {
-		return [3]int{count(t, db, "termgw.spent_tickets"), count(t, db, "termgw.sessions"), count(t, db, "termgw.revocations")}
+	counts := func() [4]int {
+		return [4]int{
+			count(t, db, "termgw.spent_tickets"), count(t, db, "termgw.sessions"), count(t, db, "termgw.revocations"), count(t, db, "termgw.tunnels"),
+		}
 	}
 
 	// Another replica is at it.
@@ -553,7 +557,7 @@ func TestPurge(t *testing.T) {
 	if err := p.Purge(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := counts(); got != [3]int{12000 + kept, 100 + kept, 100 + kept} {
+	if got := counts(); got != [4]int{12000 + kept, 100 + kept, 100 + kept, 100 + kept} {
 		t.Errorf("while another purges: %v rows", got)
 	}
 	if err := tx.Rollback(); err != nil {
@@ -563,7 +567,7 @@ func TestPurge(t *testing.T) {
 	if err := p.Purge(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := counts(); got != [3]int{kept, kept, kept} {
+	if got := counts(); got != [4]int{kept, kept, kept, kept} {
 		t.Errorf("after a purge: %v rows", got)
 	}
 }
@@ -642,16 +646,54 @@ func TestMigrateFails(t *testing.T) {
 	}
 }
 
-func BenchmarkRedeem(b *testing.B) {
-	p := open(b, PostgresConfig{URL: database(b, textWorkspaces)})
-	var n atomic.Int64
-	b.RunParallel(func(pb *testing.PB) {
-		for pb.Next() {
-			id := fmt.Sprint(n.Add(1))
-			if _, err := p.Redeem(b.Context(), claims(id, "ws-local"), session(id)); err != nil {
-				b.Error(err)
-				return
+// A schema that is older than the gateway is told in words.
+func TestOldSchema(t *testing.T) {
+	for _, change := range []string{
+		`DROP TABLE termgw.tunnels`,
+		`ALTER TABLE termgw.revocations DROP COLUMN xid`,
+		`DROP FUNCTION termgw.over_limit`,
+	} {
+		t.Run(change, func(t *testing.T) {
+			dsn := database(t, textWorkspaces)
+			execSQL(t, dsn, change)
+			p := open(t, PostgresConfig{URL: dsn})
+			_, err := p.Redeem(t.Context(), claims("t", "ws-local"), session("s"))
+			if err == nil {
+				err = p.Ping(t.Context())
 			}
+			if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "termgw migrate") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+func BenchmarkRedeem(b *testing.B) {
+	for _, limits := range []Limits{{}, {PerWorkspace: 1 << 20, PerSubject: 1 << 20}} {
+		// Spread over workspaces and people as in life, or all in one.
+		for _, spread := range []int64{1000, 1} {
+			b.Run(fmt.Sprintf("limits=%v/spread=%d", limits != Limits{}, spread), func(b *testing.B) {
+				p := open(b, PostgresConfig{
+					URL: database(b, textWorkspaces), Limits: limits,
+					WorkspaceQuery: `SELECT '' AS instance_id, $1::text AS name`,
+				})
+				var n atomic.Int64
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						i := n.Add(1)
+						c := claims(fmt.Sprint(i), fmt.Sprint("ws-", i%spread))
+						c.Subject = fmt.Sprint("p", i%spread)
+						if _, err := p.Redeem(b.Context(), c, session(c.ID)); err != nil {
+							b.Error(err)
+							return
+						}
+						if err := p.Finish(b.Context(), c.ID, End{Reason: "exit"}); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			})
 		}
-	})
+	}
 }

@@ -17,6 +17,9 @@ const DefaultWorkspaceQuery = `SELECT COALESCE(instance_id,'') AS instance_id, C
 //     `.*` makes it the row, whatever the columns are called.
 //   - Two redemptions of one ticket meet at the primary key: the second waits for the first to commit, finds another
 //     attempt's row, and gets none. That reasoning is READ COMMITTED's, which the connection sets.
+//   - The limits are counted in a function, because this statement's own snapshot is older than the lock that makes the
+//     count exact. It is called once the ticket is spent, so that redemptions wait for each other in one order: first at
+//     the ticket, then at the locks.
 //   - Data-modifying WITH parts run whether or not they are read: the ticket is spent also when what follows refuses.
 const redeemSQL = `WITH termgw_ws AS (
 %s
@@ -28,7 +31,7 @@ const redeemSQL = `WITH termgw_ws AS (
 ), found AS (
   SELECT count(*) AS n, (array_agg(r.j))[1] AS j
   FROM (SELECT to_jsonb(termgw_ws.*) AS j FROM termgw_ws LIMIT 2) r
-), verdict AS (
+), verdict AS MATERIALIZED (
   SELECT found.n, found.j,
     EXISTS (SELECT FROM spent) AS first,
     COALESCE(found.j ?& ARRAY['instance_id', 'name'], true) AS complete,
@@ -41,27 +44,27 @@ const redeemSQL = `WITH termgw_ws AS (
         AND (r.instance_id IS NULL OR r.instance_id = COALESCE(found.j->>'instance_id', ''))
     ) AS revoked
   FROM found
+), judged AS (
+  SELECT verdict.*, CASE WHEN first AND n = 1 AND complete AND NOT revoked AND ($13::integer > 0 OR $14::integer > 0)
+    THEN termgw.over_limit($9::text, $6::text, $8::text, $13::integer, $14::integer, $15::double precision) END AS over
+  FROM verdict
 ), opened AS (
   INSERT INTO termgw.sessions AS s (id, workspace_id, subject, issuer, jti, mode, instance_id, replica, client_addr)
   SELECT $9::text, $6::text, $8::text, $2::text, $3::text, $10::text, COALESCE(j->>'instance_id', ''), $11::text, $12::text
-  FROM verdict WHERE first AND n = 1 AND complete AND NOT revoked
+  FROM judged WHERE first AND n = 1 AND complete AND NOT revoked AND over IS NULL
   ON CONFLICT (id) DO UPDATE SET id = s.id WHERE s.issuer = excluded.issuer AND s.jti = excluded.jti
   RETURNING true
 )
-SELECT first, n, complete, revoked, EXISTS (SELECT FROM opened),
+SELECT first, n, complete, revoked, COALESCE(over, ''), EXISTS (SELECT FROM opened), now(),
   COALESCE(j->>'name', ''), COALESCE(j->>'instance_id', ''), COALESCE(j->>'container', ''), COALESCE(j->>'region', ''),
   COALESCE(j->>'os_user', ''), COALESCE(j->>'host_key', ''), COALESCE(j->>'remote_target', '')
-FROM verdict`
+FROM judged`
 
 // pingSQL has Postgres check, without running it, everything a redemption needs: the operator's query, our tables and
 // the right to read them.
 const pingSQL = `WITH termgw_ws AS (
 %s
-) SELECT 1 FROM termgw_ws, termgw.spent_tickets, termgw.sessions, termgw.revocations LIMIT 0`
-
-const finishSQL = `UPDATE termgw.sessions
-SET ended_at = now(), last_seen_at = now(), end_reason = $2, exit_code = $3, bytes_in = $4, bytes_out = $5
-WHERE id = $1 AND ended_at IS NULL`
+) SELECT r.xid FROM termgw_ws, termgw.spent_tickets, termgw.sessions, termgw.revocations r, termgw.tunnels, termgw.host_keys LIMIT 0`
 
 // purgeSQL deletes one batch of each table if this replica gets the lock, which ends with the statement. Batches, because
 // a backlog (a gateway that was away for a month) must not run into the statement's deadline every time anew.
@@ -76,8 +79,11 @@ const purgeSQL = `WITH lock AS MATERIALIZED (
 ), r AS (
   DELETE FROM termgw.revocations WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
     SELECT ctid FROM termgw.revocations WHERE created_at < now() - make_interval(secs => $3) LIMIT $4)) RETURNING 1
+), u AS (
+  DELETE FROM termgw.tunnels WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
+    SELECT ctid FROM termgw.tunnels WHERE renewed_at < now() - make_interval(secs => $5) LIMIT $4)) RETURNING 1
 )
-SELECT greatest((SELECT count(*) FROM t), (SELECT count(*) FROM s), (SELECT count(*) FROM r))`
+SELECT greatest((SELECT count(*) FROM t), (SELECT count(*) FROM s), (SELECT count(*) FROM r), (SELECT count(*) FROM u))`
 
 // workspaceQuery returns the operator's query as it goes into a WITH part: one statement that reads, without its final
 // semicolon. It knows just enough of SQL's lexical rules (PostgreSQL manual, 4.1) to tell a semicolon, a parenthesis and

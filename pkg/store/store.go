@@ -1,29 +1,68 @@
 // Package store knows where a workspace lives and what has happened to tickets and sessions: it spends tickets, looks a
-// workspace up, honours revocations and keeps the audit trail.
+// workspace up, counts sessions and tunnels against their limits, says which sessions an order cuts, and keeps the audit
+// trail and the instances' host keys.
 //
 // There are two stores with the same semantics. Postgres is shared by all replicas: it reads the platform's workspaces
 // by a query that the operator chooses and writes only its own schema, termgw. Memory lives and dies with one process.
 //
 // The package does not verify tickets (pkg/ticket does), does not start shells, and does not decide what a client is
-// told: it returns one of four errors, and the router maps them.
+// told: it returns one of five errors, and the router maps them. It starts no goroutine that outlives a call: what has to
+// go on (Watch, Run, heartbeats, purges) is for the caller to start and join.
 package store
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // Every error of Redeem is one of these, by errors.Is. When more than one applies, the order is the one below: a used
 // ticket learns nothing else, and a revoked one does not learn whether the workspace exists.
 var (
 	// ErrUsed: the ticket was presented before, here or at another replica.
 	ErrUsed = errors.New("ticket already used")
-	// ErrRevoked: an order in termgw.revocations covers the ticket, which was issued no later than the order.
+	// ErrRevoked: an order in termgw.revocations covers the ticket, which was issued no later than the order, or came while
+	// the ticket was redeemed.
 	ErrRevoked = errors.New("access revoked")
 	// ErrNotFound: there is no such workspace, or the type of the id column refuses the id.
 	ErrNotFound = errors.New("workspace not found")
+	// ErrLimit: as many as are allowed are in use. It is always a *LimitError, which says of what.
+	ErrLimit = errors.New("limit reached")
 	// ErrUnavailable: the store could not answer. The text that follows it tells an operator why; it never holds the
 	// password of the database. Unless that is a workspace query whose rows do not fit, or a session id that is not new,
 	// the ticket is not spent as far as the store knows.
 	ErrUnavailable = errors.New("store unavailable")
 )
+
+// What a limit is on. The last is also the contract's `detail`.
+const (
+	LimitWorkspace = "workspace"
+	LimitSubject   = "subject"
+	LimitTunnels   = "eice_tunnels"
+)
+
+// LimitError is the ErrLimit that says which limit.
+type LimitError struct {
+	Of  string // LimitWorkspace, LimitSubject or LimitTunnels
+	Max int
+}
+
+func (e *LimitError) Error() string { return fmt.Sprintf("%v: %s, %d in use", ErrLimit, e.Of, e.Max) }
+
+// Is makes every LimitError an ErrLimit.
+func (e *LimitError) Is(target error) bool { return target == ErrLimit }
+
+// Limits bounds the live sessions, over all replicas; 0 is no limit. All replicas must be given the same.
+type Limits struct {
+	PerWorkspace, PerSubject int
+}
+
+func (l Limits) reached(of string) error {
+	e := &LimitError{Of: of, Max: l.PerWorkspace}
+	if of == LimitSubject {
+		e.Max = l.PerSubject
+	}
+	return e
+}
 
 // Workspace is where a terminal leads. An empty InstanceID means a local container; the other fields but ID may be
 // empty, and then the gateway's own defaults hold.
@@ -38,7 +77,11 @@ type Session struct {
 	ClientAddr string
 }
 
-// End is how a session ended: Reason is the `code` of the wire contract, ExitCode is nil when no shell has ended, the
+// ReasonLost is the End.Reason of a session whose gateway is gone: nobody knows how it ended. It is not a code of the wire
+// contract, and gives way to the true end if that comes after all.
+const ReasonLost = "replica_lost"
+
+// End is how a session ended: Reason is the `code` of the wire contract or ReasonLost, ExitCode is nil when no shell has ended, the
 // byte counts are from (in) and to (out) the client.
 type End struct {
 	Reason            string

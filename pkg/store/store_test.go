@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
@@ -17,11 +20,19 @@ type storeUnderTest interface {
 	Finish(ctx context.Context, sessionID string, e End) error
 	Ping(ctx context.Context) error
 	Close() error
+	Revoke(ctx context.Context, r Revocation) (Revocation, []string, error)
+	Watch(ctx context.Context, cut func(order Revocation, sessions []string)) error
+	Sessions(ctx context.Context, f SessionFilter) ([]Record, error)
+	AcquireTunnel(ctx context.Context, endpoint, instanceID, replica string, limit int) (string, error)
+	ReleaseTunnel(ctx context.Context, lease string) error
+	Tunnels(ctx context.Context) (map[string]int, error)
+	HostKey(ctx context.Context, instanceID string) (string, error)
+	KeepHostKey(ctx context.Context, instanceID, line string) (string, error)
 }
 
 func TestMemoryStore(t *testing.T) {
-	testStore(t, func(*testing.T) storeUnderTest {
-		return NewMemory(MemoryConfig{Lookup: LookupIn([]Workspace{
+	testStore(t, func(_ *testing.T, l Limits) storeUnderTest {
+		return NewMemory(MemoryConfig{Limits: l, Lookup: LookupIn([]Workspace{
 			{ID: "ws-local", Name: "My Space"},
 			{ID: "ws-remote", Name: "far", InstanceID: "i-0abc", Container: "c1"},
 		})})
@@ -29,9 +40,10 @@ func TestMemoryStore(t *testing.T) {
 }
 
 func TestPostgresStore(t *testing.T) {
-	testStore(t, func(t *testing.T) storeUnderTest {
+	testStore(t, func(t *testing.T, l Limits) storeUnderTest {
 		t.Helper()
 		return open(t, PostgresConfig{
+			Limits:         l,
 			URL:            database(t, textWorkspaces),
 			WorkspaceQuery: `SELECT id, name, instance_id, container FROM workspaces WHERE id = $1`,
 		})
@@ -39,7 +51,11 @@ func TestPostgresStore(t *testing.T) {
 }
 
 // testStore holds a store to what both promise.
-func testStore(t *testing.T, newStore func(*testing.T) storeUnderTest) {
+func testStore(t *testing.T, newLimited func(*testing.T, Limits) storeUnderTest) {
+	newStore := func(t *testing.T) storeUnderTest {
+		t.Helper()
+		return newLimited(t, Limits{})
+	}
 	redeemed := func(t *testing.T, s storeUnderTest, c ticket.Claims, session Session, want error) Workspace {
 		t.Helper()
 		w, err := s.Redeem(t.Context(), c, session)
@@ -167,5 +183,293 @@ func testStore(t *testing.T, newStore func(*testing.T) storeUnderTest) {
 		if won.Load() != 1 {
 			t.Errorf("%d redemptions of one ticket succeeded", won.Load())
 		}
+	})
+
+	as := func(subject, jti, workspace string) ticket.Claims {
+		c := claims(jti, workspace)
+		c.Subject = subject
+		return c
+	}
+
+	t.Run("limits", func(t *testing.T) {
+		s := newLimited(t, Limits{PerWorkspace: 2, PerSubject: 3})
+		limited := func(c ticket.Claims, id string, want LimitError) {
+			t.Helper()
+			_, err := s.Redeem(t.Context(), c, session(id))
+			var got *LimitError
+			if !errors.Is(err, ErrLimit) || !errors.As(err, &got) || *got != want {
+				t.Errorf("redeem: %v, want %v", err, &want)
+			}
+		}
+		redeemed(t, s, as("ann", "t1", "ws-local"), session("s1"), nil)
+		redeemed(t, s, as("bob", "t2", "ws-local"), session("s2"), nil)
+		limited(as("cid", "t3", "ws-local"), "s3", LimitError{LimitWorkspace, 2})
+		redeemed(t, s, as("cid", "t3", "ws-remote"), session("s3"), ErrUsed)
+		if err := s.Finish(t.Context(), "s1", End{Reason: "exit"}); err != nil {
+			t.Fatal(err)
+		}
+		redeemed(t, s, as("bob", "t4", "ws-local"), session("s4"), nil)
+		redeemed(t, s, as("bob", "t5", "ws-remote"), session("s5"), nil)
+		limited(as("bob", "t6", "ws-remote"), "s6", LimitError{LimitSubject, 3})
+		redeemed(t, s, as("ann", "t7", "ws-remote"), session("s7"), nil)
+		redeemed(t, s, as("dan", "t8", "ws-none"), session("s8"), ErrNotFound)
+	})
+
+	t.Run("a limit is met exactly", func(t *testing.T) {
+		s := newLimited(t, Limits{PerWorkspace: 7, PerSubject: 5})
+		var (
+			wg    sync.WaitGroup
+			mu    sync.Mutex
+			won   = map[string]int{}
+			start = make(chan struct{})
+		)
+		for i := range 120 {
+			wg.Go(func() {
+				<-start
+				subject, workspace := fmt.Sprint("p", i%2), []string{"ws-local", "ws-remote"}[i/2%2]
+				switch _, err := s.Redeem(t.Context(), as(subject, fmt.Sprint("t", i), workspace), session(fmt.Sprint("s", i))); {
+				case err == nil:
+					mu.Lock()
+					won[subject]++
+					won[workspace]++
+					mu.Unlock()
+				case !errors.Is(err, ErrLimit):
+					t.Errorf("redeem: %v, want ErrLimit", err)
+				}
+			})
+		}
+		close(start)
+		wg.Wait()
+		// The subjects' limit is the tighter one: 10 sessions in all, in two workspaces with room for 14.
+		if won["p0"] != 5 || won["p1"] != 5 || won["ws-local"] > 7 || won["ws-remote"] > 7 {
+			t.Errorf("opened: %v", won)
+		}
+	})
+
+	t.Run("revocations", func(t *testing.T) {
+		s := newStore(t)
+		cuts := watch(t, s)
+		for _, who := range []struct{ id, subject, workspace string }{
+			{"ann-local", "ann", "ws-local"},
+			{"ann-remote", "ann", "ws-remote"},
+			{"bob-local", "bob", "ws-local"},
+			{"bob-remote", "bob", "ws-remote"},
+			{"cid-local", "cid", "ws-local"},
+			{"cid-gone", "cid", "ws-local"},
+		} {
+			redeemed(t, s, as(who.subject, who.id, who.workspace), session(who.id), nil)
+		}
+		if err := s.Finish(t.Context(), "cid-gone", End{Reason: "exit"}); err != nil {
+			t.Fatal(err)
+		}
+		// A session that is cut stays in the list until its end is written.
+		for _, tt := range []struct {
+			order   Revocation
+			matches []string
+			cut     []string
+		}{
+			{Revocation{SessionID: "none"}, nil, nil},
+			{Revocation{Subject: "ann", InstanceID: "i-0abc"}, []string{"ann-remote"}, []string{"ann-remote"}},
+			{Revocation{Subject: "ann", Reason: "left", By: "root"}, []string{"ann-local", "ann-remote"}, []string{"ann-local"}},
+			{Revocation{SessionID: "bob-remote"}, []string{"bob-remote"}, []string{"bob-remote"}},
+			{Revocation{WorkspaceID: "ws-local"}, []string{"ann-local", "bob-local", "cid-local"}, []string{"bob-local", "cid-local"}},
+			{Revocation{InstanceID: "i-0abc"}, []string{"ann-remote", "bob-remote"}, nil},
+		} {
+			made, matches, err := s.Revoke(t.Context(), tt.order)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if made.ID == 0 || made.CreatedAt.IsZero() || !slices.Equal(matches, tt.matches) {
+				t.Errorf("%+v: matches %v, want %v", made, matches, tt.matches)
+			}
+			if tt.cut == nil {
+				continue
+			}
+			got := <-cuts
+			if !slices.Equal(got.sessions, tt.cut) || got.order.ID != made.ID || !got.order.CreatedAt.Equal(made.CreatedAt) ||
+				got.order.Reason != tt.order.Reason || got.order.By != tt.order.By {
+				t.Errorf("%+v: cut %+v, want %v", made, got, tt.cut)
+			}
+		}
+		redeemed(t, s, as("ann", "old", "ws-remote"), session("old"), ErrRevoked)
+		redeemed(t, s, as("ann", "old", "ws-remote"), session("old2"), ErrUsed)
+		fresh := as("ann", "fresh", "ws-remote")
+		fresh.IssuedAt = fresh.IssuedAt.Add(2 * time.Second)
+		redeemed(t, s, fresh, session("fresh"), nil)
+		// Told again from the start, the orders spare who came later.
+		again := watch(t, s)
+		redeemed(t, s, as("eve", "eve", "ws-none"), session("eve"), ErrNotFound)
+		if _, _, err := s.Revoke(t.Context(), Revocation{SessionID: "fresh"}); err != nil {
+			t.Fatal(err)
+		}
+		select { // one of the two watches has it
+		case got := <-again:
+			if !slices.Equal(got.sessions, []string{"fresh"}) || got.order.SessionID != "fresh" {
+				t.Errorf("cut %+v", got)
+			}
+		case got := <-cuts:
+			if !slices.Equal(got.sessions, []string{"fresh"}) || got.order.SessionID != "fresh" {
+				t.Errorf("cut %+v", got)
+			}
+		}
+		if _, _, err := s.Revoke(t.Context(), Revocation{Reason: "all of them"}); err == nil {
+			t.Error("an order that matches everybody was accepted")
+		}
+	})
+
+	t.Run("sessions", func(t *testing.T) {
+		s := newStore(t)
+		ids := func(f SessionFilter) (ids []string) {
+			t.Helper()
+			list, err := s.Sessions(t.Context(), f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range list {
+				ids = append(ids, r.ID)
+			}
+			slices.Sort(ids)
+			return ids
+		}
+		ro := as("bob", "t2", "ws-remote")
+		ro.Mode = ticket.ReadOnly
+		redeemed(t, s, as("ann", "t1", "ws-local"), session("s1"), nil)
+		redeemed(t, s, ro, Session{ID: "s2", Replica: "gw-2", ClientAddr: "192.0.2.8:1"}, nil)
+		redeemed(t, s, as("bob", "t3", "ws-local"), session("s3"), nil)
+		if err := s.Finish(t.Context(), "s3", End{Reason: "exit"}); err != nil {
+			t.Fatal(err)
+		}
+		for _, tt := range []struct {
+			filter SessionFilter
+			want   []string
+		}{
+			{SessionFilter{}, []string{"s1", "s2"}},
+			{SessionFilter{WorkspaceID: "ws-local"}, []string{"s1"}},
+			{SessionFilter{Subject: "bob"}, []string{"s2"}},
+			{SessionFilter{InstanceID: "i-0abc"}, []string{"s2"}},
+			{SessionFilter{Replica: "gw-1"}, []string{"s1"}},
+			{SessionFilter{SessionID: "s1"}, []string{"s1"}},
+			{SessionFilter{SessionID: "s1", Replica: "gw-2"}, nil},
+			{SessionFilter{Limit: 1}, []string{"s2"}},
+			{SessionFilter{Subject: "' OR true --"}, nil},
+		} {
+			if got := ids(tt.filter); !slices.Equal(got, tt.want) {
+				t.Errorf("%+v: %v, want %v", tt.filter, got, tt.want)
+			}
+		}
+		list, err := s.Sessions(t.Context(), SessionFilter{Subject: "bob"})
+		if err != nil || len(list) != 1 {
+			t.Fatal(list, err)
+		}
+		got := list[0]
+		if got.Started.IsZero() || got.LastSeen.Before(got.Started) {
+			t.Errorf("started %v, last seen %v", got.Started, got.LastSeen)
+		}
+		got.Started, got.LastSeen = time.Time{}, time.Time{}
+		want := Record{
+			ID: "s2", WorkspaceID: "ws-remote", Subject: "bob", Mode: ticket.ReadOnly, InstanceID: "i-0abc",
+			Replica: "gw-2", ClientAddr: "192.0.2.8:1",
+		}
+		if got != want {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	})
+
+	t.Run("tunnels", func(t *testing.T) {
+		s := newStore(t)
+		const limit = 20
+		leases := make(chan string, 100)
+		var wg sync.WaitGroup
+		for range 60 {
+			wg.Go(func() {
+				lease, err := s.AcquireTunnel(t.Context(), "eice-1", "i-1", "gw-1", limit)
+				var e *LimitError
+				switch {
+				case err == nil:
+					leases <- lease
+				case !errors.As(err, &e) || *e != LimitError{LimitTunnels, limit} || !errors.Is(err, ErrLimit):
+					t.Errorf("acquire: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if len(leases) != limit {
+			t.Fatalf("%d of %d places taken", len(leases), limit)
+		}
+		if _, err := s.AcquireTunnel(t.Context(), "eice-2", "i-2", "gw-1", limit); err != nil {
+			t.Errorf("another endpoint: %v", err)
+		}
+		counts, err := s.Tunnels(t.Context())
+		if want := map[string]int{"eice-1": limit, "eice-2": 1}; err != nil || !maps.Equal(counts, want) {
+			t.Errorf("counts: %v, %v, want %v", counts, err, want)
+		}
+		lease := <-leases
+		for range 2 { // the second frees nothing
+			if err := s.ReleaseTunnel(t.Context(), lease); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.AcquireTunnel(t.Context(), "eice-1", "i-1", "gw-1", limit); err != nil {
+			t.Errorf("a place was given back: %v", err)
+		}
+		if _, err := s.AcquireTunnel(t.Context(), "eice-1", "i-1", "gw-1", limit); !errors.Is(err, ErrLimit) {
+			t.Errorf("one place, two tunnels: %v", err)
+		}
+	})
+
+	t.Run("host keys", func(t *testing.T) {
+		s := newStore(t)
+		if line, err := s.HostKey(t.Context(), "i-1"); line != "" || err != nil {
+			t.Fatalf("none yet: %q, %v", line, err)
+		}
+		kept := make([]string, 50)
+		var wg sync.WaitGroup
+		for i := range kept {
+			wg.Go(func() {
+				var err error
+				if kept[i], err = s.KeepHostKey(t.Context(), "i-1", fmt.Sprint("ssh-ed25519 key", i)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		line, err := s.HostKey(t.Context(), "i-1")
+		if err != nil || line == "" || slices.ContainsFunc(kept, func(k string) bool { return k != line }) {
+			t.Errorf("kept %v, %q, %v", kept, line, err)
+		}
+		if line, err := s.HostKey(t.Context(), "i-2"); line != "" || err != nil {
+			t.Errorf("another instance: %q, %v", line, err)
+		}
+	})
+}
+
+type cutting struct {
+	order    Revocation
+	sessions []string
+}
+
+// watch runs Watch until the test's end.
+func watch(t *testing.T, s storeUnderTest) <-chan cutting {
+	t.Helper()
+	cuts := make(chan cutting, 1000)
+	background(t, func(ctx context.Context) error {
+		return s.Watch(ctx, func(o Revocation, sessions []string) { cuts <- cutting{o, sessions} })
+	})
+	return cuts
+}
+
+// background runs what a gateway runs in the background, until the test's end.
+func background(t *testing.T, job func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := job(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
 	})
 }

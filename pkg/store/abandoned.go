@@ -1,0 +1,25 @@
+package store
+
+import (
+	"context"
+	"time"
+)
+
+// Locked rows are skipped: a heartbeat has them just now.
+const closeAbandonedSQL = `UPDATE termgw.sessions SET ended_at = now(), end_reason = $1
+WHERE id IN (
+  SELECT id FROM termgw.sessions
+  WHERE ended_at IS NULL
+    AND last_seen_at < now() - make_interval(secs => CASE WHEN instance_id = '' THEN $2::float8 ELSE $3::float8 END)
+  LIMIT 5000 FOR UPDATE SKIP LOCKED)`
+
+// CloseAbandoned ends the rows of sessions that nobody has noted as live for so long: those of local workspaces after one
+// time, those on an instance after another. last_seen_at stays what it was. With ReasonLost a row is live again if its
+// replica was only paused. Like Abandoned it does nothing until this process's own heartbeats are steady.
+func (p *Postgres) CloseAbandoned(ctx context.Context, reason string, local, remote time.Duration) error {
+	if !p.steady.lasts(p.deadAfter, p.now()) {
+		return nil
+	}
+	return unavailable("closing abandoned sessions",
+		p.one(ctx, closeAbandonedSQL, []any{text(reason), local.Seconds(), remote.Seconds()}))
+}

@@ -1,0 +1,134 @@
+package store
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/molecule-ai/termgw/pkg/ticket"
+)
+
+// registry knows the sessions of this process, so that an order can be matched with them.
+//
+// An order must not slip between a redemption's look at the orders and the session's start. So a session is entered
+// before that look (begin), and orders that arrive until it is opened are kept with it and judged then (open): an order is
+// in the statement's snapshot, or it is committed later, is delivered later still, and finds the entry.
+type registry struct {
+	mu      sync.Mutex
+	pending map[*entry]struct{}
+	live    map[string]*entry
+}
+
+type entry struct {
+	Record
+	issued time.Time    // the ticket
+	orders []Revocation // that came while it was pending
+	cut    bool         // an order covers it, and it was told
+}
+
+func newRegistry() *registry {
+	return &registry{pending: map[*entry]struct{}{}, live: map[string]*entry{}}
+}
+
+// begin enters a session that is about to be redeemed. The caller owes open or drop.
+func (r *registry) begin(claims ticket.Claims, s Session) *entry {
+	e := &entry{issued: claims.IssuedAt, Record: Record{
+		ID: s.ID, WorkspaceID: claims.WorkspaceID, Subject: text(claims.Subject), Mode: claims.Mode,
+		Replica: text(s.Replica), ClientAddr: text(s.ClientAddr),
+	}}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.pending[e] = struct{}{}
+	return e
+}
+
+// drop forgets an entry that came to nothing.
+func (r *registry) drop(e *entry) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.pending, e)
+}
+
+// open tells whether the session may live: no order that came meanwhile covers it. If so it is live, until close.
+func (r *registry) open(e *entry, instance string, started time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.pending, e)
+	e.InstanceID, e.Started, e.LastSeen = instance, started, started
+	r.live[e.ID] = e
+	covered := slices.ContainsFunc(e.orders, e.coveredBy)
+	e.orders = nil
+	return !covered
+}
+
+// close forgets a session and tells whether it was of this process.
+func (r *registry) close(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.live[id]
+	delete(r.live, id)
+	return ok
+}
+
+// apply returns the sessions that an order cuts, without those that an earlier one cut.
+func (r *registry) apply(order Revocation) (sessions []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for e := range r.pending {
+		e.orders = append(e.orders, order)
+	}
+	for id, e := range r.live {
+		if !e.cut && e.coveredBy(order) {
+			e.cut = true
+			sessions = append(sessions, id)
+		}
+	}
+	slices.Sort(sessions)
+	return sessions
+}
+
+func (r *registry) ids() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ids := make([]string, 0, len(r.live))
+	for id := range r.live {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+func (r *registry) has(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.live[id]
+	return ok
+}
+
+func (r *registry) count(counts func(*Record) bool) (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.live {
+		if counts(&e.Record) {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *registry) list() []Record {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	list := make([]Record, 0, len(r.live))
+	for _, e := range r.live {
+		list = append(list, e.Record)
+	}
+	return list
+}
+
+// coveredBy tells whether an order cuts the session: it names it, and the session is not newer than the order. Newer is a
+// session that was opened after the order, by the store's clock, with a ticket issued after it, by the platform's; so
+// an order that is delivered late, or again, spares who was let in since.
+func (e *entry) coveredBy(o Revocation) bool {
+	return o.names(e.WorkspaceID, e.Subject, e.ID, e.InstanceID) &&
+		(!e.Started.After(o.CreatedAt) || !e.issued.After(o.CreatedAt))
+}

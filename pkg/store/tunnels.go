@@ -1,0 +1,88 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"fmt"
+	"sync"
+)
+
+const (
+	acquireSQL = `SELECT termgw.acquire_tunnel($1, $2, $3, $4, $5, $6)`
+	releaseSQL = `DELETE FROM termgw.tunnels WHERE id = $1`
+	tunnelsSQL = `SELECT endpoint, count(*) FROM termgw.tunnels
+WHERE renewed_at > now() - make_interval(secs => $1) GROUP BY endpoint`
+)
+
+// leases are the tunnels of this process.
+type leases struct {
+	mu   sync.Mutex
+	held map[string]struct{}
+}
+
+func (l *leases) add(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held[id] = struct{}{}
+}
+
+func (l *leases) remove(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.held, id)
+}
+
+func (l *leases) ids() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ids := make([]string, 0, len(l.held))
+	for id := range l.held {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// AcquireTunnel takes one of an endpoint's places for a tunnel to an instance, or fails with a *LimitError of LimitTunnels
+// if all replicas together use as many as limit. The place is the caller's until it gives the lease to ReleaseTunnel;
+// Heartbeat renews it, so the places of a replica that is gone free themselves.
+func (p *Postgres) AcquireTunnel(ctx context.Context, endpoint, instanceID, replica string, limit int) (lease string, err error) {
+	const op = "acquiring a tunnel"
+	lease = rand.Text()
+	var ok bool
+	err = p.one(ctx, acquireSQL, []any{
+		lease, text(endpoint), text(instanceID), text(replica), int64(limit), p.silence().Seconds(),
+	}, &ok)
+	switch {
+	case err != nil: // if the place was taken all the same, nobody renews it
+		return "", unavailable(op, err)
+	case !ok:
+		return "", fmt.Errorf("%s: %w", op, &LimitError{Of: LimitTunnels, Max: limit})
+	}
+	p.leases.add(lease)
+	return lease, nil
+}
+
+// ReleaseTunnel gives a place back. If it fails, the place is free when the lease runs out: there is no need to repeat it.
+func (p *Postgres) ReleaseTunnel(ctx context.Context, lease string) error {
+	p.leases.remove(lease)
+	return unavailable("releasing a tunnel", p.one(ctx, releaseSQL, []any{lease}))
+}
+
+// Tunnels counts the tunnels in use by endpoint, over all replicas. An endpoint without any is not in it.
+func (p *Postgres) Tunnels(ctx context.Context) (map[string]int, error) {
+	counts := map[string]int{}
+	err := p.each(ctx, tunnelsSQL, []any{p.silence().Seconds()}, func(rows *sql.Rows) error {
+		var (
+			endpoint string
+			n        int
+		)
+		err := rows.Scan(&endpoint, &n)
+		counts[endpoint] = n
+		return err
+	})
+	if err != nil {
+		return nil, unavailable("counting tunnels", err)
+	}
+	return counts, nil
+}
