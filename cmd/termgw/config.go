@@ -18,6 +18,7 @@ import (
 
 	"github.com/kelseyhightower/envconfig"
 
+	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
@@ -40,7 +41,9 @@ type environment struct {
 	PingInterval string `split_words:"true" default:"25s" desc:"Two unanswered pings: the client is gone"`
 	IdleTimeout  string `split_words:"true" default:"30m" desc:"A terminal without input for so long is closed"`
 	MaxSession   string `split_words:"true" default:"8h" desc:"Longest life of a terminal"`
-	MaxSessions  string `split_words:"true" default:"0" desc:"Terminals at once on this replica; 0: no limit"`
+	MaxSessions  string `split_words:"true" default:"0" desc:"Terminals at once on this replica; 0: as many as its descriptors allow (ulimit -n)"`
+	PerWorkspace string `envconfig:"MAX_SESSIONS_PER_WORKSPACE" default:"0" desc:"Terminals at once in one workspace, over all replicas; 0: no limit"`
+	PerSubject   string `envconfig:"MAX_SESSIONS_PER_SUBJECT" default:"0" desc:"Terminals at once of one person, over all replicas; 0: no limit"`
 	DrainTimeout string `split_words:"true" default:"30s" desc:"Longest time from SIGTERM to the end"`
 	KeepDetached string `split_words:"true" default:"true" desc:"Spare what was told to outlive its terminal (nohup, setsid)"`
 	Shells       string `default:"/bin/bash,/bin/sh" desc:"POSIX shells; the first that is in the workspace is used"`
@@ -62,6 +65,7 @@ type config struct {
 	PingInterval, IdleTimeout, MaxSession       time.Duration
 	DrainTimeout                                time.Duration
 	MaxSessions                                 int
+	Limits                                      store.Limits
 	KeepDetached                                bool
 	LogFormat                                   string
 	LogLevel                                    slog.Level
@@ -130,9 +134,12 @@ func (e environment) parse() (config, []error) {
 	for _, s := range c.Shells {
 		p.require("SHELLS", filepath.IsAbs(s) && filepath.Clean(s) == s, fmt.Sprintf("%q is not an absolute path", s))
 	}
+	c.MaxSessions = p.count("MAX_SESSIONS", e.MaxSessions)
+	c.Limits = store.Limits{
+		PerWorkspace: p.count("MAX_SESSIONS_PER_WORKSPACE", e.PerWorkspace),
+		PerSubject:   p.count("MAX_SESSIONS_PER_SUBJECT", e.PerSubject),
+	}
 	var err error
-	c.MaxSessions, err = strconv.Atoi(e.MaxSessions)
-	p.require("MAX_SESSIONS", err == nil && c.MaxSessions >= 0, fmt.Sprintf("%q is not a whole number, 0 or more", e.MaxSessions))
 	c.KeepDetached, err = strconv.ParseBool(e.KeepDetached)
 	p.require("KEEP_DETACHED", err == nil, fmt.Sprintf("%q is neither true nor false", e.KeepDetached))
 	p.require("LOG_FORMAT", e.LogFormat == "json" || e.LogFormat == "text", fmt.Sprintf("%q is neither json nor text", e.LogFormat))
@@ -154,6 +161,12 @@ func (p *parser) duration(name, value string, least, most time.Duration) time.Du
 	d, err := time.ParseDuration(value)
 	p.require(name, err == nil && d >= least && d <= most, fmt.Sprintf("%q is not a duration from %s to %s, like 90s or 30m", value, least, most))
 	return d
+}
+
+func (p *parser) count(name, value string) int {
+	n, err := strconv.Atoi(value)
+	p.require(name, err == nil && n >= 0, fmt.Sprintf("%q is not a whole number, 0 or more", value))
+	return n
 }
 
 func (p *parser) address(name, value string) {

@@ -28,10 +28,14 @@ var defaults = map[string]string{
 	"TERMGW_MAX_SESSION":     "8h",
 	"TERMGW_DRAIN_TIMEOUT":   "30s",
 	"TERMGW_MAX_SESSIONS":    "0",
-	"TERMGW_KEEP_DETACHED":   "true",
-	"TERMGW_SHELLS":          "/bin/bash,/bin/sh",
-	"TERMGW_LOG_FORMAT":      "json",
-	"TERMGW_LOG_LEVEL":       "info",
+
+	"TERMGW_MAX_SESSIONS_PER_WORKSPACE": "0",
+	"TERMGW_MAX_SESSIONS_PER_SUBJECT":   "0",
+
+	"TERMGW_KEEP_DETACHED": "true",
+	"TERMGW_SHELLS":        "/bin/bash,/bin/sh",
+	"TERMGW_LOG_FORMAT":    "json",
+	"TERMGW_LOG_LEVEL":     "info",
 }
 
 func TestServeHelpListsTheVariables(t *testing.T) {

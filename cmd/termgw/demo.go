@@ -318,15 +318,16 @@ func (d *demo) tickets(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var body struct {
-		Workspace string `json:"workspace"`
+		Workspace string      `json:"workspace"`
+		Mode      ticket.Mode `json:"mode"` // "ro": look, do not type
 	}
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10)).Decode(&body); err != nil || body.Workspace == "" {
 		problemJSON(w, http.StatusBadRequest, `Send {"workspace":"host"}, or the id of another workspace.`)
 		return
 	}
-	raw, err := d.minter.Mint(ticket.Claims{Audience: []string{ticket.DefaultAudience}, Subject: "demo", WorkspaceID: body.Workspace})
+	raw, err := d.minter.Mint(ticket.Claims{Audience: []string{ticket.DefaultAudience}, Subject: "demo", WorkspaceID: body.Workspace, Mode: body.Mode})
 	if err != nil {
-		problemJSON(w, http.StatusBadRequest, "No ticket can be minted for that workspace: an id is 1 to 128 letters, digits and ._-")
+		problemJSON(w, http.StatusBadRequest, "No ticket can be minted for that workspace: an id is 1 to 128 letters, digits and ._-, and the mode is rw or ro.")
 		return
 	}
 	writeJSON(w, map[string]string{"ticket": raw})

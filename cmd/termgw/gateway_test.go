@@ -304,6 +304,12 @@ type served struct {
 // serve starts a gateway for the platform, on a free port. The variables come after the defaults of these tests.
 func (p *platform) serve(tb testing.TB, environ ...string) *served {
 	tb.Helper()
+	return p.serveBy(tb, nil, environ...)
+}
+
+// serveBy is serve by a command that becomes the one after it, like nohup.
+func (p *platform) serveBy(tb testing.TB, by []string, environ ...string) *served {
+	tb.Helper()
 	defaults := []string{
 		"TERMGW_LISTEN=127.0.0.1:0", "TERMGW_ADMIN_LISTEN=127.0.0.1:0", "TERMGW_LOG_LEVEL=debug",
 		"TERMGW_TICKET_JWKS=" + p.jwks, "TERMGW_TICKET_ISSUER=" + issuer,
@@ -314,7 +320,13 @@ func (p *platform) serve(tb testing.TB, environ ...string) *served {
 	if !slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, "DOCKER_HOST=") }) {
 		defaults = append(defaults, "DOCKER_HOST="+env.Docker(tb).Host)
 	}
-	g := &served{platform: p, child: start(tb, command(tb, append(defaults, environ...), "serve"))}
+	cmd := command(tb, append(defaults, environ...), "serve")
+	if by != nil {
+		env := cmd.Env
+		cmd = exec.Command(by[0], slices.Concat(by[1:], []string{cmd.Path, "serve"})...)
+		cmd.Env = env
+	}
+	g := &served{platform: p, child: start(tb, cmd)}
 	eventually(tb, "the gateway says where it listens", func() bool {
 		g.address, g.admin = g.said("serving terminals"), g.said("serving metrics")
 		select {
@@ -373,6 +385,7 @@ func (g *served) stop(tb testing.TB) {
 // ownWords are the messages of the gateway itself, which belong to no session.
 var ownWords = []string{
 	"serving terminals", "serving metrics", "ending", "not ready", "old rows were not purged",
+	"sessions were not noted as live", "abandoned sessions were not looked for",
 	"no database: sessions are kept in this process, which must be the only replica",
 }
 

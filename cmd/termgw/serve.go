@@ -35,6 +35,10 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 	if err != nil {
 		return err
 	}
+	maxSessions, err := sessionLimit(cfg.MaxSessions)
+	if err != nil {
+		return err
+	}
 	log := newLogger(std.Err, cfg.LogFormat, cfg.LogLevel)
 	g := gateway{log: log, drain: cfg.DrainTimeout}
 
@@ -44,12 +48,11 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 	}
 	g.jobs = append(g.jobs, keys.Run)
 
-	sessions, purge, err := openStore(ctx, cfg, log)
+	sessions, err := openStore(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, sessions.Close()) }()
-	g.jobs = append(g.jobs, purge)
 
 	reg := newRegistry()
 	docker, err := runner.OpenDocker(runner.DockerConfig{
@@ -59,6 +62,20 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, docker.Close()) }()
+	g.jobs = append(g.jobs, docker.Run)
+
+	replica := replicaName()
+	g.jobs = append(g.jobs, func(ctx context.Context) error {
+		return sessions.Watch(ctx, func(order store.Revocation, ids []string) {
+			log.Info("sessions are revoked", "order", order.ID, "sessions", ids)
+			g.router.Cut(ids)
+		})
+	})
+	if shared, ok := sessions.(*store.Postgres); ok {
+		r := &reaper{store: shared, docker: docker, replica: replica, log: log}
+		g.jobs = append(g.jobs, shared.Run, r.beat, r.reap, purging(shared, log))
+		defer flush(shared, log) // once the sessions are over
+	}
 
 	g.router = router.New(router.Config{
 		Verifier: ticket.NewVerifier(ticket.VerifierConfig{
@@ -67,7 +84,7 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 		Store: sessions, Local: docker, Docker: docker.Ping,
 		BasePath: cfg.BasePath, AllowedOrigins: cfg.AllowedOrigins, TrustedProxies: cfg.TrustedProxies,
 		PingInterval: cfg.PingInterval, IdleTimeout: cfg.IdleTimeout, MaxSession: cfg.MaxSession,
-		MaxSessions: cfg.MaxSessions, Replica: replicaName(),
+		MaxSessions: maxSessions, Replica: replica,
 		Log: log, Metrics: router.NewMetrics(reg),
 	})
 
@@ -75,7 +92,7 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 	if err != nil {
 		return fmt.Errorf("TERMGW_LISTEN: %w", err)
 	}
-	g.servers = append(g.servers, server{terminals, g.router})
+	g.servers = append(g.servers, server{&sparing{Listener: terminals}, g.router})
 	if cfg.AdminListen != "" {
 		admin, err := listen(cfg.AdminListen)
 		if err != nil {
@@ -84,57 +101,61 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 		g.servers = append(g.servers, server{admin, adminHandler(reg)})
 		log.Info("serving metrics", "address", admin.Addr().String())
 	}
-	log.Info("serving terminals", "address", terminals.Addr().String(), "version", version)
+	log.Info("serving terminals", "address", terminals.Addr().String(), "version", version, "max_sessions", maxSessions)
 	return g.run(ctx)
 }
 
-// sessionStore is a store and its end.
+// sessionStore is a store, its orders to cut sessions, and its end.
 type sessionStore interface {
 	router.Store
+	Watch(ctx context.Context, cut func(order store.Revocation, sessions []string)) error
 	io.Closer
+}
+
+func openStore(ctx context.Context, cfg config, log *slog.Logger) (sessionStore, error) {
+	if cfg.DatabaseURL != "" {
+		shared, err := store.OpenPostgres(store.PostgresConfig{URL: cfg.DatabaseURL, WorkspaceQuery: cfg.WorkspaceQuery, Limits: cfg.Limits})
+		if err != nil {
+			return nil, fmt.Errorf("TERMGW_DATABASE_URL, TERMGW_WORKSPACE_QUERY: %w", err)
+		}
+		return shared, nil
+	}
+	workspaces, err := store.ReadWorkspacesFile(cfg.WorkspacesFile)
+	if err != nil {
+		return nil, fmt.Errorf("TERMGW_WORKSPACES_FILE: %w", err)
+	}
+	// A ticket's time is in whole seconds. Served from the next one on, a ticket
+	// of this process is told from one that an earlier process may have seen.
+	since := time.Now().Truncate(time.Second).Add(time.Second)
+	log.Info("no database: sessions are kept in this process, which must be the only replica", "workspaces", len(workspaces))
+	select {
+	case <-time.After(time.Until(since)):
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return store.NewMemory(store.MemoryConfig{Lookup: store.LookupIn(workspaces), Since: since, Limits: cfg.Limits}), nil
 }
 
 // purgeEvery is how often a replica tries to remove old rows; one gets to.
 const purgeEvery = 10 * time.Minute
 
-// openStore opens the store that is configured, and tells its background work.
-func openStore(ctx context.Context, cfg config, log *slog.Logger) (sessionStore, func(context.Context) error, error) {
-	if cfg.DatabaseURL == "" {
-		workspaces, err := store.ReadWorkspacesFile(cfg.WorkspacesFile)
-		if err != nil {
-			return nil, nil, fmt.Errorf("TERMGW_WORKSPACES_FILE: %w", err)
-		}
-		// A ticket's time is in whole seconds. Served from the next one on,
-		// a ticket of this process is told from one that an earlier process
-		// may have seen.
-		since := time.Now().Truncate(time.Second).Add(time.Second)
-		log.Info("no database: sessions are kept in this process, which must be the only replica", "workspaces", len(workspaces))
-		select {
-		case <-time.After(time.Until(since)):
-		case <-ctx.Done():
-			return nil, nil, context.Cause(ctx)
-		}
-		memory := store.NewMemory(store.MemoryConfig{Lookup: store.LookupIn(workspaces), Since: since})
-		return memory, func(ctx context.Context) error { <-ctx.Done(); return nil }, nil
-	}
-	postgres, err := store.OpenPostgres(store.PostgresConfig{URL: cfg.DatabaseURL, WorkspaceQuery: cfg.WorkspaceQuery})
-	if err != nil {
-		return nil, nil, fmt.Errorf("TERMGW_DATABASE_URL, TERMGW_WORKSPACE_QUERY: %w", err)
-	}
-	return postgres, func(ctx context.Context) error {
-		tick := time.NewTicker(purgeEvery)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				if err := postgres.Purge(ctx); err != nil {
-					log.Warn("old rows were not purged", "err", err)
-				}
-			case <-ctx.Done():
-				return nil
+func purging(shared *store.Postgres, log *slog.Logger) func(context.Context) error {
+	return func(ctx context.Context) error {
+		return every(ctx, purgeEvery, func() {
+			if err := shared.Purge(ctx); err != nil && ctx.Err() == nil {
+				log.Warn("old rows were not purged", "err", err)
 			}
-		}
-	}, nil
+		})
+	}
+}
+
+// flush writes what of the audit trail a database that was away has not taken.
+func flush(shared *store.Postgres, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := shared.Flush(ctx); err != nil {
+		log.Error("the ends of sessions were not recorded", "sessions", shared.Unwritten(), "err", err)
+	}
 }
 
 // replicaName tells this process from every other in the audit trail.

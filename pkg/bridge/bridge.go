@@ -58,6 +58,7 @@ var (
 	ErrLost       = errors.New("the client's connection is lost")
 	ErrIdle       = errors.New("no input for the idle time")
 	ErrExpired    = errors.New("the session's longest life is over")
+	ErrTunnel     = errors.New("the tunnel's longest life is over")
 	ErrTooLarge   = errors.New("a message over the limit")
 	ErrBadMessage = errors.New("a message that breaks the protocol")
 	ErrTerminal   = errors.New("the terminal failed")
@@ -79,6 +80,7 @@ const (
 type Options struct {
 	Ready        Ready         // sent first; its mode and times are the session's
 	PingInterval time.Duration // two unanswered: the client is gone; 0: no pings
+	TunnelEnds   time.Time     // when the way to the terminal is cut; zero: never
 	// RTT is told each ping's round trip, Backlog each change of the bytes
 	// sent and not yet acknowledged. Both may be nil.
 	RTT     func(time.Duration)
@@ -162,6 +164,7 @@ func (b *Bridge) Run(ctx context.Context) Summary {
 	stop := context.AfterFunc(ctx, b.cut)
 	if b.v1 {
 		b.send(opText, b.ready)
+		b.ready = nil
 	}
 	go b.readClient()
 	b.startLifetime()

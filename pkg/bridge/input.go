@@ -16,7 +16,7 @@ import (
 func (b *Bridge) readClient() {
 	defer b.wg.Done()
 	defer close(b.gone)
-	var scratch [512]byte // larger than a keystroke or a control message
+	var scratch [256]byte // larger than a keystroke or a common control message
 	for {
 		// Never with a context that ends: that would end the connection, and
 		// with it the close frame that tells the client why.

@@ -13,15 +13,20 @@ type Notice struct {
 	Message string
 }
 
-// noticeLeads are the times before an end at which it is announced. A limit
-// shorter than all of them is announced at half its time.
-var noticeLeads = []time.Duration{60 * time.Second, 10 * time.Second}
+// noticeLeads are the times before an end at which it is announced, and
+// tunnelLeads those of an end that no one can put off. A limit shorter than all
+// of them is announced at half its time.
+var (
+	noticeLeads = []time.Duration{60 * time.Second, 10 * time.Second}
+	tunnelLeads = []time.Duration{5 * time.Minute, time.Minute}
+)
 
 // limit is one thing that ends a session at a known time.
 type limit struct {
 	code    string
 	cause   error
-	message string // the notice's, with %s for the time left
+	message string          // the notice's, with %s for the time left
+	warn    []time.Duration // before the end
 	life    time.Duration
 	end     time.Time
 	told    time.Duration // the shortest lead already announced; 0: none
@@ -33,9 +38,9 @@ func (l *limit) restart(now time.Time) {
 }
 
 func (l *limit) leads() []time.Duration {
-	for i, lead := range noticeLeads {
+	for i, lead := range l.warn {
 		if lead < l.life {
-			return noticeLeads[i:]
+			return l.warn[i:]
 		}
 	}
 	return []time.Duration{l.life / 2}
@@ -100,15 +105,21 @@ func (b *Bridge) startLifetime() {
 	l := &b.life
 	if d := b.opt.Ready.IdleTimeout; d > 0 {
 		l.idle = &limit{
-			code: "idle_timeout", cause: ErrIdle, life: d,
+			code: "idle_timeout", cause: ErrIdle, warn: noticeLeads, life: d,
 			message: "Nothing was typed for a while: this terminal closes in %s. Press a key to keep it.",
 		}
 		l.limits = append(l.limits, l.idle)
 	}
 	if d := b.opt.Ready.MaxSession; d > 0 {
 		l.limits = append(l.limits, &limit{
-			code: "session_expired", cause: ErrExpired, life: d,
+			code: "session_expired", cause: ErrExpired, warn: noticeLeads, life: d,
 			message: "This terminal reaches its longest time and closes in %s. Open a new one to go on.",
+		})
+	}
+	if end := b.opt.TunnelEnds; !end.IsZero() {
+		l.limits = append(l.limits, &limit{
+			code: "tunnel_expired", cause: ErrTunnel, warn: tunnelLeads, life: end.Sub(now),
+			message: "AWS cuts the tunnel to this workspace in %s. Save your work, and open a new terminal to go on.",
 		})
 	}
 	for _, limit := range l.limits {

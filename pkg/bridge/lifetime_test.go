@@ -107,6 +107,18 @@ func TestLongestSession(t *testing.T) {
 	})
 }
 
+func TestTunnelEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		s := startInBubble(t, setup{opt: Options{Ready: ready(0, 8*time.Hour), TunnelEnds: begin.Add(time.Hour)}})
+		time.Sleep(55 * time.Minute)
+		assertTold(t, s, "tunnel_expired 300")
+		time.Sleep(4 * time.Minute)
+		assertTold(t, s, "tunnel_expired 300", "tunnel_expired 60")
+		assertEnds(t, s, begin, time.Hour, ErrTunnel, 4504)
+	})
+}
+
 func TestShortLimitsAreAnnouncedAtHalf(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
@@ -246,7 +258,7 @@ func TestALimitIsToldOnceAtEachLead(t *testing.T) {
 		{10 * time.Second, []step{{0, 0, false, 5 * time.Second}, {5 * time.Second, 5 * time.Second, false, 10 * time.Second}}},
 		{time.Nanosecond, []step{{0, 0, false, time.Nanosecond}, {time.Nanosecond, 0, true, 0}}},
 	} {
-		l := limit{code: "c", message: "%s left", life: c.life}
+		l := limit{code: "c", message: "%s left", warn: noticeLeads, life: c.life}
 		for round := range 2 { // a restart tells everything again
 			begin := start.Add(time.Duration(round) * time.Hour)
 			l.restart(begin)

@@ -74,6 +74,7 @@ func verdict(cause error) (websocket.StatusCode, *Error) {
 		{ErrBadMessage, 4400, "bad_message"},
 		{ErrIdle, 4408, "idle_timeout"},
 		{ErrExpired, 4410, "session_expired"},
+		{ErrTunnel, 4504, "tunnel_expired"},
 		{ErrTerminal, 4502, "backend_failed"},
 		{cause, 1012, "draining"},
 	} {

@@ -42,15 +42,20 @@ func Accept(w http.ResponseWriter, r *http.Request, turns Turns) (*Socket, error
 }
 
 // hijack puts the wire under the library, and gives it smaller buffers than
-// net/http's 4 KiB each: a keystroke, an acknowledgement and a control frame
-// fit, and what is larger is read past them.
+// net/http's 4 KiB each.
 type hijack struct {
 	http.ResponseWriter
 	turns Turns
 	wire  *wire
 }
 
-const bufferSize = 512
+// Sizes of the library's buffers, in bytes: a keystroke or an acknowledgement is
+// read at once, and what is larger is read past the buffer; all that is written
+// are control frames (RFC 6455, 5.5: 125 bytes, and a header).
+const (
+	readBuffer  = 256
+	writeBuffer = 136
+)
 
 func (h *hijack) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(h.ResponseWriter).Hijack()
@@ -62,9 +67,9 @@ func (h *hijack) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	early, _ := rw.Peek(rw.Reader.Buffered()) // sent before the answer: the library takes what is buffered
-	reader := bufio.NewReaderSize(bytes.NewReader(bytes.Clone(early)), max(bufferSize, len(early)))
+	reader := bufio.NewReaderSize(bytes.NewReader(bytes.Clone(early)), max(readBuffer, len(early)))
 	_, _ = reader.Peek(len(early))
-	return h.wire, bufio.NewReadWriter(reader, bufio.NewWriterSize(h.wire, bufferSize)), nil
+	return h.wire, bufio.NewReadWriter(reader, bufio.NewWriterSize(h.wire, writeBuffer)), nil
 }
 
 // closeTime bounds the whole of a goodbye. The library waits 5 s for a client's

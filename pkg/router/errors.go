@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"syscall"
 
 	"github.com/coder/websocket"
 
@@ -45,6 +46,9 @@ type outcome struct {
 	docs    bool
 	message string
 }
+
+// full says that the replica cannot hold another terminal.
+const full = "This gateway has as many terminals as it can hold. Try again in a moment."
 
 // outcomes is the one table. The first row whose error is in the chain counts.
 var outcomes = []outcome{
@@ -94,9 +98,18 @@ var outcomes = []outcome{
 		message: "Access to this terminal was withdrawn. Ask your administrator if you need it back.",
 	},
 	{
+		is: store.ErrLimit, code: "too_many_sessions", close: 4429, retry: true,
+		message: "There are as many terminals open as are allowed. Close one and open this one again.",
+	},
+	{
 		is: store.ErrNotFound, code: "workspace_not_found", close: 4404,
 		message: "There is no such workspace. It may have been deleted: look at the list of your workspaces.",
 	},
+	// Before the errors of the part that could not be reached because of it.
+	{is: syscall.EMFILE, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true, message: full},
+	{is: syscall.ENFILE, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true, message: full},
+	{is: syscall.ENOSPC, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true, message: full}, // no pty: kernel.pty.max
+	{is: errOverloaded, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true, message: full},
 	{
 		is: store.ErrUnavailable, code: "store_unavailable", close: 4503, retry: true,
 		message: "The gateway cannot ask its database just now, so it opens no terminals. Try again in a moment.",
@@ -105,10 +118,6 @@ var outcomes = []outcome{
 	{
 		is: ErrDraining, code: "draining", close: websocket.StatusServiceRestart, retry: true,
 		message: "This gateway is going away for an update. Open the terminal again: another one takes over.",
-	},
-	{
-		is: errOverloaded, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true,
-		message: "This gateway has as many terminals as it can hold. Try again in a moment.",
 	},
 
 	{
@@ -134,6 +143,10 @@ var outcomes = []outcome{
 	{
 		is: bridge.ErrExpired, code: "session_expired", close: 4410, retry: true,
 		message: "The terminal reached its longest time and was closed. Open a new one to go on.",
+	},
+	{
+		is: bridge.ErrTunnel, code: "tunnel_expired", close: 4504, retry: true,
+		message: "AWS ends a tunnel after an hour, and this terminal's was over. Open a new one to go on.",
 	},
 	{is: bridge.ErrClosed, code: "client_closed"},
 	{is: bridge.ErrLost, code: "client_lost"},
@@ -168,7 +181,10 @@ func (o outcome) tell(err error) bridge.Error {
 		e.Docs = docsPage
 	}
 	var step *runner.Error
+	var limit *store.LimitError
 	switch {
+	case errors.As(err, &limit):
+		e.Detail = limit.Of
 	case errors.As(err, &step):
 		e.Detail = step.Step
 	case errors.Is(err, errRemote):

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
@@ -63,6 +65,8 @@ func TestOutcomesKeepTheContract(t *testing.T) {
 		"idle_timeout":          {4408, true},
 		"ticket_used":           {4409, true},
 		"session_expired":       {4410, true},
+		"too_many_sessions":     {4429, true},
+		"tunnel_expired":        {4504, true},
 		"revoked":               {4423, false},
 		"backend_failed":        {4502, true},
 		"store_unavailable":     {4503, true},
@@ -134,6 +138,22 @@ func TestEveryOutcomeCanBeReached(t *testing.T) {
 	}
 }
 
+// TestNothingLeftToOpen: a part that could not be reached for want of a descriptor is not the one to blame.
+func TestNothingLeftToOpen(t *testing.T) {
+	for name, err := range map[string]error{
+		"the engine":   &runner.Error{Step: "docker", Err: &net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.EMFILE)}},
+		"a pty":        &runner.Error{Step: "pty", Err: &os.PathError{Op: "open", Path: "/dev/ptmx", Err: syscall.ENOSPC}},
+		"the database": fmt.Errorf("redeeming: %w: %w", store.ErrUnavailable, &net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.ENFILE)}),
+	} {
+		if o := outcomeOf(err); o.code != "overloaded" {
+			t.Errorf("%s: %s", name, o.code)
+		}
+	}
+	if o := outcomeOf(&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}); o != backendFailed {
+		t.Errorf("a refused connection: %s", o.code)
+	}
+}
+
 func TestDetail(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -191,11 +211,11 @@ func faults() []fault {
 		{kind: "live", code: "draining", number: 1012, gateway: func(g *gateway) { _ = g.live.drain(canceled(), ErrDraining) }},
 		{kind: "live", code: "overloaded", number: 1013, gateway: func(g *gateway) {
 			g.live.max = 1
-			_, leave, err := g.live.add("another")
-			if err != nil {
+			if _, err := g.live.add("another"); err != nil {
 				g.t.Fatal(err)
 			}
-			g.t.Cleanup(leave)
+			g.held = 1
+			g.t.Cleanup(func() { g.live.remove("another"); g.held = 0 })
 		}},
 		{kind: "store", code: "ticket_used", number: 4409, redeems: true, gateway: fails(store.ErrUsed)},
 		{kind: "store", code: "revoked", number: 4423, redeems: true, gateway: fails(store.ErrRevoked)},

@@ -97,6 +97,14 @@ func (rt *Router) Drain(ctx context.Context) error {
 	return rt.live.drain(ctx, ErrDraining)
 }
 
+// Cut ends live sessions because they were revoked. Those of other replicas it
+// does not know.
+func (rt *Router) Cut(ids []string) {
+	for _, id := range ids {
+		rt.live.cut(id, store.ErrRevoked)
+	}
+}
+
 // readyTimeout bounds what /readyz asks.
 const readyTimeout = 2 * time.Second
 

@@ -57,6 +57,15 @@ func (s *sessions) checkEmpty() {
 	}
 }
 
+// cut ends a session, if it is one of ours.
+func (s *sessions) cut(id string, cause error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if cancel := s.live[id]; cancel != nil {
+		cancel(cause)
+	}
+}
+
 func (s *sessions) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

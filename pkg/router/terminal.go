@@ -53,8 +53,12 @@ func (s *session) terminal(ws *bridge.Socket) error {
 		return err
 	}
 
+	opt := s.options(claims)
+	if tunneled, ok := term.(interface{ Expires() time.Time }); ok {
+		opt.TunnelEnds = tunneled.Expires()
+	}
 	s.request = nil
-	go s.carry(ctx, ws, term, s.options(claims))
+	go s.carry(ctx, ws, term, opt)
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -35,8 +36,9 @@ type DockerConfig struct {
 
 // Docker opens terminals in the containers of one engine.
 type Docker struct {
-	cli *client.Client
-	cfg DockerConfig
+	cli  *client.Client
+	cfg  DockerConfig
+	owed owed
 }
 
 // OpenDocker returns a runner on the engine that DOCKER_HOST and its like name,
@@ -51,7 +53,8 @@ func OpenDocker(cfg DockerConfig) (*Docker, error) {
 
 func newDocker(cli *client.Client, cfg DockerConfig) *Docker { return &Docker{cli: cli, cfg: cfg} }
 
-// Close closes the connections to the engine. Terminals stay open.
+// Close closes the connections to the engine. Terminals stay open, and Run has
+// ended.
 func (d *Docker) Close() error { return d.cli.Close() }
 
 // Ping asks whether the engine answers.
@@ -83,6 +86,14 @@ var errNoShell = errors.New("no such shell")
 func (d *Docker) Start(ctx context.Context, t Target, size bridge.Size) (bridge.Terminal, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
+	term, err := d.start(ctx, t, size)
+	if err != nil {
+		return nil, starved(err)
+	}
+	return term, nil
+}
+
+func (d *Docker) start(ctx context.Context, t Target, size bridge.Size) (bridge.Terminal, error) {
 	id, err := d.findContainer(ctx, t)
 	if err != nil {
 		return nil, err
@@ -98,6 +109,20 @@ func (d *Docker) Start(ctx context.Context, t Target, size bridge.Size) (bridge.
 		return term, nil
 	}
 	return nil, &Error{"shell", fmt.Errorf("none of %s is in the container", strings.Join(d.cfg.Shells, ", "))}
+}
+
+// starved adds to a failed connection's error what the engine's client leaves
+// out of it: that this process had no descriptor for a socket (EMFILE, ENFILE).
+func starved(err error) error {
+	if !client.IsErrConnectionFailed(err) {
+		return err
+	}
+	f, openErr := os.Open(os.DevNull)
+	if openErr != nil {
+		return fmt.Errorf("%w: %w", err, openErr)
+	}
+	_ = f.Close()
+	return err
 }
 
 func (d *Docker) open(ctx context.Context, id, shell string, t Target, size bridge.Size) (*dockerTerminal, error) {
@@ -294,13 +319,26 @@ func (t *dockerTerminal) Close() error {
 //go:embed sweep.sh
 var sweepScript string
 
-// end sweeps: as the shell's own user, who may read the environment of what he
-// started. When something there runs as another user, who is not his to signal,
-// root sweeps first, by the session alone: root of a container may signal all,
-// and read the environment of nothing but root's.
+// end ends what belongs to the session. What cannot be done now, because the
+// container is paused or its engine away, Run does later; without Run it is left,
+// as it is when the shell that would do it was deleted.
 func (t *dockerTerminal) end(all bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*startTimeout)
 	defer cancel()
+	swept, err := t.sweepAll(ctx, all)
+	if err != nil && !errors.Is(err, errNoShell) && t.docker.owed.add(t, all) {
+		t.log.Warn("the shell's end is put off", "container", t.container, failure(err))
+		return err
+	}
+	t.report("shell ended", swept, err)
+	return err
+}
+
+// sweepAll sweeps: as the shell's own user, who may read the environment of what
+// he started. When something there runs as another user, who is not his to
+// signal, root sweeps first, by the session alone: root of a container may signal
+// all, and read the environment of nothing but root's.
+func (t *dockerTerminal) sweepAll(ctx context.Context, all bool) (Swept, error) {
 	swept, err := t.sweep(ctx, "", all, true)
 	if err == nil && swept.Left > 0 {
 		root, rootErr := t.sweep(ctx, "0", all, false)
@@ -311,22 +349,26 @@ func (t *dockerTerminal) end(all bool) error {
 			err = rootErr
 		}
 	}
+	if err != nil && t.containerStopped(ctx) {
+		err = nil // and everything in it with it
+	}
+	return swept, err
+}
+
+// report counts and logs what a session's end found. An end that failed has left
+// the shell at least.
+func (t *dockerTerminal) report(message string, swept Swept, err error) {
 	if err != nil {
-		if t.containerStopped(ctx) {
-			err = nil // and everything in it with it
-		} else {
-			swept.Left++ // the shell at least
-		}
+		swept.Left++
 	}
 	if t.docker.cfg.Swept != nil {
 		t.docker.cfg.Swept(swept)
 	}
 	log := t.log.Info
-	if err != nil || swept.Left > 0 {
+	if swept.Left > 0 {
 		log = t.log.Error
 	}
-	log("shell ended", "container", t.container, "killed", swept.Killed, "kept", swept.Kept, "left", swept.Left, failure(err))
-	return err
+	log(message, "container", t.container, "killed", swept.Killed, "kept", swept.Kept, "left", swept.Left, failure(err))
 }
 
 func (t *dockerTerminal) containerStopped(ctx context.Context) bool {
@@ -336,32 +378,47 @@ func (t *dockerTerminal) containerStopped(ctx context.Context) bool {
 
 func (t *dockerTerminal) sweep(ctx context.Context, user string, all, yield bool) (Swept, error) {
 	flag := map[bool]string{false: "0", true: "1"}
+	said, err := t.runSweep(ctx, user, t.pid, t.start, Marker+"="+t.session,
+		flag[!all], strconv.FormatInt(int64(Grace/(10*time.Millisecond)), 10), flag[yield])
+	if err != nil {
+		return Swept{}, err
+	}
+	var s Swept
+	if _, err := fmt.Sscanf(said, "%d %d %d", &s.Killed, &s.Kept, &s.Left); err != nil {
+		return Swept{}, fmt.Errorf("sweeping: the container answered %q", said[:min(len(said), 200)])
+	}
+	return s, nil
+}
+
+// runSweep runs sweep.sh in the container and returns what it says, on one line.
+// A shell that is not there is errNoShell.
+func (t *dockerTerminal) runSweep(ctx context.Context, user string, args ...string) (string, error) {
 	exec, err := t.docker.cli.ExecCreate(ctx, t.container, client.ExecCreateOptions{
 		User: user, AttachStdout: true, AttachStderr: true,
 		Env: []string{"BASH_ENV=", "ENV="},
-		Cmd: []string{
-			t.shell, "-c", sweepScript, "termgw-sweep", t.pid, t.start, Marker + "=" + t.session,
-			flag[!all], strconv.FormatInt(int64(Grace/(10*time.Millisecond)), 10), flag[yield],
-		},
+		Cmd: append([]string{t.shell, "-c", sweepScript, "termgw-sweep"}, args...),
 	})
 	if err != nil {
-		return Swept{}, fmt.Errorf("sweeping: %w", err)
+		return "", fmt.Errorf("sweeping: %w", err)
 	}
 	stream, err := t.docker.cli.ExecAttach(ctx, exec.ID, client.ExecAttachOptions{})
 	if err != nil {
-		return Swept{}, fmt.Errorf("sweeping: %w", err)
+		return "", fmt.Errorf("sweeping: %w", err)
 	}
 	defer stream.Close()
 	stop := context.AfterFunc(ctx, stream.Close)
 	defer stop()
 	var stdout, stderr bytes.Buffer
 	if _, err := stdcopy.StdCopy(&stdout, &stderr, io.LimitReader(stream.Reader, 64<<10)); err != nil {
-		return Swept{}, fmt.Errorf("sweeping: %w", err)
+		return "", fmt.Errorf("sweeping: %w", err)
 	}
-	var s Swept
-	if _, err := fmt.Sscanf(stdout.String(), "%d %d %d", &s.Killed, &s.Kept, &s.Left); err != nil {
-		said := oneLine(stdout.String() + stderr.String())
-		return Swept{}, fmt.Errorf("sweeping: the container answered %q", said[:min(len(said), 200)])
+	said := oneLine(stdout.String() + stderr.String())
+	if !strings.HasPrefix(said, "none") && !strings.ContainsAny(said[:min(len(said), 1)], "0123456789") {
+		ended, err := t.docker.cli.ExecInspect(ctx, exec.ID, client.ExecInspectOptions{})
+		if err == nil && (ended.ExitCode == 126 || ended.ExitCode == 127) {
+			return "", fmt.Errorf("sweeping: %w: %s", errNoShell, t.shell)
+		}
+		return "", fmt.Errorf("sweeping: the container answered %q", said[:min(len(said), 200)])
 	}
-	return s, nil
+	return said, nil
 }

@@ -3,6 +3,7 @@ package runner
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -394,6 +395,36 @@ func parent(tb testing.TB, pid int) int {
 		tb.Fatal(err)
 	}
 	return ppid
+}
+
+// TestStartWithoutADescriptor: the engine's client does not tell why it could
+// not connect.
+func TestStartWithoutADescriptor(t *testing.T) {
+	engine := env.Docker(t)
+	target := newTarget(t, engine.RunContainer(t, ""))
+	d := newDocker(engine.Client(t), DockerConfig{Shells: []string{"/bin/bash"}})
+	var was unix.Rlimit
+	if err := unix.Prlimit(os.Getpid(), unix.RLIMIT_NOFILE, nil, &was); err != nil {
+		t.Fatal(err)
+	}
+	free, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0) // the lowest free one
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Close(free); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Prlimit(os.Getpid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(free), Max: was.Max}, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, err = d.Start(t.Context(), target, defaultSize)
+	if restoreErr := unix.Prlimit(os.Getpid(), unix.RLIMIT_NOFILE, &was, nil); restoreErr != nil {
+		t.Fatal(restoreErr)
+	}
+	wantStep(t, err, "docker")
+	if !errors.Is(err, unix.EMFILE) {
+		t.Errorf("the error is %v", err)
+	}
 }
 
 // TestCancelledStartLeavesNothing cancels at every moment of a start.

@@ -9,12 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 
+	"github.com/molecule-ai/termgw/internal/pollfd"
 	"github.com/molecule-ai/termgw/pkg/bridge"
 )
 
@@ -41,34 +43,49 @@ func NewHost(cfg HostConfig) *Host { return &Host{cfg} }
 
 // Start opens a terminal. Its errors are an *Error.
 func (h *Host) Start(_ context.Context, t Target, size bridge.Size) (bridge.Terminal, error) {
-	pidfd := -1
 	cmd := exec.Command("/bin/sh", "-c", h.cfg.Command)
 	cmd.Dir = h.cfg.Dir
 	cmd.Env = append(slices.Clone(h.cfg.Env), "TERM=xterm-256color", Marker+"="+t.Session)
-	ptmx, err := pty.StartWithAttrs(cmd, &pty.Winsize{Cols: size.Cols, Rows: size.Rows}, &syscall.SysProcAttr{
-		Setsid: true, Setctty: true, PidFD: &pidfd,
-	})
+	shell, err := startPty(cmd, size, &syscall.SysProcAttr{}, t.Log)
 	if err != nil {
 		return nil, &Error{"pty", fmt.Errorf("starting a shell: %w", err)}
 	}
-	pid := cmd.Process.Pid
-	_ = cmd.Process.Release() // the pidfd below is ours to wait on
-	term := &hostTerminal{host: h, pid: pid, session: t.Session, log: t.Log, exited: make(chan struct{}), tail: tailTime, tailBytes: tailSize}
-	if term.start, err = startTime(pid); err == nil {
-		term.ptmx, err = pollable(ptmx)
-	}
-	var exit *os.File
-	if err == nil {
-		exit, err = pollable(os.NewFile(uintptr(pidfd), "pidfd"))
-	}
+	start, err := startTime(shell.pid)
 	if err != nil {
-		_ = unix.Kill(pid, unix.SIGKILL)
-		_, _ = unix.Wait4(pid, nil, 0, nil)
-		_ = ptmx.Close()
+		shell.signal(unix.SIGKILL)
+		<-shell.exited
+		_ = shell.ptmx.Close()
 		return nil, &Error{"pty", fmt.Errorf("watching a shell: %w", err)}
 	}
-	go term.watch(exit) // ends with the shell, which Close ends
-	return term, nil
+	return &hostTerminal{ptyTerminal: shell, host: h, start: start, session: t.Session}, nil
+}
+
+// startPty starts a child under a pty of its own.
+func startPty(cmd *exec.Cmd, size bridge.Size, attr *syscall.SysProcAttr, log *slog.Logger) (*ptyTerminal, error) {
+	pidfd := -1
+	attr.Setsid, attr.Setctty, attr.PidFD = true, true, &pidfd
+	ptmx, err := pty.StartWithAttrs(cmd, &pty.Winsize{Cols: size.Cols, Rows: size.Rows}, attr)
+	if err != nil {
+		return nil, fmt.Errorf("opening a pty: %w", err)
+	}
+	t := &ptyTerminal{log: log, tail: tailTime, tailBytes: tailSize}
+	if t.ptmx, err = pollable(ptmx); err == nil {
+		t.fd, err = pollfd.New(t.ptmx)
+	}
+	if err != nil {
+		_ = unix.Kill(cmd.Process.Pid, unix.SIGKILL)
+		_ = cmd.Wait()
+		_ = unix.Close(pidfd)
+		return nil, fmt.Errorf("opening a pty: %w", err)
+	}
+	t.process, err = watch(cmd, pidfd, func() {
+		_ = t.ptmx.SetReadDeadline(time.Unix(1, 0)) // wakes a Read, which sets its own then
+	})
+	if err != nil {
+		_ = t.ptmx.Close()
+		return nil, err
+	}
+	return t, nil
 }
 
 // pollable hands a descriptor to Go's poller, so that reading it costs no OS
@@ -87,17 +104,23 @@ func pollable(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// hostTerminal is a shell under a pty.
+// hostTerminal is a shell of this machine.
 type hostTerminal struct {
+	*ptyTerminal
 	host    *Host
-	ptmx    *os.File
-	pid     int
 	start   string // /proc's start time: a pid is used again, the two together are not
 	session string
-	log     *slog.Logger
-	exited  chan struct{} // closed after the next two were set
-	status  unix.WaitStatus
-	waitErr error
+
+	closing  sync.Once
+	closeErr error
+}
+
+// ptyTerminal is a child under a pty.
+type ptyTerminal struct {
+	*process
+	ptmx *os.File
+	fd   *pollfd.FD // ptmx's
+	log  *slog.Logger
 
 	tail      time.Duration // Read's own: what is left of tailTime
 	tailBytes int           // and of tailSize
@@ -115,32 +138,8 @@ const (
 	tailSize = 64 << 10
 )
 
-// watch reaps the shell. The pidfd in the poller is what says that it is time:
-// a blocking wait would hold one OS thread a session.
-func (t *hostTerminal) watch(pidfd *os.File) {
-	defer func() { _ = pidfd.Close() }()
-	conn, err := pidfd.SyscallConn()
-	if err == nil {
-		err = conn.Read(func(uintptr) bool {
-			for {
-				reaped, err := unix.Wait4(t.pid, &t.status, unix.WNOHANG, nil)
-				if errors.Is(err, unix.EINTR) {
-					continue
-				}
-				t.waitErr = err
-				return err != nil || reaped == t.pid
-			}
-		})
-	}
-	if err != nil {
-		t.waitErr = err
-	}
-	_ = t.ptmx.SetReadDeadline(time.Unix(1, 0)) // wakes a Read, which sets its own then
-	close(t.exited)
-}
-
-func (t *hostTerminal) Read(p []byte) (int, error) {
-	n, err := t.ptmx.Read(p)
+func (t *ptyTerminal) Read(p []byte) (int, error) {
+	n, err := t.read(p)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		<-t.exited
 		n, err = t.readTail(p)
@@ -151,15 +150,44 @@ func (t *hostTerminal) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// read waits for output and takes all that is there, where one read of a pty
+// gives 4,095 bytes at most.
+func (t *ptyTerminal) read(p []byte) (int, error) {
+	n, err := t.fd.Read(p)
+	if err == nil && n >= partOfMore {
+		n += t.readOn(p[n:])
+	}
+	return n, err
+}
+
+// partOfMore is a read that more may follow, in bytes.
+const partOfMore = 2 << 10
+
+// readOn reads what is there now. That nothing will come any more is Read's to
+// find.
+func (t *ptyTerminal) readOn(p []byte) (n int) {
+	for n < len(p) {
+		m, err := t.fd.TryRead(p[n:])
+		n += m
+		if err != nil || m < partOfMore {
+			break
+		}
+	}
+	return n
+}
+
+// TryRead is Read of what is there now.
+func (t *ptyTerminal) TryRead(p []byte) (int, error) { return t.readOn(p), nil }
+
 // readTail reads after the shell's end. It leaves a deadline in the past, so
 // that the next Read comes here too.
-func (t *hostTerminal) readTail(p []byte) (int, error) {
+func (t *ptyTerminal) readTail(p []byte) (int, error) {
 	if t.tail <= 0 || t.tailBytes <= 0 {
 		return 0, io.EOF
 	}
 	began := time.Now()
 	_ = t.ptmx.SetReadDeadline(began.Add(min(quiet, t.tail)))
-	n, err := t.ptmx.Read(p[:min(len(p), t.tailBytes)])
+	n, err := t.read(p[:min(len(p), t.tailBytes)])
 	_ = t.ptmx.SetReadDeadline(time.Unix(1, 0))
 	t.tail -= time.Since(began)
 	t.tailBytes -= n
@@ -170,16 +198,15 @@ func (t *hostTerminal) readTail(p []byte) (int, error) {
 	return n, err
 }
 
-func (t *hostTerminal) Write(p []byte) (int, error) { return t.ptmx.Write(p) }
+func (t *ptyTerminal) Write(p []byte) (int, error) { return t.fd.Write(p) }
+
+// TryWrite is Write of what there is room for now.
+func (t *ptyTerminal) TryWrite(p []byte) (int, error) { return t.fd.TryWrite(p) }
 
 // Resize does not use pty.Setsize, whose File.Fd undoes the non-blocking mode.
-func (t *hostTerminal) Resize(s bridge.Size) error {
-	conn, err := t.ptmx.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("resizing: %w", err)
-	}
+func (t *ptyTerminal) Resize(s bridge.Size) error {
 	var ioctl error
-	err = conn.Control(func(fd uintptr) {
+	err := t.fd.Control(func(fd uintptr) {
 		ioctl = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: s.Cols, Row: s.Rows})
 	})
 	if err = errors.Join(err, ioctl); err != nil {
@@ -188,7 +215,7 @@ func (t *hostTerminal) Resize(s bridge.Size) error {
 	return nil
 }
 
-func (t *hostTerminal) Wait() (bridge.Exit, error) {
+func (t *ptyTerminal) Wait() (bridge.Exit, error) {
 	<-t.exited
 	switch {
 	case t.waitErr != nil:
@@ -201,8 +228,25 @@ func (t *hostTerminal) Wait() (bridge.Exit, error) {
 	}
 }
 
+// Wait ends a shell that closed its terminal and runs on: nobody can reach it any
+// more.
+func (t *hostTerminal) Wait() (bridge.Exit, error) {
+	select {
+	case <-t.exited:
+	case <-time.After(Grace):
+		t.log.Info("the shell closed its terminal and runs on")
+		_ = t.Close() // which logs its own failure
+	}
+	return t.ptyTerminal.Wait()
+}
+
 // Close ends the shell and what belongs to its session.
 func (t *hostTerminal) Close() error {
+	t.closing.Do(func() { t.closeErr = t.end() })
+	return t.closeErr
+}
+
+func (t *hostTerminal) end() error {
 	swept, err := sweepHost(t.pid, t.start, Marker+"="+t.session, t.host.cfg.EndDetached)
 	<-t.exited
 	_ = t.ptmx.Close()

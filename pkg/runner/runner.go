@@ -1,7 +1,7 @@
 // Package runner starts shells and owns their processes: a Docker exec in a
-// workspace's container on this machine, and for the demo a shell of this
-// machine under a pty. What it started it ends, with everything that belongs to
-// it, and it counts what was left.
+// workspace's container on this machine, a shell on an instance by ssh, and for
+// the demo a shell of this machine under a pty. What it started it ends, with
+// everything that belongs to it, and it counts what was left.
 //
 // It does not know who asked for the shell, nor what carries its bytes.
 package runner
@@ -28,6 +28,13 @@ type Target struct {
 	Name        string
 	Container   string // empty: chosen by id and name
 	Log         *slog.Logger
+
+	// Of a remote workspace. But for InstanceID, empty means the gateway's own.
+	InstanceID   string
+	Region       string
+	OSUser       string
+	HostKey      string // public key of the instance's sshd; empty: the first use is kept
+	RemoteTarget string // "container" or "host"
 }
 
 // ErrNotRunning means that no container of the workspace runs.

@@ -4,10 +4,14 @@
 # shell reads for it.
 #
 #   sid start marker keep grace yield
+#   find print marker
 #
 # sid, start: the shell's pid, which is its session's id, and its start time in
 #   /proc/PID/stat. Another process can have the pid only when nothing of the
-#   session is left; the start time tells it.
+#   session is left; the start time tells it. When sid is the word find, the
+#   shell is looked for by the marker; start is of no account then, but print
+#   says "sid start" and does nothing else. "none 0" is a shell that is gone:
+#   nothing tells its jobs from what was told to stay, so both do.
 # marker: TERMGW_SESSION=<id>, in the environment of what the shell started.
 # keep: 1 spares what was told to stay, 0 ends everything.
 # grace: the time between hang-up and kill, in hundredths of a second.
@@ -43,6 +47,25 @@ marked() {
 			case $whole in *"$marker"*) marked="$marked${dir#/proc/} " ;; esac
 		done
 	fi
+}
+
+# leader: the shell, into $sid and $start. It carries the marker and leads its
+# session; what started it does not carry it, and is not 1. In a container it has
+# no parent (0). Elsewhere it has a terminal too, unlike what setsid started and
+# another than 1 has adopted (systemd, containerd's shim). Of two, the elder.
+leader() {
+	sid=none start=0
+	marked
+	for pid in $marked; do
+		whole "/proc/$pid/stat" || continue
+		set -- ${whole##*) } # as in scan
+		[ "$4" = "$pid" ] && [ "$2" != 1 ] || continue
+		[ "$2" = 0 ] || [ "$5" != 0 ] || continue
+		case $marked in *" $2 "*) continue ;; esac
+		if [ "$sid" = none ] || [ "${20}" -lt "$start" ]; then
+			sid=$pid start=${20}
+		fi
+	done
 }
 
 # ignores_hup DIR: bit 0 of SigIgn is SIGHUP, so the last hex digit is odd.
@@ -98,9 +121,17 @@ now() {
 	now=${now%.*}${now#*.}
 }
 
+case $sid$start in
+findprint)
+	leader
+	echo "$sid $start"
+	exit
+	;;
+find*) leader ;;
+*) marked ;;
+esac
 now
 deadline=$((now + grace))
-marked
 scan
 for pid in $end; do
 	if [ "$yield" = 1 ] && ! kill -s 0 "$pid" 2>/dev/null; then

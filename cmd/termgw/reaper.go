@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/store"
+)
+
+const (
+	// beatEvery is how often a replica says that its sessions are live.
+	beatEvery = store.DefaultDeadAfter / 3
+	// silence is how long it may miss that before its shells are ended: six times.
+	silence = 2 * store.DefaultDeadAfter
+	// lookFor is how long a local session's shell is looked for. Only a gateway on its container's engine finds it, and
+	// that may be down for a while.
+	lookFor = 24 * time.Hour
+	// remoteSilence is when a session on an instance is over: its shell ends by itself when the connection does.
+	remoteSilence = 10 * time.Minute
+	// reapAtOnce bounds how many sessions are reaped at once.
+	reapAtOnce = 8
+)
+
+// reaper says that this replica's sessions are live, and ends those that nobody says so of: a gateway that is killed
+// leaves its shells, because no engine ends them.
+//
+// A session is ended when two things are true. Its row has heard no beat for a minute, by the database's own clock; one
+// beat covers every row of a replica, so one that is slow, or loses five in a row, keeps all of them. And its marker, a
+// random id that is never used again, is found in its workspace's container on this gateway's engine, so that nothing else
+// can be hit. While the database was away all were silent: the store lists nothing until this process's own beats have been
+// steady for a while, in which every live replica has sent one. A replica that lives but reaches no database for a minute,
+// while another on the same engine does, loses its terminals: nobody can tell it from a dead one.
+//
+// A row is closed when this engine has the container and nothing of the session is left in it. If the container does not
+// run here it may run elsewhere, so nothing is done; a row that no replica could close is closed after a day, when nobody
+// looks for it any more, or after some minutes if it was on an instance.
+type reaper struct {
+	store interface {
+		Heartbeat(ctx context.Context, replica string) error
+		Abandoned(ctx context.Context, silence time.Duration) ([]store.Abandoned, error)
+		CloseAbandoned(ctx context.Context, reason string, local, remote time.Duration) error
+		Finish(ctx context.Context, sessionID string, end store.End) error
+	}
+	docker interface {
+		Reap(context.Context, runner.Target) error
+	}
+	replica string
+	log     *slog.Logger
+}
+
+// beat runs apart from reap, which may take longer than silence.
+func (r *reaper) beat(ctx context.Context) error {
+	return every(ctx, beatEvery, func() {
+		if err := r.store.Heartbeat(ctx, r.replica); err != nil {
+			r.log.Warn("sessions were not noted as live", "err", err)
+		}
+	})
+}
+
+func (r *reaper) reap(ctx context.Context) error {
+	return every(ctx, beatEvery, func() {
+		abandoned, err := r.store.Abandoned(ctx, silence)
+		if err == nil {
+			err = r.store.CloseAbandoned(ctx, store.ReasonLost, lookFor, remoteSilence)
+		}
+		if err != nil {
+			r.log.Warn("abandoned sessions were not looked for", "err", err)
+		}
+		var group errgroup.Group
+		group.SetLimit(reapAtOnce)
+		for _, a := range abandoned {
+			group.Go(func() error {
+				r.end(ctx, a)
+				return nil
+			})
+		}
+		_ = group.Wait() // nothing in it fails
+	})
+}
+
+func (r *reaper) end(ctx context.Context, a store.Abandoned) {
+	log := r.log.With("session", a.SessionID, "workspace", a.Workspace.ID)
+	err := r.docker.Reap(ctx, runner.Target{
+		Session: a.SessionID, WorkspaceID: a.Workspace.ID, Name: a.Workspace.Name, Container: a.Workspace.Container, Log: log,
+	})
+	switch {
+	case errors.Is(err, runner.ErrNotRunning):
+		return // here, at least
+	case err == nil:
+		err = r.store.Finish(ctx, a.SessionID, store.End{Reason: store.ReasonLost})
+	}
+	if err != nil && ctx.Err() == nil {
+		log.Warn("an abandoned session was not ended", "err", err)
+	}
+}
+
+// every does something now and then, until ctx ends.
+func every(ctx context.Context, interval time.Duration, do func()) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		do()
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

@@ -1,0 +1,349 @@
+// Package awsplay plays the part of AWS that opens a way to an instance, for
+// tests and for trying it by hand: the EC2 query API (DescribeInstances,
+// DescribeInstanceConnectEndpoints), SendSSHPublicKey, and an EC2 Instance
+// Connect Endpoint's openTunnel. It verifies each signature by itself, honours
+// the life of keys and tunnels, and fails when told to.
+//
+// It is no simulation of anything else, and it knows no SDK: what it takes, AWS
+// takes, as far as its documents and its own CLI tell.
+package awsplay
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// Op is a call that can be counted and made to fail.
+type Op string
+
+// The calls.
+const (
+	DescribeInstances Op = "DescribeInstances"
+	DescribeEndpoints Op = "DescribeInstanceConnectEndpoints"
+	SendSSHPublicKey  Op = "SendSSHPublicKey"
+	OpenTunnel        Op = "openTunnel"
+)
+
+// Config is what a Server needs. All but the credentials has defaults.
+type Config struct {
+	Region      string // us-east-1
+	Account     string // 123456789012; it is in messages, which must not show it
+	Credentials Credentials
+	Now         func() time.Time
+	Log         *slog.Logger // nil: silent
+}
+
+// Credentials are what requests must be signed with.
+type Credentials struct {
+	AccessKeyID     string
+	SecretAccessKey string
+	SessionToken    string // empty: there must be none
+	Expired         bool
+}
+
+// Instance is an EC2 instance.
+type Instance struct {
+	ID        string
+	State     string // running
+	PrivateIP string // empty: none
+	IPv6      string // empty: none
+	VPC       string // vpc-0123456789abcdef0
+	Subnet    string // subnet-0123456789abcdef0
+	// Target is the TCP address that tunnels to its port 22 lead to; empty: a
+	// security group is closed.
+	Target string
+	// OSUsers are those for whom IAM lets keys be pushed; empty: all.
+	OSUsers []string
+}
+
+// Endpoint is an EC2 Instance Connect Endpoint.
+type Endpoint struct {
+	ID         string
+	DNSName    string // by ID and region, as AWS makes them
+	NoFIPS     bool   // it has no FIPS name
+	VPC        string // vpc-0123456789abcdef0
+	Subnet     string // subnet-0123456789abcdef0
+	State      string // create-complete
+	MaxTunnels int    // 20
+}
+
+// Fault makes a call fail.
+type Fault struct {
+	// Status, Code and Message are the answer, in the call's own protocol.
+	Status  int
+	Code    string
+	Message string
+	// Body, if set, is answered as it is, with Status.
+	Body string
+	// CloseReason lets a tunnel open, and closes it at once with this reason.
+	CloseReason string
+	// Hang lets the call wait until the client leaves.
+	Hang bool
+	// Times is how many calls fail; 0 is all.
+	Times int
+}
+
+// Server is the played AWS. Its methods may be called at the same time.
+type Server struct {
+	cfg  Config
+	ca   *authority
+	http *http.Server
+	wg   sync.WaitGroup // listeners and tunnels
+	done chan struct{}
+
+	mu        sync.Mutex
+	creds     Credentials
+	instances map[string]Instance
+	endpoints map[string]Endpoint
+	order     []string // of endpoints, as put
+	faults    map[Op]Fault
+	calls     map[Op]int
+	keys      map[login][]pushed
+	tunnels   map[*tunnel]struct{}
+	cutAfter  int64
+	first     net.Addr
+	closed    bool
+}
+
+// maxBody bounds a request. EC2's forms and keys are small.
+const maxBody = 64 << 10
+
+// New returns a server with a new CA. It listens nowhere yet.
+func New(cfg Config) (*Server, error) {
+	cfg.Region = cmp.Or(cfg.Region, "us-east-1")
+	cfg.Account = cmp.Or(cfg.Account, "123456789012")
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Credentials.AccessKeyID == "" || cfg.Credentials.SecretAccessKey == "" {
+		return nil, errors.New("playing AWS: no credentials to check")
+	}
+	ca, err := newAuthority()
+	if err != nil {
+		return nil, fmt.Errorf("playing AWS: %w", err)
+	}
+	s := &Server{
+		cfg: cfg, ca: ca, creds: cfg.Credentials, done: make(chan struct{}),
+		instances: map[string]Instance{}, endpoints: map[string]Endpoint{}, faults: map[Op]Fault{},
+		calls: map[Op]int{}, keys: map[login][]pushed{}, tunnels: map[*tunnel]struct{}{},
+	}
+	s.http = &http.Server{
+		Handler:           http.HandlerFunc(s.serve),
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			if secure, ok := conn.(*tls.Conn); ok {
+				conn = secure.NetConn()
+			}
+			return context.WithValue(ctx, wireKey{}, conn)
+		},
+	}
+	return s, nil
+}
+
+// wireKey is where a request's context has its connection.
+type wireKey struct{}
+
+// Listen serves HTTPS at one more address, and returns it as bound.
+func (s *Server) Listen(address string) (net.Addr, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("playing AWS: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		_ = l.Close()
+		return nil, errors.New("playing AWS: closed")
+	}
+	if s.first == nil {
+		s.first = l.Addr()
+	}
+	secure := tls.NewListener(wireListener{l}, &tls.Config{
+		MinVersion: tls.VersionTLS12, GetCertificate: s.ca.certificate, NextProtos: []string{"http/1.1"},
+	})
+	s.wg.Go(func() {
+		if err := s.http.Serve(secure); !errors.Is(err, http.ErrServerClosed) {
+			s.cfg.Log.Error("serving", "err", err)
+		}
+	})
+	return l.Addr(), nil
+}
+
+// Dial connects to the server's first listener, whatever the address: a
+// client's way to AWS's own names, whose certificate it still checks.
+func (s *Server) Dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	s.mu.Lock()
+	first := s.first
+	s.mu.Unlock()
+	if first == nil {
+		return nil, errors.New("dialling the played AWS: it does not listen")
+	}
+	return new(net.Dialer).DialContext(ctx, first.Network(), first.String())
+}
+
+// Close ends listeners, requests and tunnels, and waits for them.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	if !s.closed {
+		s.closed = true
+		close(s.done)
+	}
+	s.mu.Unlock()
+	s.Cut() // first: a stalled connection would keep http.Server.Close in its TLS goodbye
+	err := s.http.Close()
+	s.wg.Wait()
+	return err
+}
+
+// CAPEM is the certificate to trust.
+func (s *Server) CAPEM() []byte { return s.ca.pem() }
+
+// PutInstance adds or replaces an instance.
+func (s *Server) PutInstance(i Instance) {
+	i.State = cmp.Or(i.State, "running")
+	i.VPC = cmp.Or(i.VPC, "vpc-0123456789abcdef0")
+	i.Subnet = cmp.Or(i.Subnet, "subnet-0123456789abcdef0")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.instances[i.ID] = i
+}
+
+// PutEndpoint adds or replaces an endpoint, and returns it with its defaults.
+func (s *Server) PutEndpoint(e Endpoint) Endpoint {
+	e.DNSName = cmp.Or(e.DNSName, e.ID+".0a1b2c3d.ec2-instance-connect-endpoint."+s.cfg.Region+".amazonaws.com")
+	e.VPC = cmp.Or(e.VPC, "vpc-0123456789abcdef0")
+	e.Subnet = cmp.Or(e.Subnet, "subnet-0123456789abcdef0")
+	e.State = cmp.Or(e.State, "create-complete")
+	e.MaxTunnels = cmp.Or(e.MaxTunnels, 20)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, old := s.endpoints[e.ID]; !old {
+		s.order = append(s.order, e.ID)
+	}
+	s.endpoints[e.ID] = e
+	return e
+}
+
+// SetCredentials changes what requests must be signed with.
+func (s *Server) SetCredentials(c Credentials) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.creds = c
+}
+
+// Fail makes a call fail from now on.
+func (s *Server) Fail(op Op, f Fault) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults[op] = f
+}
+
+// Heal ends all faults.
+func (s *Server) Heal() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.faults)
+	s.cutAfter = 0
+}
+
+// Calls is how often a call was made, answered or not.
+func (s *Server) Calls(op Op) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calls[op]
+}
+
+// begin counts a call, and returns its fault.
+func (s *Server) begin(op Op) (Fault, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls[op]++
+	f, ok := s.faults[op]
+	if ok && f.Times > 0 {
+		if f.Times--; f.Times == 0 {
+			delete(s.faults, op)
+		} else {
+			s.faults[op] = f
+		}
+	}
+	return f, ok
+}
+
+// protocol is how a service tells errors.
+type protocol func(w http.ResponseWriter, d denial)
+
+// denial is an error that AWS answers.
+type denial struct {
+	status        int
+	code, message string
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	// net/http's own Date would be the machine's, not the played clock's.
+	w.Header().Set("Date", s.cfg.Now().UTC().Format(http.TimeFormat))
+	w.Header().Set("X-Amzn-Requestid", "00000000-0000-4000-8000-000000000000")
+	if r.URL.Path == "/openTunnel" {
+		s.serveTunnel(w, r)
+		return
+	}
+	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err != nil {
+		return // the client's end, or its excess
+	}
+	r.Body = io.NopCloser(bytes.NewReader(raw))
+	switch {
+	case r.URL.Path != "/" || r.Method != http.MethodPost:
+		http.NotFound(w, r)
+	case r.Header.Get("X-Amz-Target") != "":
+		s.serveKey(w, r, raw)
+	default:
+		s.serveEC2(w, r, raw)
+	}
+}
+
+// fail counts a call and answers its fault, if it has one.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, op Op, tell protocol) bool {
+	f, ok := s.begin(op)
+	return ok && s.answer(w, r, f, tell)
+}
+
+// answer gives a fault's answer. It returns false when there is none to give
+// yet.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, f Fault, tell protocol) bool {
+	switch {
+	case f.CloseReason != "":
+		return false
+	case f.Hang:
+		select {
+		case <-r.Context().Done():
+		case <-s.done:
+		}
+		panic(http.ErrAbortHandler) // an answer, even none, would be a late 200
+	case f.Body != "":
+		w.WriteHeader(f.Status)
+		_, _ = io.WriteString(w, f.Body) // the client may have left
+	default:
+		tell(w, denial{f.Status, f.Code, f.Message})
+	}
+	return true
+}
+
+// unauthorised is AWS's message for it, with what nobody else must see.
+func (s *Server) unauthorised(action string) string {
+	return fmt.Sprintf("User: arn:aws:sts::%[1]s:assumed-role/gateway/session is not authorized to perform: %[2]s on resource: "+
+		"arn:aws:ec2:%[3]s:%[1]s:instance/*", s.cfg.Account, action, s.cfg.Region)
+}

@@ -1,0 +1,194 @@
+package awsplay
+
+import (
+	"cmp"
+	"encoding/xml"
+	"errors"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+const (
+	ec2Version   = "2016-11-15"
+	ec2Namespace = "http://ec2.amazonaws.com/doc/" + ec2Version + "/"
+	requestID    = "00000000-0000-4000-8000-000000000000"
+)
+
+type ec2Error struct {
+	XMLName   xml.Name `xml:"Response"`
+	Code      string   `xml:"Errors>Error>Code"`
+	Message   string   `xml:"Errors>Error>Message"`
+	RequestID string   `xml:"RequestID"`
+}
+
+type instancesAnswer struct {
+	XMLName   xml.Name          `xml:"DescribeInstancesResponse"`
+	Namespace string            `xml:"xmlns,attr"`
+	RequestID string            `xml:"requestId"`
+	Items     []reservationItem `xml:"reservationSet>item"`
+}
+
+type reservationItem struct {
+	ID        string         `xml:"reservationId"`
+	Owner     string         `xml:"ownerId"`
+	Instances []instanceItem `xml:"instancesSet>item"`
+}
+
+type instanceItem struct {
+	ID        string `xml:"instanceId"`
+	StateCode int    `xml:"instanceState>code"`
+	State     string `xml:"instanceState>name"`
+	Zone      string `xml:"placement>availabilityZone"`
+	PrivateIP string `xml:"privateIpAddress,omitempty"`
+	IPv6      string `xml:"ipv6Address,omitempty"`
+	VPC       string `xml:"vpcId,omitempty"`
+	Subnet    string `xml:"subnetId,omitempty"`
+}
+
+type endpointsAnswer struct {
+	XMLName   xml.Name       `xml:"DescribeInstanceConnectEndpointsResponse"`
+	Namespace string         `xml:"xmlns,attr"`
+	RequestID string         `xml:"requestId"`
+	Items     []endpointItem `xml:"instanceConnectEndpointSet>item"`
+}
+
+type endpointItem struct {
+	Owner       string `xml:"ownerId"`
+	ID          string `xml:"instanceConnectEndpointId"`
+	ARN         string `xml:"instanceConnectEndpointArn"`
+	State       string `xml:"state"`
+	DNSName     string `xml:"dnsName"`
+	FIPSDNSName string `xml:"fipsDnsName,omitempty"`
+	VPC         string `xml:"vpcId"`
+	Subnet      string `xml:"subnetId"`
+}
+
+func tellEC2(w http.ResponseWriter, d denial) {
+	writeXML(w, d.status, ec2Error{Code: d.code, Message: d.message, RequestID: requestID})
+}
+
+func writeXML(w http.ResponseWriter, status int, answer any) {
+	w.Header().Set("Content-Type", "text/xml;charset=UTF-8")
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(xml.Header))
+	_ = xml.NewEncoder(w).Encode(answer) // the client may have left
+}
+
+func (s *Server) serveEC2(w http.ResponseWriter, r *http.Request, body []byte) {
+	form, err := url.ParseQuery(string(body))
+	op := Op(form.Get("Action"))
+	if err != nil || form.Get("Version") != ec2Version || op != DescribeInstances && op != DescribeEndpoints {
+		tellEC2(w, denial{http.StatusBadRequest, "InvalidAction", "The action or version is not valid here."})
+		return
+	}
+	if s.fail(w, r, op, tellEC2) {
+		return
+	}
+	if err := s.verifier("ec2").header(r, body); err != nil {
+		tellEC2(w, ec2Denial(err))
+		return
+	}
+	if op == DescribeInstances {
+		s.describeInstances(w, form)
+	} else {
+		s.describeEndpoints(w, form)
+	}
+}
+
+// ec2Denial is EC2's word for a signature's fault. It says the same of a
+// request that is too old and of a token that is.
+func ec2Denial(err error) denial {
+	switch {
+	case errors.Is(err, errSkew), errors.Is(err, errExpired), errors.Is(err, errRenew):
+		return denial{http.StatusBadRequest, "RequestExpired", "Request has expired."}
+	case errors.Is(err, errAccessKey), errors.Is(err, errToken):
+		return denial{http.StatusUnauthorized, "AuthFailure", "AWS was not able to validate the provided access credentials"}
+	case errors.Is(err, errMismatch):
+		return denial{http.StatusForbidden, "SignatureDoesNotMatch", err.Error()}
+	}
+	return denial{http.StatusForbidden, "IncompleteSignature", err.Error()}
+}
+
+// list reads "Name.1", "Name.2", …
+func list(form url.Values, name string) []string {
+	var all []string
+	for i := 1; form.Has(name + "." + strconv.Itoa(i)); i++ {
+		all = append(all, form.Get(name+"."+strconv.Itoa(i)))
+	}
+	return all
+}
+
+// filters reads "Filter.1.Name", "Filter.1.Value.1", …
+func filters(form url.Values) map[string][]string {
+	all := map[string][]string{}
+	for i := 1; form.Has("Filter." + strconv.Itoa(i) + ".Name"); i++ {
+		prefix := "Filter." + strconv.Itoa(i) + "."
+		all[form.Get(prefix+"Name")] = list(form, prefix+"Value")
+	}
+	return all
+}
+
+func (s *Server) describeInstances(w http.ResponseWriter, form url.Values) {
+	codes := map[string]int{"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
+	answer := instancesAnswer{Namespace: ec2Namespace, RequestID: requestID}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range list(form, "InstanceId") {
+		i, ok := s.instances[id]
+		if !ok {
+			tellEC2(w, denial{http.StatusBadRequest, "InvalidInstanceID.NotFound", "The instance ID '" + id + "' does not exist"})
+			return
+		}
+		answer.Items = append(answer.Items, reservationItem{
+			ID: "r-" + strings.TrimPrefix(id, "i-"), Owner: s.cfg.Account,
+			Instances: []instanceItem{{
+				ID: i.ID, StateCode: codes[i.State], State: i.State, Zone: s.cfg.Region + "a",
+				PrivateIP: i.PrivateIP, IPv6: i.IPv6, VPC: i.VPC, Subnet: i.Subnet,
+			}},
+		})
+	}
+	writeXML(w, http.StatusOK, answer)
+}
+
+func (s *Server) describeEndpoints(w http.ResponseWriter, form url.Values) {
+	answer := endpointsAnswer{Namespace: ec2Namespace, RequestID: requestID}
+	ids, want := list(form, "InstanceConnectEndpointId"), filters(form)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range ids {
+		if _, ok := s.endpoints[id]; !ok {
+			tellEC2(w, denial{
+				http.StatusBadRequest, "InvalidInstanceConnectEndpointId.NotFound",
+				"The instance connect endpoint ID '" + id + "' does not exist",
+			})
+			return
+		}
+	}
+	matches := func(filter, value string) bool {
+		values, ok := want[filter]
+		return !ok || slices.Contains(values, value)
+	}
+	for _, id := range s.order {
+		e := s.endpoints[id]
+		if len(ids) > 0 && !slices.Contains(ids, id) || !matches("vpc-id", e.VPC) || !matches("state", e.State) {
+			continue
+		}
+		answer.Items = append(answer.Items, endpointItem{
+			Owner: s.cfg.Account, ID: e.ID, State: e.State, DNSName: e.DNSName, FIPSDNSName: e.fipsName(), VPC: e.VPC, Subnet: e.Subnet,
+			ARN: "arn:aws:ec2:" + s.cfg.Region + ":" + s.cfg.Account + ":instance-connect-endpoint/" + e.ID,
+		})
+	}
+	writeXML(w, http.StatusOK, answer)
+}
+
+// fipsName is the endpoint's other name.
+func (e Endpoint) fipsName() string {
+	if e.NoFIPS {
+		return ""
+	}
+	name := strings.Replace(e.DNSName, ".ec2-instance-connect-endpoint.", ".fips.ec2-instance-connect-endpoint.", 1)
+	return cmp.Or(name, e.DNSName)
+}

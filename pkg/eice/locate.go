@@ -1,0 +1,219 @@
+package eice
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+)
+
+// maxPages bounds an answer that goes on. A VPC has one endpoint.
+const maxPages = 5
+
+// Locate finds an instance and its endpoint; region may be empty for the
+// configured one. A route is kept for half a minute, a failure never. Its errors
+// are an *Error.
+func (c *Client) Locate(ctx context.Context, instanceID, region string) (Route, error) {
+	if !ValidInstanceID(instanceID) {
+		return Route{}, fault(InstanceID, "the instance's id is malformed")
+	}
+	region, err := c.region(region)
+	if err != nil {
+		return Route{}, err
+	}
+	at := place{instanceID, region}
+	if route, ok := c.recall(at); ok {
+		return route, nil
+	}
+	found, err, _ := c.flight.Do(at.instance+" "+at.region, func() (any, error) {
+		// Others wait for this one, so it does not end with who began it.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTime)
+		defer cancel()
+		route, err := c.locate(ctx, at)
+		if err == nil {
+			c.remember(at, route)
+		}
+		return route, err
+	})
+	if err != nil {
+		return Route{}, err
+	}
+	return found.(Route), nil
+}
+
+func (c *Client) locate(ctx context.Context, at place) (Route, error) {
+	if _, err := c.credentials(ctx); err != nil {
+		return Route{}, err
+	}
+	out, err := c.ec2.DescribeInstances(ctx, &ec2.DescribeInstancesInput{InstanceIds: []string{at.instance}},
+		func(o *ec2.Options) { o.Region = at.region })
+	if err != nil {
+		return Route{}, c.explain(describeInstances, err)
+	}
+	instance, err := pickInstance(out, at.instance)
+	if err != nil {
+		return Route{}, err
+	}
+	endpoint, err := c.endpoint(ctx, at.region, instance)
+	if err != nil {
+		return Route{}, err
+	}
+	return Route{at.instance, at.region, instance.address, endpoint.id, endpoint.dns}, nil
+}
+
+// target is what is needed of an instance.
+type target struct {
+	address     netip.Addr
+	vpc, subnet string
+}
+
+// pickInstance reads the answer for one instance.
+func pickInstance(out *ec2.DescribeInstancesOutput, id string) (target, error) {
+	var instance *types.Instance
+	for _, reservation := range out.Reservations {
+		for i := range reservation.Instances {
+			if aws.ToString(reservation.Instances[i].InstanceId) == id {
+				instance = &reservation.Instances[i]
+			}
+		}
+	}
+	if instance == nil {
+		return target{}, fault(InstanceUnknown, "AWS does not know the instance")
+	}
+	var state types.InstanceStateName
+	if instance.State != nil {
+		state = instance.State.Name
+	}
+	switch state {
+	case types.InstanceStateNameRunning:
+	case types.InstanceStateNameTerminated, types.InstanceStateNameShuttingDown:
+		return target{}, fault(InstanceTerminated, "the instance is terminated")
+	case types.InstanceStateNamePending, types.InstanceStateNameStopping, types.InstanceStateNameStopped:
+		return target{}, fault(InstanceStopped, "the instance is "+string(state))
+	default:
+		return target{}, fault(Answer, "the instance's state is none that is known")
+	}
+	if aws.ToString(instance.PrivateIpAddress) == "" {
+		if aws.ToString(instance.Ipv6Address) != "" || hasIPv6(instance.NetworkInterfaces) {
+			return target{}, fault(InstanceIPv6Only, "the instance has an IPv6 address only")
+		}
+		return target{}, fault(InstanceNoAddress, "the instance has no private address")
+	}
+	address, err := netip.ParseAddr(*instance.PrivateIpAddress)
+	// A VPC may use public ranges, so what is asked is that it can be a host's.
+	if err != nil || !address.Is4() || !address.IsGlobalUnicast() {
+		return target{}, fault(Answer, "the instance's address is none")
+	}
+	return target{address, aws.ToString(instance.VpcId), aws.ToString(instance.SubnetId)}, nil
+}
+
+func hasIPv6(interfaces []types.InstanceNetworkInterface) bool {
+	for _, one := range interfaces {
+		if len(one.Ipv6Addresses) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// endpoint asks for the configured endpoint, else for those of the instance's
+// VPC. It does not filter by state, to tell an endpoint that is being created
+// from none.
+func (c *Client) endpoint(ctx context.Context, region string, instance target) (gateway, error) {
+	in := &ec2.DescribeInstanceConnectEndpointsInput{}
+	if c.cfg.EndpointID != "" {
+		in.InstanceConnectEndpointIds = []string{c.cfg.EndpointID}
+	} else {
+		if instance.vpc == "" {
+			return gateway{}, fault(Answer, "the instance is in no VPC")
+		}
+		in.Filters = []types.Filter{{Name: aws.String("vpc-id"), Values: []string{instance.vpc}}}
+	}
+	var all []types.Ec2InstanceConnectEndpoint
+	pages := ec2.NewDescribeInstanceConnectEndpointsPaginator(c.ec2, in)
+	for page := 0; pages.HasMorePages() && page < maxPages; page++ {
+		out, err := pages.NextPage(ctx, func(o *ec2.Options) { o.Region = region })
+		if err != nil {
+			return gateway{}, c.explain(describeEndpoints, err)
+		}
+		all = append(all, out.InstanceConnectEndpoints...)
+	}
+	return pickEndpoint(all, c.cfg.EndpointID, instance, c.fips)
+}
+
+// gateway is what is needed of an endpoint.
+type gateway struct{ id, dns string }
+
+// pickEndpoint takes the wanted endpoint, else the one in the instance's
+// subnet, else the first of its VPC.
+func pickEndpoint(all []types.Ec2InstanceConnectEndpoint, wanted string, instance target, fips bool) (gateway, error) {
+	var best *types.Ec2InstanceConnectEndpoint
+	creating := false
+	for i := range all {
+		one := &all[i]
+		if wanted != "" && aws.ToString(one.InstanceConnectEndpointId) != wanted ||
+			wanted == "" && aws.ToString(one.VpcId) != instance.vpc {
+			continue
+		}
+		switch one.State {
+		case types.Ec2InstanceConnectEndpointStateCreateInProgress:
+			creating = true
+		case types.Ec2InstanceConnectEndpointStateCreateComplete,
+			types.Ec2InstanceConnectEndpointStateUpdateInProgress,
+			types.Ec2InstanceConnectEndpointStateUpdateComplete,
+			types.Ec2InstanceConnectEndpointStateUpdateFailed:
+			if best == nil || aws.ToString(best.SubnetId) != instance.subnet && aws.ToString(one.SubnetId) == instance.subnet {
+				best = one
+			}
+		}
+	}
+	switch {
+	case best != nil:
+	case creating:
+		return gateway{}, fault(EndpointCreating, "the endpoint is being created")
+	case wanted != "":
+		return gateway{}, fault(EndpointUnknown, "the configured endpoint is not there or not ready")
+	default:
+		return gateway{}, fault(EndpointNone, "no endpoint in the instance's VPC is ready")
+	}
+	name := aws.ToString(best.DnsName)
+	if fips {
+		if name = aws.ToString(best.FipsDnsName); name == "" {
+			return gateway{}, fault(EndpointFIPS, "the endpoint has no FIPS name")
+		}
+	}
+	id := aws.ToString(best.InstanceConnectEndpointId)
+	if !endpointForm.MatchString(id) {
+		return gateway{}, fault(Answer, "the endpoint's id is none")
+	}
+	if len(name) > 253 || !dnsForm.MatchString(name) {
+		return gateway{}, fault(Answer, "the endpoint's name is none of AWS")
+	}
+	return gateway{id, name}, nil
+}
+
+func (c *Client) recall(at place) (Route, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	got, ok := c.routes[at]
+	return got.route, ok && c.now().Before(got.until)
+}
+
+func (c *Client) remember(at place, route Route) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.now()
+	maps.DeleteFunc(c.routes, func(_ place, k known) bool { return !now.Before(k.until) })
+	c.routes[at] = known{route, now.Add(cacheTime)}
+}
+
+// Forget drops a route that has failed, so that the next Locate asks AWS.
+// PushKey and OpenTunnel do it themselves.
+func (c *Client) Forget(route Route) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.routes, place{route.InstanceID, route.Region})
+}
