@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,7 @@ type tty struct {
 	conn     *wire
 	protocol string // the subprotocol that the gateway chose
 	v1       bool
+	deaf     atomic.Bool // acknowledges nothing more
 
 	mu       sync.Mutex
 	output   []byte
@@ -156,7 +158,7 @@ func (c *tty) read() {
 		if err != nil {
 			return
 		}
-		if c.v1 && ack >= 0 {
+		if c.v1 && ack >= 0 && !c.deaf.Load() {
 			_ = c.trySend(websocket.MessageText, fmt.Sprintf(`{"type":"ack","bytes":%d}`, ack)) // may be over
 		}
 	}
