@@ -43,6 +43,7 @@ web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 .PHONY: test
 test: setup web ## run the tests; what this machine lacks is installed as root, or skipped by name
 	@scripts/go-test ./...
+	@cd bench && ../scripts/go-test ./...
 	@$(MAKE) --no-print-directory test-web
 
 .PHONY: test-web
@@ -63,6 +64,7 @@ check: ## what CI runs: nothing is skipped, plus the linters, the race detector 
 	@scripts/phase 'build' $(MAKE) --no-print-directory build
 	@scripts/phase 'lint' $(MAKE) --no-print-directory lint
 	@scripts/phase 'fuzz' scripts/fuzz $(FUZZTIME)
+	@cd bench && ../scripts/phase 'load generator' ../scripts/go-test -count=1 ./...
 	@scripts/phase 'page tests' $(MAKE) --no-print-directory test-web
 	@printf '\n==> Go tests, race detector\n' # last, and bare, so that the count of tests is the last line
 	@scripts/go-test -race -count=1 -timeout 20m ./...
@@ -75,6 +77,7 @@ bench: build ## measure termgw, and ttyd if it is on PATH, on this machine; quic
 lint: ## run go vet, golangci-lint, gofumpt, and the page's type checker and linter
 	@$(GO) vet ./...
 	@$(GO) tool -modfile=tools/go.mod golangci-lint run
+	@cd bench && $(GO) vet ./... && $(GO) tool -modfile=../tools/go.mod golangci-lint run
 	@unformatted=$$($(call go_files) | xargs -r $(GO) tool -modfile=tools/go.mod gofumpt -l); \
 		if [[ -n $$unformatted ]]; then printf 'not formatted, run make fmt:\n%s\n' "$$unformatted" >&2; exit 1; fi
 ifneq ($(NODE),)

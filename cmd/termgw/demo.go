@@ -141,7 +141,7 @@ func (d *demo) greet(w io.Writer, endpoint string, built bool) error {
 	} else {
 		fmt.Fprintf(&b, "The page is not in this binary. With Node 20 or newer: make web build\n")
 	}
-	fmt.Fprintf(&b, "\nOr in a terminal:\n  termgw connect --ticket-endpoint %s %s\n\nCtrl-C ends the demo and every shell in it.\n", endpoint, d.terminalURL(demoHost))
+	fmt.Fprintf(&b, "\nOr in a terminal:\n  %s connect --ticket-endpoint %s %s\n\nCtrl-C ends the demo and every shell in it.\n", os.Args[0], endpoint, d.terminalURL(demoHost))
 	_, err := io.WriteString(w, b.String())
 	return err
 }

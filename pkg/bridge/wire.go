@@ -65,7 +65,7 @@ func (w *wire) send(op byte, buf []byte) error {
 	switch {
 	case size < 126:
 		buf = buf[headroom-2:]
-		buf[1] = byte(size)
+		buf[1] = byte(size) //nolint:gosec // under 126
 	case size < 1<<16:
 		buf = buf[headroom-4:]
 		buf[1] = 126
