@@ -50,14 +50,7 @@ func (h *Host) Start(_ context.Context, t Target, size bridge.Size) (bridge.Term
 	if err != nil {
 		return nil, &Error{"pty", fmt.Errorf("starting a shell: %w", err)}
 	}
-	start, err := startTime(shell.pid)
-	if err != nil {
-		shell.signal(unix.SIGKILL)
-		<-shell.exited
-		_ = shell.ptmx.Close()
-		return nil, &Error{"pty", fmt.Errorf("watching a shell: %w", err)}
-	}
-	return &hostTerminal{ptyTerminal: shell, host: h, start: start, session: t.Session}, nil
+	return &hostTerminal{ptyTerminal: shell, host: h, session: t.Session}, nil
 }
 
 // startPty starts a child under a pty of its own.
@@ -72,10 +65,16 @@ func startPty(cmd *exec.Cmd, size bridge.Size, attr *syscall.SysProcAttr, log *s
 	if t.ptmx, err = pollable(ptmx); err == nil {
 		t.fd, err = pollfd.New(t.ptmx)
 	}
+	if err == nil {
+		t.start, err = startTime(cmd.Process.Pid) // before it is reaped
+	}
 	if err != nil {
 		_ = unix.Kill(cmd.Process.Pid, unix.SIGKILL)
 		_ = cmd.Wait()
 		_ = unix.Close(pidfd)
+		if t.ptmx != nil {
+			_ = t.ptmx.Close()
+		}
 		return nil, fmt.Errorf("opening a pty: %w", err)
 	}
 	t.process, err = watch(cmd, pidfd, func() {
@@ -108,7 +107,6 @@ func pollable(f *os.File) (*os.File, error) {
 type hostTerminal struct {
 	*ptyTerminal
 	host    *Host
-	start   string // /proc's start time: a pid is used again, the two together are not
 	session string
 
 	closing  sync.Once
@@ -118,9 +116,10 @@ type hostTerminal struct {
 // ptyTerminal is a child under a pty.
 type ptyTerminal struct {
 	*process
-	ptmx *os.File
-	fd   *pollfd.FD // ptmx's
-	log  *slog.Logger
+	start string // /proc's start time: a pid is used again, the two together are not
+	ptmx  *os.File
+	fd    *pollfd.FD // ptmx's
+	log   *slog.Logger
 
 	tail      time.Duration // Read's own: what is left of tailTime
 	tailBytes int           // and of tailSize

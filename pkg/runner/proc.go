@@ -105,7 +105,7 @@ func readStat(dir string) (stat, error) {
 
 func startTime(pid int) (string, error) {
 	s, err := readStat(fmt.Sprintf("/proc/%d", pid))
-	return s.start, err
+	return strings.Clone(s.start), err // kept for as long as the session, and the rest is not
 }
 
 func ignoresHup(dir string) bool {

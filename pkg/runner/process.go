@@ -6,14 +6,16 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// process is a child that the poller waits for: os/exec's Wait holds one OS
-// thread a child.
+// process is a child that is waited for without an OS thread (os/exec's Wait
+// holds one a child) and without a goroutine of its own.
 type process struct {
 	pid     int
+	onExit  func()
 	exited  chan struct{} // closed after the next two were set
 	status  unix.WaitStatus
 	waitErr error
@@ -23,45 +25,128 @@ type process struct {
 }
 
 // watch waits for a started child by its pidfd, which it takes. Just before
-// exited is closed, onExit is called.
+// exited is closed, onExit is called; it must not wait.
 func watch(cmd *exec.Cmd, pidfd int, onExit func()) (*process, error) {
-	p := &process{pid: cmd.Process.Pid, exited: make(chan struct{})}
-	exit, err := pollable(os.NewFile(uintptr(pidfd), "pidfd"))
-	if err != nil {
+	p := &process{pid: cmd.Process.Pid, onExit: onExit, exited: make(chan struct{})}
+	if err := childWaiter.add(p, pidfd); err != nil {
+		_ = unix.Close(pidfd)
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		return nil, fmt.Errorf("watching a child: %w", err)
 	}
-	_ = cmd.Process.Release() // the pidfd is ours to wait on
-	go func() {               // ends with the child, which whoever started it ends
-		p.reap(exit)
-		onExit()
-		close(p.exited)
-	}()
+	_ = cmd.Process.Release() // it is ours to wait on
 	return p, nil
 }
 
-func (p *process) reap(pidfd *os.File) {
-	defer func() { _ = pidfd.Close() }()
-	conn, err := pidfd.SyscallConn()
-	if err == nil {
-		err = conn.Read(func(uintptr) bool {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			for {
-				reaped, err := unix.Wait4(p.pid, &p.status, unix.WNOHANG, nil)
-				if errors.Is(err, unix.EINTR) {
-					continue
-				}
-				p.waitErr = err
-				p.reaped = err != nil || reaped == p.pid
-				return p.reaped
-			}
-		})
+// childWaiter waits for all children: they are the process's, as its SIGCHLD is.
+var childWaiter waiter
+
+// waiter reaps children: one goroutine, while there are any, waits in Go's
+// poller for an epoll instance that has all their pidfds.
+type waiter struct {
+	mu     sync.Mutex
+	epoll  *os.File // nil: there are no children
+	raw    syscall.RawConn
+	living map[int32]*process // by pidfd
+}
+
+func (w *waiter) add(p *process, pidfd int) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.epoll == nil {
+		if err := w.open(); err != nil {
+			return err
+		}
+		go w.run()
 	}
+	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(pidfd)} //nolint:gosec // a descriptor
+	if err := w.control(unix.EPOLL_CTL_ADD, pidfd, &event); err != nil {
+		if len(w.living) == 0 {
+			_ = w.epoll.Close() // ends run, which has nobody to wait for
+		}
+		return err
+	}
+	w.living[event.Fd] = p
+	return nil
+}
+
+func (w *waiter) open() error {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
-		p.waitErr = err
+		return fmt.Errorf("opening an epoll instance: %w", err)
 	}
+	if err := unix.SetNonblock(fd, true); err != nil { // by which os.NewFile gives it to the poller
+		_ = unix.Close(fd)
+		return fmt.Errorf("opening an epoll instance: %w", err)
+	}
+	epoll := os.NewFile(uintptr(fd), "epoll")
+	raw, err := epoll.SyscallConn()
+	if err != nil {
+		_ = epoll.Close()
+		return err
+	}
+	w.epoll, w.raw, w.living = epoll, raw, map[int32]*process{}
+	return nil
+}
+
+func (w *waiter) control(op, pidfd int, event *unix.EpollEvent) error {
+	var failed error
+	err := w.raw.Control(func(fd uintptr) { failed = unix.EpollCtl(int(fd), op, pidfd, event) })
+	return errors.Join(err, failed)
+}
+
+// run ends when there are no children any more; the next one starts it again.
+func (w *waiter) run() {
+	var events [32]unix.EpollEvent
+	for {
+		var n int
+		err := w.raw.Read(func(fd uintptr) bool {
+			var err error
+			n, err = unix.EpollWait(int(fd), events[:], 0)
+			return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+		})
+		if err != nil {
+			n = 0 // closed by add
+		}
+		for _, event := range events[:max(n, 0)] {
+			w.reap(event.Fd)
+		}
+		if w.closed() {
+			return
+		}
+	}
+}
+
+func (w *waiter) reap(pidfd int32) {
+	w.mu.Lock()
+	p := w.living[pidfd]
+	delete(w.living, pidfd)
+	_ = w.control(unix.EPOLL_CTL_DEL, int(pidfd), nil)
+	_ = unix.Close(int(pidfd))
+	w.mu.Unlock()
+
+	p.mu.Lock()
+	for {
+		_, p.waitErr = unix.Wait4(p.pid, &p.status, 0, nil) // it is dead, so this does not wait
+		if !errors.Is(p.waitErr, unix.EINTR) {
+			break
+		}
+	}
+	p.reaped = true
+	p.mu.Unlock()
+	p.onExit()
+	close(p.exited)
+}
+
+func (w *waiter) closed() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.living) > 0 {
+		return false
+	}
+	_ = w.epoll.Close()
+	w.epoll = nil
+	return true
 }
 
 // signal sends a signal to the child unless it is gone, and signalGroup to the

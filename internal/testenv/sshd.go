@@ -1,0 +1,299 @@
+package testenv
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// SSHDConfig says what an sshd differs in.
+type SSHDConfig struct {
+	// Docker is the engine that sessions reach by DOCKER_HOST; nil: none.
+	Docker *Docker
+	// Shell is the account's login shell; empty: bash.
+	Shell string
+	// Lines are put before the configuration: the first value of a keyword counts.
+	Lines []string
+}
+
+// SSHD is an OpenSSH server on loopback, with an account of its own that logs in by the keys that were pushed.
+type SSHD struct {
+	Addr string // host:port
+	User string // the account
+
+	mu     sync.Mutex
+	keys   []string
+	server daemon
+}
+
+// accountPrefix begins the names of the accounts that are made here.
+const accountPrefix = "tgwtest-"
+
+// StartSSHD starts a server for this test; it is stopped and its account removed when the test ends.
+func StartSSHD(tb testing.TB, cfg SSHDConfig) *SSHD {
+	tb.Helper()
+	s, err := newSSHD(cfg)
+	check(tb, err)
+	tb.Cleanup(func() {
+		if err := s.remove(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return s
+}
+
+// Push lets a key in: a line as in authorized_keys. Forget lets it in no longer.
+func (s *SSHD) Push(line string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keys = append(s.keys, line)
+	return s.writeKeys()
+}
+
+// Forget is described at Push.
+func (s *SSHD) Forget(line string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keys = slices.DeleteFunc(s.keys, func(key string) bool { return key == line })
+	return s.writeKeys()
+}
+
+func (s *SSHD) writeKeys() error {
+	path := s.path("keys")
+	err := os.WriteFile(path+".new", []byte(strings.Join(append(s.keys, ""), "\n")), 0o600)
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return fmt.Errorf("writing keys: %w", err)
+	}
+	return nil
+}
+
+// HostKey is the server's public key, as in authorized_keys.
+func (s *SSHD) HostKey(tb testing.TB) string {
+	tb.Helper()
+	line, err := os.ReadFile(s.path("hostkey.pub"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return strings.TrimSpace(string(line))
+}
+
+// ChangeHostKey starts the server again with another key. Sessions stay.
+func (s *SSHD) ChangeHostKey(tb testing.TB) {
+	tb.Helper()
+	err := s.server.stop()
+	if err == nil {
+		err = s.makeHostKey()
+	}
+	if err == nil {
+		err = s.server.start(s.greets)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func (s *SSHD) path(name string) string { return filepath.Join(s.server.dir.path, name) }
+
+func newSSHD(cfg SSHDConfig) (_ *SSHD, err error) {
+	program, err := lookPath("sshd")
+	switch {
+	case err != nil:
+		return nil, missingError("needs an SSH server: apt-get install openssh-server")
+	case os.Geteuid() != 0:
+		return nil, missingError("needs an SSH server with an account of its own: run the tests as root")
+	}
+	dir, err := newDir()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, dir.remove())
+		}
+	}()
+	s := &SSHD{server: daemon{stopSignal: syscall.SIGTERM, dir: dir}}
+	if err := s.makeHostKey(); err != nil {
+		return nil, err
+	}
+	if err := s.writeKeys(); err != nil {
+		return nil, err
+	}
+	if err := s.addAccount(cfg.Shell); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.removeAccount())
+		}
+	}()
+	if cfg.Docker != nil {
+		if err := cfg.Docker.letAnyoneIn(); err != nil {
+			return nil, err
+		}
+	}
+	// sshd(8): the privileges are dropped there.
+	if err := os.MkdirAll("/run/sshd", 0o755); err != nil { //nolint:gosec // as the package makes it
+		return nil, fmt.Errorf("making sshd's empty directory: %w", err)
+	}
+	// The port is free when it is asked for, and could be taken before the server has it: then another.
+	for range 3 {
+		if err = s.listen(program, cfg); err == nil {
+			return s, nil
+		}
+	}
+	return nil, err
+}
+
+func (s *SSHD) listen(program string, cfg SSHDConfig) error {
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	s.Addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	lines := append(slices.Clone(cfg.Lines),
+		"Port "+strconv.Itoa(port),
+		"ListenAddress 127.0.0.1",
+		"HostKey "+s.path("hostkey"),
+		"PidFile none",
+		"UsePAM no",
+		"UseDNS no",
+		"StrictModes no",
+		"MaxStartups 1000",
+		"AllowUsers "+s.User,
+		"AuthenticationMethods publickey",
+		"AuthorizedKeysFile none",
+		// The command itself has to be in a place that only root can write to.
+		"AuthorizedKeysCommand /bin/cat "+s.path("keys"),
+		"AuthorizedKeysCommandUser root",
+	)
+	if cfg.Docker != nil {
+		lines = append(lines, "SetEnv DOCKER_HOST="+cfg.Docker.Host)
+	}
+	config := s.path("sshd_config")
+	if err := os.WriteFile(config, []byte(strings.Join(append(lines, ""), "\n")), 0o600); err != nil {
+		return fmt.Errorf("writing sshd's configuration: %w", err)
+	}
+	s.server.argv = []string{program, "-D", "-e", "-f", config}
+	s.server.env = []string{"PATH=" + sbin + ":/usr/local/bin:/usr/bin:/bin"}
+	return s.server.start(s.greets)
+}
+
+func (s *SSHD) greets(ctx context.Context) error {
+	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", s.Addr)
+	if err != nil {
+		return fmt.Errorf("connecting to sshd: %w", err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(startTimeout))
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil || !strings.HasPrefix(line, "SSH-2.0-") {
+		return fmt.Errorf("sshd greets with %q: %w", line, err)
+	}
+	return nil
+}
+
+func (s *SSHD) makeHostKey() error {
+	for _, name := range []string{"hostkey", "hostkey.pub"} {
+		if err := os.Remove(s.path(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("making a host key: %w", err)
+		}
+	}
+	return run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", s.path("hostkey"))
+}
+
+// addAccount makes an account whose home is in the part's directory, after it has removed those whose home is gone.
+func (s *SSHD) addAccount(shell string) error {
+	if err := sweepAccounts(); err != nil {
+		return err
+	}
+	if shell == "" {
+		shell = "/bin/bash"
+	}
+	if err := os.Chmod(s.server.dir.path, 0o711); err != nil { //nolint:gosec // others pass through to the home
+		return fmt.Errorf("opening the way to a home: %w", err)
+	}
+	s.User = accountPrefix + strings.TrimPrefix(filepath.Base(s.server.dir.path), dirPrefix)
+	// An account without a password is locked; "*" is a password that nothing matches.
+	return run("useradd", "--create-home", "--home-dir", s.path("home"), "--shell", shell, "--password", "*", s.User)
+}
+
+func (s *SSHD) removeAccount() error { return removeAccount(s.User) }
+
+func sweepAccounts() error {
+	passwd, err := os.ReadFile("/etc/passwd")
+	if err != nil {
+		return fmt.Errorf("listing accounts: %w", err)
+	}
+	for line := range strings.Lines(string(passwd)) {
+		fields := strings.Split(line, ":")
+		if len(fields) < 7 || !strings.HasPrefix(fields[0], accountPrefix) {
+			continue
+		}
+		// A test run that still starts has made its directory before its account.
+		if _, err := os.Stat(filepath.Dir(fields[5])); !errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err := removeAccount(fields[0]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func removeAccount(name string) error {
+	// --force: also while a process of a failed test runs.
+	err := run("userdel", "--force", name)
+	if err != nil && strings.Contains(err.Error(), "does not exist") {
+		return nil // another run was faster
+	}
+	return err
+}
+
+func (s *SSHD) remove() error {
+	return errors.Join(s.server.stop(), s.removeAccount(), s.server.dir.remove())
+}
+
+// letAnyoneIn opens the engine's socket to the accounts of an SSHD.
+func (d *Docker) letAnyoneIn() error {
+	socket := strings.TrimPrefix(d.Host, "unix://")
+	err := errors.Join(os.Chmod(filepath.Dir(socket), 0o711), os.Chmod(socket, 0o666)) //nolint:gosec // an engine for tests
+	if err != nil {
+		return fmt.Errorf("opening the engine's socket: %w", err)
+	}
+	return nil
+}
+
+// run runs a command that may find the account database locked by another run, and then waits.
+func run(argv ...string) error {
+	var out []byte
+	var err error
+	for range 100 {
+		cmd := exec.Command(argv[0], argv[1:]...)
+		cmd.Env = []string{"PATH=" + sbin + ":/usr/local/bin:/usr/bin:/bin"}
+		out, err = cmd.CombinedOutput()
+		if err == nil {
+			return nil
+		}
+		if !bytes.Contains(out, []byte("try again later")) {
+			break
+		}
+		time.Sleep(pollInterval)
+	}
+	return fmt.Errorf("running %s: %w\n%s", argv[0], err, bytes.TrimSpace(out))
+}

@@ -1,0 +1,78 @@
+package testenv
+
+import (
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestSSHDLetsPushedKeysIn(t *testing.T) {
+	docker := env.Docker(t)
+	s := StartSSHD(t, SSHDConfig{Docker: docker})
+	dir := t.TempDir()
+	key := filepath.Join(dir, "key")
+	if err := run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key); err != nil {
+		t.Fatal(err)
+	}
+	public, err := os.ReadFile(key + ".pub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := strings.TrimSpace(string(public))
+	known := filepath.Join(dir, "known")
+	login := func() (string, error) {
+		host, port, _ := strings.Cut(s.Addr, ":")
+		if err := os.WriteFile(known, []byte("["+host+"]:"+port+" "+s.HostKey(t)+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("ssh", "-F", "none", "-i", key, "-l", s.User, "-p", port,
+			"-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "UserKnownHostsFile="+known,
+			host, "id -un; docker version --format {{.Server.Os}}")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+
+	if out, err := login(); err == nil || !strings.Contains(out, "Permission denied") {
+		t.Errorf("without a key: %q, %v", out, err)
+	}
+	if err := s.Push(line); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if out, err := login(); err != nil || out != s.User+"\nlinux\n" {
+			t.Errorf("with a key: %q, %v", out, err)
+		}
+		s.ChangeHostKey(t)
+	}
+	if err := s.Forget(line); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := login(); err == nil {
+		t.Errorf("with a forgotten key: %q", out)
+	}
+}
+
+// TestSSHDRemovesAccounts of its own, and of test runs that were killed.
+func TestSSHDRemovesAccounts(t *testing.T) {
+	var name, orphan string
+	t.Run("owner", func(t *testing.T) {
+		orphan = accountPrefix + "orphan"
+		if os.Geteuid() == 0 {
+			if err := run("useradd", "--no-create-home", "--home-dir", filepath.Join(t.TempDir(), "gone", "home"), orphan); err != nil {
+				t.Fatal(err)
+			}
+		}
+		name = StartSSHD(t, SSHDConfig{}).User
+		if _, err := user.Lookup(name); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, account := range []string{name, orphan} {
+		if _, err := user.Lookup(account); err == nil {
+			t.Errorf("%s is still there", account)
+		}
+	}
+}

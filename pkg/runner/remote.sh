@@ -1,0 +1,151 @@
+# The instance's part of a terminal. POSIX sh, by the account's login shell.
+#
+#   self sweep mode target session keep grace ...
+#
+# self, sweep: this script and sweep.sh, which go to children.
+# target: container or host. keep, grace: as in sweep.sh.
+#
+# choose SHELL KEYS OPENING OWN NAME...   opens a terminal in the first container
+#   of these names that runs; OWN is the name that may be an id
+# direct SHELL KEYS OPENING NAME          opens it in this one, unseen
+# host                                    opens a login shell
+# watch CONTAINER SHELL SID START         sweeps when the terminal on fd 4 is gone
+# end CONTAINER SHELL SID START           sweeps, and reports as sweep.sh does
+#
+# What the gateway is told goes before the shell's first byte, between RS bytes:
+# "in CONTAINER", then the shell's /proc/PID/stat; or "error STEP WORDS".
+self=$1 sweep=$2 mode=$3 target=$4 session=$5 keep=$6 grace=$7
+shift 7
+marker=TERMGW_SESSION=$session
+PATH=${PATH:-/usr/bin:/bin}:/usr/local/bin:/usr/sbin:/sbin:/snap/bin
+
+tell() { printf '\036%s\036' "$*"; }
+fail() {
+	tell error "$@"
+	exit 1
+}
+
+# one [root] ARGS...: one run of sweep.sh, as the session's user or as root.
+one() {
+	if [ "$1" = root ]; then
+		shift
+		if [ "$target" = host ]; then
+			sudo -n /bin/sh -c "$sweep" termgw-sweep "$@"
+		else
+			docker exec -u 0 -e BASH_ENV= -e ENV= "$container" "$shell" -c "$sweep" termgw-sweep "$@"
+		fi
+	elif [ "$target" = host ]; then
+		/bin/sh -c "$sweep" termgw-sweep "$@"
+	else
+		docker exec -e BASH_ENV= -e ENV= "$container" "$shell" -c "$sweep" termgw-sweep "$@"
+	fi
+}
+
+# all: sweeps as the user; if something is another's, as root and as the user
+# again. A container that does not run has nothing left.
+all() {
+	running=
+	if ! own=$(one "$sid" "$start" "$marker" "$keep" "$grace" 1); then
+		[ "$target" = container ] && running=$(docker inspect --type container -f '{{.State.Running}}' "$container" 2>&1)
+		case $running in false | *[Nn]o\ such*) echo 0 0 0 ;; *) return 1 ;; esac
+		return
+	fi
+	set -- $own
+	killed=$1
+	if [ "$3" != 0 ]; then
+		set -- $(one root "$sid" "$start" "$marker" "$keep" "$grace" 0) 0
+		killed=$1
+		own=$(one "$sid" "$start" "$marker" "$keep" "$grace" 0) || return
+		set -- $own
+		killed=$((killed + $1))
+	fi
+	echo "$killed $2 $3"
+}
+
+# guard SID START: leaves behind what sweeps when nobody else does. It has a
+# session of its own: a hang-up is not for it, nor a Ctrl-C, nor its own sweep.
+guard() {
+	exec 4<&0
+	setsid /bin/sh -c 'eval "$1"' termgw "$self" "$sweep" watch "$target" "$session" "$keep" "$grace" \
+		"$container" "$shell" "$1" "$2" </dev/null >/dev/null 2>&1 &
+	exec 4<&-
+}
+
+# choose NAME...: the first of the names that runs, in $container. The engine
+# also finds a container by the start of its id, which is not how workspaces are
+# named; it counts one as running that is paused, and runs nothing in it.
+choose() {
+	own=$1
+	shift
+	list=$(docker inspect --type container -f '{{.Id}} {{.Name}} {{.State.Running}} {{.State.Paused}}' "$@" 2>&1)
+	container= seen= other=
+	for name; do
+		while read -r id path running paused more; do
+			[ -n "$id" ] || continue
+			case $id$path$running$paused in
+			*/*truefalse | */*truetrue | */*falsefalse) ;;
+			*)
+				case "$id $path $running $paused $more" in
+				*[Nn]o\ such*) ;;
+				*) other=$id\ $path\ $running\ $paused\ $more ;;
+				esac
+				continue
+				;;
+			esac
+			[ "$path" = "/$name" ] || { [ "$name" = "$own" ] && [ "$id" = "$name" ]; } || continue
+			case $running$paused in
+			truefalse)
+				container=$id
+				return
+				;;
+			truetrue) seen="$seen $name is paused" ;;
+			*) seen="$seen $name is stopped" ;;
+			esac
+		done <<-LIST
+			$list
+		LIST
+	done
+	[ -z "$other" ] || fail docker "$other"
+	fail not_running "${seen:- looked for $*}"
+}
+
+container= shell=
+case $mode in
+choose | direct)
+	command -v docker >/dev/null || fail docker there is no docker command on the instance
+	shell=$1 keys=$2 opening=$3
+	shift 3
+	if [ "$mode" = choose ]; then choose "$@"; else container=$1; fi
+	tell in "$container"
+	guard find 0
+	exec docker exec -it --detach-keys "$keys" -e TERM=xterm-256color -e "$marker" "$container" "$shell" -c "$opening" "$shell"
+	;;
+host)
+	IFS= read -r stat </proc/$$/stat
+	set -- ${stat##*) }
+	tell in host
+	guard "$$" "${20}"
+	tell "$stat"
+	export "$marker"
+	exec "${SHELL:-/bin/sh}" -l
+	;;
+watch)
+	trap '' HUP INT TERM
+	container=$1 shell=$2 sid=$3 start=$4
+	# What is known early is known when the shell has lost its marker. Not at
+	# once: it costs as much as the terminal's own start.
+	if [ "$sid" = find ] && sleep 1; then
+		set -- $(one find print "$marker")
+		case $1 in [1-9]*) sid=$1 start=$2 ;; esac
+	fi
+	# A terminal that was hung up is none any more. Nothing tells a shell script
+	# so; a look costs 1 ms of CPU.
+	while [ -t 4 ]; do sleep 5; done
+	sleep 2 # for the gateway, which counts
+	all
+	;;
+end)
+	container=$1 shell=$2 sid=$3 start=$4
+	all
+	;;
+esac

@@ -1,0 +1,466 @@
+package runner
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/molecule-ai/termgw/pkg/bridge"
+)
+
+// faultJobs are one of each, of which nohup and setsid stay.
+var faultJobs = "exec 9>/dev/tty\n" +
+	job("bg", "$SIG{HUP}=sub{}") + " & env -i " + job("bare", "$SIG{HUP}=sub{}") + " & nohup " + job("nohup", "") + " >/dev/null 2>&1 & setsid " + job("setsid", "") + " &\n"
+
+const faultUps = 4
+
+// broken reads to the end of a terminal that is not its shell's.
+func (s *session) broken(tb testing.TB) {
+	tb.Helper()
+	select {
+	case <-s.done:
+	case <-time.After(patience):
+		tb.Fatal("the output has no end")
+	}
+	if s.readErr == nil || errors.Is(s.readErr, io.EOF) {
+		tb.Errorf("the output ended with %v", s.readErr)
+	}
+	if exit, err := s.Wait(); err == nil {
+		tb.Errorf("the shell ended with %+v", exit)
+	}
+}
+
+// children lists this process's ssh processes whose arguments hold text.
+func children(tb testing.TB, text string) (pids []int) {
+	tb.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, dir := range dirs {
+		stat, _ := os.ReadFile(filepath.Join(dir, "stat"))
+		cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		fields := strings.Fields(rest)
+		if len(fields) < 2 || fields[1] != strconv.Itoa(os.Getpid()) || !strings.Contains(string(cmdline), text) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			tb.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+func killOne(tb testing.TB, text string) {
+	tb.Helper()
+	pids := children(tb, text)
+	if len(pids) != 1 {
+		tb.Fatalf("%d children with %q", len(pids), text)
+	}
+	if err := unix.Kill(pids[0], unix.SIGKILL); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func TestRemoteFaults(t *testing.T) {
+	i, of := bothTargets(t)
+	for name, target := range of {
+		for _, c := range []struct {
+			name  string
+			fault func(t *testing.T, i *instance, r *Remote, s *session)
+			step  string
+		}{
+			{"the ssh child is killed", func(t *testing.T, _ *instance, _ *Remote, s *session) { killOne(t, s.id) }, "ssh"},
+			{"the connection's ssh is killed", func(t *testing.T, _ *instance, r *Remote, _ *session) {
+				killOne(t, r.sockets.dir+"/1.key")
+			}, "ssh_closed"},
+			{"the connection's ssh is told to end", func(t *testing.T, _ *instance, r *Remote, _ *session) {
+				if err := unix.Kill(children(t, r.sockets.dir+"/1.key")[0], unix.SIGTERM); err != nil {
+					t.Fatal(err)
+				}
+			}, ""},
+			{"the tunnel is cut", func(t *testing.T, i *instance, _ *Remote, _ *session) {
+				if err := i.tunnel(0).Conn.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}, ""},
+			{"the tunnel is cut in a flood", func(t *testing.T, i *instance, _ *Remote, s *session) {
+				s.send(t, "yes\n")
+				s.expect(t, "y\r\ny\r\n")
+				if err := i.tunnel(0).Conn.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}, ""},
+			{"the tunnel goes silent", func(_ *testing.T, i *instance, _ *Remote, _ *session) { i.tunnel(0).stall() }, "ssh_timeout"},
+		} {
+			t.Run(name+"/"+c.name, func(t *testing.T) {
+				t.Parallel()
+				i := &instance{id: i.id, sshd: i.sshd} // tunnels of its own
+				var mu sync.Mutex
+				var swept []Swept
+				r := i.remote(t, RemoteConfig{Swept: func(s Swept) {
+					mu.Lock()
+					defer mu.Unlock()
+					swept = append(swept, s)
+				}})
+				r.alive = time.Second
+				want := target(t)
+				want.InstanceID = i.id
+				s := open(t, by(r), want)
+				t.Cleanup(func() { killLiving(t, s.id) })
+				s.send(t, faultJobs)
+				for range faultUps {
+					s.expect(t, "up=42")
+				}
+				c.fault(t, i, r, s)
+				s.broken(t)
+				var step *Error
+				if c.step != "" && (!errors.As(s.readErr, &step) || step.Step != c.step) {
+					t.Errorf("the output ended with %v, want step %q", s.readErr, c.step)
+				}
+				s.closed = true
+				_ = s.Close() // which may put the end off
+				eventually(t, "the end was counted", func() bool {
+					mu.Lock()
+					defer mu.Unlock()
+					return len(swept) == 1
+				})
+				if swept[0].Left != 0 || swept[0].Kept != 2 {
+					t.Errorf("swept %+v", swept[0])
+				}
+				wantLiving(t, s.id, "nohup", "setsid")
+				wantNothingOf(t, s.id)
+			})
+		}
+	}
+}
+
+// TestRemoteSilentTunnel: what happens before the silence is noticed.
+func TestRemoteSilentTunnel(t *testing.T) {
+	t.Parallel()
+	i := newInstance(t, nil)
+	swept := make(chan Swept, 2)
+	r := i.remote(t, RemoteConfig{Swept: func(s Swept) { swept <- s }})
+	s := open(t, by(r), i.target(t, ""))
+	s.ready(t, job("bg", "$SIG{HUP}=sub{}")+" &")
+	i.tunnel(0).stall()
+	var step *Error
+	if _, err := r.Start(t.Context(), i.target(t, ""), defaultSize); !errors.As(err, &step) || step.Step != "ssh_timeout" {
+		t.Errorf("a start over it: %v", err)
+	}
+	open(t, by(r), i.target(t, "")).end(t) // not over it
+	<-swept
+	s.closed = true
+	if err := s.Close(); err == nil {
+		t.Error("the end over it was seen")
+	}
+	if got := <-swept; got != (Swept{Killed: 1}) {
+		t.Errorf("swept %+v", got)
+	}
+	wantLiving(t, s.id)
+}
+
+// TestRemoteAlive: how soon a silent tunnel is noticed.
+func TestRemoteAlive(t *testing.T) {
+	if limit := (aliveCount + 1) * aliveEvery; limit > 45*time.Second {
+		t.Errorf("after %s", limit)
+	}
+}
+
+// TestRemoteInstanceEndsByItself leaves everything to the instance.
+func TestRemoteInstanceEndsByItself(t *testing.T) {
+	const gateway = "TERMGW_TEST_REMOTE_GATEWAY"
+	if raw := os.Getenv(gateway); raw != "" {
+		gatewayToKill(t, raw)
+	}
+	i, of := bothTargets(t)
+	for name, target := range of {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			want := target(t)
+			t.Cleanup(func() { killLiving(t, want.Session) })
+			tmp, err := os.MkdirTemp("", "tgwkill-")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = os.RemoveAll(tmp) })
+			raw, err := json.Marshal(killed{
+				Addr: i.sshd.Addr, User: i.sshd.User, Instance: i.id,
+				Session: want.Session, Container: want.Container, Target: want.RemoteTarget,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			self, err := os.Executable()
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command(self, "-test.run=^TestRemoteInstanceEndsByItself$")
+			cmd.Env = append(os.Environ(), "TMPDIR="+tmp, gateway+"="+string(raw))
+			in, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewScanner(out)
+			ready := false
+			for !ready && lines.Scan() {
+				word, rest, _ := strings.Cut(lines.Text(), " ")
+				switch word {
+				case "push":
+					if err := i.sshd.Push(rest); err != nil {
+						t.Error(err)
+					}
+					_, _ = io.WriteString(in, "pushed\n")
+				case "ready":
+					eventually(t, "the instance knows the shell", func() bool { return guardWaits(t, want.Session) })
+					_, _ = io.WriteString(in, "go on\n")
+				case "lost":
+					ready = true
+				default:
+					t.Log(lines.Text())
+				}
+			}
+			alive := living(t, want.Session)
+			if err := cmd.Process.Kill(); err != nil {
+				t.Error(err)
+			}
+			_ = cmd.Wait()
+			if !ready || !slices.Equal(alive, []string{"bare", "bg", "nohup", "setsid", "shell"}) {
+				t.Fatalf("ready %v, alive %q", ready, alive)
+			}
+			eventually(t, "what was told to stay is all that is alive", func() bool {
+				return slices.Equal(living(t, want.Session), []string{"nohup", "setsid"})
+			})
+			wantNothingOf(t, want.Session)
+		})
+	}
+}
+
+// killed is what a gateway that will be killed needs to know.
+type killed struct{ Addr, User, Instance, Session, Container, Target string }
+
+// gatewayToKill is a gateway with one terminal. It does not return.
+func gatewayToKill(t *testing.T, raw string) {
+	var k killed
+	if err := json.Unmarshal([]byte(raw), &k); err != nil {
+		t.Fatal(err)
+	}
+	answers := bufio.NewScanner(os.Stdin)
+	i := &instance{id: k.Instance, addr: k.Addr, push: func(key string) error {
+		fmt.Println("push", key)
+		answers.Scan()
+		return nil
+	}}
+	r, err := NewRemote(RemoteConfig{Tunnels: i, HostKeys: &i.keys, OSUser: k.User, Shells: []string{"/bin/bash"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	term, err := r.Start(t.Context(), Target{
+		Session: k.Session, Container: k.Container, RemoteTarget: k.Target, InstanceID: k.Instance,
+		Log: slog.New(slog.DiscardHandler),
+	}, defaultSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, term)
+	s.send(t, faultJobs)
+	for range faultUps {
+		s.expect(t, "up=42")
+	}
+	fmt.Println("ready")
+	answers.Scan()
+	// The shell loses its marker too.
+	s.send(t, `exec env -i bash --norc -is "$TERMGW_SESSION.shell"`+"\necho lost=$((6*7))\n")
+	s.expect(t, "lost=42")
+	fmt.Println("lost")
+	select {}
+}
+
+// guardWaits tells whether what guards a session on the instance has nothing to
+// do but wait for its end.
+func guardWaits(tb testing.TB, session string) bool {
+	tb.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, path := range stats {
+		stat, _ := os.ReadFile(path)
+		_, rest, _ := strings.Cut(string(stat), " (sleep) ")
+		fields := strings.Fields(rest)
+		if len(fields) < 2 {
+			continue
+		}
+		own, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "cmdline"))
+		parent, _ := os.ReadFile(filepath.Join("/proc", fields[1], "cmdline"))
+		if string(own) == "sleep\x005\x00" && strings.Contains(string(parent), "\x00watch\x00") && strings.Contains(string(parent), "\x00"+session+"\x00") {
+			return true
+		}
+	}
+	return false
+}
+
+// TestRemoteCancelledStart leaves nothing, whenever it is cancelled.
+func TestRemoteCancelledStart(t *testing.T) {
+	i, of := bothTargets(t)
+	r := i.remote(t, RemoteConfig{})
+	open(t, by(r), of[TargetHost](t)) // the connection is there
+	for name, target := range of {
+		for _, after := range []time.Duration{0, 5, 15, 30, 60, 90, 120} {
+			t.Run(fmt.Sprint(name, "/", int(after)), func(t *testing.T) {
+				t.Parallel()
+				want := target(t)
+				ctx, cancel := context.WithTimeout(t.Context(), after*time.Millisecond)
+				defer cancel()
+				term, err := r.Start(ctx, want, defaultSize)
+				if err == nil {
+					start(t, term).end(t)
+				}
+				wantNothingOf(t, want.Session)
+				eventually(t, "nothing is alive", func() bool { return len(living(t, want.Session)) == 0 })
+			})
+		}
+	}
+}
+
+// TestRemoteTunnelCommand: what carries the tunnel is a command with children,
+// which does not hear the end of its stdin.
+func TestRemoteTunnelCommand(t *testing.T) {
+	i := newInstance(t, nil)
+	mark := "tunnel-of-" + i.sshd.User
+	host, port, _ := strings.Cut(i.sshd.Addr, ":")
+	i.command = []string{"/bin/bash", "-c", "exec 3<>/dev/tcp/" + host + "/" + port + "; cat <&3 & cat >&3; sleep 1000", mark}
+	r := i.remote(t, RemoteConfig{})
+	s := open(t, by(r), i.target(t, ""))
+	s.send(t, "echo t=$((6*7))\n")
+	s.expect(t, "t=42")
+	group := children(t, mark)
+	if len(group) != 1 {
+		t.Fatalf("%d tunnel commands", len(group))
+	}
+	s.end(t)
+	r.linger = 0
+	open(t, by(r), i.target(t, "")).end(t)
+	eventually(t, "the command and its children are gone", func() bool {
+		return errors.Is(unix.Kill(-group[0], 0), unix.ESRCH)
+	})
+}
+
+// TestRemoteSecrets: the key is in no file, argument or environment, and the
+// directory of sockets is private, and gone after Close.
+func TestRemoteSecrets(t *testing.T) {
+	i, of := bothTargets(t)
+	hold := make(chan struct{})
+	i.delay = hold
+	r, err := NewRemote(RemoteConfig{Tunnels: i, HostKeys: &i.keys, OSUser: i.sshd.User, Shells: []string{"/bin/sh"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TERMGW_TEST_SECRET", "a-secret-of-the-gateway")
+	type result struct {
+		term bridge.Terminal
+		err  error
+	}
+	results := make(chan result, 1)
+	target := of[TargetContainer](t)
+	go func() {
+		term, err := r.Start(t.Context(), target, defaultSize)
+		results <- result{term, err}
+	}()
+	eventually(t, "ssh waits for the tunnel", func() bool { return len(children(t, r.sockets.dir)) == 1 })
+	check := func(agent bool) {
+		t.Helper()
+		info, err := os.Stat(r.sockets.dir)
+		if err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("the directory: %v, %v", info, err)
+		}
+		err = filepath.WalkDir(r.sockets.dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			b, err := os.ReadFile(path)
+			if strings.Contains(string(b), "PRIVATE") || strings.Contains(string(b), "openssh-key") {
+				t.Errorf("%s holds %q", path, b)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		for _, pid := range children(t, r.sockets.dir) {
+			environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+			if got := strings.Split(strings.TrimSuffix(string(environ), "\x00"), "\x00"); !slices.Equal(got, sshEnv) {
+				t.Errorf("environment %q", got)
+			}
+			cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			if strings.Contains(string(cmdline), "PRIVATE") || strings.Contains(string(cmdline), strings.Fields(i.asked()[0])[1]) {
+				t.Errorf("arguments %q", cmdline)
+			}
+		}
+		_, err = os.Stat(r.sockets.dir + "/1.key")
+		if (err == nil) != agent {
+			t.Errorf("the agent's socket: %v", err)
+		}
+	}
+	check(true)
+	close(hold)
+	got := <-results
+	if got.err != nil {
+		t.Fatal(got.err)
+	}
+	s := start(t, got.term)
+	check(false)
+	s.end(t)
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(r.sockets.dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the directory after Close: %v", err)
+	}
+	if pids := children(t, r.sockets.dir); len(pids) > 0 {
+		t.Errorf("%d children after Close", len(pids))
+	}
+	if _, err := r.Start(t.Context(), of[TargetHost](t), defaultSize); err == nil {
+		t.Error("a terminal after Close")
+	}
+}
+
+// TestRemoteThreads: no OS thread is held by a terminal that waits.
+func TestRemoteThreads(t *testing.T) {
+	i := newInstance(t, nil)
+	r := i.remote(t, RemoteConfig{})
+	open(t, by(r), i.target(t, ""))
+	before := tasks(t)
+	for range 18 {
+		open(t, by(r), i.target(t, ""))
+	}
+	if after := tasks(t); after > before+6 {
+		t.Errorf("%d threads before, %d after 18 terminals", before, after)
+	}
+}

@@ -1,0 +1,596 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/client"
+
+	"github.com/molecule-ai/termgw/pkg/bridge"
+)
+
+// bothTargets are both kinds of remote terminal, on one instance.
+func bothTargets(t *testing.T) (i *instance, of map[string]func(testing.TB) Target) {
+	t.Helper()
+	engine := env.Docker(t)
+	i = newInstance(t, engine)
+	name := containerNameOf(t, engine, engine.RunContainer(t, ""))
+	return i, map[string]func(testing.TB) Target{
+		TargetContainer: func(tb testing.TB) Target {
+			target := i.target(tb, name)
+			target.RemoteTarget = TargetContainer
+			return target
+		},
+		TargetHost: func(tb testing.TB) Target {
+			target := i.target(tb, "")
+			target.RemoteTarget = TargetHost
+			return target
+		},
+	}
+}
+
+// by is what open wants of a runner whose counts do not matter.
+func by(s Starter) func(func(Swept)) Starter { return func(func(Swept)) Starter { return s } }
+
+func TestRemote(t *testing.T) {
+	i, of := bothTargets(t)
+	for name, target := range of {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var swept Swept
+			r := i.remote(t, RemoteConfig{Swept: func(s Swept) { swept = s }})
+			want := target(t)
+			term, err := r.Start(t.Context(), want, bridge.Size{Cols: 101, Rows: 33})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := start(t, term)
+			s.send(t, "stty size; echo $TERM $TERMGW_SESSION t=$((6*7))\n")
+			s.expect(t, "33 101\r\n")
+			s.expect(t, "xterm-256color "+want.Session+" t=42")
+			s.send(t, "trap 'set -- $(stty size); echo now=$1x$2' WINCH; echo up=$((6*7))\n")
+			s.expect(t, "up=42")
+			if err := s.Resize(bridge.Size{Cols: 132, Rows: 43}); err != nil {
+				t.Fatal(err)
+			}
+			s.expect(t, "now=43x132")
+			s.send(t, "printf '%s|' a '' 'b  c' '~.'; head -c 300000 /dev/zero | tr '\\0' x; echo; exit 7\n")
+			s.expect(t, "a||b  c|~.|")
+			if got := s.exit(t); got != (bridge.Exit{Code: 7}) {
+				t.Errorf("ended with %+v", got)
+			}
+			if got := strings.Count(string(s.out), "x"); got < 300000 {
+				t.Errorf("%d of 300000 bytes", got)
+			}
+			if s.end(t); swept != (Swept{}) {
+				t.Errorf("swept %+v", swept)
+			}
+			wantNothingOf(t, want.Session)
+		})
+	}
+}
+
+// TestRemoteFirstSize: the program that is the shell sees it from its start.
+func TestRemoteFirstSize(t *testing.T) {
+	engine := env.Docker(t)
+	i := newInstance(t, engine)
+	id := engine.RunContainer(t, "")
+	engine.Exec(t, id, "sh", "-ec", "printf '#!/bin/sh\\nif [ \"$1\" = -c ]; then exec /bin/sh \"$@\"; fi\\nstty size\\nexec sleep 1000\\n' >/sized; chmod 755 /sized")
+	r := i.remote(t, RemoteConfig{Shells: []string{"/sized"}, Target: TargetContainer})
+	for range 5 {
+		s := open(t, by(r), i.target(t, id))
+		s.expect(t, "24 80\r\n")
+		s.end(t)
+	}
+}
+
+func TestRemoteExits(t *testing.T) {
+	i, of := bothTargets(t)
+	r := i.remote(t, RemoteConfig{})
+	for name, target := range of {
+		for _, c := range []struct {
+			input string
+			want  bridge.Exit
+		}{
+			{"exit", bridge.Exit{}},
+			{"exit 1", bridge.Exit{Code: 1}},
+			{"exit 127", bridge.Exit{Code: 127}},
+			{"exit 255", bridge.Exit{Code: 255}}, // which is also ssh's own word for a failure
+			{"echo bye; exec sh -c 'exit 3'", bridge.Exit{Code: 3}},
+		} {
+			t.Run(name+"/"+c.input, func(t *testing.T) {
+				s := open(t, by(r), target(t))
+				s.send(t, c.input+"\n")
+				if got := s.exit(t); got != c.want {
+					t.Errorf("ended with %+v, want %+v", got, c.want)
+				}
+			})
+		}
+	}
+	s := open(t, by(r), of[TargetContainer](t))
+	s.send(t, "kill -9 $$\n")
+	if got := s.exit(t); got != (bridge.Exit{Code: 137, Signal: "SIGKILL"}) {
+		t.Errorf("ended with %+v", got)
+	}
+}
+
+// TestRemoteEnds does what TestCloseEndsWhatBelongs does, over ssh.
+func TestRemoteEnds(t *testing.T) {
+	i, of := bothTargets(t)
+	for name, target := range of {
+		for _, c := range []struct {
+			name, input string
+			all, exits  bool
+			stays       []string
+			swept       Swept
+		}{
+			{name: "idle"},
+			{name: "foreground", input: job("fg", `$SIG{$_}=sub{} for qw(HUP INT TERM)`), swept: Swept{Killed: 1}},
+			{
+				name:  "some of each",
+				input: job("bg", `$SIG{HUP}=sub{}`) + " & env -i " + job("bare", "$SIG{HUP}=sub{}") + " & nohup " + job("nohup", "") + " >/dev/null 2>&1 & setsid " + job("setsid", "") + " &",
+				stays: []string{"nohup", "setsid"}, swept: Swept{Killed: 2, Kept: 2},
+			},
+			{
+				name:  "all of them",
+				input: job("bg", `$SIG{HUP}=sub{}`) + " & nohup " + job("nohup", "") + " >/dev/null 2>&1 & setsid " + job("setsid", "") + " &",
+				all:   true, swept: Swept{Killed: 3},
+			},
+			{
+				name:  "after an exit",
+				input: job("bg", `$SIG{HUP}=sub{}`) + " & env -i " + job("bare", "$SIG{HUP}=sub{}") + " & nohup " + job("nohup", "") + " >/dev/null 2>&1 &",
+				exits: true, stays: []string{"nohup"}, swept: Swept{Killed: 2, Kept: 1},
+			},
+			{name: "shell that ignores HUP", input: "trap '' HUP; echo up=$((6*7)) >&9"},
+		} {
+			t.Run(name+"/"+c.name, func(t *testing.T) {
+				t.Parallel()
+				s := open(t, func(swept func(Swept)) Starter { return i.remote(t, RemoteConfig{EndDetached: c.all, Swept: swept}) }, target(t))
+				t.Cleanup(func() { killLiving(t, s.id) })
+				s.send(t, "exec 9>/dev/tty\n"+c.input+"\n")
+				for range strings.Count(c.input, "up=") {
+					s.expect(t, "up=42")
+				}
+				if c.exits {
+					s.send(t, "exit 5\n")
+					if got := s.exit(t); got != (bridge.Exit{Code: 5}) {
+						t.Errorf("ended with %+v", got)
+					}
+				}
+				if got := s.end(t); got != c.swept {
+					t.Errorf("swept %+v, want %+v", got, c.swept)
+				}
+				wantLiving(t, s.id, c.stays...)
+				wantNothingOf(t, s.id)
+			})
+		}
+	}
+}
+
+// remnants are the processes of a session that are no job of it: what the
+// gateway and the instance run for it.
+func remnants(tb testing.TB, session string) []string {
+	tb.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var found []string
+	for _, dir := range dirs {
+		cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if line := string(cmdline); strings.Contains(line, session) && !strings.Contains(line, session+".") {
+			found = append(found, filepath.Base(dir)+" "+oneLine(strings.ReplaceAll(line[:min(len(line), 40)], "\x00", " ")))
+		}
+	}
+	return found
+}
+
+// wantNothingOf waits until the instance has nothing left of a session but its
+// jobs. It takes as long as the instance leaves to the gateway.
+func wantNothingOf(tb testing.TB, session string) {
+	tb.Helper()
+	eventually(tb, "no process is left on the instance", func() bool { return len(remnants(tb, session)) == 0 })
+}
+
+func TestRemoteSharesAConnection(t *testing.T) {
+	i, of := bothTargets(t)
+	r := i.remote(t, RemoteConfig{})
+	first, second, third := open(t, by(r), of[TargetHost](t)), open(t, by(r), of[TargetContainer](t)), open(t, by(r), of[TargetHost](t))
+	for _, s := range []*session{first, second, third} {
+		s.send(t, "echo t=$((6*7))\n")
+		s.expect(t, "t=42")
+	}
+	if got := i.opened(); got != 1 {
+		t.Errorf("%d tunnels", got)
+	}
+	// Another user's terminal has nothing to do with them.
+	other := of[TargetHost](t)
+	other.OSUser = "another"
+	var step *Error
+	if _, err := r.Start(t.Context(), other, defaultSize); !errors.As(err, &step) || step.Step != "ssh_auth" {
+		t.Errorf("as another user: %v", err)
+	}
+	if got := i.opened(); got != 2 {
+		t.Errorf("%d tunnels", got)
+	}
+	first.end(t)
+	second.send(t, "echo t=$((6*7+1))\n")
+	second.expect(t, "t=43")
+}
+
+func TestRemoteConcurrentStarts(t *testing.T) {
+	for _, c := range []struct {
+		name                     string
+		lines                    []string
+		starts, tunnels, allowed int
+	}{
+		{"one connection", nil, 10, 1, 1},
+		{"the eleventh", nil, 11, 2, 2},
+		{"three", nil, 25, 3, 3},
+		{"an sshd that allows two", []string{"MaxSessions 2"}, 5, 3, 5},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			i := newInstance(t, nil, c.lines...)
+			r := i.remote(t, RemoteConfig{})
+			terms := make([]*session, c.starts)
+			var starts sync.WaitGroup
+			for n := range terms {
+				target := i.target(t, "")
+				starts.Go(func() {
+					term, err := r.Start(t.Context(), target, defaultSize)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					terms[n] = start(t, term)
+				})
+			}
+			starts.Wait()
+			if t.Failed() {
+				return
+			}
+			for n, s := range terms {
+				s.send(t, fmt.Sprintf("echo t=$((%d+1000))\n", n))
+				s.expect(t, fmt.Sprintf("t=%d", n+1000))
+			}
+			if got := i.opened(); got < c.tunnels || got > c.allowed {
+				t.Errorf("%d tunnels, want %d to %d", got, c.tunnels, c.allowed)
+			}
+			var ends sync.WaitGroup
+			for _, s := range terms {
+				ends.Go(func() { s.end(t) })
+			}
+			ends.Wait()
+		})
+	}
+}
+
+// TestRemoteConnectionEnds: after its last terminal, and a while.
+func TestRemoteConnectionEnds(t *testing.T) {
+	i := newInstance(t, nil)
+	r := i.remote(t, RemoteConfig{})
+	r.linger = 50 * time.Millisecond
+	s := open(t, by(r), i.target(t, ""))
+	s.end(t)
+	eventually(t, "the connection is gone", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.conns) == 0
+	})
+	eventually(t, "its files are gone", func() bool { return entries(t, r.sockets.dir) == 0 })
+	open(t, by(r), i.target(t, "")).end(t)
+	if got := i.opened(); got != 2 {
+		t.Errorf("%d tunnels", got)
+	}
+}
+
+// TestRemoteExpires: a tunnel that is soon cut gets no new terminals.
+func TestRemoteExpires(t *testing.T) {
+	i := newInstance(t, nil)
+	i.life = time.Hour
+	var mu sync.Mutex
+	var later time.Duration
+	r := i.remote(t, RemoteConfig{Now: func() time.Time {
+		mu.Lock()
+		defer mu.Unlock()
+		return time.Now().Add(later)
+	}})
+	pass := func(d time.Duration) {
+		mu.Lock()
+		defer mu.Unlock()
+		later += d
+	}
+	first := open(t, by(r), i.target(t, ""))
+	expires := first.Terminal.(*remoteTerminal).Expires()
+	if left := time.Until(expires); left > time.Hour || left < time.Hour-time.Minute {
+		t.Errorf("the tunnel ends in %s", left)
+	}
+	pass(40 * time.Minute)
+	open(t, by(r), i.target(t, ""))
+	if got := i.opened(); got != 1 {
+		t.Errorf("%d tunnels with 20 minutes left", got)
+	}
+	pass(10 * time.Minute)
+	next := open(t, by(r), i.target(t, ""))
+	if got := i.opened(); got != 2 {
+		t.Errorf("%d tunnels with 10 minutes left", got)
+	}
+	if got := next.Terminal.(*remoteTerminal).Expires(); !got.After(expires) {
+		t.Errorf("the next ends at %s, the first at %s", got, expires)
+	}
+	first.send(t, "echo t=$((6*7))\n")
+	first.expect(t, "t=42")
+}
+
+var hostile = []string{
+	"", " ", "-", "--", "-o ProxyCommand=touch /tmp/pwned", "$(touch pwned)", "`touch pwned`", "'; touch pwned; '", `\'; touch pwned; \'`,
+	"a\nb", "\n", "\t", `"`, `\`, `\\'`, "''", "'", "*", "~", "$HOME", "!!", "%h", "a;b|c&d", "{a,b}", "#", "é☃", "\x01\x1b[31m",
+}
+
+func TestQuote(t *testing.T) {
+	for _, shell := range []string{"sh", "bash", "dash"} {
+		dir := t.TempDir()
+		cmd := exec.Command(shell, "-c", quote(append([]string{"printf", `%s\0`}, hostile...)...))
+		cmd.Dir = dir
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00"); !slices.Equal(got, hostile) {
+			t.Errorf("%s: %q, want %q", shell, got, hostile)
+		}
+		if entries(t, dir) != 0 {
+			t.Error("something was run")
+		}
+	}
+}
+
+// TestRemoteHostile: what a row or a ticket says never becomes an option or a
+// command, here or on the instance.
+func TestRemoteHostile(t *testing.T) {
+	engine := env.Docker(t)
+	i := newInstance(t, engine)
+	r := i.remote(t, RemoteConfig{Target: TargetContainer})
+	for _, name := range hostile {
+		for field, set := range map[string]func(*Target){
+			"instance": func(t *Target) { t.InstanceID = name },
+			"user":     func(t *Target) { t.OSUser = cmpOr(name, "-") },
+			"session":  func(t *Target) { t.Session = name },
+			"target":   func(t *Target) { t.RemoteTarget = cmpOr(name, "-") },
+			"host key": func(t *Target) { t.HostKey = cmpOr(strings.TrimSpace(name), "-") },
+		} {
+			target := i.target(t, "")
+			set(&target)
+			if field == "session" && sessionForm.MatchString(name) {
+				continue
+			}
+			var step *Error
+			if _, err := r.Start(t.Context(), target, defaultSize); !errors.As(err, &step) {
+				t.Errorf("%s %q: %v", field, name, err)
+			}
+		}
+	}
+	if n := len(i.asked()); n > 0 {
+		t.Errorf("asked for %d tunnels", n)
+	}
+	for _, name := range hostile {
+		target := i.target(t, name)
+		target.Name, target.WorkspaceID = name, name
+		if _, err := r.Start(t.Context(), target, defaultSize); !errors.Is(err, ErrNotRunning) {
+			t.Errorf("container %q: %v", name, err)
+		}
+	}
+	// On the instance, in the home of the account.
+	s := open(t, by(r), func() Target { t := i.target(t, ""); t.RemoteTarget = TargetHost; return t }())
+	s.send(t, "echo files=$(ls | wc -l)\n")
+	s.expect(t, "files=0\r\n")
+}
+
+func cmpOr(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a
+}
+
+func TestRemoteChoosesAContainer(t *testing.T) {
+	engine := env.Docker(t)
+	cli := engine.Client(t)
+	i := newInstance(t, engine)
+	r := i.remote(t, RemoteConfig{Target: TargetContainer})
+	unique := fmt.Sprintf("%d", time.Now().UnixNano())
+	workspace := "0a1b2c3d-4e5f-" + unique
+	byID := engine.RunContainer(t, "ws-"+workspace)
+	byName := engine.RunContainer(t, "my-"+unique)
+	stopped := engine.RunContainer(t, "stopped-"+unique)
+	paused := engine.RunContainer(t, "paused-"+unique)
+	if _, err := cli.ContainerStop(t.Context(), stopped, client.ContainerStopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cli.ContainerPause(t.Context(), paused, client.ContainerPauseOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, container, id, workspace string
+		want                           string // "": none
+	}{
+		{"the row's name", "my-" + unique, workspace, "", byName},
+		{"the row's id", byName, workspace, "", byName},
+		{"the id", "", workspace, "", byID},
+		{"the name", "", "none", "My " + unique, byName},
+		{"the row's is stopped, the id's runs", "stopped-" + unique, workspace, "", byID},
+		{"the row's is paused, the id's runs", "paused-" + unique, workspace, "", byID},
+		{"stopped", "stopped-" + unique, "none", "", ""},
+		{"paused", "paused-" + unique, "none", "", ""},
+		{"none", "", "none", "none", ""},
+		{"the start of an id", "", "none", byName[:8], ""},
+		{"the row's start of an id", byName[:12], "none", "", ""},
+		{"a part of a name", "my-" + unique[:len(unique)-1], "none", "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			target := i.target(t, c.container)
+			target.WorkspaceID, target.Name = c.id, c.workspace
+			if c.want == "" {
+				term, err := r.Start(t.Context(), target, defaultSize)
+				if !errors.Is(err, ErrNotRunning) {
+					t.Errorf("%v, %v", term, err)
+				}
+				return
+			}
+			s := open(t, by(r), target)
+			s.send(t, "echo host=$(hostname)\n")
+			s.expect(t, "host="+c.want[:12])
+		})
+	}
+}
+
+func TestRemoteShells(t *testing.T) {
+	engine := env.Docker(t)
+	i := newInstance(t, engine)
+	name := containerNameOf(t, engine, engine.RunContainer(t, ""))
+	r := i.remote(t, RemoteConfig{Target: TargetContainer, Shells: []string{"/missing", "/bin/sh"}})
+	s := open(t, by(r), i.target(t, name))
+	s.send(t, "echo $0\n")
+	s.expect(t, "/bin/sh\r\n")
+
+	none := i.remote(t, RemoteConfig{Target: TargetContainer, Shells: []string{"/missing"}})
+	var step *Error
+	if _, err := none.Start(t.Context(), i.target(t, name), defaultSize); !errors.As(err, &step) || step.Step != "shell" {
+		t.Errorf("without a shell: %v", err)
+	}
+}
+
+// TestRemoteLoginShells: the command line is for every POSIX login shell.
+func TestRemoteLoginShells(t *testing.T) {
+	for _, shell := range []string{"/bin/sh", "/bin/bash", "/bin/dash"} {
+		t.Run(shell, func(t *testing.T) {
+			i := newInstanceWith(t, shell)
+			s := open(t, by(i.remote(t, RemoteConfig{})), i.target(t, ""))
+			s.send(t, "echo shell=$SHELL\n")
+			s.expect(t, "shell="+shell+"\r\n")
+		})
+	}
+}
+
+func TestRemoteErrors(t *testing.T) {
+	awsError := fmt.Errorf("no endpoint: %w", io.ErrNoProgress)
+	for _, c := range []struct {
+		name string
+		with func(i *instance, target *Target)
+		is   error
+		step string
+	}{
+		{name: "no tunnel", with: func(i *instance, _ *Target) { i.err = awsError }, is: io.ErrNoProgress},
+		{name: "wrong user", with: func(_ *instance, t *Target) { t.OSUser = "another" }, is: errAuth, step: "ssh_auth"},
+		{name: "a tunnel that is closed at once", with: func(i *instance, _ *Target) { i.command = []string{"/bin/true"} }, step: "ssh_closed"},
+		{name: "a tunnel command that says why", with: func(i *instance, _ *Target) {
+			i.command = []string{"/bin/sh", "-c", "echo no way >&2; exit 1"}
+		}, step: "tunnel"},
+		{name: "a tunnel command that is not there", with: func(i *instance, _ *Target) { i.command = []string{"/missing"} }, step: "tunnel"},
+		{name: "a tunnel on which nobody answers", with: func(i *instance, _ *Target) {
+			i.command = []string{"/bin/sleep", "1000"}
+		}, step: "ssh_timeout"},
+		{name: "no docker there", with: func(_ *instance, t *Target) { t.RemoteTarget, t.Container = TargetContainer, "name" }, step: "docker"},
+		{name: "no shell for the account", with: func(i *instance, _ *Target) { i.shell = "/usr/sbin/nologin" }, step: "shell"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			i := newInstance(t, nil)
+			target := i.target(t, "")
+			c.with(i, &target)
+			if i.shell != "" {
+				shell := i.shell
+				i = newInstanceWith(t, shell)
+				target.InstanceID = i.id
+			}
+			r := i.remote(t, RemoteConfig{})
+			began := time.Now()
+			_, err := r.Start(t.Context(), target, defaultSize)
+			if took := time.Since(began); took > startTimeout+5*time.Second {
+				t.Errorf("it took %s", took)
+			}
+			if err == nil || c.is != nil && !errors.Is(err, c.is) {
+				t.Errorf("%v", err)
+			}
+			var step *Error
+			if errors.As(err, &step) != (c.step != "") || step != nil && step.Step != c.step {
+				t.Errorf("%v, want step %q", err, c.step)
+			}
+			t.Log(err)
+			eventually(t, "nothing is left", func() bool {
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				return len(r.conns) == 0 || c.step == "docker" || c.step == "shell"
+			})
+		})
+	}
+}
+
+func TestRemoteHostKeys(t *testing.T) {
+	wantChanged := func(t *testing.T, r *Remote, target Target) {
+		t.Helper()
+		var step *Error
+		_, err := r.Start(t.Context(), target, defaultSize)
+		if !errors.As(err, &step) || step.Step != "ssh_hostkey" || !errors.Is(err, errHostKey) {
+			t.Errorf("with another host key: %v", err)
+		}
+	}
+	other := newInstance(t, nil).sshd.HostKey(t)
+	t.Run("first use", func(t *testing.T) {
+		i := newInstance(t, nil)
+		r := i.remote(t, RemoteConfig{})
+		open(t, by(r), i.target(t, "")).end(t)
+		if got, want := i.keys.keys[i.id], i.sshd.HostKey(t); got != want {
+			t.Errorf("kept %q, want %q", got, want)
+		}
+		open(t, by(i.remote(t, RemoteConfig{})), i.target(t, "")).end(t) // another replica
+		i.sshd.ChangeHostKey(t)
+		wantChanged(t, i.remote(t, RemoteConfig{}), i.target(t, ""))
+	})
+	t.Run("another replica was first, with another key", func(t *testing.T) {
+		i := newInstance(t, nil)
+		r := i.remote(t, RemoteConfig{})
+		r.cfg.HostKeys = late{&i.keys, other}
+		wantChanged(t, r, i.target(t, ""))
+	})
+	t.Run("pinned", func(t *testing.T) {
+		i := newInstance(t, nil)
+		r := i.remote(t, RemoteConfig{})
+		for _, line := range []string{i.sshd.HostKey(t), i.sshd.HostKey(t) + " a comment", i.id + " " + i.sshd.HostKey(t), other + "\n" + i.sshd.HostKey(t) + "\n"} {
+			target := i.target(t, "")
+			target.HostKey = line
+			open(t, by(r), target).end(t)
+		}
+		if len(i.keys.keys) > 0 {
+			t.Errorf("kept %q", i.keys.keys)
+		}
+		target := i.target(t, "")
+		target.HostKey = other
+		wantChanged(t, r, target)
+		// Nor one of another type, which says nothing of this one.
+		target.HostKey = "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBGy7k3GQDEJ+cZhzsVyWIZcNFh9nnlKfPhLDyQpNpUt0Jf8e9v4GbeC8xXKaN2JwPOAhgG28Z3d7Pz8gd+jZBr0="
+		if _, err := r.Start(t.Context(), target, defaultSize); err == nil {
+			t.Error("a host key of another type was taken")
+		}
+	})
+}
+
+// late is a store in which a key appears between the question and the answer.
+type late struct {
+	*keptKeys
+	key string
+}
+
+func (l late) KeepHostKey(ctx context.Context, instance, _ string) (string, error) {
+	return l.keptKeys.KeepHostKey(ctx, instance, l.key)
+}

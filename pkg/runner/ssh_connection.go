@@ -1,0 +1,346 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
+)
+
+// connection is one tunnel to an instance and the ssh that speaks through it, by
+// whose control socket sessions are opened (ControlMaster).
+type connection struct {
+	remote  *Remote
+	to      destination
+	serial  string
+	control string // the control socket
+	ctx     context.Context
+	hangUp  context.CancelFunc
+
+	ready   chan struct{} // closed after the next two were set
+	err     error         // why it did not open
+	expires time.Time     // when the tunnel is cut; zero: never
+
+	gone chan struct{} // closed after the next was set, when sessions are lost
+	lost error
+
+	// Remote's mutex guards these.
+	used, limit int
+	over        bool // no new sessions
+	idle        *time.Timer
+}
+
+func (r *Remote) newConnection(to destination) *connection {
+	c := &connection{
+		remote: r, to: to, serial: r.sockets.serial(), limit: sessionLimit,
+		ready: make(chan struct{}), gone: make(chan struct{}),
+	}
+	c.control = r.path(c.serial + ".ctl")
+	c.ctx, c.hangUp = context.WithCancel(r.ctx)
+	return c
+}
+
+// lastsFor tells whether the tunnel is not cut for so long. That of a connection
+// that is not open yet is as long as they come.
+func (c *connection) lastsFor(d time.Duration) bool {
+	select {
+	case <-c.ready:
+		return c.expires.IsZero() || c.expires.Sub(c.remote.cfg.Now()) >= d
+	default:
+		return true
+	}
+}
+
+// live opens the connection, keeps it until it ends or is told to, and removes
+// it. The connection is its goroutine's.
+func (c *connection) live() {
+	defer c.hangUp()
+	l, err := c.login()
+	if err != nil {
+		c.err = err
+		c.remote.forget(c)
+		close(c.ready)
+		c.lost = err
+		close(c.gone)
+		return
+	}
+	close(c.ready)
+	select {
+	case <-l.ssh.exited:
+		c.lost = l.fault(context.Background())
+	case <-c.ctx.Done():
+		c.lost = &Error{"ssh", errors.New("the connection was ended")}
+	}
+	c.remote.forget(c)
+	close(c.gone)
+	l.end()
+	c.removeFiles()
+}
+
+func (c *connection) removeFiles() {
+	for _, end := range []string{".ctl", ".key", ".known"} {
+		_ = os.Remove(c.remote.path(c.serial + end)) // ssh may have done it
+	}
+}
+
+// login is what a connection is made of.
+type login struct {
+	key      *loginKey
+	ssh, cli *process // cli: what carries the tunnel, if it is a command
+	pump     *pump    // what does otherwise
+	said     *tail    // by ssh
+	cliSaid  *tail
+}
+
+var errSlow = errors.New("it took too long")
+
+// login opens the connection. All that takes time goes at once: the tunnel with
+// the key's way to the instance, ssh's own start, and the question for a kept
+// host key.
+func (c *connection) login() (_ *login, err error) {
+	ctx, cancel := context.WithTimeoutCause(c.ctx, loginTime, errSlow)
+	defer cancel()
+	appeared := c.remote.sockets.expect(c.serial + ".ctl")
+	l := &login{}
+	defer func() {
+		c.remote.sockets.forget(c.serial + ".ctl")
+		if err != nil {
+			l.end()
+			c.removeFiles()
+		}
+	}()
+	if l.key, err = newLoginKey(c.remote.path(c.serial + ".key")); err != nil {
+		return nil, &Error{"ssh", err}
+	}
+
+	type opened struct {
+		tunnel Tunnel
+		err    error
+	}
+	opening := make(chan opened, 1)
+	go func() { // received below, always
+		t, err := c.remote.cfg.Tunnels.Open(ctx, TunnelRequest{
+			InstanceID: c.to.instance, Region: c.to.region, OSUser: c.to.user, PublicKey: l.key.public,
+		})
+		opening <- opened{t, err}
+	}()
+	near, known, startErr := c.startSSH(ctx, l)
+	if startErr != nil {
+		cancel()
+	}
+	got := <-opening
+	switch {
+	case startErr != nil:
+		err = startErr
+	case got.err != nil:
+		err = got.err
+	default:
+		err = l.carry(near, got.tunnel)
+		near = nil
+	}
+	if err != nil {
+		if near != nil {
+			_ = near.Close()
+		}
+		if got.tunnel.Conn != nil {
+			_ = got.tunnel.Conn.Close()
+		}
+		return nil, err
+	}
+	c.expires = got.tunnel.Expires
+
+	select {
+	case <-appeared:
+	case <-l.ssh.exited:
+		return nil, l.fault(ctx)
+	case <-ctx.Done():
+		return nil, l.fault(ctx)
+	}
+	l.key.close()
+	if known {
+		return l, nil
+	}
+	return l, c.keepHostKey(ctx)
+}
+
+// startSSH starts the ssh of a connection. It returns the tunnel's end of its
+// stream, and whether the host's key was known.
+func (c *connection) startSSH(ctx context.Context, l *login) (near *os.File, known bool, err error) {
+	keys, err := c.knownHostKeys(ctx)
+	if err != nil {
+		return nil, false, &Error{"ssh_hostkey", err}
+	}
+	var lines strings.Builder
+	for _, key := range keys {
+		fmt.Fprintf(&lines, "%s %s\n", c.to.instance, key)
+	}
+	knownHosts := c.remote.path(c.serial + ".known")
+	if err := os.WriteFile(knownHosts, []byte(lines.String()), 0o600); err != nil {
+		return nil, false, &Error{"ssh", fmt.Errorf("writing known hosts: %w", err)}
+	}
+	near, far, err := socketPair()
+	if err != nil {
+		return nil, false, &Error{"ssh", err}
+	}
+	defer func() { _ = far.Close() }()
+	argv := append([]string{c.remote.ssh}, masterArgs(c.control, c.to.user, c.to.instance,
+		c.remote.path(c.serial+".key"), knownHosts, len(keys) > 0, c.remote.alive)...)
+	p, stderr, err := startChild(argv, sshEnv, far, far)
+	if err != nil {
+		_ = near.Close()
+		return nil, false, &Error{"ssh", err}
+	}
+	l.ssh, l.said = p, newTail(stderr)
+	return near, len(keys) > 0, nil
+}
+
+// knownHostKeys are those of the workspace's row, else the one that is kept.
+func (c *connection) knownHostKeys(ctx context.Context) ([]string, error) {
+	if c.to.hostKey != "" {
+		return strings.Split(c.to.hostKey, "\n"), nil
+	}
+	kept, err := c.remote.cfg.HostKeys.HostKey(ctx, c.to.instance)
+	if err != nil {
+		return nil, fmt.Errorf("asking for the kept host key: %w", err)
+	}
+	keys, err := hostKeyLines(kept)
+	if err != nil {
+		return nil, fmt.Errorf("the kept host key: %w", err)
+	}
+	return keys, nil
+}
+
+// keepHostKey keeps the key that ssh has accepted at the first use. When another
+// replica was first, and saw another key, one of the two was not the instance.
+func (c *connection) keepHostKey(ctx context.Context) error {
+	b, err := os.ReadFile(c.remote.path(c.serial + ".known"))
+	if err != nil {
+		return &Error{"ssh_hostkey", fmt.Errorf("reading the accepted key: %w", err)}
+	}
+	accepted, err := hostKeyLines(string(b))
+	if err == nil && len(accepted) != 1 {
+		err = fmt.Errorf("%d keys", len(accepted))
+	}
+	if err != nil {
+		return &Error{"ssh_hostkey", fmt.Errorf("the accepted key: %w", err)}
+	}
+	kept, err := c.remote.cfg.HostKeys.KeepHostKey(ctx, c.to.instance, accepted[0])
+	if err != nil {
+		return &Error{"ssh_hostkey", fmt.Errorf("keeping the host key: %w", err)}
+	}
+	if keys, err := hostKeyLines(kept); err != nil || len(keys) != 1 || keys[0] != accepted[0] {
+		return &Error{"ssh_hostkey", fmt.Errorf("%w: another gateway has seen another key", errHostKey)}
+	}
+	return nil
+}
+
+// hostKeyLines reads public keys, one a line, as in authorized_keys or in
+// known_hosts, and writes them as "type base64".
+func hostKeyLines(text string) ([]string, error) {
+	var keys []string
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if line == "" {
+			continue
+		}
+		_, host, _ := strings.Cut(line, " ") // behind a host's name
+		key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
+		if err != nil {
+			key, _, _, _, err = ssh.ParseAuthorizedKey([]byte(host))
+		}
+		if err != nil {
+			return nil, errors.New("not a public key as in authorized_keys")
+		}
+		keys = append(keys, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))))
+	}
+	return keys, nil
+}
+
+// carry joins ssh's stream and the tunnel. It takes both.
+func (l *login) carry(near *os.File, t Tunnel) error {
+	defer func() { _ = near.Close() }()
+	if len(t.Command) > 0 {
+		p, stderr, err := startChild(t.Command, t.Env, near, near)
+		if err != nil {
+			return &Error{"tunnel", err}
+		}
+		l.cli, l.cliSaid = p, newTail(stderr)
+		return nil
+	}
+	if t.Conn == nil {
+		return &Error{"tunnel", errors.New("there is none")}
+	}
+	stream, err := net.FileConn(near)
+	if err != nil {
+		return &Error{"ssh", fmt.Errorf("reaching ssh: %w", err)}
+	}
+	l.pump = newPump(stream, t.Conn)
+	return nil
+}
+
+// fault is why ssh has ended, or does not get on. A tunnel that failed knows
+// better than ssh, to which it only ended.
+func (l *login) fault(ctx context.Context) error {
+	select {
+	case <-l.ssh.exited:
+	default:
+		err := context.Cause(ctx)
+		if errors.Is(err, errSlow) {
+			return &Error{"ssh_timeout", errors.New("sshd does not answer")}
+		}
+		return &Error{"ssh", err}
+	}
+	err := loginFault(l.said.text())
+	var step *Error
+	if errors.As(err, &step) && (step.Step == "ssh_auth" || step.Step == "ssh_hostkey") {
+		return err
+	}
+	if l.pump != nil {
+		if tunnelErr := l.pump.fault(); tunnelErr != nil {
+			return tunnelErr
+		}
+	}
+	if l.cli != nil {
+		// It is given a moment to say why, and then it may stay as it is.
+		select {
+		case <-l.cli.exited:
+		case <-time.After(quiet):
+		}
+		if said := l.cliSaid.text(); said != "" {
+			return &Error{"tunnel", errors.New(shorten(said))}
+		}
+	}
+	return err
+}
+
+// end ends what is there, and waits for it.
+func (l *login) end() {
+	if l.key != nil {
+		l.key.close()
+	}
+	if l.ssh != nil {
+		l.ssh.signal(unix.SIGTERM)
+		select {
+		case <-l.ssh.exited:
+		case <-time.After(time.Second):
+			l.ssh.signal(unix.SIGKILL)
+			<-l.ssh.exited
+		}
+		l.said.close()
+	}
+	if l.pump != nil {
+		l.pump.close()
+	}
+	if l.cli != nil {
+		// The AWS CLI does not hear the end of its stdin.
+		l.cli.signalGroup(unix.SIGKILL)
+		<-l.cli.exited
+		l.cliSaid.close()
+	}
+}
