@@ -18,6 +18,8 @@ import (
 
 	"github.com/kelseyhightower/envconfig"
 
+	"github.com/molecule-ai/termgw/pkg/eice"
+	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
@@ -48,6 +50,11 @@ type environment struct {
 	KeepDetached string `split_words:"true" default:"true" desc:"Spare what was told to outlive its terminal (nohup, setsid)"`
 	Shells       string `default:"/bin/bash,/bin/sh" desc:"POSIX shells; the first that is in the workspace is used"`
 
+	RemoteTarget   string `split_words:"true" default:"container" desc:"On an instance: container (docker exec) or host (login shell)"`
+	EICETunnel     string `envconfig:"EICE_TUNNEL" default:"native" desc:"What carries an instance's tunnel: native, or aws-cli"`
+	EICEOSUser     string `envconfig:"EICE_OS_USER" default:"ec2-user" desc:"OS user on instances"`
+	EICEEndpointID string `envconfig:"EICE_ENDPOINT_ID" desc:"EC2 Instance Connect Endpoint; empty: the one of the instance's VPC"`
+
 	LogFormat string `split_words:"true" default:"json" desc:"json or text"`
 	LogLevel  string `split_words:"true" default:"info" desc:"debug, info, warn or error"`
 }
@@ -67,6 +74,8 @@ type config struct {
 	MaxSessions                                 int
 	Limits                                      store.Limits
 	KeepDetached                                bool
+	RemoteTarget, EICETunnel                    string
+	EICEOSUser, EICEEndpointID                  string
 	LogFormat                                   string
 	LogLevel                                    slog.Level
 }
@@ -86,6 +95,8 @@ func loadConfig() (config, error) {
 
 var basePath = regexp.MustCompile(`^(/[A-Za-z0-9._~-]+)*$`)
 
+var endpointID = regexp.MustCompile(`^eice-[0-9a-f]{8,17}$`)
+
 // parse checks every variable. Values that may hold a secret are not repeated.
 func (e environment) parse() (config, []error) {
 	p := parser{}
@@ -101,6 +112,7 @@ func (e environment) parse() (config, []error) {
 		MaxSession:     p.duration("MAX_SESSION", e.MaxSession, time.Second, 7*24*time.Hour),
 		DrainTimeout:   p.duration("DRAIN_TIMEOUT", e.DrainTimeout, 0, time.Hour),
 		LogFormat:      e.LogFormat,
+		RemoteTarget:   e.RemoteTarget, EICETunnel: e.EICETunnel, EICEOSUser: e.EICEOSUser, EICEEndpointID: e.EICEEndpointID,
 	}
 	p.address("LISTEN", e.Listen)
 	if e.AdminListen != "" {
@@ -142,6 +154,10 @@ func (e environment) parse() (config, []error) {
 	var err error
 	c.KeepDetached, err = strconv.ParseBool(e.KeepDetached)
 	p.require("KEEP_DETACHED", err == nil, fmt.Sprintf("%q is neither true nor false", e.KeepDetached))
+	p.require("REMOTE_TARGET", e.RemoteTarget == runner.TargetContainer || e.RemoteTarget == runner.TargetHost, fmt.Sprintf("%q is neither container nor host", e.RemoteTarget))
+	p.require("EICE_TUNNEL", e.EICETunnel == "native" || e.EICETunnel == "aws-cli", fmt.Sprintf("%q is neither native nor aws-cli", e.EICETunnel))
+	p.require("EICE_OS_USER", eice.ValidOSUser(e.EICEOSUser), fmt.Sprintf("%q is no OS user", e.EICEOSUser))
+	p.require("EICE_ENDPOINT_ID", e.EICEEndpointID == "" || endpointID.MatchString(e.EICEEndpointID), fmt.Sprintf("%q is not like eice-0123456789abcdef0", e.EICEEndpointID))
 	p.require("LOG_FORMAT", e.LogFormat == "json" || e.LogFormat == "text", fmt.Sprintf("%q is neither json nor text", e.LogFormat))
 	p.require("LOG_LEVEL", slices.Contains([]string{"debug", "info", "warn", "error"}, e.LogLevel) && c.LogLevel.UnmarshalText([]byte(e.LogLevel)) == nil,
 		fmt.Sprintf("%q is not debug, info, warn or error", e.LogLevel))

@@ -32,10 +32,14 @@ var defaults = map[string]string{
 	"TERMGW_MAX_SESSIONS_PER_WORKSPACE": "0",
 	"TERMGW_MAX_SESSIONS_PER_SUBJECT":   "0",
 
-	"TERMGW_KEEP_DETACHED": "true",
-	"TERMGW_SHELLS":        "/bin/bash,/bin/sh",
-	"TERMGW_LOG_FORMAT":    "json",
-	"TERMGW_LOG_LEVEL":     "info",
+	"TERMGW_KEEP_DETACHED":    "true",
+	"TERMGW_SHELLS":           "/bin/bash,/bin/sh",
+	"TERMGW_REMOTE_TARGET":    "container",
+	"TERMGW_EICE_TUNNEL":      "native",
+	"TERMGW_EICE_OS_USER":     "ec2-user",
+	"TERMGW_EICE_ENDPOINT_ID": "",
+	"TERMGW_LOG_FORMAT":       "json",
+	"TERMGW_LOG_LEVEL":        "info",
 }
 
 func TestServeHelpListsTheVariables(t *testing.T) {

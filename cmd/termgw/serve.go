@@ -55,16 +55,22 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 	defer func() { err = errors.Join(err, sessions.Close()) }()
 
 	reg := newRegistry()
-	docker, err := runner.OpenDocker(runner.DockerConfig{
-		Shells: cfg.Shells, EndDetached: !cfg.KeepDetached, Swept: orphanCounter(reg),
-	})
+	swept, replica := orphanCounter(reg), replicaName()
+	docker, err := runner.OpenDocker(runner.DockerConfig{Shells: cfg.Shells, EndDetached: !cfg.KeepDetached, Swept: swept})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, docker.Close()) }()
 	g.jobs = append(g.jobs, docker.Run)
 
-	replica := replicaName()
+	var remote router.Starter
+	if r, err := openRemote(ctx, cfg, sessions, replica, swept, log); err != nil {
+		log.Warn("no terminals on instances", "err", err)
+	} else {
+		remote = r
+		defer func() { err = errors.Join(err, r.Close()) }()
+	}
+
 	g.jobs = append(g.jobs, func(ctx context.Context) error {
 		return sessions.Watch(ctx, func(order store.Revocation, ids []string) {
 			log.Info("sessions are revoked", "order", order.ID, "sessions", ids)
@@ -81,7 +87,7 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 		Verifier: ticket.NewVerifier(ticket.VerifierConfig{
 			Keys: keys, Issuer: cfg.TicketIssuer, Audience: cfg.TicketAudience, MaxTTL: cfg.TicketMaxTTL,
 		}),
-		Store: sessions, Local: docker, Docker: docker.Ping,
+		Store: sessions, Local: docker, Remote: remote, Docker: docker.Ping,
 		BasePath: cfg.BasePath, AllowedOrigins: cfg.AllowedOrigins, TrustedProxies: cfg.TrustedProxies,
 		PingInterval: cfg.PingInterval, IdleTimeout: cfg.IdleTimeout, MaxSession: cfg.MaxSession,
 		MaxSessions: maxSessions, Replica: replica,
@@ -108,6 +114,7 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 // sessionStore is a store, its orders to cut sessions, and its end.
 type sessionStore interface {
 	router.Store
+	tunnelStore
 	Watch(ctx context.Context, cut func(order store.Revocation, sessions []string)) error
 	io.Closer
 }

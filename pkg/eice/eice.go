@@ -59,8 +59,9 @@ type Config struct {
 // Client talks to AWS. Its methods may be called at the same time.
 type Client struct {
 	cfg       Config
-	ec2       *ec2.Client
-	connect   *ec2instanceconnect.Client
+	instances instancesCall
+	endpoints endpointsCall
+	sendKey   sendKeyCall
 	transport *http.Transport
 	fips      bool
 	now       func() time.Time
@@ -70,6 +71,19 @@ type Client struct {
 	flight singleflight.Group
 	mu     sync.Mutex
 	routes map[place]known
+}
+
+// The three operations that are used, as functions: with the SDK's clients in
+// its reach the linker keeps all their methods, and EC2's 700 are 25 MB.
+type (
+	instancesCall func(context.Context, *ec2.DescribeInstancesInput, ...func(*ec2.Options)) (*ec2.DescribeInstancesOutput, error)
+	endpointsCall func(context.Context, *ec2.DescribeInstanceConnectEndpointsInput, ...func(*ec2.Options)) (*ec2.DescribeInstanceConnectEndpointsOutput, error)
+	sendKeyCall   func(context.Context, *ec2instanceconnect.SendSSHPublicKeyInput, ...func(*ec2instanceconnect.Options)) (*ec2instanceconnect.SendSSHPublicKeyOutput, error)
+)
+
+// DescribeInstanceConnectEndpoints is what the SDK's paginator calls.
+func (f endpointsCall) DescribeInstanceConnectEndpoints(ctx context.Context, in *ec2.DescribeInstanceConnectEndpointsInput, o ...func(*ec2.Options)) (*ec2.DescribeInstanceConnectEndpointsOutput, error) {
+	return f(ctx, in, o...)
 }
 
 // place is what a route is found by.
@@ -115,9 +129,10 @@ func New(cfg Config) *Client {
 		})
 	}
 	sdk.RetryMaxAttempts = 0 // it would go before the Retryer's own
-	c.ec2 = ec2.NewFromConfig(sdk)
-	c.connect = ec2instanceconnect.NewFromConfig(sdk)
-	c.fips = c.ec2.Options().EndpointOptions.UseFIPSEndpoint == aws.FIPSEndpointStateEnabled
+	compute := ec2.NewFromConfig(sdk)
+	c.instances, c.endpoints = compute.DescribeInstances, compute.DescribeInstanceConnectEndpoints
+	c.sendKey = ec2instanceconnect.NewFromConfig(sdk).SendSSHPublicKey
+	c.fips = compute.Options().EndpointOptions.UseFIPSEndpoint == aws.FIPSEndpointStateEnabled
 	return c
 }
 

@@ -23,7 +23,7 @@ func (c *Client) PushKey(ctx context.Context, route Route, osUser, authorizedKey
 	if _, err := c.credentials(ctx); err != nil {
 		return err
 	}
-	out, err := c.connect.SendSSHPublicKey(ctx, &ec2instanceconnect.SendSSHPublicKeyInput{
+	out, err := c.sendKey(ctx, &ec2instanceconnect.SendSSHPublicKeyInput{
 		InstanceId: aws.String(route.InstanceID), InstanceOSUser: aws.String(osUser), SSHPublicKey: aws.String(authorizedKey),
 	}, func(o *ec2instanceconnect.Options) { o.Region = route.Region })
 	if err != nil {

@@ -48,7 +48,7 @@ func (c *Client) locate(ctx context.Context, at place) (Route, error) {
 	if _, err := c.credentials(ctx); err != nil {
 		return Route{}, err
 	}
-	out, err := c.ec2.DescribeInstances(ctx, &ec2.DescribeInstancesInput{InstanceIds: []string{at.instance}},
+	out, err := c.instances(ctx, &ec2.DescribeInstancesInput{InstanceIds: []string{at.instance}},
 		func(o *ec2.Options) { o.Region = at.region })
 	if err != nil {
 		return Route{}, c.explain(describeInstances, err)
@@ -133,7 +133,7 @@ func (c *Client) endpoint(ctx context.Context, region string, instance target) (
 		in.Filters = []types.Filter{{Name: aws.String("vpc-id"), Values: []string{instance.vpc}}}
 	}
 	var all []types.Ec2InstanceConnectEndpoint
-	pages := ec2.NewDescribeInstanceConnectEndpointsPaginator(c.ec2, in)
+	pages := ec2.NewDescribeInstanceConnectEndpointsPaginator(c.endpoints, in)
 	for page := 0; pages.HasMorePages() && page < maxPages; page++ {
 		out, err := pages.NextPage(ctx, func(o *ec2.Options) { o.Region = region })
 		if err != nil {

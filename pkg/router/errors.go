@@ -180,6 +180,10 @@ func (o outcome) tell(err error) bridge.Error {
 	if o.docs {
 		e.Docs = docsPage
 	}
+	var sentence interface{ Sentence() string } // AWS's errors have their own
+	if errors.As(err, &sentence) && o.docs {
+		e.Message = sentence.Sentence()
+	}
 	var step *runner.Error
 	var limit *store.LimitError
 	switch {

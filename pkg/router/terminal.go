@@ -165,6 +165,7 @@ func (s *session) start(ctx context.Context, w store.Workspace, size bridge.Size
 	}
 	term, err := starter.Start(ctx, runner.Target{
 		Session: s.id, WorkspaceID: s.workspaceID, Name: w.Name, Container: w.Container, Log: s.log,
+		InstanceID: w.InstanceID, Region: w.Region, OSUser: w.OSUser, HostKey: w.HostKey, RemoteTarget: w.RemoteTarget,
 	}, size)
 	if err != nil {
 		return nil, cmp.Or(context.Cause(ctx), err)

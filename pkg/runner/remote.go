@@ -41,6 +41,7 @@ type Tunnel struct {
 	Command []string
 	Env     []string  // Command's whole environment
 	Expires time.Time // when it is cut; zero: never
+	Ended   func()    // called once, when the tunnel is no longer used; may be nil
 }
 
 // HostKeys remembers the public keys of sshds, as in authorized_keys, for all

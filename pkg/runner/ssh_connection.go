@@ -96,6 +96,7 @@ type login struct {
 	pump     *pump    // what does otherwise
 	said     *tail    // by ssh
 	cliSaid  *tail
+	ended    func() // the tunnel's; may be nil
 }
 
 var errSlow = errors.New("it took too long")
@@ -135,6 +136,7 @@ func (c *connection) login() (_ *login, err error) {
 		cancel()
 	}
 	got := <-opening
+	l.ended = got.tunnel.Ended
 	switch {
 	case startErr != nil:
 		err = startErr
@@ -342,5 +344,8 @@ func (l *login) end() {
 		l.cli.signalGroup(unix.SIGKILL)
 		<-l.cli.exited
 		l.cliSaid.close()
+	}
+	if l.ended != nil {
+		l.ended()
 	}
 }
