@@ -1,10 +1,18 @@
-// Builds one thing a call: `dist` (the page that cmd/termgw embeds) or `units`
-// (the unit tests, since Node 20 does not read TypeScript).
+// Builds what it is told to: `client` (the npm package), `dist` (the page that
+// cmd/termgw embeds), `units` (the unit tests, since Node 20 does not read TypeScript).
+import { execFileSync } from "node:child_process";
 import { cp, mkdir, readdir, rm } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
 const root = fileURLToPath(new URL(".", import.meta.url));
+
+/** One module a file, as written, with its types: bundlers of whoever uses it do the rest. */
+async function buildClient() {
+  await rm(`${root}client/dist`, { recursive: true, force: true });
+  const tsc = `${root}node_modules/.bin/tsc`;
+  execFileSync(tsc, ["-p", `${root}client`], { stdio: "inherit" });
+}
 
 async function buildPage() {
   // .gitkeep stays: Go refuses to embed a folder that is not there.
@@ -16,6 +24,9 @@ async function buildPage() {
     outdir: `${root}dist`,
     bundle: true,
     minify: true,
+    // What is imported when it is needed is a file of its own.
+    splitting: true,
+    chunkNames: "[name]-[hash]",
     format: "esm",
     target: "es2022",
     legalComments: "none",
@@ -44,12 +55,13 @@ async function buildUnits() {
 }
 
 const builds = new Map([
+  ["client", buildClient],
   ["dist", buildPage],
   ["units", buildUnits],
 ]);
-const wanted = builds.get(process.argv[2] ?? "");
-if (!wanted) {
-  console.error(`usage: node build.mjs ${[...builds.keys()].join("|")}`);
+const wanted = process.argv.slice(2);
+if (wanted.length === 0 || !wanted.every((name) => builds.has(name))) {
+  console.error(`usage: node build.mjs ${[...builds.keys()].join("|")}…`);
   process.exit(2);
 }
-await wanted();
+for (const name of wanted) await builds.get(name)?.();

@@ -8,11 +8,11 @@
 export type Retry =
   /** The same request would be refused again, or nothing went wrong. */
   | "never"
-  /** At once, or after a short wait: another replica or another try may do. */
+  /** After a short wait: another replica or another try may do. */
   | "now"
-  /** When somebody has closed a terminal. */
+  /** After a longer wait: somebody has to close a terminal first. */
   | "later"
-  /** At once, with a ticket minted for it. */
+  /** After a short wait, with a ticket minted for it, as every session has. */
   | "fresh_ticket";
 
 interface Row {
@@ -149,19 +149,34 @@ const table = {
     close: 1006,
     retry: "fresh_ticket",
     title: "Connection lost",
-    message: "The connection was cut. Check the network, then reconnect.",
+    message: "The connection was cut. If it does not come back, check the network.",
   },
   unreachable: {
     close: 1006,
     retry: "fresh_ticket",
     title: "The gateway cannot be reached",
-    message: "No connection to the gateway. Check that it runs and the network, then reconnect.",
+    message:
+      "No connection to the gateway. Check the network; if that is fine, the gateway is down or " +
+      "does not allow this page's address.",
   },
   ticket_unavailable: {
     close: 0,
     retry: "fresh_ticket",
+    title: "The platform cannot be reached",
+    message: "The platform did not answer when it was asked for a ticket. Check the network.",
+  },
+  ticket_denied: {
+    close: 0,
+    retry: "never",
     title: "No ticket",
     message: "The platform gave no ticket. Reconnect to ask again.",
+  },
+  insecure: {
+    close: 0,
+    retry: "never",
+    title: "Not from this page",
+    message:
+      "The browser opens no connection from this page to the gateway's address. Tell whoever runs it.",
   },
   bad_server_message: {
     close: 0,

@@ -1,318 +1,297 @@
 /**
- * One terminal over `termgw.v1`: the WebSocket, its control messages, flow
- * control and the reason of its end. Knows nothing of xterm.js or the page:
- * attach.ts joins it to a terminal.
+ * A workspace's terminal as one lasting thing: it asks the platform for a
+ * ticket, opens a session with it, and another one with another ticket when the
+ * gateway's table says that this is worth it. Knows nothing of xterm.js or of
+ * the page: attach.ts joins it to a terminal.
  */
-import { closedEnd, type EndReason, type Exit, localEnd, type ServerError } from "./codes.js";
+import { type EndReason, localEnd } from "./codes.js";
 import { Events } from "./events.js";
-import { type Notice, parseServerMessage, type Ready, type ServerMessage } from "./messages.js";
+import type { Notice, Ready } from "./messages.js";
+import { type Failures, isRefusal, plan } from "./retry.js";
+import { type Clock, type Output, Session, type Size, type Socket } from "./session.js";
 
-const PROTOCOL = "termgw.v1";
-const TICKET_PROTOCOL = "termgw.ticket.";
 /** A JWT in its compact form (RFC 7519, section 3). */
 const TICKET = /^[\w-]+\.[\w-]+\.[\w-]+$/;
-
-/** Bytes rendered after which an ack is due, and the largest piece handed to the renderer. */
-const ACK_EVERY = 8 * 1024;
-/** The gateway takes messages of 1 MiB; smaller ones keep a paste from blocking control messages. */
-const INPUT_FRAME = 64 * 1024;
-const PING_EVERY_MS = 5_000;
-/** So many pings unanswered, and the gateway is gone. */
-const PINGS_LOST = 2;
+/** The gateway gives a workspace 15 s to start a shell; beyond this nobody answers. */
+const CONNECT_MS = 30_000;
+/** A session that was open for so long was a good one: the next wait is short again. */
+const STABLE_MS = 10_000;
 export const MAX_SIZE = 1000;
 
-export type State = "idle" | "connecting" | "open" | "ended";
+/**
+ * - `idle`: not connected yet
+ * - `connecting`: a ticket is asked for, or a shell is being started
+ * - `open`: a shell is there
+ * - `waiting`: the session ended, and another one is opened at `retryAt`, or when
+ *   somebody types if that is undefined
+ * - `ended`: the session ended, and nothing happens until `connect`
+ */
+export type State = "idle" | "connecting" | "open" | "waiting" | "ended";
 
-/** A piece of output of at most 8 KiB; characters may be split between pieces. */
-export interface Output {
-  bytes: Uint8Array;
-  /**
-   * To be called once the piece is on the screen: the gateway sends more only
-   * as fast as output is rendered, and nothing once its window is full.
-   */
-  rendered: () => void;
+/** What a page shows; a new object at every change, never changed itself. */
+export interface Status {
+  readonly state: State;
+  /** What the gateway said of the open session. */
+  readonly ready?: Ready;
+  /** Why the last session ended, until another one is open. */
+  readonly end?: EndReason;
+  /** Sessions tried since one last stayed open, this one included. */
+  readonly attempt: number;
+  /** `waiting`: the time of the next attempt, by `Date.now()`; undefined: when somebody types. */
+  readonly retryAt?: number;
 }
 
 export interface ConnectionEvents {
-  state: State;
-  ready: Ready;
+  status: Status;
   output: Output;
   notice: Notice;
   /** Milliseconds from a ping to its pong: what the person feels. */
   roundTrip: number;
+  /** A session ended, or could not be opened; `status` tells how it goes on. */
   end: EndReason;
 }
 
-/** What a connection needs of a WebSocket. */
-export interface Socket {
-  binaryType: string;
-  readonly protocol: string;
-  onopen: (() => void) | null;
-  onmessage: ((event: { data: unknown }) => void) | null;
-  onclose: ((event: { code: number; reason: string }) => void) | null;
-  send(data: string | Uint8Array<ArrayBuffer>): void;
-  close(code?: number, reason?: string): void;
-}
-
-export interface Clock {
-  /** Milliseconds, monotonic. */
-  now(): number;
-  /** Calls `tick` every `ms` until the returned function is called. */
-  every(ms: number, tick: () => void): () => void;
+/** An end that is coming. */
+export interface TimeLeft {
+  /** The code of the end, such as `idle_timeout`. */
+  code: string;
+  seconds: number;
 }
 
 export interface ConnectionConfig {
-  /** The workspace's terminal, `wss://…/workspaces/{id}/terminal`. */
+  /** The workspace's terminal, `wss://…/workspaces/{id}/terminal`, or its path on this page's own host. */
   url: string | URL;
   /**
    * Asks the platform for a ticket; called once for each session, since a
-   * ticket opens one only. What it throws is shown to the person.
+   * ticket opens one only. What it throws is shown to the person and ends the
+   * connection, but for `TryAgain` and a `fetch` that found no network.
    */
-  ticket: () => Promise<string>;
+  ticket: (signal: AbortSignal) => Promise<string>;
   /** Defaults to the browser's WebSocket. */
   openSocket?: (url: string, protocols: string[]) => Socket;
   /** Defaults to the browser's clock. */
   clock?: Clock;
+  /** 0 to 1, for the waits between attempts. Defaults to Math.random. */
+  random?: () => number;
 }
 
-/** What belongs to one session and dies with it. */
-interface Session {
-  socket: Socket | undefined;
-  /** Bytes of output that came, that are on the screen, and that the gateway was told of. */
-  received: number;
-  rendered: number;
-  acked: number;
-  /** Pings without a pong yet: id to the time they left. */
-  pings: Map<number, number>;
-  nextPing: number;
-  stopPings: () => void;
-  exit?: Exit;
-  error?: ServerError;
+/** What `ticket` throws when it makes sense to ask again after a while. */
+export class TryAgain extends Error {
+  override readonly name = "TryAgain";
+}
+
+/** One try to open a session, from the question for a ticket on. */
+interface Attempt {
+  session: Session | undefined;
+  cancel: AbortController;
+  stopTimer: () => void;
 }
 
 export class TerminalConnection extends Events<ConnectionEvents> {
   private readonly url: URL;
-  private readonly ticket: () => Promise<string>;
+  private readonly ticket: ConnectionConfig["ticket"];
   private readonly openSocket: (url: string, protocols: string[]) => Socket;
   private readonly clock: Clock;
+  private readonly random: () => number;
   private readonly encoder = new TextEncoder();
 
-  private session: Session | undefined;
-  private size = { cols: 80, rows: 24 };
-  private currentState: State = "idle";
-  private currentReady: Ready | undefined;
-  private lastEnd: EndReason | undefined;
+  private current: Status = { state: "idle", attempt: 0 };
+  private attempt: Attempt | undefined;
+  private stopWaiting: () => void = () => {};
+  private failures: Failures = { attempts: 0, refused: 0 };
+  private size: Size = { cols: 80, rows: 24 };
+  private openedAt = 0;
+  private inputAt = 0;
+  private announced: { code: string; at: number } | undefined;
 
   constructor(config: ConnectionConfig) {
     super();
-    this.url = new URL(config.url);
+    this.url = socketURL(config.url);
     this.ticket = config.ticket;
     this.openSocket = config.openSocket ?? browserSocket;
     this.clock = config.clock ?? browserClock;
+    this.random = config.random ?? Math.random;
   }
 
-  /** `open` from the gateway's `ready` on: a shell is there. */
-  get state(): State {
-    return this.currentState;
+  get status(): Status {
+    return this.current;
   }
 
-  /** What the gateway said of the open session. */
-  get ready(): Ready | undefined {
-    return this.currentReady;
-  }
-
-  /** Why the last session ended; undefined while one is connecting or open. */
-  get end(): EndReason | undefined {
-    return this.lastEnd;
-  }
-
-  /** Opens a session; after an end, another one with a ticket of its own. */
+  /** Opens a session now, if none is there: the first, the one waited for, or another after an end. */
   connect(): void {
-    if (this.session) return;
-    const session: Session = {
-      socket: undefined,
-      received: 0,
-      rendered: 0,
-      acked: 0,
-      pings: new Map(),
-      nextPing: 1,
-      stopPings: () => {},
-    };
-    this.session = session;
-    this.lastEnd = undefined;
-    this.setState("connecting");
-    this.ticket().then(
-      (ticket) => this.dial(session, ticket),
-      (cause: unknown) =>
-        this.finish(
-          session,
-          localEnd("ticket_unavailable", cause instanceof Error ? cause.message : undefined),
-        ),
-    );
+    if (this.attempt) return;
+    // Asked for by a person: what failed before does not slow this one down.
+    if (this.current.state !== "waiting") this.failures = { attempts: 0, refused: 0 };
+    this.stopWaiting();
+    this.open();
   }
 
-  /** Ends the session from this side; the gateway ends its shell. */
+  /** Ends the session, or the waiting for one; the gateway ends its shell. */
   close(): void {
-    if (this.session) this.finish(this.session, localEnd("closed"));
+    this.stopWaiting();
+    const { attempt } = this;
+    if (attempt?.session) attempt.session.finish(localEnd("closed"));
+    else if (attempt) this.over(attempt, localEnd("closed"));
+    else if (this.current.state === "waiting") {
+      this.setStatus({ state: "ended", end: this.current.end ?? localEnd("closed"), attempt: 0 });
+    }
   }
 
-  /** Sends input; dropped while no session is open and in a read-only one. */
+  /**
+   * Sends input. It is dropped in a read-only session and while none is open;
+   * where one is only waited for until somebody types, it opens that.
+   */
   send(input: string | Uint8Array): void {
-    if (this.currentState !== "open" || this.currentReady?.mode === "ro") return;
-    const bytes = typeof input === "string" ? this.encoder.encode(input) : new Uint8Array(input);
-    for (let start = 0; start < bytes.length; start += INPUT_FRAME) {
-      this.session?.socket?.send(bytes.subarray(start, start + INPUT_FRAME));
-    }
+    const { state, ready, retryAt } = this.current;
+    if (state === "waiting" && retryAt === undefined) this.connect();
+    if (state !== "open" || ready?.mode === "ro" || input.length === 0) return;
+    this.inputAt = this.clock.now();
+    if (this.announced?.code === "idle_timeout") this.announced = undefined;
+    this.attempt?.session?.send(
+      typeof input === "string" ? this.encoder.encode(input) : new Uint8Array(input),
+    );
   }
 
   /** Tells the terminal's size, each side 1..1000; before `connect` it is the first size. */
   resize(cols: number, rows: number): void {
-    if (!isSize(cols) || !isSize(rows)) {
+    if (!isSide(cols) || !isSide(rows)) {
       throw new RangeError(`a terminal is 1 to ${MAX_SIZE} on each side, not ${cols}x${rows}`);
     }
     if (cols === this.size.cols && rows === this.size.rows) return;
     this.size = { cols, rows };
-    if (this.currentState === "open") this.sendSize();
+    this.attempt?.session?.resize(this.size);
   }
 
-  private dial(session: Session, ticket: string): void {
-    if (this.session !== session) return; // closed while the platform minted
+  /** The end that comes first, of those that are known; undefined: none is. */
+  timeLeft(): TimeLeft | undefined {
+    const { ready } = this.current;
+    if (!ready) return undefined;
+    const ends = this.announced ? [this.announced] : [];
+    if (ready.idleTimeout > 0) {
+      ends.push({ code: "idle_timeout", at: this.inputAt + ready.idleTimeout * 1000 });
+    }
+    if (ready.maxSession > 0) {
+      ends.push({ code: "session_expired", at: this.openedAt + ready.maxSession * 1000 });
+    }
+    const [first] = ends.sort((a, b) => a.at - b.at);
+    if (!first) return undefined;
+    return { code: first.code, seconds: Math.max(0, (first.at - this.clock.now()) / 1000) };
+  }
+
+  /** Milliseconds for which the gateway has left a ping unanswered; 0: none is. */
+  silence(): number {
+    const since = this.attempt?.session?.waitingSince;
+    return since === undefined ? 0 : this.clock.now() - since;
+  }
+
+  private open(): void {
+    const cancel = new AbortController();
+    const attempt: Attempt = {
+      session: undefined,
+      cancel,
+      stopTimer: this.clock.after(CONNECT_MS, () => this.end(attempt, localEnd("unreachable"))),
+    };
+    this.attempt = attempt;
+    this.failures.attempts++;
+    this.setStatus({
+      state: "connecting",
+      attempt: this.failures.attempts,
+      ...(this.current.end && { end: this.current.end }),
+    });
+    this.ticket(cancel.signal).then(
+      (ticket) => this.dial(attempt, ticket),
+      (cause: unknown) => this.over(attempt, noTicket(cause)),
+    );
+  }
+
+  private dial(attempt: Attempt, ticket: string): void {
+    if (this.attempt !== attempt) return; // closed while the platform minted
     if (!TICKET.test(ticket)) {
-      this.finish(session, localEnd("ticket_unavailable", "What the platform gave is no ticket."));
+      this.over(attempt, localEnd("ticket_denied", "What the platform gave is no ticket."));
       return;
     }
-    const first = this.size;
-    const url = new URL(this.url);
-    url.searchParams.set("cols", String(first.cols));
-    url.searchParams.set("rows", String(first.rows));
-    let socket: Socket;
     try {
-      socket = this.openSocket(url.href, [PROTOCOL, TICKET_PROTOCOL + ticket]);
+      attempt.session = new Session(this.url, ticket, this.size, this.openSocket, this.clock, {
+        ready: (ready) => this.opened(attempt, ready),
+        output: (output) => this.emit("output", output),
+        notice: (notice) => {
+          this.announced = { code: notice.code, at: this.clock.now() + notice.seconds * 1000 };
+          this.emit("notice", notice);
+        },
+        roundTrip: (ms) => this.emit("roundTrip", ms),
+        end: (end) => this.over(attempt, end),
+      });
     } catch {
       // Such as ws: from an https page. The browser's words may show the ticket.
-      this.finish(session, localEnd("unreachable"));
-      return;
-    }
-    session.socket = socket;
-    socket.binaryType = "arraybuffer";
-    socket.onopen = () => {
-      if (this.session !== session || socket.protocol === PROTOCOL) return;
-      this.finish(session, localEnd("bad_server_message"));
-    };
-    socket.onmessage = ({ data }) => {
-      if (this.session !== session) return;
-      if (typeof data === "string") this.control(session, data, first);
-      else this.output(session, new Uint8Array(data as ArrayBuffer));
-    };
-    socket.onclose = ({ code, reason }) => this.finish(session, this.endOf(session, code, reason));
-  }
-
-  private endOf(session: Session, close: number, closeReason: string): EndReason {
-    if (close === 1006 && !session.error && !session.exit) {
-      return localEnd(this.currentState === "open" ? "connection_lost" : "unreachable");
-    }
-    return closedEnd(close, closeReason, session.error, session.exit);
-  }
-
-  private control(session: Session, text: string, first: { cols: number; rows: number }): void {
-    let message: ServerMessage | undefined;
-    try {
-      message = parseServerMessage(text);
-    } catch {
-      this.finish(session, localEnd("bad_server_message"));
-      return;
-    }
-    switch (message?.type) {
-      case "ready":
-        this.currentReady = message.ready;
-        this.setState("open");
-        this.emit("ready", message.ready);
-        // The terminal may have been resized while the gateway started the shell.
-        if (this.size !== first) this.sendSize();
-        session.stopPings = this.clock.every(PING_EVERY_MS, () => this.ping(session));
-        this.ping(session);
-        break;
-      case "pong": {
-        const sent = session.pings.get(message.id);
-        if (sent === undefined) break;
-        session.pings.clear(); // pongs come in order: an older one is answered too
-        this.emit("roundTrip", this.clock.now() - sent);
-        break;
-      }
-      case "notice":
-        this.emit("notice", message.notice);
-        break;
-      case "exit":
-        session.exit = message.exit;
-        break;
-      case "error":
-        session.error = message.error;
-        break;
+      this.over(attempt, localEnd("insecure"));
     }
   }
 
-  private output(session: Session, bytes: Uint8Array): void {
-    session.received += bytes.length;
-    // In pieces, so that acks keep their pace when the gateway sends large frames.
-    for (let start = 0; start < bytes.length; start += ACK_EVERY) {
-      const piece = bytes.subarray(start, start + ACK_EVERY);
-      let counted = false;
-      const rendered = () => {
-        if (counted) return;
-        counted = true;
-        this.rendered(session, piece.length);
-      };
-      this.emit("output", { bytes: piece, rendered });
+  private opened(attempt: Attempt, ready: Ready): void {
+    attempt.stopTimer();
+    attempt.stopTimer = this.clock.after(STABLE_MS, () => {
+      this.failures.attempts = 0;
+    });
+    this.failures.refused = 0;
+    this.openedAt = this.inputAt = this.clock.now();
+    this.setStatus({ state: "open", ready, attempt: this.failures.attempts });
+  }
+
+  /** Ends an attempt from this side, however far it came. */
+  private end(attempt: Attempt, end: EndReason): void {
+    if (attempt.session) attempt.session.finish(end);
+    else this.over(attempt, end);
+  }
+
+  private over(attempt: Attempt, end: EndReason): void {
+    if (this.attempt !== attempt) return;
+    this.attempt = undefined;
+    this.announced = undefined;
+    attempt.stopTimer();
+    attempt.cancel.abort();
+    if (isRefusal(end)) this.failures.refused++;
+    // The session that stayed open long is not a failed attempt; the next one is the first.
+    this.failures.attempts = Math.max(1, this.failures.attempts);
+    const next = plan(end, this.failures, this.random);
+    const { attempts } = this.failures;
+    if (next.kind === "wait") {
+      this.stopWaiting = this.clock.after(next.ms, () => this.open());
+      const retryAt = Date.now() + next.ms;
+      this.setStatus({ state: "waiting", end, attempt: attempts, retryAt });
+    } else {
+      this.setStatus({
+        state: next.kind === "input" ? "waiting" : "ended",
+        end,
+        attempt: attempts,
+      });
     }
-  }
-
-  /** Acks at every 8 KiB, and whenever nothing is left to render: then the window is all free. */
-  private rendered(session: Session, bytes: number): void {
-    session.rendered += bytes;
-    if (this.session !== session) return;
-    const due = session.rendered - session.acked >= ACK_EVERY;
-    if (!due && session.rendered < session.received) return;
-    session.acked = session.rendered;
-    this.sendControl(session, { type: "ack", bytes: session.acked });
-  }
-
-  private ping(session: Session): void {
-    if (session.pings.size >= PINGS_LOST) {
-      this.finish(session, localEnd("connection_lost"));
-      return;
-    }
-    const id = session.nextPing++;
-    session.pings.set(id, this.clock.now());
-    this.sendControl(session, { type: "ping", id });
-  }
-
-  private sendSize(): void {
-    if (this.session) this.sendControl(this.session, { type: "resize", ...this.size });
-  }
-
-  private sendControl(session: Session, message: object): void {
-    session.socket?.send(JSON.stringify(message));
-  }
-
-  private finish(session: Session, end: EndReason): void {
-    if (this.session !== session) return;
-    this.session = undefined;
-    this.currentReady = undefined;
-    this.lastEnd = end;
-    session.stopPings();
-    session.socket?.close(1000);
-    this.setState("ended");
     this.emit("end", end);
   }
 
-  private setState(state: State): void {
-    this.currentState = state;
-    this.emit("state", state);
+  private setStatus(status: Status): void {
+    this.current = status;
+    this.emit("status", status);
   }
 }
 
-function isSize(n: number): boolean {
+/** Why there is no ticket: only what is known to pass is tried again. */
+function noTicket(cause: unknown): EndReason {
+  const words = cause instanceof Error ? cause.message : undefined;
+  if (cause instanceof TryAgain) return localEnd("ticket_unavailable", words);
+  // What fetch throws when there is no network, in words of the browser's own.
+  if (cause instanceof TypeError) return localEnd("ticket_unavailable");
+  return localEnd("ticket_denied", words);
+}
+
+function isSide(n: number): boolean {
   return Number.isInteger(n) && n >= 1 && n <= MAX_SIZE;
+}
+
+function socketURL(given: string | URL): URL {
+  const url = new URL(given, globalThis.location?.href);
+  if (url.protocol === "http:") url.protocol = "ws:";
+  if (url.protocol === "https:") url.protocol = "wss:";
+  return url;
 }
 
 function browserSocket(url: string, protocols: string[]): Socket {
@@ -321,8 +300,8 @@ function browserSocket(url: string, protocols: string[]): Socket {
 
 const browserClock: Clock = {
   now: () => performance.now(),
-  every: (ms, tick) => {
-    const timer = setInterval(tick, ms);
-    return () => clearInterval(timer);
+  after: (ms, callback) => {
+    const timer = setTimeout(callback, ms);
+    return () => clearTimeout(timer);
   },
 };

@@ -1,12 +1,13 @@
-export { type Attached, attachTerminal } from "./attach.js";
+export { type Attached, type AttachOptions, attachTerminal, type Found } from "./attach.js";
 export type { EndCode, EndReason, Exit, Retry } from "./codes.js";
 export {
-  type Clock,
   type ConnectionConfig,
   type ConnectionEvents,
-  type Output,
-  type Socket,
   type State,
+  type Status,
   TerminalConnection,
+  type TimeLeft,
+  TryAgain,
 } from "./connection.js";
 export type { Notice, Ready } from "./messages.js";
+export type { Clock, Output, Socket } from "./session.js";

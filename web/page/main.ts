@@ -1,236 +1,196 @@
-/** The demo page: the list of workspaces, the chosen one's terminal, its status. */
+/** The demo page: joins the tabs, the terminals and what is told of them. */
+import { element } from "./dom.js";
+import { Find } from "./find.js";
+import { KeyRow } from "./keys.js";
+import { Picker } from "./picker.js";
 import { enter, NotLetIn, type Platform, type Workspace } from "./platform.js";
 import { TerminalSession } from "./session.js";
-import { onThemeChange } from "./theme.js";
+import { settings, setUpSettings } from "./settings.js";
+import { StatusView } from "./status.js";
+import { Tabs } from "./tabs.js";
+import { currentTheme, onSystemThemeChange } from "./theme.js";
 
-const CHOSEN = "termgw-demo-workspace";
+const OPEN_TABS = "termgw-demo-tabs";
 
-/** Ends that are nobody's failure. */
-const calm = new Set(["exit", "closed", "idle_timeout", "session_expired", "tunnel_expired"]);
-
-function element<T extends HTMLElement = HTMLElement>(id: string): T {
-  const found = document.getElementById(id);
-  if (!found) throw new Error(`the page has no #${id}`);
-  return found as T;
+/** What is kept of a tab, so that a reload opens it again. */
+interface KeptTab {
+  id: string;
+  readOnly: boolean;
+  chosen: boolean;
 }
 
-const view = {
-  list: element("workspaces"),
-  listError: element("list-error"),
-  refresh: element<HTMLButtonElement>("refresh"),
-  terminals: element("terminals"),
-  gate: element("gate"),
-  panel: element("panel"),
-  panelTitle: element("panel-title"),
-  panelMessage: element("panel-message"),
-  panelMore: element("panel-more"),
-  again: element<HTMLButtonElement>("again"),
-  status: element("status"),
-  state: element("state"),
-  workspace: element("workspace"),
-  target: element("target"),
-  mode: element("mode"),
-  size: element("size"),
-  roundTrip: element("round-trip"),
-};
+class Page {
+  private readonly platform: Platform;
+  private readonly picker: Picker;
+  private readonly tabs: Tabs;
+  private readonly find = new Find(() => this.chosen);
+  private readonly status = new StatusView(() => this.chosen);
+  private readonly keys = new KeyRow(() => this.chosen?.terminal);
+  private sessions: TerminalSession[] = [];
+  private chosen: TerminalSession | undefined;
 
-/** A workspace's terminal stays when another one is looked at. */
-const sessions = new Map<string, TerminalSession>();
-let chosen: TerminalSession | undefined;
-let workspaces: Workspace[] = [];
-
-async function start(): Promise<void> {
-  let platform: Platform;
-  try {
-    platform = await enter();
-    workspaces = await platform.workspaces();
-  } catch (cause) {
-    showGate(cause);
-    return;
+  constructor(platform: Platform, workspaces: Workspace[]) {
+    this.platform = platform;
+    const open = (workspace: Workspace, readOnly: boolean) => this.open(workspace, readOnly);
+    this.picker = new Picker(platform, workspaces, open, showGate);
+    this.tabs = new Tabs({
+      choose: (session) => this.choose(session),
+      close: (session) => this.close(session),
+      enter: () => this.enter(),
+    });
+    element("open").addEventListener("click", () => this.picker.open());
+    element("welcome-open").addEventListener("click", () => this.picker.open());
+    window.addEventListener("keydown", (event) => this.key(event), { capture: true });
+    const applySettings = () => this.applySettings();
+    setUpSettings(applySettings);
+    onSystemThemeChange(applySettings);
+    // Times pass without anything else happening.
+    setInterval(() => this.show(), 1_000);
   }
-  const choose = (workspace: Workspace) => chooseWorkspace(platform, workspace);
-  const refresh = async () => {
-    try {
-      workspaces = await platform.workspaces();
-      view.listError.hidden = true;
-    } catch (cause) {
-      if (cause instanceof NotLetIn) return showGate(cause);
-      view.listError.textContent = sentence(cause);
-      view.listError.hidden = false;
+
+  /** Opens the tabs that a reload closed, else the first workspace. */
+  start(workspaces: Workspace[]): void {
+    let chosen: TerminalSession | undefined;
+    for (const tab of keptTabs()) {
+      const workspace = workspaces.find(({ id }) => id === tab.id);
+      if (!workspace) continue;
+      this.open(workspace, tab.readOnly);
+      if (tab.chosen) chosen = this.chosen;
     }
-    showList(choose);
-  };
-
-  view.refresh.addEventListener("click", refresh);
-  document.addEventListener("visibilitychange", () => {
-    if (!document.hidden) refresh();
-  });
-  view.again.addEventListener("click", () => {
-    chosen?.again();
-    chosen?.terminal.focus();
-  });
-  onThemeChange((theme) => {
-    for (const session of sessions.values()) session.terminal.options.theme = theme;
-  });
-  window.addEventListener("keydown", moveByKey, { capture: true });
-
-  showList(choose);
-  const last = sessionStorage.getItem(CHOSEN);
-  const first = workspaces.find((workspace) => workspace.id === last) ?? workspaces[0];
-  if (first) choose(first);
-}
-
-function chooseWorkspace(platform: Platform, workspace: Workspace): void {
-  let session = sessions.get(workspace.id);
-  if (!session) {
-    session = new TerminalSession(workspace, platform, view.terminals, show);
-    sessions.set(workspace.id, session);
+    if (chosen) this.choose(chosen);
+    const [first] = workspaces;
+    if (!this.chosen && first) this.open(first, false);
+    this.enter();
+    this.show();
   }
-  for (const other of sessions.values()) other.show(other === session);
-  chosen = session;
-  sessionStorage.setItem(CHOSEN, workspace.id);
-  document.title = `${workspace.name} · termgw`;
-  if (session.connection.state === "idle") session.connection.connect();
-  show();
-  if (session.connection.end) view.again.focus();
-  else session.terminal.focus();
-}
 
-/** Ctrl+Shift+E leaves the terminal, which takes every other key; arrows walk the list. */
-function moveByKey(event: KeyboardEvent): void {
-  const items = [...view.list.querySelectorAll("button")];
-  if (event.ctrlKey && event.shiftKey && event.code === "KeyE") {
+  private open(workspace: Workspace, readOnly: boolean): void {
+    const session = new TerminalSession(
+      workspace,
+      readOnly,
+      this.platform,
+      element("terminals"),
+      (text) => this.keys.apply(text),
+      () => this.show(),
+    );
+    this.sessions.push(session);
+    session.connection.connect();
+    this.choose(session);
+    this.enter();
+  }
+
+  private choose(session: TerminalSession): void {
+    if (this.chosen !== session) this.find.close();
+    this.chosen = session;
+    for (const other of this.sessions) other.show(other === session);
+    this.keep();
+    this.show();
+    this.tabs.reveal(session);
+  }
+
+  private close(session: TerminalSession): void {
+    const at = this.sessions.indexOf(session);
+    this.sessions.splice(at, 1);
+    if (this.chosen === session) {
+      this.find.close();
+      this.chosen = undefined;
+      const next = this.sessions[at] ?? this.sessions[at - 1];
+      if (next) this.choose(next);
+    }
+    session.remove();
+    this.keep();
+    this.show();
+    if (!this.chosen) element("welcome-open").focus();
+    else if (document.activeElement === document.body) this.enter();
+  }
+
+  /** Puts the keyboard where the person goes on: the terminal, or the button that opens another. */
+  private enter(): void {
+    if (this.chosen?.status.state === "ended") element("again").focus();
+    else this.chosen?.terminal.focus();
+  }
+
+  private show(): void {
+    this.tabs.show(this.sessions, this.chosen);
+    this.status.show(this.chosen);
+    element("welcome").hidden = this.chosen !== undefined;
+    element("terminals").hidden = this.chosen === undefined;
+    const { workspace, title } = this.chosen ?? {};
+    document.title = [title, workspace?.name, "termgw"].filter(Boolean).join(" · ");
+  }
+
+  private keep(): void {
+    const kept: KeptTab[] = this.sessions.map((session) => ({
+      id: session.workspace.id,
+      readOnly: session.readOnly,
+      chosen: session === this.chosen,
+    }));
+    sessionStorage.setItem(OPEN_TABS, JSON.stringify(kept));
+  }
+
+  private applySettings(): void {
+    for (const { terminal, attached } of this.sessions) {
+      terminal.options.theme = currentTheme();
+      terminal.options.fontSize = settings.fontSize;
+      attached.setScreenReader(settings.screenReader);
+      attached.fit();
+    }
+  }
+
+  /** The page's own keys: Ctrl+Shift, which no program in a terminal can be sent. */
+  private key(event: KeyboardEvent): void {
+    if (!event.ctrlKey || !event.shiftKey || event.altKey || event.metaKey) return;
+    const at = this.chosen ? this.sessions.indexOf(this.chosen) : 0;
+    const beside = (step: number) => {
+      const session = this.sessions.at((at + step) % this.sessions.length);
+      if (session) this.choose(session);
+      this.enter();
+    };
+    const action = {
+      KeyO: () => this.picker.open(),
+      KeyF: () => this.find.open(),
+      KeyE: () => this.tabs.focus(this.chosen),
+      ArrowRight: () => beside(1),
+      ArrowLeft: () => beside(-1),
+    }[event.code];
+    if (!action) return;
     event.preventDefault();
     event.stopPropagation();
-    (items.find((item) => item.ariaCurrent === "true") ?? items[0])?.focus();
-    return;
-  }
-  const at = items.indexOf(document.activeElement as HTMLButtonElement);
-  const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
-  if (at < 0 || !step) return;
-  event.preventDefault();
-  items[(at + step + items.length) % items.length]?.focus();
-}
-
-function showList(choose: (workspace: Workspace) => void): void {
-  const focused = (document.activeElement as HTMLElement | null)?.dataset.id;
-  view.list.replaceChildren(
-    ...workspaces.map((workspace) => {
-      const item = document.createElement("li");
-      const button = document.createElement("button");
-      button.type = "button";
-      button.dataset.id = workspace.id;
-      button.title = workspace.detail;
-      button.append(
-        span("dot", ""),
-        span("name", workspace.name),
-        span("detail", workspace.detail),
-      );
-      button.addEventListener("click", () => choose(workspace));
-      item.append(button);
-      return item;
-    }),
-  );
-  for (const button of view.list.querySelectorAll("button")) {
-    if (focused !== undefined && button.dataset.id === focused) button.focus();
-  }
-  showDots();
-}
-
-function span(className: string, text: string): HTMLElement {
-  const made = document.createElement("span");
-  made.className = className;
-  made.textContent = text;
-  return made;
-}
-
-function showDots(): void {
-  for (const button of view.list.querySelectorAll("button")) {
-    const session = sessions.get(button.dataset.id ?? "");
-    showState(button, session);
-    button.ariaCurrent = String(session !== undefined && session === chosen);
+    action();
   }
 }
 
-/** Marks an element with a session's state: style.css colours its dot by it. */
-function showState(marked: HTMLElement, session: TerminalSession | undefined): void {
-  marked.dataset.state = session?.connection.state ?? "idle";
-  marked.toggleAttribute("data-bad", isBad(session));
-}
-
-function isBad(session: TerminalSession | undefined): boolean {
-  const end = session?.connection.end;
-  return end !== undefined && !calm.has(end.code);
-}
-
-function show(): void {
-  showDots();
-  showState(view.status, chosen);
-  if (!chosen) return;
-  const { connection, terminal, workspace, roundTrip } = chosen;
-  view.state.textContent = stateWords(chosen);
-  view.workspace.textContent = workspace.name;
-  view.target.textContent = connection.ready?.target ?? "";
-  view.mode.textContent = connection.ready?.mode === "ro" ? "read-only" : "";
-  view.size.textContent = `${terminal.cols}×${terminal.rows}`;
-  view.roundTrip.textContent = roundTrip === undefined ? "" : milliseconds(roundTrip);
-  showPanel(chosen);
-}
-
-function stateWords({ connection }: TerminalSession): string {
-  switch (connection.state) {
-    case "open":
-      return "Connected";
-    case "ended":
-      return connection.end?.title ?? "Ended";
-    default:
-      return "Connecting…";
+function keptTabs(): KeptTab[] {
+  try {
+    const found: unknown = JSON.parse(sessionStorage.getItem(OPEN_TABS) ?? "[]");
+    return Array.isArray(found) ? (found as KeptTab[]) : [];
+  } catch {
+    return []; // written by another version
   }
 }
 
-function milliseconds(ms: number): string {
-  return ms < 1 ? "<1 ms" : `${Math.round(ms)} ms`;
-}
-
-/** Why the session ended and what to do, or a word on an end that is coming. */
-function showPanel(session: TerminalSession): void {
-  const { end } = session.connection;
-  const { notice } = session;
-  const wasHidden = view.again.hidden;
-  view.panel.hidden = !end && !notice;
-  view.again.hidden = !end;
-  view.panelTitle.textContent = end?.title ?? "";
-  view.panelMessage.textContent = end?.message ?? notice?.message ?? "";
-  view.panel.dataset.kind = notice ? "notice" : isBad(session) ? "bad" : "calm";
-  const more = end ? [end.detail, end.docs && `See ${end.docs}`].filter(Boolean).join(" · ") : "";
-  view.panelMore.textContent = more;
-  view.panelMore.hidden = !more;
-  if (!end) return;
-  view.again.textContent = end.retry === "never" ? "New session" : "Reconnect";
-  // Enter goes on, for whoever was in the terminal when it ended.
-  if (wasHidden && view.terminals.contains(document.activeElement)) view.again.focus();
-}
-
+/** The page cannot be used, and why: what stands in its place. */
 function showGate(cause: unknown): void {
   const title = document.createElement("h2");
   title.textContent = cause instanceof NotLetIn ? "This page needs a link" : "Something is missing";
   const text = document.createElement("p");
-  text.textContent = sentence(cause);
-  view.gate.replaceChildren(title, text);
-  view.gate.hidden = false;
-  view.terminals.hidden = true;
-  view.status.hidden = true;
-  view.panel.hidden = true;
-  view.refresh.hidden = true;
-  view.list.replaceChildren();
-}
-
-function sentence(cause: unknown): string {
-  return cause instanceof Error ? cause.message : String(cause);
+  text.textContent = cause instanceof Error ? cause.message : String(cause);
+  const gate = element("gate");
+  gate.replaceChildren(title, text);
+  gate.hidden = false;
+  document.body.dataset.gate = "";
 }
 
 // A new link pasted into this tab changes only the fragment, which loads nothing.
 window.addEventListener("hashchange", () => {
   if (location.hash.startsWith("#key=")) location.reload();
 });
-await start();
+
+document.documentElement.dataset.theme = settings.theme;
+try {
+  const platform = await enter();
+  const workspaces = await platform.workspaces();
+  new Page(platform, workspaces).start(workspaces);
+} catch (cause) {
+  showGate(cause);
+}

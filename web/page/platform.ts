@@ -7,6 +7,8 @@
  * per origin, port included, while a cookie would go to every port of the host.
  */
 
+import { TryAgain } from "../client/index.js";
+
 const TOKEN = "termgw-demo-token";
 
 export interface Workspace {
@@ -54,13 +56,19 @@ export class Platform {
     return (await this.call("/demo/workspaces", "GET")) as Workspace[];
   }
 
-  async ticket(workspace: string): Promise<string> {
-    const answer = await this.call("/demo/tickets", "POST", { workspace });
+  async ticket(workspace: string, readOnly: boolean, signal: AbortSignal): Promise<string> {
+    const wanted = { workspace, mode: readOnly ? "ro" : "rw" };
+    const answer = await this.call("/demo/tickets", "POST", wanted, signal);
     return (answer as { ticket: string }).ticket;
   }
 
-  private async call(path: string, method: string, body?: object): Promise<unknown> {
-    const answer = await request(path, method, this.token, body);
+  private async call(
+    path: string,
+    method: string,
+    body?: object,
+    signal?: AbortSignal,
+  ): Promise<unknown> {
+    const answer = await request(path, method, this.token, body, signal);
     if (answer.status === 401) {
       sessionStorage.removeItem(TOKEN);
       throw new NotLetIn(
@@ -84,23 +92,27 @@ async function request(
   method: string,
   bearer: string,
   body?: object,
+  signal?: AbortSignal,
 ): Promise<Response> {
   const init: RequestInit = { method, headers: { Authorization: `Bearer ${bearer}` } };
   if (body) init.body = JSON.stringify(body);
+  if (signal) init.signal = signal;
   try {
     return await fetch(path, init);
   } catch {
-    throw new Error("termgw demo does not answer. Check that it still runs.");
+    throw new TryAgain("termgw demo does not answer. Check that it still runs.");
   }
 }
 
 /** The server's own words (RFC 9457). */
 async function problem(answer: Response): Promise<Error> {
+  let words = `termgw demo answered ${answer.status} ${answer.statusText}.`;
   try {
     const { title, detail } = (await answer.json()) as { title?: string; detail?: string };
-    if (detail || title) return new Error(detail || title);
+    words = detail || title || words;
   } catch {
     // No JSON: the status is all there is.
   }
-  return new Error(`termgw demo answered ${answer.status} ${answer.statusText}.`);
+  // 5xx: it, or a proxy before it, is in trouble that may pass.
+  return answer.status >= 500 ? new TryAgain(words) : new Error(words);
 }

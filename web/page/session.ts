@@ -1,54 +1,93 @@
-/** One workspace's terminal in the page: its element, xterm.js and its connection. */
+/** One tab of the page: its element, xterm.js and its connection. */
 import { Terminal } from "@xterm/xterm";
-import { attachTerminal, type Notice, TerminalConnection } from "../client/index.js";
+import {
+  type Attached,
+  attachTerminal,
+  type Notice,
+  type Status,
+  TerminalConnection,
+} from "../client/index.js";
 import type { Platform, Workspace } from "./platform.js";
+import { settings } from "./settings.js";
 import { currentTheme } from "./theme.js";
 
 const FONT =
   'ui-monospace, "SF Mono", "JetBrains Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace';
+/** Ends that are nobody's failure. */
+const calm = new Set(["exit", "closed", "idle_timeout", "session_expired", "tunnel_expired"]);
+
+/** A program's wish to put text on the clipboard, until somebody answers. */
+export interface CopyRequest {
+  text: string;
+  answer(allowed: boolean): void;
+}
+
+let nextId = 1;
 
 export class TerminalSession {
+  readonly id = `terminal-${nextId++}`;
   readonly workspace: Workspace;
+  readonly readOnly: boolean;
   readonly terminal: Terminal;
   readonly connection: TerminalConnection;
+  readonly attached: Attached;
+  /** What programs call the terminal; empty: nothing. */
+  title = "";
   /** The last round trip in ms. */
   roundTrip: number | undefined;
   /** An end that is coming, until it comes or somebody types. */
   notice: Notice | undefined;
+  copyRequest: CopyRequest | undefined;
+  /** Something was printed while another tab was looked at. */
+  unseen = false;
 
   private readonly box: HTMLElement;
 
   /** `changed` is called whenever what the page shows of this session changed. */
-  constructor(workspace: Workspace, platform: Platform, parent: HTMLElement, changed: () => void) {
+  constructor(
+    workspace: Workspace,
+    readOnly: boolean,
+    platform: Platform,
+    parent: HTMLElement,
+    typed: (text: string) => string,
+    changed: () => void,
+  ) {
     this.workspace = workspace;
+    this.readOnly = readOnly;
     this.box = document.createElement("div");
     this.box.className = "terminal-box";
+    this.box.id = this.id;
+    this.box.role = "tabpanel";
+    this.box.ariaLabel = workspace.name;
     parent.append(this.box);
 
     this.terminal = new Terminal({
       fontFamily: FONT,
-      fontSize: 14,
+      fontSize: settings.fontSize,
       lineHeight: 1.15,
-      cursorBlink: true,
+      cursorBlink: !matchMedia("(prefers-reduced-motion: reduce)").matches,
       scrollback: 10_000,
+      minimumContrastRatio: 4.5,
+      macOptionIsMeta: true,
+      rightClickSelectsWord: true,
+      screenReaderMode: settings.screenReader,
       theme: currentTheme(),
     });
     this.terminal.open(this.box);
-
-    const url = new URL(`workspaces/${encodeURIComponent(workspace.id)}/terminal`, location.origin);
-    url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
     this.connection = new TerminalConnection({
-      url,
-      ticket: () => platform.ticket(workspace.id),
+      url: `/workspaces/${encodeURIComponent(workspace.id)}/terminal`,
+      ticket: (signal) => platform.ticket(workspace.id, readOnly, signal),
     });
-    attachTerminal(this.terminal, this.connection);
+    this.attached = attachTerminal(this.terminal, this.connection, {
+      typed,
+      allowCopy: (text) => this.askToCopy(text, changed),
+    });
 
-    this.connection.on("state", () => {
+    this.connection.on("status", () => {
       this.roundTrip = undefined;
       this.notice = undefined;
       changed();
     });
-    this.connection.on("end", changed);
     this.connection.on("roundTrip", (ms) => {
       this.roundTrip = ms;
       changed();
@@ -57,21 +96,58 @@ export class TerminalSession {
       this.notice = notice;
       changed();
     });
+    this.connection.on("output", () => {
+      if (!this.box.hidden || this.unseen) return;
+      this.unseen = true;
+      changed();
+    });
     this.terminal.onData(() => {
-      if (!this.notice) return;
+      if (this.notice?.code !== "idle_timeout") return;
       this.notice = undefined;
+      changed();
+    });
+    this.terminal.onTitleChange((title) => {
+      this.title = title;
       changed();
     });
     this.terminal.onResize(changed);
   }
 
-  /** Opens another session below what the last one left on the screen. */
-  again(): void {
-    this.terminal.write("\r\n\x1b[2m── new session ──\x1b[0m\r\n\r\n");
-    this.connection.connect();
+  get status(): Status {
+    return this.connection.status;
+  }
+
+  /** It ended by a failure, not as somebody meant it to. */
+  get bad(): boolean {
+    const { end } = this.status;
+    return end !== undefined && !calm.has(end.code);
   }
 
   show(visible: boolean): void {
     this.box.hidden = !visible;
+    if (visible) this.unseen = false;
+  }
+
+  /** Ends the session and takes it off the page. */
+  remove(): void {
+    this.attached.dispose();
+    this.connection.close();
+    this.terminal.dispose();
+    this.box.remove();
+  }
+
+  private askToCopy(text: string, changed: () => void): Promise<boolean> {
+    this.copyRequest?.answer(false);
+    return new Promise((resolve) => {
+      this.copyRequest = {
+        text,
+        answer: (allowed) => {
+          this.copyRequest = undefined;
+          resolve(allowed);
+          changed();
+        },
+      };
+      changed();
+    });
   }
 }

@@ -1,5 +1,6 @@
 /** The terminal's colours, light and dark; the page's own are in style.css. */
 import type { ITheme } from "@xterm/xterm";
+import { settings } from "./settings.js";
 
 const dark: ITheme = {
   background: "#12161c",
@@ -55,12 +56,13 @@ const light: ITheme = {
   scrollbarSliderActiveBackground: "#656d7688",
 };
 
-const query = window.matchMedia("(prefers-color-scheme: dark)");
+const system = window.matchMedia("(prefers-color-scheme: dark)");
 
 export function currentTheme(): ITheme {
-  return query.matches ? dark : light;
+  const isDark = settings.theme === "system" ? system.matches : settings.theme === "dark";
+  return isDark ? dark : light;
 }
 
-export function onThemeChange(listener: (theme: ITheme) => void): void {
-  query.addEventListener("change", () => listener(currentTheme()));
+export function onSystemThemeChange(listener: () => void): void {
+  system.addEventListener("change", listener);
 }

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { EndReason } from "../client/codes.js";
-import { TerminalConnection } from "../client/connection.js";
+import { TerminalConnection, TryAgain } from "../client/connection.js";
 import { FakeClock, FakeSocket } from "./fakes.js";
 
 const READY = {
@@ -26,13 +26,17 @@ interface Rig {
   pieces: number[];
 }
 
-function rig(ticket: () => Promise<string> = async () => "aaa.bbb.ccc"): Rig {
+function rig(
+  ticket: (signal: AbortSignal) => Promise<string> = async () => "aaa.bbb.ccc",
+  random: () => number = () => 0.5,
+): Rig {
   const clock = new FakeClock();
   const sockets: FakeSocket[] = [];
   const connection = new TerminalConnection({
     url: "wss://gateway.example/workspaces/ws-1/terminal",
     ticket,
     clock,
+    random,
     openSocket: (url, protocols) => {
       const socket = new FakeSocket(url, protocols);
       sockets.push(socket);
@@ -59,11 +63,17 @@ async function dialled(made: Rig): Promise<FakeSocket> {
   return socket;
 }
 
+function ready(socket: FakeSocket): FakeSocket {
+  socket.accept();
+  socket.text(READY);
+  return socket;
+}
+
 async function opened(made: Rig, ready: object = READY): Promise<FakeSocket> {
   const socket = await dialled(made);
   socket.accept();
   socket.text(ready);
-  assert.equal(made.connection.state, "open");
+  assert.equal(made.connection.status.state, "open");
   return socket;
 }
 
@@ -79,14 +89,14 @@ test("connect offers the protocol and the ticket, and puts the size but not the 
 test("the session is open at ready, not before, and says what the gateway said", async () => {
   const made = rig();
   const states: string[] = [];
-  made.connection.on("state", (state) => states.push(state));
+  made.connection.on("status", ({ state }) => states.push(state));
   const socket = await dialled(made);
   socket.accept();
-  assert.equal(made.connection.state, "connecting");
+  assert.equal(made.connection.status.state, "connecting");
   socket.text(READY);
   assert.deepEqual(states, ["connecting", "open"]);
-  assert.equal(made.connection.ready?.target, "local");
-  assert.equal(made.connection.ready?.idleTimeout, 1800);
+  assert.equal(made.connection.status.ready?.target, "local");
+  assert.equal(made.connection.status.ready?.idleTimeout, 1800);
 });
 
 test("every session asks for a ticket of its own", async () => {
@@ -95,7 +105,7 @@ test("every session asks for a ticket of its own", async () => {
   (await opened(made)).closeFrame(1006);
   const second = await opened(made);
   assert.deepEqual(second.offered, ["termgw.v1", "termgw.ticket.a.b.t2"]);
-  assert.equal(made.connection.end, undefined);
+  assert.equal(made.connection.status.end, undefined);
 });
 
 test("connect while a session is there opens no second one", async () => {
@@ -113,7 +123,7 @@ test("a ticket that the platform refuses ends the session with the platform's se
   made.connection.connect();
   await settle();
   assert.equal(made.sockets.length, 0);
-  assert.equal(made.ends[0]?.code, "ticket_unavailable");
+  assert.equal(made.ends[0]?.code, "ticket_denied");
   assert.equal(made.ends[0]?.message, "You have no access to this workspace.");
 });
 
@@ -123,8 +133,8 @@ for (const ticket of ["", "se cret", "a.b", "a.b.c, termgw.v1", undefined as unk
     made.connection.connect();
     await settle();
     assert.equal(made.sockets.length, 0);
-    assert.equal(made.connection.end?.code, "ticket_unavailable");
-    assert.equal(made.connection.end?.message, "What the platform gave is no ticket.");
+    assert.equal(made.connection.status.end?.code, "ticket_denied");
+    assert.equal(made.connection.status.end?.message, "What the platform gave is no ticket.");
   });
 }
 
@@ -139,8 +149,8 @@ test("a browser that refuses the socket ends the session without showing the tic
   });
   connection.connect();
   await settle();
-  assert.equal(connection.end?.code, "unreachable");
-  assert.doesNotMatch(JSON.stringify(connection.end), /aaa/);
+  assert.equal(connection.status.end?.code, "insecure");
+  assert.doesNotMatch(JSON.stringify(connection.status.end), /aaa/);
 });
 
 test("close while the ticket is minted opens no socket", async () => {
@@ -149,7 +159,7 @@ test("close while the ticket is minted opens no socket", async () => {
   made.connection.close();
   await settle();
   assert.equal(made.sockets.length, 0);
-  assert.equal(made.connection.end?.code, "closed");
+  assert.equal(made.connection.status.end?.code, "closed");
 });
 
 test("close ends the socket and hears nothing more of it", async () => {
@@ -165,13 +175,13 @@ test("close ends the socket and hears nothing more of it", async () => {
     ["closed"],
   );
   assert.deepEqual(made.pieces, []);
-  assert.equal(made.clock.running, 0, "no ping goes on");
+  assert.deepEqual(made.clock.running, [], "no ping goes on");
 });
 
 test("a gateway that did not choose termgw.v1 is not talked to", async () => {
   const made = rig();
   (await dialled(made)).accept("");
-  assert.equal(made.connection.end?.code, "bad_server_message");
+  assert.equal(made.connection.status.end?.code, "bad_server_message");
 });
 
 // Acks.
@@ -328,11 +338,11 @@ test("two pings unanswered: the gateway is gone", async () => {
   const made = rig();
   const socket = await opened(made);
   made.clock.advance(9_999);
-  assert.equal(made.connection.state, "open");
+  assert.equal(made.connection.status.state, "open");
   made.clock.advance(1);
-  assert.equal(made.connection.end?.code, "connection_lost");
+  assert.equal(made.connection.status.end?.code, "connection_lost");
   assert.equal(socket.closedWith, 1000);
-  assert.equal(made.clock.running, 0);
+  assert.equal(made.clock.running.length, 1, "only the next attempt is waited for");
 });
 
 test("a late pong keeps the session", async () => {
@@ -341,7 +351,7 @@ test("a late pong keeps the session", async () => {
   made.clock.advance(9_000);
   socket.text({ type: "pong", id: 2 });
   made.clock.advance(9_000);
-  assert.equal(made.connection.state, "open");
+  assert.equal(made.connection.status.state, "open");
 });
 
 // Ends.
@@ -432,7 +442,7 @@ for (const text of [
     const made = rig();
     const socket = await opened(made);
     socket.text(text);
-    assert.equal(made.connection.end?.code, "bad_server_message");
+    assert.equal(made.connection.status.end?.code, "bad_server_message");
     assert.equal(socket.closedWith, 1000);
   });
 }
@@ -441,5 +451,283 @@ test("an unknown type and an unknown field are ignored", async () => {
   const made = rig();
   const socket = await opened(made, { ...READY, colour: "blue" });
   socket.text({ type: "weather", rain: true });
-  assert.equal(made.connection.state, "open");
+  assert.equal(made.connection.status.state, "open");
+});
+
+// A paste waits for the line.
+
+test("a large paste waits for pongs, so that a ping is never behind more than 256 KiB", async () => {
+  const made = rig();
+  const socket = await opened(made);
+  socket.text({ type: "pong", id: 1 });
+  made.connection.send(new Uint8Array(600 * KIB));
+  const sent = () => socket.frames.reduce((sum, frame) => sum + frame.length, 0);
+  assert.equal(sent(), 256 * KIB);
+  assert.deepEqual(socket.sent("ping").at(-1), { type: "ping", id: 2 });
+  made.connection.resize(90, 30);
+  assert.equal(socket.sent("resize").length, 1, "control messages pass it");
+  socket.text({ type: "pong", id: 2 });
+  assert.equal(sent(), 512 * KIB);
+  socket.text({ type: "pong", id: 3 });
+  assert.equal(sent(), 600 * KIB);
+  made.connection.send("x");
+  assert.equal(sent(), 600 * KIB + 1, "what is typed next goes at once");
+});
+
+test("what is typed during a paste comes after it", async () => {
+  const made = rig();
+  const socket = await opened(made);
+  made.connection.send(new Uint8Array(300 * KIB));
+  made.connection.send("\x03");
+  for (let id = 1; id <= 3; id++) socket.text({ type: "pong", id });
+  assert.deepEqual(socket.frames.at(-1), Uint8Array.of(3));
+});
+
+// Reconnecting.
+
+const error = (code: string, retryable: boolean) => ({
+  type: "error",
+  code,
+  message: "The server's words.",
+  retryable,
+});
+
+/** Runs the next attempt, however long it is away, and gives its socket. */
+async function retried(made: Rig): Promise<FakeSocket> {
+  const before = made.sockets.length;
+  made.clock.advance(made.clock.running[0] ?? 0);
+  await settle();
+  assert.equal(made.sockets.length, before + 1, "one more session was tried");
+  return made.sockets.at(-1) as FakeSocket;
+}
+
+for (const [close, code] of [
+  [1006, ""],
+  [1012, "draining"],
+  [1013, "overloaded"],
+  [4410, "session_expired"],
+  [4429, "too_many_sessions"],
+  [4502, "backend_failed"],
+  [4503, "store_unavailable"],
+  [4504, "tunnel_expired"],
+] as const) {
+  test(`${close} ${code}: another session is opened by itself, with a ticket of its own`, async () => {
+    let minted = 0;
+    const made = rig(async () => `a.b.t${++minted}`);
+    const socket = await opened(made);
+    if (code) socket.text(error(code, true));
+    socket.closeFrame(close, code);
+    assert.equal(made.connection.status.state, "waiting");
+    assert.ok(made.connection.status.retryAt);
+    const second = await retried(made);
+    assert.deepEqual(second.offered, ["termgw.v1", "termgw.ticket.a.b.t2"]);
+    second.accept();
+    second.text(READY);
+    assert.equal(made.connection.status.state, "open");
+    assert.equal(made.connection.status.end, undefined);
+  });
+}
+
+for (const [close, code] of [
+  [1000, "exit"],
+  [1009, "too_large"],
+  [4400, "bad_message"],
+  [4403, "ticket_mismatch"],
+  [4404, "workspace_not_found"],
+  [4404, "container_not_running"],
+  [4423, "revoked"],
+  [1001, ""],
+  [4999, "moon_phase"],
+] as const) {
+  test(`${close} ${code}: nothing happens until somebody asks`, async () => {
+    const made = rig();
+    const socket = await opened(made);
+    if (code === "exit") socket.text({ type: "exit", code: 0 });
+    else if (code) socket.text(error(code, false));
+    socket.closeFrame(close, code);
+    assert.equal(made.connection.status.state, "ended");
+    assert.deepEqual(made.clock.running, []);
+    made.connection.send("typed");
+    made.clock.advance(3_600_000);
+    await settle();
+    assert.equal(made.sockets.length, 1);
+  });
+}
+
+test("idle_timeout: another session is opened when somebody types, and that key goes nowhere", async () => {
+  const made = rig();
+  const socket = await opened(made);
+  socket.text(error("idle_timeout", true));
+  socket.closeFrame(4408, "idle_timeout");
+  assert.equal(made.connection.status.state, "waiting");
+  assert.equal(made.connection.status.retryAt, undefined);
+  made.clock.advance(3_600_000);
+  await settle();
+  assert.equal(made.sockets.length, 1);
+  made.connection.send("l");
+  await settle();
+  const second = made.sockets[1];
+  second?.accept();
+  second?.text(READY);
+  assert.equal(made.connection.status.state, "open");
+  assert.deepEqual(second?.frames, []);
+});
+
+for (const [close, code] of [
+  [4401, "ticket_missing"],
+  [4401, "ticket_invalid"],
+  [4401, "ticket_expired"],
+  [4409, "ticket_used"],
+] as const) {
+  test(`${code}: one more ticket is tried, then no other`, async () => {
+    const made = rig();
+    for (const next of [dialled, retried]) {
+      const socket = await next(made);
+      socket.accept();
+      socket.text(error(code, true));
+      socket.closeFrame(close, code);
+    }
+    assert.equal(made.connection.status.state, "ended");
+    assert.equal(made.connection.status.end?.message, "The server's words.");
+    assert.deepEqual(made.clock.running, []);
+
+    made.connection.connect(); // somebody asked
+    await settle();
+    made.sockets[2]?.accept();
+    made.sockets[2]?.closeFrame(close, code);
+    assert.equal(made.connection.status.state, "waiting", "which counts from the start");
+  });
+}
+
+test("the waits are a random part of 1, 2, 4 … 30 s", async () => {
+  for (const part of [0, 0.5, 0.999]) {
+    const made = rig(undefined, () => part);
+    const waits: number[] = [];
+    (await dialled(made)).closeFrame(1006);
+    for (let attempt = 0; attempt < 8; attempt++) {
+      waits.push(made.clock.running[0] ?? -1);
+      (await retried(made)).closeFrame(1006);
+    }
+    const longest = [1, 2, 4, 8, 16, 30, 30, 30];
+    assert.deepEqual(
+      waits,
+      longest.map((seconds) => Math.floor(seconds * 1000 * part)),
+    );
+  }
+});
+
+test("too_many_sessions is tried less often", async () => {
+  const made = rig(undefined, () => 1);
+  const waits: number[] = [];
+  let socket = await dialled(made);
+  for (let attempt = 0; attempt < 4; attempt++) {
+    socket.accept();
+    socket.closeFrame(4429, "too_many_sessions");
+    waits.push(made.clock.running[0] ?? -1);
+    socket = await retried(made);
+  }
+  assert.deepEqual(waits, [15_000, 30_000, 60_000, 60_000]);
+});
+
+test("a session that ends at once does not start the waits over; one that stayed does", async () => {
+  const made = rig(undefined, () => 1);
+  ready(await dialled(made)).closeFrame(1012, "draining");
+  assert.deepEqual(made.clock.running, [1_000]);
+  ready(await retried(made)).closeFrame(1012, "draining");
+  assert.deepEqual(made.clock.running, [2_000]);
+  const third = ready(await retried(made));
+  made.clock.advance(4_000);
+  third.text({ type: "pong", id: 1 });
+  made.clock.advance(6_000);
+  third.closeFrame(1012, "draining");
+  assert.deepEqual(made.clock.running, [1_000]);
+});
+
+test("connect does not wait, close ends the waiting and says why it was", async () => {
+  const made = rig();
+  (await opened(made)).closeFrame(1012, "draining");
+  made.connection.connect();
+  await settle();
+  assert.equal(made.sockets.length, 2);
+  assert.equal(made.connection.status.end?.code, "draining", "told until another one is open");
+  made.sockets[1]?.closeFrame(1012, "draining");
+  made.connection.close();
+  assert.equal(made.connection.status.state, "ended");
+  assert.equal(made.connection.status.end?.code, "draining");
+  assert.deepEqual(made.clock.running, []);
+});
+
+test("a gateway that never answers is given up after 30 s, and tried again", async () => {
+  const made = rig();
+  const socket = await dialled(made);
+  made.clock.advance(29_999);
+  assert.equal(made.connection.status.state, "connecting");
+  made.clock.advance(1);
+  assert.equal(socket.closedWith, 1000);
+  assert.equal(made.connection.status.state, "waiting");
+  assert.equal(made.connection.status.end?.code, "unreachable");
+});
+
+test("a platform that never answers is given up too, and its request is ended", async () => {
+  let given: AbortSignal | undefined;
+  const made = rig((signal) => {
+    given = signal;
+    return new Promise(() => {});
+  });
+  made.connection.connect();
+  made.clock.advance(30_000);
+  assert.equal(made.connection.status.state, "waiting");
+  assert.equal(given?.aborted, true);
+});
+
+for (const [cause, state, message] of [
+  [new TryAgain("The platform is being updated."), "waiting", "The platform is being updated."],
+  [new TypeError("Failed to fetch"), "waiting", "The platform did not answer when"],
+  [new Error("You may not."), "ended", "You may not."],
+  ["no error", "ended", "The platform gave no ticket."],
+] as const) {
+  test(`no ticket (${String(cause)}): ${state}`, async () => {
+    const made = rig(async () => {
+      throw cause;
+    });
+    made.connection.connect();
+    await settle();
+    assert.equal(made.connection.status.state, state);
+    assert.ok(made.connection.status.end?.message.startsWith(message));
+    assert.equal(made.ends.length, 1);
+  });
+}
+
+// What a status line asks.
+
+test("the time left is that of the limit that comes first", async () => {
+  const made = rig();
+  assert.equal(made.connection.timeLeft(), undefined);
+  const socket = await opened(made, { ...READY, idle_timeout: 60, max_session: 100 });
+  assert.deepEqual(made.connection.timeLeft(), { code: "idle_timeout", seconds: 60 });
+  for (let id = 2; id <= 11; id++) {
+    made.clock.advance(5_000);
+    socket.text({ type: "pong", id });
+  }
+  assert.deepEqual(made.connection.timeLeft(), { code: "idle_timeout", seconds: 10 });
+  socket.text({ type: "notice", code: "idle_timeout", seconds: 10, message: "Ten seconds left." });
+  made.connection.send("x");
+  assert.deepEqual(made.connection.timeLeft(), { code: "session_expired", seconds: 50 });
+  socket.text({ type: "notice", code: "draining", seconds: 5, message: "Five seconds left." });
+  assert.deepEqual(made.connection.timeLeft(), { code: "draining", seconds: 5 });
+});
+
+test("no limits, no time left", async () => {
+  const made = rig();
+  await opened(made, { ...READY, idle_timeout: 0, max_session: 0 });
+  assert.equal(made.connection.timeLeft(), undefined);
+});
+
+test("silence is the age of the oldest ping without an answer", async () => {
+  const made = rig();
+  const socket = await opened(made);
+  made.clock.advance(3_000);
+  assert.equal(made.connection.silence(), 3_000);
+  socket.text({ type: "pong", id: 1 });
+  assert.equal(made.connection.silence(), 0);
 });

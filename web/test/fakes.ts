@@ -1,9 +1,10 @@
 // A WebSocket and a clock that do what the test says, and remember what was asked.
-import type { Clock, Socket } from "../client/connection.js";
+import type { Clock, Socket } from "../client/session.js";
 
 export class FakeSocket implements Socket {
   binaryType = "blob";
   protocol = "";
+  readyState = 0;
   onopen: (() => void) | null = null;
   onmessage: ((event: { data: unknown }) => void) | null = null;
   onclose: ((event: { code: number; reason: string }) => void) | null = null;
@@ -26,10 +27,12 @@ export class FakeSocket implements Socket {
 
   close(code?: number): void {
     this.closedWith = code;
+    this.readyState = 2;
   }
 
   accept(protocol = "termgw.v1"): void {
     this.protocol = protocol;
+    this.readyState = 1;
     this.onopen?.();
   }
 
@@ -42,6 +45,7 @@ export class FakeSocket implements Socket {
   }
 
   closeFrame(code: number, reason = ""): void {
+    this.readyState = 3;
     this.onclose?.({ code, reason });
   }
 
@@ -53,14 +57,14 @@ export class FakeSocket implements Socket {
 
 export class FakeClock implements Clock {
   private time = 0;
-  private readonly timers = new Set<{ ms: number; next: number; tick: () => void }>();
+  private readonly timers = new Set<{ at: number; callback: () => void }>();
 
   now(): number {
     return this.time;
   }
 
-  every(ms: number, tick: () => void): () => void {
-    const timer = { ms, next: this.time + ms, tick };
+  after(ms: number, callback: () => void): () => void {
+    const timer = { at: this.time + ms, callback };
     this.timers.add(timer);
     return () => {
       this.timers.delete(timer);
@@ -70,16 +74,17 @@ export class FakeClock implements Clock {
   advance(ms: number): void {
     const end = this.time + ms;
     for (;;) {
-      const due = [...this.timers].filter((t) => t.next <= end).sort((a, b) => a.next - b.next)[0];
+      const due = [...this.timers].filter((t) => t.at <= end).sort((a, b) => a.at - b.at)[0];
       if (!due) break;
-      this.time = due.next;
-      due.next += due.ms;
-      due.tick();
+      this.timers.delete(due);
+      this.time = due.at;
+      due.callback();
     }
     this.time = end;
   }
 
-  get running(): number {
-    return this.timers.size;
+  /** Milliseconds until each timer that runs, the next one first. */
+  get running(): number[] {
+    return [...this.timers].map((timer) => timer.at - this.time).sort((a, b) => a - b);
   }
 }

@@ -1,51 +1,173 @@
-// Takes the picture of the demo page that the documentation shows:
-//   node test/screenshot.mjs FILE.png [dark|light]
-import {
-  screen,
-  sees,
-  shows,
-  skip,
-  startBrowser,
-  startDemo,
-  type,
-  until,
-} from "./browser/harness.mjs";
+// Takes the pictures of the page that the documentation shows, one of each state:
+//   node test/screenshot.mjs FOLDER
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import { shows, skip, startBrowser } from "./browser/harness.mjs";
+import { FAILURES, startScript } from "./browser/script.mjs";
 
-const [file, scheme = "dark"] = process.argv.slice(2);
-if (!file || (scheme !== "dark" && scheme !== "light")) {
-  console.error("usage: node test/screenshot.mjs FILE.png [dark|light]");
+const [folder] = process.argv.slice(2);
+if (!folder) {
+  console.error("usage: node test/screenshot.mjs FOLDER");
   process.exit(2);
 }
 if (skip) {
   console.error(skip);
   process.exit(1);
 }
+await mkdir(folder, { recursive: true });
 
-/** @type {(() => unknown)[]} */
-const undo = [];
-const scope = { after: (/** @type {() => unknown} */ step) => undo.unshift(step) };
+const PROMPT = "\x1b[1;36m~/shop\x1b[0m \x1b[1;32m❯\x1b[0m ";
+const PRINTS = [
+  `${PROMPT}git log --oneline --graph | head -5`,
+  "* \x1b[33m8f2c1e7\x1b[0m (\x1b[1;36mHEAD -> \x1b[1;32mmain\x1b[0m, \x1b[1;31morigin/main\x1b[0m) cart: keep what was in it after a login",
+  "*   \x1b[33m03ad9b4\x1b[0m Merge branch 'checkout'",
+  "\x1b[31m|\x1b[32m\\\x1b[0m",
+  "\x1b[31m|\x1b[0m * \x1b[33m5d77f02\x1b[0m checkout: one page instead of three",
+  "\x1b[31m|\x1b[0m * \x1b[33mc9e0a13\x1b[0m checkout: addresses are asked once",
+  `${PROMPT}npm test`,
+  "",
+  "\x1b[32m✔\x1b[0m cart › survives a login \x1b[2m(41 ms)\x1b[0m",
+  "\x1b[32m✔\x1b[0m checkout › one page \x1b[2m(112 ms)\x1b[0m",
+  "\x1b[33m◦\x1b[0m checkout › größe of the parcel \x1b[2mskipped\x1b[0m",
+  "\x1b[31m✘\x1b[0m checkout › asks for an address once",
+  "    \x1b[31mexpected 1 question, got 2\x1b[0m  \x1b[4mtest/checkout.test.js:31\x1b[0m",
+  "",
+  "\x1b[1m3 passed\x1b[0m, \x1b[31m1 failed\x1b[0m in 0.4 s",
+  PROMPT,
+].join("\r\n");
+
+/** @type {() => unknown} */
+let end = () => {};
+const scope = {
+  /** @param {() => unknown} undo */
+  after(undo) {
+    end = undo;
+  },
+};
+
+/** @typedef {import("playwright-core").Page} Page */
+/** @typedef {Awaited<ReturnType<typeof startScript>>} Site */
+/**
+ * @typedef {object} Picture
+ * @property {string} name
+ * @property {"dark" | "light"} scheme
+ * @property {boolean} [phone]
+ * @property {import("./browser/script.mjs").Failure[]} [failures]
+ * @property {Parameters<typeof startScript>[2]} [session]
+ * @property {(tab: Page, site: Site) => Promise<unknown>} ready
+ */
+
+const failure = (/** @type {string} */ code) => FAILURES.filter((one) => one.code === code);
+const open = (/** @type {Page} */ tab) => shows(tab, "#round-trip", / ms$/);
+
+const ended = (/** @type {Page} */ tab) => shows(tab, "#again", /^(New session|Reconnect)$/);
+
+/** @type {Picture[]} */
+const pictures = [
+  { name: "open-dark", scheme: "dark", ready: open },
+  { name: "open-light", scheme: "light", ready: open },
+  { name: "phone-dark", scheme: "dark", phone: true, ready: open },
+  { name: "phone-light", scheme: "light", phone: true, ready: open },
+  {
+    name: "picker-dark",
+    scheme: "dark",
+    async ready(tab) {
+      await open(tab);
+      await tab.keyboard.press("Control+Shift+O");
+      await tab.keyboard.press("ArrowDown");
+      await tab.keyboard.press("Enter");
+      await open(tab);
+      await tab.keyboard.press("Control+Shift+O");
+      await tab.keyboard.press("ArrowDown");
+    },
+  },
+  {
+    name: "find-light",
+    scheme: "light",
+    async ready(tab) {
+      await open(tab);
+      await tab.keyboard.press("Control+Shift+F");
+      await tab.keyboard.type("checkout");
+      await shows(tab, "#find-count", / of 7$/);
+    },
+  },
+  {
+    name: "settings-dark",
+    scheme: "dark",
+    async ready(tab) {
+      await open(tab);
+      await tab.locator("#settings-open").click();
+    },
+  },
+  {
+    name: "read-only-dark",
+    scheme: "dark",
+    session: { mode: "ro", target: "remote" },
+    ready: open,
+  },
+  {
+    name: "notice-light",
+    scheme: "light",
+    async ready(tab, site) {
+      await open(tab);
+      site.say({
+        type: "notice",
+        code: "idle_timeout",
+        seconds: 60,
+        message:
+          "Nothing was typed for a while: this terminal closes in 60 seconds. Press a key to keep it.",
+      });
+      await shows(tab, "#panel", /60 seconds/);
+    },
+  },
+  {
+    name: "reconnecting-light",
+    scheme: "light",
+    async ready(tab, site) {
+      // The longest first wait, so that the picture is in time.
+      await tab.evaluate(() => {
+        Math.random = () => 0.99;
+      });
+      await open(tab);
+      site.cut();
+      await shows(tab, "#panel", /Trying again in/);
+    },
+  },
+  {
+    name: "exit-dark",
+    scheme: "dark",
+    async ready(tab, site) {
+      await open(tab);
+      site.say({ type: "exit", code: 3 });
+      site.close(1000);
+      await shows(tab, "#panel", /status 3/);
+    },
+  },
+  { name: "revoked-light", scheme: "light", failures: failure("revoked"), ready: ended },
+  {
+    name: "container-not-running-dark",
+    scheme: "dark",
+    failures: failure("container_not_running"),
+    ready: ended,
+  },
+  { name: "idle-timeout-dark", scheme: "dark", failures: failure("idle_timeout"), ready: ended },
+];
+
 try {
-  const demo = await startDemo(scope);
   const browser = await startBrowser(scope);
-  const tab = await browser.newPage({
-    viewport: { width: 1200, height: 750 },
-    colorScheme: scheme,
-  });
-  await tab.goto(demo.page);
-  await shows(tab, "#round-trip", / ms$/);
-  // A prompt that names neither the machine nor who took the picture.
-  await type(
-    tab,
-    String.raw`cd /usr; PS1='\[\e[1;36m\]\w\[\e[0m\] \[\e[1;32m\]❯\[\e[0m\] '; clear`,
-  );
-  await until(() => screen(tab), /^\S+ ❯\s*$/);
-  await type(tab, "ls -gG --color=always --time-style=long-iso");
-  await sees(tab, /share\n(.*\n)*\S+ ❯\s*$/);
-  await type(tab, "echo $((6*7))");
-  await sees(tab, /^42\n\S+ ❯\s*$/m);
-  // The first ping is answered while the page still draws itself.
-  await shows(tab, "#round-trip", /^(<1|\d) ms$/);
-  await tab.screenshot({ path: file });
+  for (const { name, scheme, phone, failures = [], session, ready } of pictures) {
+    const site = await startScript(scope, failures, { prints: PRINTS, ...session });
+    const context = await browser.newContext({
+      colorScheme: scheme,
+      viewport: phone ? { width: 390, height: 760 } : { width: 1080, height: 640 },
+      ...(phone && { isMobile: true, hasTouch: true, deviceScaleFactor: 2 }),
+    });
+    const tab = await context.newPage();
+    await tab.goto(`${site.url}#key=first`);
+    await ready(tab, site);
+    await tab.screenshot({ path: join(folder, `${name}.png`), animations: "disabled" });
+    await context.close();
+  }
 } finally {
-  for (const step of undo) await step();
+  await end();
 }

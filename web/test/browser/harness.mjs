@@ -1,28 +1,92 @@
 // Starts the real `termgw demo` and a real Chromium, and waits for what the
-// terminal shows. Nothing here sleeps: every wait has a condition and a limit.
+// terminal shows. Every wait has a condition and a limit.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync } from "node:fs";
+import { accessSync, constants, existsSync } from "node:fs";
+import { delimiter, join } from "node:path";
 import { createInterface } from "node:readline";
+import { after } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 
-const CHROMIUM = "/usr/bin/chromium";
-const BIN =
+const CHROMIUM = process.env.CHROMIUM ?? find("chromium", "chromium-browser", "google-chrome");
+export const BIN =
   process.env.TERMGW_BIN ?? fileURLToPath(new URL("../../../bin/termgw", import.meta.url));
 const LIMIT_MS = 15_000;
 
 /** @typedef {{after(undo: () => unknown): void}} Scope what is started ends with it: a test, say */
 
+/** @type {WeakMap<Scope, (() => unknown)[]>} */
+const steps = new WeakMap();
+
+/**
+ * Undoes at the scope's end, the last first, which a test's own `after` does not.
+ *
+ * @param {Scope} t
+ * @param {() => unknown} undo
+ */
+export function defer(t, undo) {
+  const known = steps.get(t);
+  if (known) {
+    known.push(undo);
+    return;
+  }
+  const all = [undo];
+  steps.set(t, all);
+  t.after(async () => {
+    /** @type {unknown[]} */
+    const faults = [];
+    for (const step of all.reverse()) {
+      try {
+        await step();
+      } catch (fault) {
+        faults.push(fault); // the other steps are due all the same
+      }
+    }
+    if (faults.length > 0) throw faults[0];
+  });
+}
+
 /** Why the browser tests cannot run here; false when they can. */
 export const skip = missing();
 
+/**
+ * The first of these programs that is installed.
+ *
+ * @param {string[]} names
+ */
+export function find(...names) {
+  const folders = (process.env.PATH ?? "").split(delimiter);
+  for (const folder of [...folders, "/usr/sbin", "/sbin"]) {
+    for (const name of names) {
+      try {
+        accessSync(join(folder, name), constants.X_OK);
+        return join(folder, name);
+      } catch {
+        // Not here.
+      }
+    }
+  }
+  return undefined;
+}
+
 function missing() {
   const absent = [];
-  if (!existsSync(CHROMIUM)) absent.push(`no ${CHROMIUM}: install Debian's package chromium`);
+  if (!CHROMIUM || !existsSync(CHROMIUM)) {
+    absent.push("no Chromium: install Debian's package chromium, or set CHROMIUM");
+  }
   if (!existsSync(BIN)) absent.push(`no ${BIN}: build the command, or set TERMGW_BIN`);
+  return skipFor(absent);
+}
+
+/**
+ * Why tests are skipped, or false; an error where nothing may be.
+ *
+ * @param {string[]} absent what this machine lacks
+ */
+export function skipFor(absent) {
   if (absent.length === 0) return false;
   const reason = absent.join("; ");
   if (process.env.TERMGW_TEST_REQUIRE === "1") throw new Error(reason);
@@ -37,24 +101,38 @@ function missing() {
  * @returns {Promise<{page: string, terminal: string, tickets: string, kill: () => void}>}
  */
 export async function startDemo(t) {
-  const child = spawn(BIN, ["demo", "--json", "--listen", "127.0.0.1:0"], {
+  // A shell that reads no profile: somebody's own may take seconds.
+  const shell = "exec bash --norc --noprofile";
+  const child = spawn(BIN, ["demo", "--json", "--listen", "127.0.0.1:0", "--shell", shell], {
     stdio: ["ignore", "pipe", "pipe"],
   });
-  let log = "";
-  child.stderr.on("data", (/** @type {Buffer} */ chunk) => {
-    log += chunk;
-  });
-  const ended = once(child, "exit");
-  t.after(async () => {
-    child.kill("SIGTERM");
-    await ended;
-  });
+  const { ended, log } = supervise(t, child);
   const lines = createInterface({ input: child.stdout });
   const first = await Promise.race([
     once(lines, "line").then(([line]) => String(line)),
-    ended.then(([code]) => Promise.reject(new Error(`termgw demo ended with ${code}: ${log}`))),
+    ended.then(([code]) => Promise.reject(new Error(`termgw demo ended with ${code}: ${log()}`))),
   ]);
   return { ...JSON.parse(first), kill: () => child.kill("SIGKILL") };
+}
+
+/**
+ * Keeps what a child says on stderr, and ends it with the test.
+ *
+ * @param {Scope} t
+ * @param {import("node:child_process").ChildProcess} child
+ * @param {NodeJS.Signals} [signal]
+ */
+export function supervise(t, child, signal = "SIGTERM") {
+  let text = "";
+  child.stderr?.on("data", (/** @type {Buffer} */ chunk) => {
+    text += chunk;
+  });
+  const ended = once(child, "exit");
+  defer(t, async () => {
+    child.kill(signal);
+    await ended;
+  });
+  return { ended, log: () => text };
 }
 
 /**
@@ -77,7 +155,7 @@ export async function mintTicket(demo) {
 /** @param {Scope} t */
 export async function startBrowser(t) {
   const browser = await chromium.launch({
-    executablePath: CHROMIUM,
+    executablePath: CHROMIUM ?? "",
     args: [
       "--no-sandbox",
       "--disable-gpu",
@@ -88,8 +166,23 @@ export async function startBrowser(t) {
       "--disable-sync",
     ],
   });
-  t.after(() => browser.close());
+  defer(t, () => browser.close());
   return browser;
+}
+
+/** One browser for the tests of a file, each of which opens tabs of its own. */
+export function shareBrowser() {
+  /** @type {() => unknown} */
+  let end = () => {};
+  after(() => end());
+  /** @type {ReturnType<typeof startBrowser> | undefined} */
+  let started;
+  return () =>
+    (started ??= startBrowser({
+      after(undo) {
+        end = undo;
+      },
+    }));
 }
 
 /**
@@ -99,10 +192,14 @@ export async function startBrowser(t) {
  * @param {import("node:test").TestContext} t
  * @param {import("playwright-core").Browser} browser
  * @param {string} url
- * @param {{expected?: RegExp}} [options] `expected`: console errors that the test provokes
+ * @param {{expected?: RegExp} & import("playwright-core").BrowserContextOptions} [options]
+ *   `expected`: console errors that the test provokes
  */
-export async function openTab(t, browser, url, { expected } = {}) {
-  const context = await browser.newContext({ viewport: { width: 1000, height: 640 } });
+export async function openTab(t, browser, url, { expected, ...more } = {}) {
+  const context = await browser.newContext({
+    viewport: { width: 1000, height: 640 },
+    ...more,
+  });
   const tab = await context.newPage();
   const { host } = new URL(url);
   /** @type {string[]} */
@@ -119,7 +216,7 @@ export async function openTab(t, browser, url, { expected } = {}) {
       if (new URL(asked.url()).host !== host) faults.push(`asked for ${asked.url()}`);
     });
   }
-  t.after(async () => {
+  defer(t, async () => {
     await context.close();
     assert.deepEqual(faults, [], "nothing wrong in the console, no request to another host");
   });
@@ -132,7 +229,7 @@ export async function openTab(t, browser, url, { expected } = {}) {
  * @param {import("playwright-core").Page} tab
  */
 export async function screen(tab) {
-  const rows = await tab.locator(".xterm-rows > div").allTextContents();
+  const rows = await tab.locator(".xterm-rows:visible > div").allTextContents();
   return rows.map((row) => row.replaceAll("\u00a0", " ").trimEnd()).join("\n");
 }
 
@@ -141,9 +238,10 @@ export async function screen(tab) {
  *
  * @param {import("playwright-core").Page} tab
  * @param {RegExp} pattern
+ * @param {number} [limit] milliseconds
  */
-export async function sees(tab, pattern) {
-  return until(() => screen(tab), pattern);
+export async function sees(tab, pattern, limit = LIMIT_MS) {
+  return until(() => screen(tab), pattern, limit);
 }
 
 /**
@@ -152,9 +250,14 @@ export async function sees(tab, pattern) {
  * @param {import("playwright-core").Page} tab
  * @param {string} selector
  * @param {RegExp} pattern
+ * @param {number} [limit] milliseconds
  */
-export async function shows(tab, selector, pattern) {
-  return until(async () => (await tab.locator(selector).textContent())?.trim() ?? "", pattern);
+export async function shows(tab, selector, pattern, limit = LIMIT_MS) {
+  const text = async () => {
+    const found = await tab.locator(selector).textContent();
+    return (found ?? "").replace(/\s+/g, " ").trim();
+  };
+  return until(text, pattern, limit);
 }
 
 /**
@@ -162,15 +265,16 @@ export async function shows(tab, selector, pattern) {
  *
  * @param {() => string | Promise<string>} read
  * @param {RegExp} pattern
+ * @param {number} [limit] milliseconds
  * @returns {Promise<RegExpExecArray>}
  */
-export async function until(read, pattern) {
-  const deadline = Date.now() + LIMIT_MS;
+export async function until(read, pattern, limit = LIMIT_MS) {
+  const deadline = Date.now() + limit;
   for (;;) {
     const text = await read();
     const found = pattern.exec(text);
     if (found) return found;
-    if (Date.now() > deadline) assert.fail(`no ${pattern} within ${LIMIT_MS} ms in:\n${text}`);
+    if (Date.now() > deadline) assert.fail(`no ${pattern} within ${limit} ms in:\n${text}`);
     await delay(20);
   }
 }
@@ -182,9 +286,25 @@ export async function until(read, pattern) {
  * @param {string} line
  */
 export async function type(tab, line) {
-  await tab.locator(".xterm-helper-textarea").focus();
+  await tab.locator(".xterm:visible .xterm-helper-textarea").focus();
   await tab.keyboard.type(line);
   await tab.keyboard.press("Enter");
+}
+
+/**
+ * Pastes, as the browser does when somebody presses its key for that.
+ *
+ * @param {import("playwright-core").Page} tab
+ * @param {string} text
+ */
+export async function paste(tab, text) {
+  await tab.evaluate((pasted) => {
+    const data = new DataTransfer();
+    data.setData("text/plain", pasted);
+    document.activeElement?.dispatchEvent(
+      new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true }),
+    );
+  }, text);
 }
 
 /** @param {number} pid */

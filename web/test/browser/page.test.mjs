@@ -3,15 +3,18 @@ import { test } from "node:test";
 import {
   lives,
   openTab,
+  paste,
   screen,
   sees,
   shows,
   skip,
-  startBrowser,
+  shareBrowser,
   startDemo,
   type,
   until,
 } from "./harness.mjs";
+
+const openBrowser = shareBrowser();
 
 test(
   "the page opens a shell: typing, resize, reload, exit, another session",
@@ -20,7 +23,7 @@ test(
   },
   async (t) => {
     const demo = await startDemo(t);
-    const browser = await startBrowser(t);
+    const browser = await openBrowser();
     const tab = await openTab(t, browser, demo.page);
     await tab.goto(demo.page);
 
@@ -49,13 +52,7 @@ test(
       const lines = `${"0123456789abcdef".repeat(64)}\n`.repeat(200);
       await type(tab, `stty -echo; echo go-$((4+5)); head -c ${lines.length} | wc -c; stty echo`);
       await sees(tab, /^go-9$/m);
-      await tab.evaluate((text) => {
-        const data = new DataTransfer();
-        data.setData("text/plain", text);
-        document.activeElement?.dispatchEvent(
-          new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true }),
-        );
-      }, lines);
+      await paste(tab, lines);
       await sees(tab, new RegExp(`^${lines.length}$`, "m"));
     });
 
@@ -101,7 +98,8 @@ test(
 
     await t.test("the keyboard leaves the terminal and comes back", async () => {
       await tab.keyboard.press("Control+Shift+E");
-      assert.equal(await tab.evaluate(() => document.activeElement?.ariaCurrent), "true");
+      const focused = () => tab.evaluate(() => document.activeElement?.role ?? "");
+      assert.equal(await focused(), "tab");
       await tab.keyboard.press("Enter");
       await tab.keyboard.type("echo keys-$((4+4))");
       await tab.keyboard.press("Enter");
@@ -110,9 +108,183 @@ test(
   },
 );
 
+test("tabs: by keyboard alone, each with a shell of its own", { skip }, async (t) => {
+  const demo = await startDemo(t);
+  const browser = await openBrowser();
+  const tab = await openTab(t, browser, demo.page);
+  await tab.goto(demo.page);
+  await shows(tab, "#state", /^Connected$/);
+  const tabs = async () => (await tab.locator(".tab .name").allTextContents()).join(", ");
+  const press = async (/** @type {string[]} */ ...keys) => {
+    for (const key of keys) await tab.keyboard.press(key);
+  };
+  const line = async (/** @type {string} */ text) => {
+    await tab.keyboard.type(text);
+    await press("Enter");
+  };
+  await line("where=first");
+
+  await t.test("the picker opens another terminal", async () => {
+    await press("Control+Shift+O");
+    await tab.keyboard.type("no such workspace");
+    await shows(tab, "#picker-list", /^No workspace by that name$/);
+    await press("Escape", "Control+Shift+O");
+    await tab.keyboard.type("mach");
+    await shows(tab, "#picker-list", /^This machine/);
+    await press("Enter");
+    await until(tabs, /^This machine 1, This machine 2$/);
+    await shows(tab, "#state", /^Connected$/);
+    await line('echo "here:$where"');
+    await sees(tab, /^here:$/m);
+  });
+
+  await t.test("Ctrl+Shift with an arrow goes to the one beside", async () => {
+    await press("Control+Shift+ArrowLeft");
+    await line('echo "here:$where"');
+    await sees(tab, /^here:first$/m);
+  });
+
+  await t.test("output in a tab that nobody looks at is marked", async () => {
+    await line("sleep 0.3; echo late");
+    await press("Control+Shift+ArrowRight");
+    await tab.locator(".tab[data-unseen]").waitFor();
+    await press("Control+Shift+ArrowLeft");
+    await sees(tab, /^late$/m);
+    assert.equal(await tab.locator(".tab[data-unseen]").count(), 0);
+  });
+
+  await t.test("find marks what was printed, and steps through it", async () => {
+    await line("clear; for i in 1 2 3; do echo need''le $i; done");
+    await sees(tab, /^needle 3$/m);
+    await press("Control+Shift+F");
+    await tab.keyboard.type("needle");
+    await shows(tab, "#find-count", /^3 of 3$/);
+    await press("Enter");
+    await shows(tab, "#find-count", /^2 of 3$/);
+    await press("Shift+Enter");
+    await shows(tab, "#find-count", /^3 of 3$/);
+    await tab.keyboard.type("s");
+    await shows(tab, "#find-count", /^None$/);
+    await press("Escape");
+    await line("echo after-$((1+2))");
+    await sees(tab, /^after-3$/m);
+  });
+
+  await t.test("a read-only terminal drops what is typed", async () => {
+    await press("Control+Shift+O", "Tab");
+    await tab.keyboard.press("Space");
+    await tab.locator("#picker-filter").focus();
+    await press("Enter");
+    await until(tabs, /3$/);
+    await shows(tab, "#mode", /^read-only$/);
+    await line("echo typed");
+    await press("Control+Shift+E", "Delete");
+    await until(tabs, /^This machine 1, This machine 2$/);
+  });
+
+  await t.test("a reload opens the same tabs", async () => {
+    await tab.reload();
+    await until(tabs, /^This machine 1, This machine 2$/);
+    await shows(tab, "#state", /^Connected$/);
+  });
+
+  await t.test("the last tab closed leaves a button that opens another", async () => {
+    await press("Control+Shift+E", "Delete", "Delete");
+    await until(tabs, /^$/);
+    await shows(tab, "#welcome", /No terminal is open/);
+    await press("Enter", "Enter");
+    await until(tabs, /^This machine$/);
+  });
+});
+
+test("settings: colours, size, screen reader, and they last", { skip }, async (t) => {
+  const demo = await startDemo(t);
+  const browser = await openBrowser();
+  const tab = await openTab(t, browser, demo.page, { colorScheme: "dark" });
+  await tab.goto(demo.page);
+  await shows(tab, "#state", /^Connected$/);
+  const ground = (/** @type {string} */ selector) =>
+    tab.locator(selector).evaluate((found) => getComputedStyle(found).backgroundColor);
+  const before = await tab.locator("#size").textContent();
+  assert.equal(await ground("main"), "rgb(18, 22, 28)");
+
+  await tab.locator("#settings-open").click();
+  await tab.getByText("Light", { exact: true }).click();
+  assert.equal(await ground("main"), "rgb(251, 251, 249)");
+  assert.equal(await ground(".xterm-scrollable-element"), "rgb(251, 251, 249)");
+  await tab.locator("#font-size").fill("20");
+  await shows(tab, "#size", new RegExp(`^(?!${before}$)\\d+×\\d+$`));
+  await tab.locator("#screen-reader").check();
+  await tab.keyboard.press("Escape");
+  await type(tab, "echo read-$((2+2))");
+  await until(async () => (await tab.locator(".xterm-accessibility").innerText()) ?? "", /read-4/);
+
+  await tab.reload();
+  await shows(tab, "#state", /^Connected$/);
+  assert.equal(await ground("main"), "rgb(251, 251, 249)");
+  await tab.locator(".xterm-accessibility").waitFor({ state: "attached" });
+});
+
+test("a phone has the keys that it lacks", { skip }, async (t) => {
+  const demo = await startDemo(t);
+  const browser = await openBrowser();
+  const tab = await openTab(t, browser, demo.page, {
+    viewport: { width: 390, height: 700 },
+    isMobile: true,
+    hasTouch: true,
+  });
+  await tab.goto(demo.page);
+  await shows(tab, "#state", /^Connected$/);
+  const width = await tab.evaluate(() => document.documentElement.scrollWidth);
+  assert.equal(width, 390, "nothing is wider than the phone");
+  const tap = (/** @type {string} */ key) =>
+    tab.getByRole("button", { name: key, exact: true }).tap();
+
+  await type(tab, "stty -echo -icanon -isig; echo go-$((1+1)); dd bs=1 count=9 2>&- | od -c");
+  await sees(tab, /^go-2$/m);
+  await tap("Escape");
+  await tap("Tab");
+  await tap("Up");
+  await tap("Control, for the next character");
+  await tab.keyboard.type("c");
+  await tab.keyboard.type("c");
+  await tap("Pipe");
+  await tab.keyboard.type("z");
+  await sees(tab, /033 +\\t +033 +\[ +A 003 +c +\| +z/);
+});
+
+test("a program may copy to the clipboard when somebody allows it", { skip }, async (t) => {
+  const demo = await startDemo(t);
+  const browser = await openBrowser();
+  const tab = await openTab(t, browser, demo.page);
+  await tab.context().grantPermissions(["clipboard-read", "clipboard-write"]);
+  await tab.goto(demo.page);
+  await shows(tab, "#state", /^Connected$/);
+  const clipboard = () => tab.evaluate(() => navigator.clipboard.readText());
+  const copy = (/** @type {string} */ text) =>
+    type(tab, `printf '\\e]52;c;%s\\a' "$(printf '${text}' | base64)"`);
+
+  await copy("refused");
+  await shows(tab, "#panel", /wants to copy.*“refused”/);
+  await tab.locator("#second").click();
+  await until(async () => String(await tab.locator("#panel").isVisible()), /false/);
+  assert.equal(await clipboard(), "");
+  await copy("allowed");
+  await shows(tab, "#panel", /“allowed”/);
+  await tab.locator("#again").click();
+  await until(clipboard, /^allowed$/);
+
+  // What is on it no program gets.
+  await type(
+    tab,
+    String.raw`stty -echo -icanon min 0 time 5; printf '\e]52;c;?\a'; od -c; stty sane`,
+  );
+  await sees(tab, /^0000000 033 +\] +5 +2 +; +c +; +\\a\n0000010$/m);
+});
+
 test("the one-time link lets one tab in", { skip }, async (t) => {
   const demo = await startDemo(t);
-  const browser = await startBrowser(t);
+  const browser = await openBrowser();
   const first = await openTab(t, browser, demo.page);
   await first.goto(demo.page);
   await shows(first, "#state", /^Connected$/);
@@ -129,7 +301,7 @@ test("the one-time link lets one tab in", { skip }, async (t) => {
 
 test("closing the page ends the shell", { skip }, async (t) => {
   const demo = await startDemo(t);
-  const browser = await startBrowser(t);
+  const browser = await openBrowser();
   const tab = await openTab(t, browser, demo.page);
   await tab.goto(demo.page);
   await shows(tab, "#state", /^Connected$/);
@@ -142,13 +314,13 @@ test("closing the page ends the shell", { skip }, async (t) => {
 
 test("a gateway that goes away is told, with what to do", { skip }, async (t) => {
   const demo = await startDemo(t);
-  const browser = await startBrowser(t);
+  const browser = await openBrowser();
   const tab = await openTab(t, browser, demo.page, { expected: /ERR_CONNECTION_REFUSED/ });
   await tab.goto(demo.page);
   await shows(tab, "#state", /^Connected$/);
   demo.kill();
-  await shows(tab, "#panel", /The connection was cut/);
+  await shows(tab, "#panel", /(The connection was cut|termgw demo does not answer)/);
+  await shows(tab, "#panel", /termgw demo does not answer.*Trying again in \d+ s/);
+  await tab.locator("#second").click();
   await shows(tab, "#again", /^Reconnect$/);
-  await tab.locator("#again").click();
-  await shows(tab, "#panel", /termgw demo does not answer/);
 });

@@ -2,63 +2,37 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { readFile } from "node:fs/promises";
-import { basename } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
-import { build } from "esbuild";
+import { serveFixture } from "./fixture.mjs";
 import {
+  defer,
   mintTicket,
   openTab,
   sees,
   skip,
-  startBrowser,
+  shareBrowser,
   startDemo,
   type,
   until,
 } from "./harness.mjs";
 
-/**
- * Puts the fixture on the demo's own origin, where a canvas would be; only its
- * files come from here, the WebSocket goes to the gateway. Chromium does not
- * count a page that a test made up as a local one, so it has to be allowed to
- * reach this machine.
- *
- * @param {import("playwright-core").Page} tab
- */
-async function serveFixture(tab) {
-  await tab.context().grantPermissions(["local-network-access"]);
-  const here = fileURLToPath(new URL(".", import.meta.url));
-  const { outputFiles } = await build({
-    entryPoints: [`${here}raw.ts`, `${here}raw.css`],
-    outdir: here,
-    bundle: true,
-    format: "esm",
-    write: false,
-  });
-  const html = await readFile(`${here}raw.html`, "utf8");
-  await tab.route("**/raw.html*", (route) =>
-    route.fulfill({ contentType: "text/html", body: html }),
-  );
-  for (const { path, text } of outputFiles) {
-    const contentType = path.endsWith(".css") ? "text/css" : "text/javascript";
-    await tab.route(`**/${basename(path)}`, (route) => route.fulfill({ contentType, body: text }));
-  }
-}
+const openBrowser = shareBrowser();
 
 test("xterm.js's AttachAddon works as today, in raw mode", { skip }, async (t) => {
   const demo = await startDemo(t);
-  const browser = await startBrowser(t);
+  const browser = await openBrowser();
   const terminal = new URL(demo.terminal);
   terminal.search = String(
     new URLSearchParams({ cols: "100", rows: "30", ticket: await mintTicket(demo) }),
   );
-  const page = new URL("/raw.html", demo.page);
-  page.hash = "";
+  const tab = await openTab(t, browser, demo.page);
+  const page = await serveFixture(
+    tab,
+    fileURLToPath(new URL("raw.ts", import.meta.url)),
+    demo.page,
+  );
   page.searchParams.set("terminal", terminal.href);
-
-  const tab = await openTab(t, browser, page.href);
-  await serveFixture(tab);
   await tab.goto(page.href);
   await until(
     () => tab.evaluate(() => document.body.dataset.protocol ?? "connecting"),
@@ -110,7 +84,7 @@ function wscat(t, demo, ticket) {
     });
   }
   const ended = once(child, "exit");
-  t.after(async () => {
+  defer(t, async () => {
     child.kill("SIGTERM");
     await ended;
   });

@@ -1,5 +1,6 @@
 // Today's canvas: xterm.js and its own AttachAddon, no subprotocol, the ticket
 // in the URL's query. The test puts the terminal's URL into this page's query.
+import "@xterm/xterm/css/xterm.css";
 import { AttachAddon } from "@xterm/addon-attach";
 import { Terminal } from "@xterm/xterm";
 

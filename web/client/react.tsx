@@ -1,0 +1,79 @@
+/**
+ * The terminal as React sees it: a hook that keeps a connection while a
+ * component is there, and an element that shows it. Neither has a style.
+ */
+import { type ITerminalInitOnlyOptions, type ITerminalOptions, Terminal } from "@xterm/xterm";
+import {
+  type ComponentProps,
+  type ReactElement,
+  useEffect,
+  useMemo,
+  useRef,
+  useSyncExternalStore,
+} from "react";
+import { type Attached, type AttachOptions, attachTerminal } from "./attach.js";
+import { type ConnectionConfig, type Status, TerminalConnection } from "./connection.js";
+
+/** A connection that opens with the component and is closed with it, and its status. */
+export function useTerminal({ url, ticket }: Pick<ConnectionConfig, "url" | "ticket">): {
+  connection: TerminalConnection;
+  status: Status;
+} {
+  // A new function at every render is no reason for a new session.
+  const latest = useRef(ticket);
+  useEffect(() => {
+    latest.current = ticket;
+  });
+  const href = String(url);
+  const connection = useMemo(
+    () => new TerminalConnection({ url: href, ticket: (signal) => latest.current(signal) }),
+    [href],
+  );
+  useEffect(() => {
+    connection.connect();
+    return () => connection.close();
+  }, [connection]);
+  const { subscribe, read } = useMemo(
+    () => ({
+      subscribe: (changed: () => void) => connection.on("status", changed),
+      read: () => connection.status,
+    }),
+    [connection],
+  );
+  return { connection, status: useSyncExternalStore(subscribe, read, read) };
+}
+
+export interface TerminalViewProps extends ComponentProps<"div"> {
+  connection: TerminalConnection;
+  /** xterm.js's own, read when the terminal is made. */
+  options?: ITerminalOptions & ITerminalInitOnlyOptions;
+  /** Read when the terminal is made. */
+  attach?: AttachOptions;
+  /** Called with the terminal and what attachTerminal gave, once they are there. */
+  onTerminal?: (terminal: Terminal, attached: Attached) => void;
+}
+
+/** An element that the terminal fills: its size is the caller's to style. */
+export function TerminalView({
+  connection,
+  options,
+  attach,
+  onTerminal,
+  ...rest
+}: TerminalViewProps): ReactElement {
+  const box = useRef<HTMLDivElement>(null);
+  const given = useRef({ options, attach, onTerminal });
+  useEffect(() => {
+    if (!box.current) return;
+    const terminal = new Terminal(given.current.options);
+    terminal.open(box.current);
+    const attached = attachTerminal(terminal, connection, given.current.attach);
+    terminal.focus();
+    given.current.onTerminal?.(terminal, attached);
+    return () => {
+      attached.dispose();
+      terminal.dispose();
+    };
+  }, [connection]);
+  return <div ref={box} {...rest} />;
+}

@@ -1,0 +1,270 @@
+/**
+ * One session over `termgw.v1`: one WebSocket from its handshake to its end.
+ * Owns the control messages, flow control both ways and pings. Knows nothing
+ * of tickets' origin, of retries or of xterm.js.
+ */
+import { closedEnd, type EndReason, type Exit, localEnd, type ServerError } from "./codes.js";
+import { type Notice, parseServerMessage, type Ready, type ServerMessage } from "./messages.js";
+
+const PROTOCOL = "termgw.v1";
+const TICKET_PROTOCOL = "termgw.ticket.";
+
+/** WebSocket.OPEN, which is not there outside browsers. */
+const OPEN = 1;
+
+/** Bytes rendered after which an ack is due, and the largest piece handed to the renderer. */
+const ACK_EVERY = 8 * 1024;
+/** The gateway takes messages of 1 MiB; smaller ones let control messages pass between them. */
+const INPUT_FRAME = 64 * 1024;
+/**
+ * Input that may be on its way, in bytes: after so much, the rest of a paste
+ * waits for the pong to a ping sent behind it. On a slow line a ping is so
+ * never behind megabytes, which would look like a gateway that is gone.
+ */
+const INPUT_WINDOW = 256 * 1024;
+const PING_EVERY_MS = 5_000;
+/** So many pings without any answer, and the gateway is gone. */
+const PINGS_LOST = 2;
+
+export interface Size {
+  cols: number;
+  rows: number;
+}
+
+/** A piece of output of at most 8 KiB; characters may be split between pieces. */
+export interface Output {
+  bytes: Uint8Array;
+  /**
+   * To be called once the piece is on the screen: the gateway sends more only
+   * as fast as output is rendered, and nothing once its window is full.
+   */
+  rendered: () => void;
+}
+
+/** What a session needs of a WebSocket. */
+export interface Socket {
+  binaryType: string;
+  readonly protocol: string;
+  /** 1: it can be sent to; after that the other side may be closing it. */
+  readonly readyState: number;
+  onopen: (() => void) | null;
+  onmessage: ((event: { data: unknown }) => void) | null;
+  onclose: ((event: { code: number; reason: string }) => void) | null;
+  send(data: string | Uint8Array<ArrayBuffer>): void;
+  close(code?: number, reason?: string): void;
+}
+
+export interface Clock {
+  /** Milliseconds, monotonic. */
+  now(): number;
+  /** Calls `callback` once, after `ms`, unless the returned function is called before. */
+  after(ms: number, callback: () => void): () => void;
+}
+
+/** What a session tells; nothing after `end`. */
+export interface SessionEvents {
+  ready(ready: Ready): void;
+  output(output: Output): void;
+  notice(notice: Notice): void;
+  roundTrip(ms: number): void;
+  end(end: EndReason): void;
+}
+
+export class Session {
+  private readonly socket: Socket;
+  private readonly clock: Clock;
+  private readonly events: SessionEvents;
+  private readonly first: Size;
+  private size: Size;
+  private ready: Ready | undefined;
+  private over = false;
+  private exit: Exit | undefined;
+  private error: ServerError | undefined;
+
+  /** Bytes of output that came, that are on the screen, and that the gateway was told of. */
+  private received = 0;
+  private rendered = 0;
+  private acked = 0;
+
+  private readonly input: Uint8Array<ArrayBuffer>[] = [];
+  /** Bytes of input since `inputPing` was last answered. */
+  private inputSent = 0;
+  /** The ping behind a full window of input; 0: none is awaited. */
+  private inputPing = 0;
+
+  /** Pings without a pong yet: id to the time they left. */
+  private readonly pings = new Map<number, number>();
+  private nextPing = 1;
+  /** Regular pings since the gateway was last heard. */
+  private unanswered = 0;
+  private stopPings: () => void = () => {};
+
+  /** Throws what the browser's WebSocket throws. */
+  constructor(
+    url: URL,
+    ticket: string,
+    size: Size,
+    openSocket: (url: string, protocols: string[]) => Socket,
+    clock: Clock,
+    events: SessionEvents,
+  ) {
+    this.clock = clock;
+    this.events = events;
+    this.first = size;
+    this.size = size;
+    const sized = new URL(url);
+    sized.searchParams.set("cols", String(size.cols));
+    sized.searchParams.set("rows", String(size.rows));
+    const socket = openSocket(sized.href, [PROTOCOL, TICKET_PROTOCOL + ticket]);
+    this.socket = socket;
+    socket.binaryType = "arraybuffer";
+    socket.onopen = () => {
+      if (socket.protocol !== PROTOCOL) this.finish(localEnd("bad_server_message"));
+    };
+    socket.onmessage = ({ data }) => {
+      if (this.over) return;
+      this.unanswered = 0;
+      if (typeof data === "string") this.control(data);
+      else this.output(new Uint8Array(data as ArrayBuffer));
+    };
+    socket.onclose = ({ code, reason }) => this.finish(this.endOf(code, reason));
+  }
+
+  /** When the oldest ping left that has no answer yet. */
+  get waitingSince(): number | undefined {
+    return this.pings.values().next().value;
+  }
+
+  /** Ends the session from this side. */
+  finish(end: EndReason): void {
+    if (this.over) return;
+    this.over = true;
+    this.stopPings();
+    this.socket.close(1000);
+    this.events.end(end);
+  }
+
+  send(bytes: Uint8Array<ArrayBuffer>): void {
+    for (let start = 0; start < bytes.length; start += INPUT_FRAME) {
+      this.input.push(bytes.subarray(start, start + INPUT_FRAME));
+    }
+    this.sendInput();
+  }
+
+  resize(size: Size): void {
+    this.size = size;
+    if (this.ready) this.sendSize();
+  }
+
+  private sendInput(): void {
+    while (this.socket.readyState === OPEN && this.inputPing === 0) {
+      const frame = this.input.shift();
+      if (!frame) return;
+      this.socket.send(frame);
+      this.inputSent += frame.length;
+      if (this.inputSent >= INPUT_WINDOW) this.inputPing = this.sendPing();
+    }
+  }
+
+  private endOf(close: number, closeReason: string): EndReason {
+    // A browser says 1006 of every line that was cut and every failed handshake.
+    if (close === 1006 && !this.error && !this.exit) {
+      return localEnd(this.ready ? "connection_lost" : "unreachable");
+    }
+    return closedEnd(close, closeReason, this.error, this.exit);
+  }
+
+  private control(text: string): void {
+    let message: ServerMessage | undefined;
+    try {
+      message = parseServerMessage(text);
+    } catch {
+      this.finish(localEnd("bad_server_message"));
+      return;
+    }
+    switch (message?.type) {
+      case "ready":
+        this.ready = message.ready;
+        // The terminal may have been resized while the gateway started the shell.
+        if (this.size !== this.first) this.sendSize();
+        this.ping();
+        this.events.ready(message.ready);
+        break;
+      case "pong":
+        this.pong(message.id);
+        break;
+      case "notice":
+        this.events.notice(message.notice);
+        break;
+      case "exit":
+        this.exit = message.exit;
+        break;
+      case "error":
+        this.error = message.error;
+        break;
+    }
+  }
+
+  private output(bytes: Uint8Array): void {
+    this.received += bytes.length;
+    // In pieces, so that acks keep their pace when the gateway sends large frames.
+    for (let start = 0; start < bytes.length; start += ACK_EVERY) {
+      const piece = bytes.subarray(start, start + ACK_EVERY);
+      let counted = false;
+      const rendered = () => {
+        if (counted) return;
+        counted = true;
+        this.ack(piece.length);
+      };
+      this.events.output({ bytes: piece, rendered });
+    }
+  }
+
+  /** Acks at every 8 KiB, and whenever nothing is left to render: then the window is all free. */
+  private ack(bytes: number): void {
+    this.rendered += bytes;
+    if (this.over) return;
+    const due = this.rendered - this.acked >= ACK_EVERY;
+    if (!due && this.rendered < this.received) return;
+    this.acked = this.rendered;
+    this.sendControl({ type: "ack", bytes: this.acked });
+  }
+
+  private ping(): void {
+    if (this.unanswered >= PINGS_LOST) {
+      this.finish(localEnd("connection_lost"));
+      return;
+    }
+    this.unanswered++;
+    this.sendPing();
+    this.stopPings = this.clock.after(PING_EVERY_MS, () => this.ping());
+  }
+
+  private sendPing(): number {
+    const id = this.nextPing++;
+    this.pings.set(id, this.clock.now());
+    this.sendControl({ type: "ping", id });
+    return id;
+  }
+
+  private pong(id: number): void {
+    const sent = this.pings.get(id);
+    if (sent === undefined) return;
+    // Pongs come in order: older pings are answered by this one too.
+    for (const older of this.pings.keys()) if (older <= id) this.pings.delete(older);
+    if (this.inputPing !== 0 && id >= this.inputPing) {
+      this.inputPing = 0;
+      this.inputSent = 0;
+      this.sendInput();
+    }
+    this.events.roundTrip(this.clock.now() - sent);
+  }
+
+  private sendSize(): void {
+    this.sendControl({ type: "resize", ...this.size });
+  }
+
+  private sendControl(message: object): void {
+    if (this.socket.readyState === OPEN) this.socket.send(JSON.stringify(message));
+  }
+}

@@ -1,0 +1,195 @@
+/**
+ * What is told of the terminal that is looked at: the status line, and above it
+ * why a session ended, or soon will, and what to do.
+ */
+import type { EndReason, Status } from "../client/index.js";
+import { element } from "./dom.js";
+import type { TerminalSession } from "./session.js";
+
+/** A ping without an answer for so long is worth a word. */
+const SILENT_MS = 2_000;
+/** The last of a limit is counted in seconds, and marked. */
+const SOON_S = 120;
+
+interface Words {
+  kind: "notice" | "bad" | "calm";
+  title: string;
+  message: string;
+  more: string;
+  /** What the buttons say; the first is the one that Enter presses. */
+  primary?: string;
+  second?: string;
+}
+
+export class StatusView {
+  private readonly line = element("status");
+  private readonly state = element("state");
+  private readonly workspace = element("workspace");
+  private readonly target = element("target");
+  private readonly mode = element("mode");
+  private readonly timeLeft = element("time-left");
+  private readonly size = element("size");
+  private readonly roundTrip = element("round-trip");
+  private readonly panel = element("panel");
+  private readonly title = element("panel-title");
+  private readonly message = element("panel-message");
+  private readonly more = element("panel-more");
+  private readonly primary = element<HTMLButtonElement>("again");
+  private readonly second = element<HTMLButtonElement>("second");
+  private readonly terminals = element("terminals");
+  /** The last status of which the panel told. */
+  private told: Status | undefined;
+
+  constructor(current: () => TerminalSession | undefined) {
+    this.primary.addEventListener("click", () => {
+      const session = current();
+      if (!session) return;
+      if (session.copyRequest) session.copyRequest.answer(true);
+      else session.connection.connect();
+      session.terminal.focus();
+    });
+    this.second.addEventListener("click", () => {
+      const session = current();
+      if (session?.copyRequest) {
+        session.copyRequest.answer(false);
+        session.terminal.focus();
+      } else session?.connection.close();
+    });
+  }
+
+  show(session: TerminalSession | undefined): void {
+    this.line.hidden = session === undefined;
+    if (!session) {
+      this.panel.hidden = true;
+      return;
+    }
+    const { connection, terminal, workspace, status } = session;
+    const silence = connection.silence();
+    const isSilent = status.state === "open" && silence > SILENT_MS;
+    this.line.dataset.state = isSilent ? "connecting" : status.state;
+    this.line.toggleAttribute("data-bad", session.bad);
+    setText(this.state, isSilent ? `No answer for ${seconds(silence)}` : stateWords(session));
+    setText(this.workspace, workspace.name);
+    setText(this.target, status.ready?.target ?? "");
+    setText(this.mode, status.ready?.mode === "ro" ? "read-only" : "");
+    setText(this.size, `${terminal.cols}×${terminal.rows}`);
+    const trip = session.roundTrip;
+    setText(this.roundTrip, trip === undefined || isSilent ? "" : milliseconds(trip));
+    const left = connection.timeLeft();
+    this.timeLeft.toggleAttribute("data-soon", left !== undefined && left.seconds < SOON_S);
+    setText(this.timeLeft, left ? timeLeft(left.code, left.seconds) : "");
+    this.showPanel(session);
+  }
+
+  private showPanel(session: TerminalSession): void {
+    const words = panelWords(session);
+    const wasShown = !this.panel.hidden;
+    this.panel.hidden = !words;
+    if (!words) {
+      // The button that had the focus is gone with the panel.
+      if (wasShown && this.panel.contains(document.activeElement)) session.terminal.focus();
+      return;
+    }
+    this.panel.dataset.kind = words.kind;
+    setText(this.title, words.title);
+    setText(this.message, words.message);
+    setText(this.more, words.more);
+    this.more.hidden = !words.more;
+    setText(this.primary, words.primary ?? "");
+    setText(this.second, words.second ?? "");
+    this.primary.hidden = !words.primary;
+    this.second.hidden = !words.second;
+    // Enter goes on, for whoever was in the terminal when it ended.
+    const isNews = this.told !== session.status;
+    this.told = session.status;
+    if (!isNews || session.status.state !== "ended") return;
+    if (this.terminals.contains(document.activeElement)) this.primary.focus();
+  }
+}
+
+/** A live region speaks when it is written to, even if nothing changes. */
+function setText(target: HTMLElement, text: string): void {
+  if (target.textContent !== text) target.textContent = text;
+}
+
+function panelWords(session: TerminalSession): Words | undefined {
+  const { copyRequest, notice, status } = session;
+  const { end, state } = status;
+  if (end) return endWords(end, session, state === "waiting" || state === "connecting");
+  if (copyRequest) {
+    return {
+      kind: "notice",
+      title: "A program wants to copy",
+      message: `${copyRequest.text.length} characters to your clipboard: “${excerpt(copyRequest.text)}”`,
+      more: "",
+      primary: "Allow",
+      second: "Do not",
+    };
+  }
+  if (notice) return { kind: "notice", title: "", message: notice.message, more: "" };
+  return undefined;
+}
+
+function endWords(end: EndReason, session: TerminalSession, goesOn: boolean): Words {
+  const { attempt, retryAt, state } = session.status;
+  const facts = [end.detail && `Step: ${end.detail}`, end.docs && `See ${end.docs}`];
+  const words: Words = {
+    kind: session.bad ? "bad" : "calm",
+    title: end.title,
+    message: end.message,
+    more: "",
+  };
+  if (!goesOn) {
+    words.primary = end.retry === "never" ? "New session" : "Reconnect";
+  } else if (state === "waiting" && retryAt === undefined) {
+    facts.unshift("Press a key in the terminal to go on");
+    words.primary = "Reconnect";
+  } else {
+    words.second = "Stop";
+    const left = retryAt === undefined ? 0 : Math.max(0, retryAt - Date.now());
+    if (state === "waiting") words.primary = "Try now";
+    facts.unshift(
+      state === "waiting" ? `Trying again in ${seconds(left)}` : "Trying now",
+      attempt > 1 ? `attempt ${attempt}` : "",
+    );
+  }
+  words.more = facts.filter(Boolean).join(" · ");
+  return words;
+}
+
+function stateWords({ status }: TerminalSession): string {
+  switch (status.state) {
+    case "open":
+      return "Connected";
+    case "ended":
+      return status.end?.title ?? "Ended";
+    case "waiting":
+      return status.retryAt === undefined ? "Paused" : "Reconnecting…";
+    default:
+      return status.end ? "Reconnecting…" : "Connecting…";
+  }
+}
+
+function excerpt(text: string): string {
+  const line = text.replace(/\s+/g, " ").trim();
+  return line.length > 60 ? `${line.slice(0, 60)}…` : line;
+}
+
+function seconds(ms: number): string {
+  return `${Math.ceil(ms / 1000)} s`;
+}
+
+function milliseconds(ms: number): string {
+  return ms < 1 ? "<1 ms" : `${Math.round(ms)} ms`;
+}
+
+function timeLeft(code: string, left: number): string {
+  const minutes = Math.floor(left / 60);
+  const span =
+    left < SOON_S
+      ? `${minutes}:${String(Math.floor(left % 60)).padStart(2, "0")}`
+      : minutes < 120
+        ? `${minutes} min`
+        : `${Math.floor(minutes / 60)} h`;
+  return code === "idle_timeout" ? `${span} if idle` : `${span} left`;
+}

@@ -1,0 +1,217 @@
+// A whole site: the platform, two gateways, nginx before them, and a line to it
+// that can be cut.
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { connect, createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { defer, BIN, find, skipFor, supervise } from "./harness.mjs";
+import { signTicket, startPlatform } from "./platform.mjs";
+import { snippets } from "./snippets.mjs";
+
+const NGINX = find("nginx");
+const START_MS = 20_000;
+
+/** Why no site can be started here; false when one can. */
+export const skipSite = skipFor(NGINX ? [] : ["no nginx: install Debian's package nginx-light"]);
+
+/**
+ * @param {import("./harness.mjs").Scope} t
+ * @param {string} dockerHost
+ * @param {{id: string, name: string, detail: string, container: string}[]} workspaces
+ */
+export async function startSite(t, dockerHost, workspaces) {
+  const dir = await mkdtemp(join(tmpdir(), "termgw-site-"));
+  defer(t, () => rm(dir, { recursive: true, force: true }));
+  execFileSync(BIN, ["ticket", "keygen", "--out", join(dir, "ticket.json")], { stdio: "ignore" });
+  const key = JSON.parse(await readFile(join(dir, "ticket.json"), "utf8"));
+  const rows = workspaces.map(({ id, name, container }) => ({ id, name, container }));
+  await writeFile(join(dir, "workspaces.json"), JSON.stringify(rows));
+
+  const tickets = { minted: 0, forge: false };
+  const platform = await startPlatform(t, {
+    workspaces: workspaces.map(({ id, name, detail }) => ({ id, name, detail })),
+    ticket: (wanted) => {
+      tickets.minted++;
+      const ticket = signTicket(key, wanted);
+      // Somebody else's signature: what a gateway with the wrong key set sees.
+      return tickets.forge ? `${ticket.slice(0, -8)}AAAAAAAA` : ticket;
+    },
+  });
+
+  const environment = {
+    TERMGW_WORKSPACES_FILE: join(dir, "workspaces.json"),
+    TERMGW_TICKET_JWKS: join(dir, "ticket.jwks.json"),
+    TERMGW_TRUSTED_PROXIES: "127.0.0.1",
+    TERMGW_ADMIN_LISTEN: "",
+    TERMGW_DRAIN_TIMEOUT: "5s",
+    DOCKER_HOST: dockerHost,
+  };
+  const gateways = await Promise.all([startGateway(t, environment), startGateway(t, environment)]);
+  const nginx = await startNginx(
+    t,
+    dir,
+    platform,
+    gateways.map(({ port }) => port),
+  );
+  const line = await startLine(t, nginx);
+  return { url: `http://127.0.0.1:${line.port}/`, gateways, tickets, line };
+}
+
+/**
+ * @param {import("./harness.mjs").Scope} t
+ * @param {Record<string, string>} environment
+ */
+async function startGateway(t, environment) {
+  const port = await freePort();
+  const child = spawn(BIN, ["serve"], {
+    env: { ...process.env, ...environment, TERMGW_LISTEN: `127.0.0.1:${port}` },
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  const { log, ended } = supervise(t, child);
+  await listens(port, child, log);
+  return {
+    port,
+    /** How many terminals were opened here. */
+    started: () => log().split('"session started"').length - 1,
+    async terminate() {
+      child.kill("SIGTERM");
+      await ended;
+    },
+  };
+}
+
+/**
+ * With what docs/canvas.md asks of a proxy, and no more.
+ *
+ * @param {import("./harness.mjs").Scope} t
+ * @param {string} dir
+ * @param {number} platform
+ * @param {number[]} gateways
+ */
+async function startNginx(t, dir, platform, gateways) {
+  const port = await freePort();
+  const paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+  await writeFile(
+    join(dir, "nginx.conf"),
+    `
+daemon off;
+${process.getuid?.() === 0 ? "user root;" : ""}
+pid ${dir}/nginx.pid;
+error_log stderr warn;
+events {}
+http {
+  access_log off;
+  ${paths.map((path) => `${path}_temp_path ${dir}/${path};`).join("\n  ")}
+  upstream gateways {
+    ${gateways.map((gateway) => `server 127.0.0.1:${gateway} max_fails=0;`).join("\n    ")}
+  }
+  server {
+    listen 127.0.0.1:${port};
+    location / {
+      proxy_pass http://127.0.0.1:${platform};
+    }
+    ${(await snippets()).get("nginx.conf")}
+  }
+}
+`,
+  );
+  const child = spawn(NGINX ?? "", ["-p", dir, "-c", join(dir, "nginx.conf"), "-e", "stderr"], {
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  const { log } = supervise(t, child);
+  await listens(port, child, log);
+  return port;
+}
+
+/**
+ * The network between the browser and nginx: it can go silent, as Wi-Fi does
+ * behind a wall, and be cut, as when the machine changes networks.
+ *
+ * @param {import("./harness.mjs").Scope} t
+ * @param {number} to
+ */
+async function startLine(t, to) {
+  /** @type {Set<import("node:net").Socket>} */
+  const sockets = new Set();
+  let isCut = false;
+  /** @type {(from: import("node:net").Socket, other: import("node:net").Socket) => void} */
+  const carry = (from, other) => {
+    sockets.add(from);
+    from.setNoDelay();
+    from.pipe(other);
+    from.on("error", () => other.destroy());
+    from.on("close", () => {
+      sockets.delete(from);
+      other.destroy();
+    });
+  };
+  const server = createServer((near) => {
+    if (isCut) {
+      near.resetAndDestroy();
+      return;
+    }
+    const far = connect(to, "127.0.0.1");
+    carry(near, far);
+    carry(far, near);
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(undefined)));
+  const drop = () => {
+    for (const socket of sockets) socket.resetAndDestroy();
+  };
+  defer(t, async () => {
+    drop();
+    await new Promise((resolve) => server.close(resolve));
+  });
+  return {
+    port: /** @type {import("node:net").AddressInfo} */ (server.address()).port,
+    silence() {
+      for (const socket of sockets) socket.pause();
+    },
+    cut() {
+      isCut = true;
+      drop();
+    },
+    mend() {
+      isCut = false;
+      for (const socket of sockets) socket.resume();
+    },
+  };
+}
+
+/** @returns {Promise<number>} */
+async function freePort() {
+  const server = createServer();
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(undefined)));
+  const { port } = /** @type {import("node:net").AddressInfo} */ (server.address());
+  server.close();
+  await once(server, "close");
+  return port;
+}
+
+/**
+ * @param {number} port
+ * @param {import("node:child_process").ChildProcess} child
+ * @param {() => string} log
+ */
+async function listens(port, child, log) {
+  const deadline = Date.now() + START_MS;
+  for (;;) {
+    const socket = connect(port, "127.0.0.1");
+    const answered = await Promise.race([
+      once(socket, "connect").then(
+        () => true,
+        () => false,
+      ),
+      once(socket, "error").then(() => false),
+    ]);
+    socket.destroy();
+    if (answered) return;
+    if (child.exitCode !== null || Date.now() > deadline) {
+      throw new Error(`${child.spawnfile} does not listen on ${port}: ${log()}`);
+    }
+    await delay(30);
+  }
+}
