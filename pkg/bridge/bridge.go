@@ -129,6 +129,7 @@ type Bridge struct {
 	typing   int       // bytes that typeInput has in hand
 	typist   bool      // typeInput runs
 	choked   bool      // the reader waits for the input queue and hears no acks
+	typed    bool      // input has come since the last output
 	bytesIn  int64
 	life     lifetime
 }

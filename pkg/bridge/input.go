@@ -131,6 +131,7 @@ func (b *Bridge) receiveInput(p []byte) {
 		return // nothing was typed
 	}
 	b.life.input(time.Now())
+	b.typed = true
 	if b.opt.Ready.Mode == "ro" {
 		return
 	}
