@@ -22,12 +22,14 @@ import (
 var version = "dev"
 
 type cli struct {
-	Serve   ServeCmd   `cmd:"" help:"Run the gateway, as its environment says; 'termgw serve --help' lists the variables."`
-	Demo    DemoCmd    `cmd:"" help:"Run everything in one process on this machine and open a shell in the browser."`
-	Migrate MigrateCmd `cmd:"" help:"Create or update the gateway's own schema in Postgres (TERMGW_DATABASE_URL)."`
-	Ticket  TicketCmd  `cmd:"" help:"Make a signing key; mint and check tickets by hand."`
-	Connect ConnectCmd `cmd:"" help:"Open a terminal of a gateway in this terminal."`
-	Version VersionCmd `cmd:"" help:"Print the version."`
+	Serve    ServeCmd    `cmd:"" help:"Run the gateway, as its environment says; 'termgw serve --help' lists the variables."`
+	Demo     DemoCmd     `cmd:"" help:"Run everything in one process on this machine and open a shell in the browser."`
+	Migrate  MigrateCmd  `cmd:"" help:"Create or update the gateway's own schema in Postgres (TERMGW_DATABASE_URL)."`
+	Ticket   TicketCmd   `cmd:"" help:"Make a signing key; mint and check tickets by hand."`
+	Connect  ConnectCmd  `cmd:"" help:"Open a terminal of a gateway in this terminal."`
+	Sessions SessionsCmd `cmd:"" help:"List the sessions of all replicas, and cut them."`
+	Doctor   DoctorCmd   `cmd:"" help:"Walk the path to a workspace, step by step, and say what is wrong with it."`
+	Version  VersionCmd  `cmd:"" help:"Print the version."`
 }
 
 // stdio is what a command reads and writes.

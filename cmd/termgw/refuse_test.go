@@ -381,7 +381,7 @@ func TestNoShellToOpen(t *testing.T) {
 		{"a stopped container", "stopped", g, "", 4404, "container_not_running", "local", "", false},
 		{"no container", "missing", g, "", 4404, "container_not_running", "local", "", false},
 		{"Docker down", "ws", noEngine, "", 4502, "backend_failed", "local", "docker", true},
-		{"an instance", "far", g, "", 4502, "backend_failed", "remote", "remote", true},
+		{"an instance, and no AWS", "far", g, "", 4502, "backend_failed", "remote", "region", true},
 		{"a negative first size", "ws", g, "cols=-1", 4400, "bad_message", "none", "", false},
 		{"a huge first size", "ws", g, "rows=1001", 4400, "bad_message", "none", "", false},
 		{"a first size of no number", "ws", g, "cols=wide", 4400, "bad_message", "none", "", false},
@@ -415,9 +415,10 @@ func TestInstanceIDRoutesToRemoteRunner(t *testing.T) {
 	p.workspace(t, "ws", "i-0123456789abcdef0")
 	container := newBox(t, env.Docker(t), "ws") // has the right name, and must not be used
 	g := p.serve(t)
-	c := g.dial(t, "ws", p.ticket(t, "ws"), dialing{})
 	before := g.metric(t, fmt.Sprintf(ends, "backend_failed", "local"))
-	if code, m := c.closed(t), c.message(t, "error"); code != 4502 || m.Detail != "remote" {
+	c := g.dial(t, "ws", p.ticket(t, "ws"), dialing{})
+	// This gateway knows no region to look for the instance in, which only the way to instances asks for.
+	if code, m := c.closed(t), c.message(t, "error"); code != 4502 || m.Detail != "region" || !strings.Contains(m.Message, "AWS_REGION") {
 		t.Errorf("closed with %d, %+v", code, m)
 	}
 	if container.execs(t) > 0 || g.metric(t, fmt.Sprintf(ends, "backend_failed", "local")) != before {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
@@ -42,12 +43,12 @@ type tunnels struct {
 
 // openRemote returns the runner of workspaces on instances. It asks AWS nothing
 // yet: a gateway without such workspaces needs no credentials.
-func openRemote(ctx context.Context, cfg config, shared tunnelStore, replica string, swept func(runner.Swept), log *slog.Logger) (*runner.Remote, error) {
+func openRemote(ctx context.Context, cfg config, shared tunnelStore, replica string, swept func(runner.Swept), log *slog.Logger) (remoteStarter, error) {
 	sdk, err := awsconfig.LoadDefaultConfig(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("the AWS configuration: %w", err)
+		return remoteStarter{}, fmt.Errorf("the AWS configuration: %w", err)
 	}
-	return runner.NewRemote(runner.RemoteConfig{
+	remote, err := runner.NewRemote(runner.RemoteConfig{
 		Tunnels: &tunnels{
 			aws:    eice.New(eice.Config{AWS: sdk, EndpointID: cfg.EICEEndpointID, Environ: os.Environ()}),
 			shared: shared, replica: replica, cli: cfg.EICETunnel == "aws-cli", log: log,
@@ -55,7 +56,41 @@ func openRemote(ctx context.Context, cfg config, shared tunnelStore, replica str
 		HostKeys: shared, OSUser: cfg.EICEOSUser, Target: cfg.RemoteTarget,
 		Shells: cfg.Shells, EndDetached: !cfg.KeepDetached, Swept: swept, Log: log,
 	})
+	return remoteStarter{remote}, err
 }
+
+// remoteStarter gives the failures of a login a sentence, as AWS's have.
+type remoteStarter struct{ *runner.Remote }
+
+// Start is that of runner.Remote.
+func (r remoteStarter) Start(ctx context.Context, t runner.Target, size bridge.Size) (bridge.Terminal, error) {
+	term, err := r.Remote.Start(ctx, t, size)
+	var failed *runner.Error
+	if errors.As(err, &failed) && loginSentences[failed.Step] != "" {
+		return nil, &loginError{err, loginSentences[failed.Step]}
+	}
+	return term, err
+}
+
+// loginSentences say what to do, by the step that failed.
+var loginSentences = map[string]string{
+	"instance_id":   "The workspace's instance id is malformed: correct it in the workspace's row.",
+	"os_user":       "The OS user configured for this workspace is not a valid user name: correct os_user in the workspace's row.",
+	"remote_target": "The workspace's remote_target is neither container nor host: correct it in the workspace's row.",
+	"ssh_auth":      "The instance refused the gateway's key. Check the OS user (os_user in the workspace's row, TERMGW_EICE_OS_USER), and that the instance's image has ec2-instance-connect.",
+	"ssh_hostkey":   "The instance's host key is not the one that is known for it. If the instance was made anew, correct host_key in the workspace's row, or delete the instance's line from termgw.host_keys. If not, find out who answers.",
+	"ssh_timeout":   "The instance's sshd does not answer. Check that sshd runs on the instance and is not overloaded.",
+	"ssh_closed":    "The instance's sshd hung up. Check sshd's own log on the instance: it, or the tunnel, hung up.",
+	"ssh_sessions":  "The instance's sshd opens no session. Check MaxSessions in its configuration.",
+}
+
+type loginError struct {
+	error
+	sentence string
+}
+
+func (e *loginError) Unwrap() error    { return e.error }
+func (e *loginError) Sentence() string { return e.sentence + " See " + eice.Docs + "." }
 
 // Open finds the instance, takes one of its endpoint's places, and lets the key
 // in while the tunnel opens.
@@ -77,7 +112,7 @@ func (t *tunnels) Open(ctx context.Context, r runner.TunnelRequest) (runner.Tunn
 		both.Go(func() error {
 			conn, err := t.aws.OpenTunnel(bothCtx, route, eice.MaxTunnel)
 			if err == nil {
-				tunnel.Conn = tellingConn{conn}
+				tunnel.Conn = newTellingConn(conn)
 			}
 			return err
 		})
@@ -100,17 +135,46 @@ func (t *tunnels) release(lease string) {
 	}
 }
 
-// tellingConn is a tunnel whose errors say what they mean for a session.
-type tellingConn struct{ net.Conn }
-
-func (c tellingConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	return n, told(err)
+// tellingConn is a tunnel whose errors say what they mean for a session. The
+// endpoint's last word comes to whoever reads; a writer sees no more than a
+// broken connection, and often first: it waits for that word.
+type tellingConn struct {
+	net.Conn
+	once  sync.Once
+	ended chan struct{} // closed after the next was set
+	err   error         // of the Read that failed
 }
 
-func (c tellingConn) Write(p []byte) (int, error) {
+// lastWord bounds that wait, for when nobody reads.
+const lastWord = time.Second
+
+func newTellingConn(c net.Conn) *tellingConn {
+	return &tellingConn{Conn: c, ended: make(chan struct{})}
+}
+
+func (c *tellingConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	err = told(err)
+	if err != nil {
+		c.once.Do(func() {
+			c.err = err
+			close(c.ended)
+		})
+	}
+	return n, err
+}
+
+func (c *tellingConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
-	return n, told(err)
+	if err == nil {
+		return n, nil
+	}
+	select {
+	case <-c.ended:
+		return n, c.err
+	case <-time.After(lastWord):
+		return n, told(err)
+	}
 }
 
 // told gives an error of AWS's the meaning that the error table knows.

@@ -189,6 +189,9 @@ func (o outcome) tell(err error) bridge.Error {
 	switch {
 	case errors.As(err, &limit):
 		e.Detail = limit.Of
+		if limit.Of == store.LimitTunnels {
+			e.Message = "AWS carries 20 tunnels an endpoint, and all are in use. Close a terminal or try again later. See " + docsPage + "."
+		}
 	case errors.As(err, &step):
 		e.Detail = step.Step
 	case errors.Is(err, errRemote):

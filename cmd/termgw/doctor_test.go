@@ -1,0 +1,221 @@
+package main
+
+import (
+	"errors"
+	"net/http"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/moby/moby/client"
+
+	"github.com/molecule-ai/termgw/internal/awsplay"
+	"github.com/molecule-ai/termgw/internal/testenv"
+	"github.com/molecule-ai/termgw/pkg/eice"
+	"github.com/molecule-ai/termgw/pkg/runner"
+)
+
+// diagnosis is what the doctor said: the steps that went well, and those that did not.
+type diagnosis struct {
+	ok, failed []string
+	text       string
+}
+
+var saidStep = regexp.MustCompile(`(?m)^(ok|FAILED) +(\w+) +[0-9.]+(?:µs|ms|s)`)
+
+// diagnose runs the doctor with a gateway's environment. A step that failed must have a cause, and a fix that names the
+// page; the exit status must say the same as the steps.
+func (p *platform) diagnose(tb testing.TB, workspace string, environ ...string) (d diagnosis) {
+	tb.Helper()
+	status, out, said := p.operate(tb, append([]string{"TERMGW_TICKET_JWKS=" + p.jwks}, environ...), "doctor", "--workspace="+workspace)
+	d.text = out + said
+	tb.Log("\n" + d.text)
+	for _, m := range saidStep.FindAllStringSubmatch(out, -1) {
+		if m[1] == "ok" {
+			d.ok = append(d.ok, m[2])
+		} else {
+			d.failed = append(d.failed, m[2])
+		}
+	}
+	if want := min(1, len(d.failed)); status != want || said != "" {
+		tb.Errorf("exit status %d, want %d:\n%s", status, want, d.text)
+	}
+	if len(d.failed) > strings.Count(out, "cause: ") || strings.Count(out, "fix:   ") != len(d.failed) || strings.Count(out, eice.Docs) < len(d.failed) {
+		tb.Errorf("a failure without its cause, fix or page:\n%s", d.text)
+	}
+	return d
+}
+
+// want checks which steps went well and which failed, and what was said of them.
+func (d diagnosis) want(tb testing.TB, ok, failed string, says ...string) {
+	tb.Helper()
+	if strings.Join(d.ok, " ") != ok || strings.Join(d.failed, " ") != failed {
+		tb.Errorf("ok %q, failed %q; want %q, %q:\n%s", d.ok, d.failed, ok, failed, d.text)
+	}
+	for _, text := range says {
+		if !strings.Contains(d.text, text) {
+			tb.Errorf("nothing of %q:\n%s", text, d.text)
+		}
+	}
+}
+
+const toTheRow = "configuration database schema workspace"
+
+func TestDoctorLocal(t *testing.T) {
+	engine := env.Docker(t)
+	p := newPlatform(t)
+	for _, id := range []string{"ws", "stopped", "missing", "shell-less", "deaf"} {
+		p.workspace(t, id, "")
+	}
+	container := newBox(t, engine, "ws")
+	stopped := newBox(t, engine, "stopped")
+	if _, err := engine.Client(t).ContainerStop(t.Context(), stopped.id, client.ContainerStopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	newBox(t, engine, "shell-less")
+	deaf := newBox(t, engine, "deaf")
+	engine.Exec(t, deaf.id, "/bin/sh", "-c", "echo exec sleep 1004 >/root/.bashrc")
+	docker := "DOCKER_HOST=" + engine.Host
+
+	p.diagnose(t, "ws", docker).want(t, toTheRow+" docker container shell", "", container.id)
+	container.empty(t)
+	var subject string
+	err := p.db.QueryRowContext(t.Context(), "SELECT subject FROM termgw.sessions WHERE end_reason = 'client_closed'").Scan(&subject)
+	if want := "termgw doctor " + operator(); err != nil || subject != want {
+		t.Errorf("%v: the shell's row says it was %q, want %q", err, subject, want)
+	}
+
+	for _, test := range []struct {
+		name, workspace string
+		environ         []string
+		ok, failed      string
+		says            []string
+	}{
+		{"a stopped container", "stopped", []string{docker}, toTheRow + " docker", "container", []string{"ws-stopped is stopped", "running on this engine: ", "ws-ws"}},
+		{"no container", "missing", []string{docker}, toTheRow + " docker", "container", []string{"looked for ws-missing, ws-missing"}},
+		{"no shell", "shell-less", []string{docker, "TERMGW_SHELLS=/bin/none,/bin/neither"}, toTheRow + " docker container", "shell", []string{"/bin/none, /bin/neither"}},
+		{"a profile that does not end", "deaf", []string{docker}, toTheRow + " docker container", "shell", []string{"profile"}},
+		{"Docker down", "ws", []string{"DOCKER_HOST=unix://" + filepath.Join(t.TempDir(), "none.sock")}, toTheRow, "docker", []string{"none.sock"}},
+		{"no row", "unknown", []string{docker}, "configuration database schema", "workspace", []string{"workspace not found"}},
+		{"a query that does not fit", "ws", []string{docker, "TERMGW_WORKSPACE_QUERY=SELECT instance_id, title AS name FROM workspaces WHERE id = $1"}, "configuration database", "schema", []string{"title"}},
+		{"a database that is not there", "ws", []string{docker, "TERMGW_DATABASE_URL=" + strings.Replace(p.url, "/test_", "/none_", 1)}, "configuration", "database", []string{"none_"}},
+		{"a wrong password", "ws", []string{docker, "TERMGW_DATABASE_URL=" + strings.Replace(p.url, "//postgres:", "//postgres:wrong", 1)}, "configuration", "database", []string{"authentication"}},
+		{"missing variables", "ws", []string{docker, "TERMGW_TICKET_JWKS=", "TERMGW_DATABASE_URL=", "TERMGW_SHELLS=sh"}, "", "configuration", []string{"TERMGW_TICKET_JWKS", "TERMGW_DATABASE_URL", "TERMGW_SHELLS"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p.diagnose(t, test.workspace, test.environ...).want(t, test.ok, test.failed, test.says...)
+		})
+	}
+	p.exec(t, "ALTER SCHEMA termgw RENAME TO elsewhere")
+	p.diagnose(t, "ws", docker).want(t, "configuration database", "schema", "the schema is missing or old, run `termgw migrate`")
+	p.exec(t, "ALTER SCHEMA elsewhere RENAME TO termgw")
+	container.empty(t)
+	deaf.empty(t)
+	var open int
+	if err := p.db.QueryRowContext(t.Context(), "SELECT count(*) FROM termgw.sessions WHERE ended_at IS NULL").Scan(&open); err != nil || open > 0 {
+		t.Errorf("%v: %d rows have no end", err, open)
+	}
+}
+
+func TestDoctorDatabaseDown(t *testing.T) {
+	p := &platform{}
+	p.makeKey(t)
+	database := testenv.StartPostgres(t)
+	p.useDatabase(t, database.NewDatabase(t))
+	database.Stop(t)
+	p.diagnose(t, "ws", "DOCKER_HOST=unix:///none.sock").want(t, "configuration", "database", "connection refused")
+}
+
+func TestDoctorWithoutDatabase(t *testing.T) {
+	p := &platform{}
+	p.makeKey(t)
+	container := newBox(t, env.Docker(t), "alone")
+	file := filepath.Join(t.TempDir(), "workspaces.json")
+	if err := writeNew(file, []byte(`[{"id":"alone","name":"Team A"}]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	environ := []string{"TERMGW_DATABASE_URL=", "TERMGW_WORKSPACES_FILE=" + file, "DOCKER_HOST=" + env.Docker(t).Host}
+	p.diagnose(t, "alone", environ...).want(t, toTheRow+" docker container shell", "", `name "Team A"`)
+	p.diagnose(t, "other", environ...).want(t, "configuration database schema", "workspace")
+	container.empty(t)
+}
+
+func TestDoctorRemote(t *testing.T) {
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	container := newBox(t, env.Docker(t), "shared")
+	environ := aws.environ(t)
+	denied := func(op awsplay.Op, code string) func(*awsplay.Instance) {
+		return func(*awsplay.Instance) {
+			aws.Fail(op, awsplay.Fault{Status: http.StatusForbidden, Code: code, Message: "arn:aws:sts::" + awsAccount + ":assumed-role/gateway may not"})
+		}
+	}
+	const toTheEndpoint = toTheRow + " aws instance endpoint"
+	for _, test := range []struct {
+		name       string
+		set        func(*awsplay.Instance)
+		row        string // a column and its value
+		environ    []string
+		ok, failed string
+		says       []string
+	}{
+		{name: "all is well", ok: toTheEndpoint + " key tunnel login container shell", says: []string{"SSH-2.0-OpenSSH", "eice-0123456789abcdef0", "container ws-shared"}},
+		{name: "the instance itself", row: "remote_target = 'host'", ok: toTheEndpoint + " key tunnel login shell", says: []string{"target host", "and ended\n"}},
+		{name: "no credentials", environ: []string{"AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY=", "AWS_SESSION_TOKEN="}, ok: toTheRow, failed: "aws", says: []string{"no AWS credentials"}},
+		{name: "no region", environ: []string{"AWS_REGION="}, ok: toTheRow, failed: "aws", says: []string{"AWS_REGION"}},
+		{name: "IAM: DescribeInstances", set: denied(awsplay.DescribeInstances, "UnauthorizedOperation"), ok: toTheRow + " aws", failed: "instance", says: []string{"allow ec2:DescribeInstances"}},
+		{name: "the instance is stopped", set: func(i *awsplay.Instance) { i.State = "stopped" }, ok: toTheRow + " aws", failed: "instance", says: []string{"start it"}},
+		{name: "no endpoint", set: func(i *awsplay.Instance) { i.VPC = "vpc-none" }, ok: toTheRow + " aws instance", failed: "endpoint", says: []string{"create one"}},
+		{name: "IAM: SendSSHPublicKey", set: denied(awsplay.SendSSHPublicKey, "AccessDeniedException"), ok: toTheEndpoint + " tunnel", failed: "key", says: []string{"ec2-instance-connect:SendSSHPublicKey"}},
+		{name: "IAM: OpenTunnel", set: denied(awsplay.OpenTunnel, "AccessDeniedException"), ok: toTheEndpoint + " key", failed: "tunnel", says: []string{"ec2-instance-connect:OpenTunnel"}},
+		{name: "a security group", set: func(i *awsplay.Instance) { i.Target = "" }, ok: toTheEndpoint + " key", failed: "tunnel", says: []string{"check both security groups", "not looked at: security groups"}},
+		{name: "sshd refuses the key", row: "os_user = 'nobody'", ok: toTheEndpoint + " key tunnel", failed: "login", says: []string{"os_user", "TERMGW_EICE_OS_USER"}},
+		{name: "another host key", row: "host_key = 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEUwSLuvlcpyY4dF5UkAIjJQJqaf8pWcHHMvYGkY9qWp'", ok: toTheEndpoint + " key tunnel", failed: "login", says: []string{"host_key"}},
+		{name: "no container", row: "container = 'none'", ok: toTheEndpoint + " key tunnel login", failed: "container", says: []string{"none"}},
+		{name: "no shell", environ: []string{"TERMGW_SHELLS=/bin/none"}, ok: toTheEndpoint + " key tunnel login container", failed: "shell", says: []string{"/bin/none"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			defer aws.Heal()
+			i := aws.newInstance()
+			workspace := "of-" + i.ID
+			p.workspace(t, workspace, i.ID)
+			p.exec(t, "UPDATE workspaces SET container = 'ws-shared' WHERE id = $1", workspace)
+			if test.row != "" {
+				p.exec(t, "UPDATE workspaces SET "+test.row+" WHERE id = $1", workspace)
+			}
+			if test.set != nil {
+				test.set(&i)
+			}
+			aws.PutInstance(i)
+			p.diagnose(t, workspace, slices.Concat(environ, test.environ)...).want(t, test.ok, test.failed, test.says...)
+			if r := p.lastRow(t, workspace); (r.reason == "client_closed") != (test.failed == "") {
+				t.Errorf("the audit trail says %+v", r)
+			}
+			eventually(t, "no tunnel, place, process or shell is left", func() bool {
+				return aws.Tunnels() == 0 && p.places(t) == 0 && len(running(t, i.ID)) == 0 && container.shells(t) == 0
+			})
+		})
+	}
+}
+
+// Each failure of AWS is told by the step that it belongs to, and by no other.
+func TestDoctorSteps(t *testing.T) {
+	for detail, want := range map[eice.Detail]string{
+		eice.Credentials: "aws", eice.Clock: "aws", eice.Unreachable: "aws", eice.Throttled: "aws", eice.Region: "aws", eice.Answer: "aws",
+		eice.InstanceUnknown: "instance", eice.IAMInstances: "instance", eice.InstanceIPv6Only: "instance",
+		eice.EndpointCreating: "endpoint", eice.IAMEndpoints: "endpoint", eice.EndpointFIPS: "endpoint",
+	} {
+		if got := stepOf(&eice.Error{Detail: detail, Err: errors.New("x")}); got != want {
+			t.Errorf("%s is told by the step %q, want %q", detail, got, want)
+		}
+	}
+	for step, want := range map[string]string{
+		"ssh_auth": "login", "ssh_timeout": "login", "tunnel": "login", "pty": "login", "docker": "container", "shell": "shell",
+	} {
+		if got := stepOfStart(&runner.Error{Step: step, Err: errors.New("x")}); got != want {
+			t.Errorf("%s is told by the step %q, want %q", step, got, want)
+		}
+	}
+}

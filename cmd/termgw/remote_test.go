@@ -1,0 +1,806 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/molecule-ai/termgw/internal/awsplay"
+	"github.com/molecule-ai/termgw/internal/testenv"
+	"github.com/molecule-ai/termgw/pkg/eice"
+	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/store"
+)
+
+// Terminals on instances, by the real gateway, a real ssh and sshd, and containers of a real engine. AWS is played.
+
+// awsKeys are what the played AWS takes; none of it may show anywhere.
+var awsKeys = awsplay.Credentials{
+	AccessKeyID: "AKIAEXAMPLEEXAMPLE00", SecretAccessKey: "secret/of+the/gateway/and/nobody/else", SessionToken: "a/session+token=that/is/signed",
+}
+
+const (
+	awsAccount = "210987654321"
+	docsPage   = "docs/infra/workspace-terminal.md"
+)
+
+// cloud is the played AWS, and one sshd that all of its instances lead to.
+type cloud struct {
+	*awsplay.Server
+	sshd  *testenv.SSHD
+	ahead atomic.Int64 // of the played AWS's clock, in ns
+	slow  atomic.Bool  // logins come a minute late
+
+	mu  sync.Mutex
+	ids []string // of instances
+
+	proxy, ca string
+	tunnels   sync.WaitGroup // through the proxy
+}
+
+// newCloud starts AWS for a platform. The instances' sessions reach the engine.
+func (p *platform) newCloud(tb testing.TB, engine *testenv.Docker) *cloud {
+	tb.Helper()
+	curl, err := exec.LookPath("curl")
+	if err != nil {
+		if os.Getenv("TERMGW_TEST_REQUIRE") == "1" {
+			tb.Fatal(err)
+		}
+		tb.Skip("needs curl, by which sshd asks for pushed keys: apt-get install curl")
+	}
+	c := &cloud{}
+	c.Server, err = awsplay.New(awsplay.Config{
+		Account: awsAccount, Credentials: awsKeys,
+		Now: func() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) },
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if _, err := c.Listen("127.0.0.1:0"); err != nil {
+		tb.Fatal(err)
+	}
+	c.ca = filepath.Join(tb.TempDir(), "ca.pem")
+	if err := os.WriteFile(c.ca, c.CAPEM(), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	proxy := httptest.NewServer(http.HandlerFunc(c.connect))
+	keys := httptest.NewServer(http.HandlerFunc(c.authorizedKeys))
+	c.proxy = proxy.URL
+	tb.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			tb.Error(err)
+		}
+		proxy.Close()
+		keys.Close()
+		c.tunnels.Wait()
+	})
+	c.sshd = testenv.StartSSHD(tb, testenv.SSHDConfig{
+		Docker: engine, Lines: []string{"AuthorizedKeysCommand " + curl + " -sf " + keys.URL + "/%u"},
+	})
+	c.PutEndpoint(awsplay.Endpoint{ID: "eice-0123456789abcdef0"})
+	p.exec(tb, "ALTER TABLE workspaces ADD container text, ADD os_user text, ADD host_key text, ADD remote_target text")
+	p.secretly = append(p.secretly, awsKeys.AccessKeyID, awsKeys.SecretAccessKey, awsKeys.SessionToken,
+		awsAccount, "arn:aws", "X-Amz-", "PRIVATE KEY")
+	return c
+}
+
+// connect is a proxy that leads every name of AWS to the played one.
+func (c *cloud) connect(w http.ResponseWriter, r *http.Request) {
+	host, port, err := net.SplitHostPort(r.Host)
+	if r.Method != http.MethodConnect || err != nil || port != "443" || !strings.HasSuffix(host, ".amazonaws.com") {
+		http.Error(w, "only AWS is reached here", http.StatusForbidden)
+		return
+	}
+	aws, err := c.Dial(r.Context(), "tcp", r.Host)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	defer aws.Close()
+	client, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	c.tunnels.Add(1)
+	defer c.tunnels.Done()
+	defer client.Close()
+	if _, err := io.WriteString(client, "HTTP/1.1 200 OK\r\n\r\n"); err != nil {
+		return
+	}
+	out := make(chan struct{})
+	go func() {
+		defer close(out)
+		_, _ = io.Copy(client, aws) // its end is the tunnel's
+		_ = client.Close()
+	}()
+	_, _ = io.Copy(aws, client)
+	_ = aws.Close()
+	<-out
+}
+
+// authorizedKeys tells sshd the keys that let a user in just now.
+func (c *cloud) authorizedKeys(w http.ResponseWriter, r *http.Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.slow.Load() {
+		c.ahead.Store(int64(time.Minute))
+	}
+	for _, id := range c.ids {
+		for _, line := range c.AuthorizedKeys(id, strings.TrimPrefix(r.URL.Path, "/")) {
+			_, _ = fmt.Fprintln(w, line)
+		}
+	}
+}
+
+// environ is what a gateway in this cloud is started with. The engine of its own machine is not there.
+func (c *cloud) environ(tb testing.TB, more ...string) []string {
+	tb.Helper()
+	return append([]string{
+		"HTTPS_PROXY=" + c.proxy, "AWS_CA_BUNDLE=" + c.ca, "AWS_REGION=us-east-1", "AWS_EC2_METADATA_DISABLED=true",
+		"AWS_ACCESS_KEY_ID=" + awsKeys.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + awsKeys.SecretAccessKey, "AWS_SESSION_TOKEN=" + awsKeys.SessionToken,
+		"TERMGW_EICE_OS_USER=" + c.sshd.User, "DOCKER_HOST=unix://" + filepath.Join(tb.TempDir(), "none.sock"),
+		`TERMGW_WORKSPACE_QUERY=SELECT COALESCE(instance_id, '') AS instance_id, COALESCE(name, '') AS name, COALESCE(container, '') AS container,
+			COALESCE(os_user, '') AS os_user, COALESCE(host_key, '') AS host_key, COALESCE(remote_target, '') AS remote_target FROM workspaces WHERE id = $1`,
+	}, more...)
+}
+
+// newInstance makes one that runs and leads to the sshd. It is AWS's when it is put.
+func (c *cloud) newInstance() awsplay.Instance {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := len(c.ids) + 1
+	c.ids = append(c.ids, fmt.Sprintf("i-%017x", n))
+	return awsplay.Instance{ID: c.ids[n-1], PrivateIP: fmt.Sprintf("10.0.%d.%d", n/200, n%200+1), Target: c.sshd.Addr}
+}
+
+// onInstance adds a workspace on an instance of its own, which runs, and returns the instance's id.
+func (p *platform) onInstance(tb testing.TB, c *cloud, workspace string) string {
+	tb.Helper()
+	i := c.newInstance()
+	c.PutInstance(i)
+	p.workspace(tb, workspace, i.ID)
+	return i.ID
+}
+
+// apiCalls counts all calls of AWS.
+func (c *cloud) apiCalls() (n int) {
+	for _, op := range []awsplay.Op{awsplay.DescribeInstances, awsplay.DescribeEndpoints, awsplay.SendSSHPublicKey, awsplay.OpenTunnel} {
+		n += c.Calls(op)
+	}
+	return n
+}
+
+// places counts the tunnels' places that gateways hold.
+func (p *platform) places(tb testing.TB) (n int) {
+	tb.Helper()
+	if err := p.db.QueryRowContext(tb.Context(), "SELECT count(*) FROM termgw.tunnels WHERE replica <> 'another'").Scan(&n); err != nil {
+		tb.Fatal(err)
+	}
+	return n
+}
+
+// running are the processes of this machine with a text in their command line.
+func running(tb testing.TB, text string) (commands []string) {
+	tb.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, file := range files {
+		if command, _ := os.ReadFile(file); strings.Contains(string(command), text) {
+			commands = append(commands, strings.ReplaceAll(string(command), "\x00", " "))
+		}
+	}
+	return commands
+}
+
+func TestRemoteTerminal(t *testing.T) {
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	instance := p.onInstance(t, aws, "ws")
+	container := newBox(t, env.Docker(t), "ws")
+	g := p.serve(t, aws.environ(t)...)
+
+	first := g.dial(t, "ws", p.ticket(t, "ws"), dialing{query: "cols=100&rows=30"})
+	if m := first.message(t, "ready"); m.Target != "remote" || m.Workspace != "ws" {
+		t.Errorf("told %+v", m)
+	}
+	if got := first.run(t, "echo $((6*7)); stty size"); got != "42\r\n30 100\r\n" {
+		t.Errorf("the shell says %q", got)
+	}
+	first.control(t, `{"type":"resize","cols":120,"rows":40}`)
+	eventually(t, "it has its new size", func() bool { return first.run(t, "stty size") == "40 120\r\n" })
+
+	calls := aws.apiCalls()
+	if calls != 4 || aws.Tunnels() != 1 || p.places(t) != 1 {
+		t.Errorf("a terminal cost %d calls, %d tunnels, %d places", calls, aws.Tunnels(), p.places(t))
+	}
+	second := g.open(t, "ws", dialing{})
+	if got := second.run(t, "hostname; cat /proc/1/cmdline | tr '\\0' ' '; echo"); !strings.Contains(got, "sleep infinity") {
+		t.Errorf("the second terminal is elsewhere: %q", got)
+	}
+	if n := aws.apiCalls() - calls; n != 0 || aws.Tunnels() != 1 || container.shells(t) < 2 {
+		t.Errorf("the second terminal cost %d calls; %d tunnels, %d shells", n, aws.Tunnels(), container.shells(t))
+	}
+
+	// Whoever reads this machine's process list sees no secret, and ssh gets none of the gateway's environment.
+	children := 0
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range stats {
+		stat, _ := os.ReadFile(file)
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		if fields := strings.Fields(rest); len(fields) < 2 || fields[1] != strconv.Itoa(g.cmd.Process.Pid) {
+			continue
+		}
+		children++
+		for _, name := range []string{"cmdline", "environ"} {
+			text, _ := os.ReadFile(filepath.Join(filepath.Dir(file), name))
+			p.checkSecrets(t, "a child's "+name, string(text))
+			if strings.Contains(string(text), "AWS_") || strings.Contains(string(text), "TERMGW_DATABASE") {
+				t.Errorf("a child's %s has the gateway's environment: %q", name, text)
+			}
+		}
+	}
+	if children != 3 {
+		t.Errorf("%d children, want the connection's ssh and one for each terminal", children)
+	}
+	seen := first.run(t, "env; cat /proc/*/cmdline /proc/*/environ | tr '\\0' '\\n'")
+	p.checkSecrets(t, "the shell", seen)
+
+	metric := fmt.Sprintf(ends, "exit", "remote")
+	before := g.metric(t, metric)
+	first.send(t, "exit 7\r")
+	if m := first.message(t, "exit"); m.Code != 7.0 {
+		t.Errorf("told %+v", m)
+	}
+	if code := first.closed(t); code != websocket.StatusNormalClosure {
+		t.Errorf("closed with %d", code)
+	}
+	if r := p.lastRowOf(t, first.message(t, "ready").Session); r.reason != "exit" || r.exitCode.Int64 != 7 {
+		t.Errorf("the row says %+v", r)
+	}
+	g.wantMoved(t, metric, before)
+	if got := second.run(t, "echo $((6*7))"); got != "42\r\n" {
+		t.Errorf("the other terminal answers %q", got)
+	}
+
+	g.signal(t, os.Interrupt)
+	if code := second.closed(t); code != 1012 {
+		t.Errorf("closed with %d", code)
+	}
+	if status := g.wait(t); status != 0 {
+		t.Errorf("exit status %d\n%s", status, g.log.String())
+	}
+	container.empty(t)
+	if n := p.places(t); n != 0 || aws.Tunnels() != 0 {
+		t.Errorf("%d places and %d tunnels are left", n, aws.Tunnels())
+	}
+	eventually(t, "no process is left on either side", func() bool { return len(running(t, instance)) == 0 })
+}
+
+// lastRowOf waits for the end of a session.
+func (p *platform) lastRowOf(tb testing.TB, id string) (r row) {
+	tb.Helper()
+	eventually(tb, "the session's end is recorded", func() bool {
+		err := p.db.QueryRowContext(tb.Context(), "SELECT COALESCE(end_reason, ''), ended_at IS NOT NULL, exit_code FROM termgw.sessions WHERE id = $1", id).
+			Scan(&r.reason, &r.ended, &r.exitCode)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		return r.ended
+	})
+	return r
+}
+
+func TestRemoteHost(t *testing.T) {
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	p.onInstance(t, aws, "ws")
+	container := newBox(t, env.Docker(t), "ws") // has the right name, and must not be used
+	g := p.serve(t, aws.environ(t, "TERMGW_REMOTE_TARGET=host")...)
+	c := g.dial(t, "ws", p.ticket(t, "ws"), dialing{})
+	if m := c.message(t, "ready"); m.Target != "remote" {
+		t.Errorf("told %+v", m)
+	}
+	c.wait(t, "a prompt", func() bool { return len(c.output) > 0 })
+	id := c.message(t, "ready").Session
+	if got, want := c.run(t, "id -un; echo $TERMGW_SESSION; shopt -q login_shell && echo login"), aws.sshd.User+"\r\n"+id+"\r\nlogin\r\n"; got != want {
+		t.Errorf("the shell says %q, want %q", got, want)
+	}
+	if container.execs(t) > 0 {
+		t.Error("the container was used")
+	}
+	c.send(t, "sleep 1003 &\r")
+	eventually(t, "the job runs", func() bool { return len(running(t, "sleep\x001003")) == 1 })
+	c.send(t, "exit 3\r")
+	if m := c.message(t, "exit"); m.Code != 3.0 {
+		t.Errorf("told %+v", m)
+	}
+	within(t, time.Minute, "nothing of the session is left", func() bool {
+		return len(running(t, "sleep\x001003")) == 0 && len(running(t, id)) == 0
+	})
+}
+
+// An sshd opens ten sessions on a connection: the eleventh terminal has another, and nobody sees that.
+func TestRemoteEleventhTerminal(t *testing.T) {
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	p.onInstance(t, aws, "ws")
+	p.exec(t, "UPDATE workspaces SET remote_target = 'host'")
+	g := p.serve(t, aws.environ(t)...)
+	var open []*tty
+	for n := range 11 {
+		open = append(open, g.open(t, "ws", dialing{}))
+		if want := n/10 + 1; aws.Tunnels() != want || p.places(t) != want {
+			t.Errorf("%d terminals use %d tunnels, %d places", n+1, aws.Tunnels(), p.places(t))
+		}
+	}
+	for n, c := range open {
+		if got := c.run(t, fmt.Sprintf("echo $((%d*7))", n)); got != fmt.Sprintf("%d\r\n", n*7) {
+			t.Errorf("terminal %d says %q", n, got)
+		}
+	}
+}
+
+// However a remote terminal ends, what belongs to it goes, and what was told to stay, stays.
+func TestRemoteLeavesNothing(t *testing.T) {
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	g, doomed := p.serve(t, aws.environ(t)...), p.serve(t, aws.environ(t)...)
+	for _, test := range []struct {
+		name  string
+		leave func(t *testing.T, workspace string, container *box)
+	}{
+		{"the client closes", func(t *testing.T, workspace string, container *box) {
+			c := g.open(t, workspace, dialing{})
+			c.run(t, jobs)
+			container.started(t)
+			c.close(t)
+		}},
+		{"TCP reset", func(t *testing.T, workspace string, container *box) {
+			c := g.open(t, workspace, dialing{})
+			c.run(t, jobs)
+			container.started(t)
+			c.reset(t)
+		}},
+		{"kill -9 of the client", func(t *testing.T, workspace string, container *box) {
+			cmd := command(t, []string{"TERMGW_TICKET=" + p.ticket(t, workspace)}, "connect", g.terminal(workspace))
+			in, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := start(t, cmd)
+			if _, err := io.WriteString(in, jobs+"\n"); err != nil {
+				t.Fatal(err)
+			}
+			container.started(t)
+			c.signal(t, os.Kill)
+			c.wait(t)
+		}},
+		{"kill -9 of the gateway", func(t *testing.T, workspace string, container *box) {
+			c := doomed.open(t, workspace, dialing{})
+			c.run(t, jobs)
+			container.started(t)
+			doomed.signal(t, os.Kill)
+			doomed.wait(t)
+		}},
+		{"the tunnel is cut in a flood", func(t *testing.T, workspace string, container *box) {
+			c := g.open(t, workspace, dialing{})
+			c.run(t, jobs)
+			container.started(t)
+			c.send(t, "yes\r")
+			c.expect(t, strings.Repeat("y\r\n", 10_000))
+			aws.Cut()
+			if code, m := c.closed(t), c.message(t, "error"); code != 4502 || m.Detail != "tunnel_cut" || !m.Retryable || !strings.Contains(m.Message, docsPage) {
+				t.Errorf("closed with %d, told %+v", code, m)
+			}
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			workspace := strings.ReplaceAll(t.Name()[strings.Index(t.Name(), "/")+1:], "_", "-")
+			instance := p.onInstance(t, aws, workspace)
+			container := newBox(t, env.Docker(t), workspace)
+			test.leave(t, workspace, container)
+			within(t, time.Minute, "only what was told to stay is left", func() bool { return slices.Equal(container.commands(t), stay) })
+			var session string
+			err := p.db.QueryRowContext(t.Context(), "SELECT id FROM termgw.sessions WHERE workspace_id = $1", workspace).Scan(&session)
+			if err != nil {
+				t.Fatal(err)
+			}
+			within(t, time.Minute, "nothing watches any more", func() bool { return len(running(t, session)) == 0 })
+			if test.name == "kill -9 of the gateway" {
+				eventually(t, "its ssh is gone", func() bool { return len(running(t, instance)) == 0 })
+			}
+		})
+	}
+	if n := g.metric(t, orphansLeft); n != 0 {
+		t.Errorf("%v processes were left", n)
+	}
+}
+
+// Each way to fail has its detail and a sentence, and costs no shell, no tunnel and no process.
+func TestRemoteFaults(t *testing.T) {
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	container := newBox(t, env.Docker(t), "shared")
+	g := p.serve(t, aws.environ(t)...)
+	wrongEndpoint := p.serve(t, aws.environ(t, "TERMGW_EICE_ENDPOINT_ID=eice-0123456789abcdeff")...)
+	noRegion := p.serve(t, aws.environ(t, "AWS_REGION=")...)
+	noKeys := p.serve(t, append(aws.environ(t), "AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY=", "AWS_SESSION_TOKEN=")...)
+
+	aws.PutEndpoint(awsplay.Endpoint{ID: "eice-0000000000000000c", VPC: "vpc-creating", State: "create-in-progress"})
+	full := aws.PutEndpoint(awsplay.Endpoint{ID: "eice-0000000000000000f", VPC: "vpc-full"})
+	p.exec(t, `INSERT INTO termgw.tunnels (id, endpoint, instance_id, replica, renewed_at)
+		SELECT n::text, $1, 'i-1', 'another', now() + interval '1 hour' FROM generate_series(1, $2) n`, full.ID, endpointQuota)
+
+	// As AWS words it: with what nobody may see.
+	denied := func(op awsplay.Op, code string) func(*awsplay.Instance) {
+		return func(*awsplay.Instance) {
+			aws.Fail(op, awsplay.Fault{Status: http.StatusForbidden, Code: code, Message: "User: arn:aws:sts::" + awsAccount +
+				":assumed-role/gateway/session is not authorized to perform: " + string(op) + " on resource: arn:aws:ec2:us-east-1:" + awsAccount + ":instance/*"})
+		}
+	}
+	fails := func(op awsplay.Op, f awsplay.Fault) func(*awsplay.Instance) {
+		return func(*awsplay.Instance) { aws.Fail(op, f) }
+	}
+	told := map[string]string{} // details, by sentence
+	for _, test := range []struct {
+		name    string
+		detail  string
+		set     func(*awsplay.Instance)
+		row     string // a column and its value
+		gateway *served
+		code    string // backend_failed
+		close   websocket.StatusCode
+	}{
+		{name: "the instance is stopped", detail: "instance_stopped", set: func(i *awsplay.Instance) { i.State = "stopped" }},
+		{name: "the instance is terminated", detail: "instance_terminated", set: func(i *awsplay.Instance) { i.State = "terminated" }},
+		{name: "the instance is unknown", detail: "instance_unknown", set: func(i *awsplay.Instance) { i.ID = "i-0000aaaa" }},
+		{name: "no address", detail: "instance_no_address", set: func(i *awsplay.Instance) { i.PrivateIP = "" }},
+		{name: "IPv6 only", detail: "instance_ipv6_only", set: func(i *awsplay.Instance) { i.PrivateIP, i.IPv6 = "", "2001:db8::1" }},
+		{name: "an id that is none", detail: "instance_id", row: "instance_id = 'i-1 -oProxyCommand=reboot'"},
+		{name: "no endpoint", detail: "endpoint_none", set: func(i *awsplay.Instance) { i.VPC = "vpc-none" }},
+		{name: "the endpoint is being created", detail: "endpoint_creating", set: func(i *awsplay.Instance) { i.VPC = "vpc-creating" }},
+		{name: "the configured endpoint is unknown", detail: "endpoint_unknown", gateway: wrongEndpoint},
+		{name: "no region", detail: "region", gateway: noRegion},
+		{name: "a target that is none", detail: "remote_target", row: "remote_target = 'serial'"},
+		{name: "IAM: DescribeInstances", detail: "iam_describe_instances", set: denied(awsplay.DescribeInstances, "UnauthorizedOperation")},
+		{name: "IAM: DescribeInstanceConnectEndpoints", detail: "iam_describe_endpoints", set: denied(awsplay.DescribeEndpoints, "UnauthorizedOperation")},
+		{name: "IAM: SendSSHPublicKey", detail: "iam_send_key", set: denied(awsplay.SendSSHPublicKey, "AccessDeniedException")},
+		{name: "IAM: ec2:osuser", detail: "iam_send_key", set: func(i *awsplay.Instance) { i.OSUsers = []string{"ubuntu"} }},
+		{name: "IAM: OpenTunnel", detail: "iam_open_tunnel", set: denied(awsplay.OpenTunnel, "AccessDeniedException")},
+		{name: "the key is refused by AWS", detail: "key_refused", set: fails(awsplay.SendSSHPublicKey, awsplay.Fault{Status: 400, Code: "InvalidArgsException", Message: "no"})},
+		{name: "the key is refused by sshd", detail: "ssh_auth", row: "os_user = 'nobody'"},
+		{name: "the key is a minute old at the login", detail: "ssh_auth", set: func(*awsplay.Instance) { aws.slow.Store(true) }},
+		{name: "an OS user that is none", detail: "os_user", row: "os_user = 'root; reboot'"},
+		{name: "the tunnel is refused", detail: "tunnel_refused", set: fails(awsplay.OpenTunnel, awsplay.Fault{Status: 400, Code: "InvalidParameter", Message: "no"})},
+		{name: "a security group", detail: "security_group", set: func(i *awsplay.Instance) { i.Target = "" }},
+		{name: "another host key than the row's", detail: "ssh_hostkey", row: "host_key = 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEUwSLuvlcpyY4dF5UkAIjJQJqaf8pWcHHMvYGkY9qWp'"},
+		{name: "AWS's quota", detail: "eice_tunnels", code: "too_many_sessions", close: 4429, set: fails(awsplay.OpenTunnel,
+			awsplay.Fault{Status: 429, Code: "ServiceQuotaExceededException", Message: "The maximum number of tunnels is open."})},
+		{name: "our count of it", detail: "eice_tunnels", code: "too_many_sessions", close: 4429, set: func(i *awsplay.Instance) { i.VPC = "vpc-full" }},
+		{name: "throttled", detail: "throttled", set: fails(awsplay.DescribeInstances, awsplay.Fault{Status: 503, Code: "RequestLimitExceeded", Message: "slow down"})},
+		{name: "AWS does not answer", detail: "aws_unreachable", set: fails(awsplay.OpenTunnel, awsplay.Fault{Hang: true})},
+		{name: "AWS's own fault", detail: "aws_answer", set: fails(awsplay.DescribeInstances, awsplay.Fault{Status: 500, Code: "InternalError", Message: "sorry"})},
+		{name: "no credentials", detail: "credentials", gateway: noKeys},
+		{name: "wrong credentials", detail: "credentials", set: func(*awsplay.Instance) {
+			aws.SetCredentials(awsplay.Credentials{AccessKeyID: "AKIAANOTHERANOTHER00", SecretAccessKey: "another"})
+		}},
+		{name: "expired credentials", detail: "credentials_expired", set: func(*awsplay.Instance) {
+			expired := awsKeys
+			expired.Expired = true
+			aws.SetCredentials(expired)
+		}},
+		{name: "a clock that is 10 minutes off", detail: "clock", set: func(*awsplay.Instance) { aws.ahead.Store(int64(10 * time.Minute)) }},
+		{name: "no container", code: "container_not_running", close: 4404, row: "container = 'none'"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			defer func() {
+				aws.Heal()
+				aws.SetCredentials(awsKeys)
+				aws.slow.Store(false)
+				aws.ahead.Store(0)
+			}()
+			g, status, code := g, websocket.StatusCode(4502), "backend_failed"
+			if test.gateway != nil {
+				g = test.gateway
+			}
+			if test.close != 0 {
+				status, code = test.close, test.code
+			}
+			i := aws.newInstance()
+			workspace := "of-" + i.ID
+			p.workspace(t, workspace, i.ID)
+			p.exec(t, "UPDATE workspaces SET container = 'ws-shared' WHERE id = $1", workspace)
+			if test.row != "" {
+				p.exec(t, "UPDATE workspaces SET "+test.row+" WHERE id = $1", workspace)
+			}
+			if test.set != nil {
+				test.set(&i)
+			}
+			aws.PutInstance(i)
+
+			execs := container.execs(t)
+			metric := fmt.Sprintf(ends, code, "remote")
+			before := g.metric(t, metric)
+			m := wantRefusal(t, g, g.dial(t, workspace, p.ticket(t, workspace), dialing{}), code, status, metric, before)
+			if m.Detail != test.detail {
+				t.Errorf("detail %q, want %q", m.Detail, test.detail)
+			}
+			if !strings.Contains(m.Message, docsPage) && status != 4429 {
+				t.Errorf("%q names no page", m.Message)
+			}
+			if other, ok := told[m.Message]; ok && other != m.Detail {
+				t.Errorf("%q is said of %s too", m.Message, other)
+			}
+			told[m.Message] = m.Detail
+			p.checkSecrets(t, "the message", m.Message+m.Detail)
+			if n := container.execs(t) - execs; n > 0 || container.shells(t) > 0 {
+				t.Errorf("%d execs", n)
+			}
+			if r := p.lastRow(t, workspace); r.reason != code || r.exitCode.Valid {
+				t.Errorf("the audit trail says %+v", r)
+			}
+			if test.detail == "" {
+				return // the connection lingers for the next terminal
+			}
+			eventually(t, "no process, tunnel or place is left", func() bool {
+				return g.resources(t).children == 0 && aws.Tunnels() == 0 && p.places(t) == 0
+			})
+		})
+	}
+	p.onInstance(t, aws, "healthy")
+	newBox(t, env.Docker(t), "healthy")
+	if got := g.open(t, "healthy", dialing{}).run(t, "echo $((6*7))"); got != "42\r\n" {
+		t.Errorf("after all that, a shell says %q", got)
+	}
+}
+
+// Credentials that run out cut nobody who has a connection, nor the next terminal on it.
+func TestRemoteCredentialsRunOut(t *testing.T) {
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	p.onInstance(t, aws, "ws")
+	p.onInstance(t, aws, "another")
+	p.exec(t, "UPDATE workspaces SET remote_target = 'host'")
+	g := p.serve(t, aws.environ(t)...)
+	open := g.open(t, "ws", dialing{})
+	expired := awsKeys
+	expired.Expired = true
+	aws.SetCredentials(expired)
+	for _, c := range []*tty{open, g.open(t, "ws", dialing{})} {
+		if got := c.run(t, "echo $((6*7))"); got != "42\r\n" {
+			t.Errorf("a shell says %q", got)
+		}
+	}
+	metric := fmt.Sprintf(ends, "backend_failed", "remote")
+	m := wantRefusal(t, g, g.dial(t, "another", p.ticket(t, "another"), dialing{}), "backend_failed", 4502, metric, 0)
+	if m.Detail != "credentials_expired" {
+		t.Errorf("told %+v", m)
+	}
+	aws.SetCredentials(awsKeys)
+	g.open(t, "another", dialing{})
+}
+
+// A tunnel that only goes silent, without a close or a reset, keeps a shell for less than two minutes.
+func TestRemoteTunnelGoesSilent(t *testing.T) {
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	p.onInstance(t, aws, "ws")
+	container := newBox(t, env.Docker(t), "ws")
+	g := p.serve(t, aws.environ(t)...)
+	c := g.open(t, "ws", dialing{})
+	c.run(t, jobs)
+	container.started(t)
+	aws.Stall()
+	within(t, 2*time.Minute, "the shell is gone", func() bool { return slices.Equal(container.commands(t), stay) })
+	if code, m := c.closed(t), c.message(t, "error"); code != 4502 || m.Detail != "tunnel_stalled" || !m.Retryable || !strings.Contains(m.Message, docsPage) {
+		t.Errorf("closed with %d, told %+v", code, m)
+	}
+	again := g.open(t, "ws", dialing{})
+	if got := again.run(t, "echo $((6*7))"); got != "42\r\n" {
+		t.Errorf("a new shell says %q", got)
+	}
+	again.close(t)
+	within(t, time.Minute, "the new one is gone", func() bool { return slices.Equal(container.commands(t), stay) })
+	g.nothingLeft(t, container, stay...)
+}
+
+// The first gateway that reaches an instance keeps its host key for all.
+func TestRemoteHostKeyChanged(t *testing.T) {
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	p.onInstance(t, aws, "ws")
+	container := newBox(t, env.Docker(t), "ws")
+	first, second := p.serve(t, aws.environ(t)...), p.serve(t, aws.environ(t)...)
+	first.open(t, "ws", dialing{}).close(t)
+	container.empty(t)
+	again := second.open(t, "ws", dialing{})
+	again.close(t)
+	container.empty(t)
+
+	third := p.serve(t, aws.environ(t)...)
+	aws.sshd.ChangeHostKey(t)
+	metric := fmt.Sprintf(ends, "backend_failed", "remote")
+	m := wantRefusal(t, third, third.dial(t, "ws", p.ticket(t, "ws"), dialing{}), "backend_failed", 4502, metric, 0)
+	if m.Detail != "ssh_hostkey" || !strings.Contains(m.Message, docsPage) {
+		t.Errorf("told %+v", m)
+	}
+	if n := container.shells(t); n > 0 { // not execs: the instance may still look after the first two
+		t.Errorf("%d shells", n)
+	}
+	// What an operator does when the instance was made anew on purpose.
+	p.exec(t, "DELETE FROM termgw.host_keys")
+	third.open(t, "ws", dialing{}).close(t)
+	container.empty(t)
+}
+
+// The places of an endpoint are counted over all gateways, and are free when one ends.
+func TestRemotePlacesAreShared(t *testing.T) {
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	for _, workspace := range []string{"ws1", "ws2", "ws3"} {
+		p.onInstance(t, aws, workspace)
+	}
+	p.exec(t, "UPDATE workspaces SET remote_target = 'host'")
+	p.exec(t, `INSERT INTO termgw.tunnels (id, endpoint, instance_id, replica, renewed_at)
+		SELECT n::text, 'eice-0123456789abcdef0', 'i-1', 'another', now() + interval '1 hour' FROM generate_series(1, $1) n`, endpointQuota-2)
+	one, two := p.serve(t, aws.environ(t)...), p.serve(t, aws.environ(t)...)
+	leaving, staying := one.open(t, "ws1", dialing{}), two.open(t, "ws2", dialing{})
+	opened := aws.Calls(awsplay.OpenTunnel)
+	for _, g := range []*served{one, two} {
+		metric := fmt.Sprintf(ends, "too_many_sessions", "remote")
+		m := wantRefusal(t, g, g.dial(t, "ws3", p.ticket(t, "ws3"), dialing{}), "too_many_sessions", 4429, metric, 0)
+		if m.Detail != "eice_tunnels" || !m.Retryable {
+			t.Errorf("told %+v", m)
+		}
+	}
+	if n := aws.Calls(awsplay.OpenTunnel) - opened; n != 0 {
+		t.Errorf("AWS was asked for %d tunnels more", n)
+	}
+	one.open(t, "ws1", dialing{}) // shares a tunnel, so it needs no place
+
+	one.stop(t)
+	if code := leaving.closed(t); code != 1012 {
+		t.Errorf("closed with %d", code)
+	}
+	two.open(t, "ws3", dialing{})
+	if got := staying.run(t, "echo $((6*7))"); got != "42\r\n" {
+		t.Errorf("the other terminal answers %q", got)
+	}
+	if n := p.places(t); n != 2 {
+		t.Errorf("%d places", n)
+	}
+}
+
+// brokenConn is a tunnel that a writer finds broken before the reader hears why.
+type brokenConn struct {
+	net.Conn
+	written chan struct{}
+}
+
+func (c brokenConn) Read([]byte) (int, error) {
+	<-c.written
+	return 0, &eice.Error{Detail: eice.TargetUnreachable, Err: io.ErrUnexpectedEOF}
+}
+
+func (c brokenConn) Write([]byte) (int, error) {
+	close(c.written)
+	return 0, &eice.Error{Detail: eice.TunnelCut, Err: io.ErrClosedPipe}
+}
+
+func TestWriterTellsTheEndpointsLastWord(t *testing.T) {
+	conn := newTellingConn(brokenConn{written: make(chan struct{})})
+	var reader sync.WaitGroup
+	defer reader.Wait()
+	reader.Go(func() { _, _ = conn.Read(nil) })
+	_, err := conn.Write([]byte("x"))
+	var failed *runner.Error
+	if !errors.As(err, &failed) || failed.Step != "security_group" {
+		t.Errorf("the writer is told %v", err)
+	}
+}
+
+// Every detail that a client can be told, and every one that termgw doctor may print, has its row in the page that the
+// sentences name; no row is of a detail that there is no more.
+func TestDocsHaveEveryDetail(t *testing.T) {
+	page := readFile(t, "../../"+docsPage)
+	want := map[string]string{ // of other parts, which name few
+		"remote": "pkg/router", "timeout": "pkg/router", store.LimitTunnels: "pkg/store",
+	}
+	note := func(file, detail string) { want[detail] = file }
+	for _, found := range regexp.MustCompile(`(?m)^\t\w+ +Detail = "(\w+)"$`).FindAllStringSubmatch(readFile(t, "../../pkg/eice/errors.go"), -1) {
+		note("pkg/eice/errors.go", found[1])
+	}
+	for _, found := range regexp.MustCompile(`\bfail ([a-z_]+) `).FindAllStringSubmatch(readFile(t, "../../pkg/runner/remote.sh"), -1) {
+		if found[1] != "not_running" { // which is a code of its own
+			note("pkg/runner/remote.sh", found[1])
+		}
+	}
+	files, err := filepath.Glob("../../pkg/runner/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		for _, found := range regexp.MustCompile(`\bError{"(\w+)"|\bstep :?= "(\w+)"`).FindAllStringSubmatch(readFile(t, file), -1) {
+			note(file, found[1]+found[2])
+		}
+	}
+	if len(want) < 40 || want["ssh_auth"] == "" || want["security_group"] == "" || want["docker"] == "" {
+		t.Fatalf("the code is not read right: %d details", len(want))
+	}
+	rows := map[string]bool{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` \\| ([^|]+) \\| ([^|]+) \\|$").FindAllStringSubmatch(page, -1) {
+		if rows[row[1]] {
+			t.Errorf("%s has two rows", row[1])
+		}
+		rows[row[1]] = true
+		if want[row[1]] == "" {
+			t.Errorf("no code tells of %s", row[1])
+		}
+	}
+	for detail, file := range want {
+		if !rows[detail] {
+			t.Errorf("%s, of %s, has no row with its cause and fix", detail, file)
+		}
+	}
+	for step := range loginSentences {
+		if want[step] == "" {
+			t.Errorf("a sentence is for %s, which nothing tells of", step)
+		}
+	}
+
+	// The policy can be pasted.
+	_, rest, _ := strings.Cut(page, "```json\n")
+	block, _, _ := strings.Cut(rest, "```")
+	var policy struct {
+		Version   string
+		Statement []struct {
+			Effect, Resource string
+			Action           any // one, or a list
+		}
+	}
+	if err := json.Unmarshal([]byte(block), &policy); err != nil || policy.Version != "2012-10-17" {
+		t.Fatalf("the IAM policy: %v", err)
+	}
+	actions := fmt.Sprint(policy.Statement)
+	for _, action := range []string{
+		"ec2:DescribeInstances", "ec2:DescribeInstanceConnectEndpoints", "ec2-instance-connect:SendSSHPublicKey", "ec2-instance-connect:OpenTunnel",
+	} {
+		if !strings.Contains(actions, action) {
+			t.Errorf("the IAM policy does not allow %s", action)
+		}
+	}
+}
+
+func readFile(tb testing.TB, path string) string {
+	tb.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return string(b)
+}

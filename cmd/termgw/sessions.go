@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"github.com/molecule-ai/termgw/pkg/store"
+)
+
+// SessionsCmd groups what an operator does with the sessions of all replicas.
+type SessionsCmd struct {
+	List   ListSessionsCmd   `cmd:"" help:"Show who is in which workspace since when, on all replicas."`
+	Revoke RevokeSessionsCmd `cmd:"" help:"Cut sessions on all replicas at once, and refuse the tickets that were issued before."`
+}
+
+// sessionNames says which sessions are meant: those that match all that is
+// given. A name that is given and empty is refused: it is a script's unset
+// variable, and without it the rest would match more than was meant.
+type sessionNames struct {
+	Workspace *string `placeholder:"ID" help:"Of this workspace."`
+	Subject   *string `placeholder:"WHO" help:"Of this person, the ticket's sub."`
+	Session   *string `placeholder:"ID" help:"This session."`
+	Instance  *string `placeholder:"ID" help:"On this instance."`
+}
+
+func (n sessionNames) check() error {
+	for _, value := range []*string{n.Workspace, n.Subject, n.Session, n.Instance} {
+		if value != nil && *value == "" {
+			return errors.New("a name is given and empty: leave its flag out, or fill it")
+		}
+	}
+	return nil
+}
+
+func orEmpty(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+// mostListed bounds a list. No fleet has so many live sessions; the audit trail
+// may hold more.
+const mostListed = 10_000
+
+// ListSessionsCmd lists sessions.
+type ListSessionsCmd struct {
+	sessionNames
+	Replica string `placeholder:"NAME" help:"On this replica."`
+	All     bool   `help:"Also those that have ended, as long as the audit trail is kept."`
+	JSON    bool   `name:"json" help:"One JSON object a line."`
+}
+
+// Help says what a row means.
+func (ListSessionsCmd) Help() string {
+	return "Reads TERMGW_DATABASE_URL. The newest comes first; times are UTC, by the database's clock. " +
+		"A live session is noted every few seconds: one whose LAST SEEN is minutes ago has lost its gateway, and its row is closed by the next that looks."
+}
+
+// Run prints a table, or JSON.
+func (c *ListSessionsCmd) Run(ctx context.Context, std *stdio) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	return withDatabase(func(shared *store.Postgres) error {
+		list, err := shared.Sessions(ctx, store.SessionFilter{
+			WorkspaceID: orEmpty(c.Workspace), Subject: orEmpty(c.Subject), SessionID: orEmpty(c.Session), InstanceID: orEmpty(c.Instance),
+			Replica: c.Replica, All: c.All, Limit: mostListed,
+		})
+		if err != nil {
+			return err
+		}
+		if len(list) == mostListed {
+			_, _ = fmt.Fprintf(std.Err, "termgw: only the newest %d are shown\n", mostListed)
+		}
+		if c.JSON {
+			return sessionsJSON(std.Out, list)
+		}
+		return sessionsTable(std.Out, list, c.All)
+	})
+}
+
+// sessionJSON is a session for programs. The names stay as they are.
+type sessionJSON struct {
+	Session   string     `json:"session"`
+	Workspace string     `json:"workspace"`
+	Subject   string     `json:"subject"`
+	Mode      string     `json:"mode"`
+	Target    string     `json:"target"` // local or remote
+	Instance  string     `json:"instance,omitempty"`
+	Replica   string     `json:"replica"`
+	Client    string     `json:"client"`
+	Started   time.Time  `json:"started"`
+	LastSeen  time.Time  `json:"last_seen"`
+	Ended     *time.Time `json:"ended,omitempty"`
+	Reason    string     `json:"reason,omitempty"`
+	ExitCode  *int       `json:"exit_code,omitempty"`
+	BytesIn   int64      `json:"bytes_in"`
+	BytesOut  int64      `json:"bytes_out"`
+}
+
+func sessionsJSON(out io.Writer, list []store.Record) error {
+	encoder := json.NewEncoder(out)
+	for _, r := range list {
+		line := sessionJSON{
+			Session: r.ID, Workspace: r.WorkspaceID, Subject: r.Subject, Mode: string(r.Mode),
+			Target: targetOf(r.InstanceID), Instance: r.InstanceID, Replica: r.Replica, Client: r.ClientAddr,
+			Started: r.Started.UTC(), LastSeen: r.LastSeen.UTC(),
+			Reason: r.Reason, ExitCode: r.ExitCode, BytesIn: r.BytesIn, BytesOut: r.BytesOut,
+		}
+		if !r.Ended.IsZero() {
+			ended := r.Ended.UTC()
+			line.Ended = &ended
+		}
+		if err := encoder.Encode(line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sessionsTable(out io.Writer, list []store.Record, all bool) error {
+	if len(list) == 0 {
+		_, err := fmt.Fprintln(out, "no sessions")
+		return err
+	}
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	line := func(cells ...string) {
+		for i := range cells {
+			cells[i] = printable(cells[i])
+			if cells[i] == "" {
+				cells[i] = "-"
+			}
+		}
+		_, _ = fmt.Fprintln(table, strings.Join(cells, "\t")) // Flush tells
+	}
+	head := []string{"SESSION", "WORKSPACE", "WHO", "TARGET", "REPLICA", "CLIENT", "SINCE", "LAST SEEN"}
+	if all {
+		head = append(head, "ENDED", "WHY")
+	}
+	line(head...)
+	for _, r := range list {
+		target := targetOf(r.InstanceID)
+		if r.InstanceID != "" {
+			target = r.InstanceID
+		}
+		cells := []string{r.ID, r.WorkspaceID, r.Subject, target, r.Replica, r.ClientAddr, moment(r.Started), moment(r.LastSeen)}
+		if all {
+			cells = append(cells, moment(r.Ended), r.Reason)
+		}
+		line(cells...)
+	}
+	return table.Flush()
+}
+
+func targetOf(instanceID string) string {
+	if instanceID == "" {
+		return "local"
+	}
+	return "remote"
+}
+
+func moment(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format("2006-01-02T15:04:05Z")
+}
+
+// printable makes text that others chose, a person's name say, safe for a
+// terminal and for a table: no escape sequence, no tab, no end of line.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsSpace(r):
+			return ' '
+		case !unicode.IsPrint(r):
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// RevokeSessionsCmd cuts sessions.
+type RevokeSessionsCmd struct {
+	sessionNames
+	Reason string `placeholder:"TEXT" help:"Why, for the record."`
+}
+
+// Help says what an order does.
+func (RevokeSessionsCmd) Help() string {
+	return "Writes a row into termgw.revocations (TERMGW_DATABASE_URL). Names at least one of workspace, subject, session or instance; " +
+		"cut is what matches all that are named. A ticket that is minted afterwards opens again."
+}
+
+// Run writes the order and prints which sessions it cuts.
+func (c *RevokeSessionsCmd) Run(ctx context.Context, std *stdio) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	if c.Workspace == nil && c.Subject == nil && c.Session == nil && c.Instance == nil {
+		return errors.New("whose sessions? Name one or more of --workspace, --subject, --session and --instance")
+	}
+	return withDatabase(func(shared *store.Postgres) error {
+		order, cut, err := shared.Revoke(ctx, store.Revocation{
+			WorkspaceID: orEmpty(c.Workspace), Subject: orEmpty(c.Subject), SessionID: orEmpty(c.Session), InstanceID: orEmpty(c.Instance),
+			Reason: c.Reason, By: operator(),
+		})
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(std.Out, "order %d cuts %d session(s), and refuses tickets issued until %s\n", order.ID, len(cut), moment(order.CreatedAt))
+		for _, id := range cut {
+			_, err = fmt.Fprintln(std.Out, printable(id))
+		}
+		return err
+	})
+}
+
+// withDatabase lends the replicas' store.
+func withDatabase(use func(*store.Postgres) error) (err error) {
+	url := os.Getenv("TERMGW_DATABASE_URL")
+	if url == "" {
+		return errors.New("TERMGW_DATABASE_URL is not set: sessions are known to the database that replicas share")
+	}
+	shared, err := store.OpenPostgres(store.PostgresConfig{URL: url})
+	if err != nil {
+		return fmt.Errorf("TERMGW_DATABASE_URL: %w", err)
+	}
+	defer func() { err = errors.Join(err, shared.Close()) }()
+	return use(shared)
+}
+
+// operator is who runs this command, for the record.
+func operator() string {
+	name, host := "unknown", "unknown"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if h, err := os.Hostname(); err == nil {
+		host = h
+	}
+	return name + "@" + host
+}
