@@ -102,7 +102,13 @@ func (b *box) empty(tb testing.TB, but ...string) {
 }
 
 // execs counts the execs that were ever made in the container, of the engine's last 256 events.
-func (b *box) execs(tb testing.TB) (n int) {
+func (b *box) execs(tb testing.TB) int {
+	tb.Helper()
+	return len(b.execEvents(tb))
+}
+
+// execEvents are those execs, with their commands.
+func (b *box) execEvents(tb testing.TB) (execs []string) {
 	tb.Helper()
 	now := time.Now()
 	past := b.engine.Client(tb).Events(tb.Context(), client.EventsListOptions{
@@ -113,13 +119,13 @@ func (b *box) execs(tb testing.TB) (n int) {
 		select {
 		case event := <-past.Messages:
 			if strings.HasPrefix(string(event.Action), "exec_create") {
-				n++
+				execs = append(execs, string(event.Action))
 			}
 		case err := <-past.Err:
 			if !errors.Is(err, io.EOF) {
 				tb.Fatal(err)
 			}
-			return n
+			return execs
 		}
 	}
 }

@@ -315,10 +315,10 @@ func (p *platform) lastRowOf(tb testing.TB, id string) (r row) {
 func TestRemoteHost(t *testing.T) {
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
-	p.onInstance(t, aws, "ws")
-	container := newBox(t, env.Docker(t), "ws") // has the right name, and must not be used
+	p.onInstance(t, aws, "own-host")
+	container := newBox(t, env.Docker(t), "own-host") // has the right name, and must not be used
 	g := p.serve(t, aws.environ(t, "TERMGW_REMOTE_TARGET=host")...)
-	c := g.dial(t, "ws", p.ticket(t, "ws"), dialing{})
+	c := g.dial(t, "own-host", p.ticket(t, "own-host"), dialing{})
 	if m := c.message(t, "ready"); m.Target != "remote" {
 		t.Errorf("told %+v", m)
 	}
@@ -327,8 +327,8 @@ func TestRemoteHost(t *testing.T) {
 	if got, want := c.run(t, "id -un; echo $TERMGW_SESSION; shopt -q login_shell && echo login"), aws.sshd.User+"\r\n"+id+"\r\nlogin\r\n"; got != want {
 		t.Errorf("the shell says %q, want %q", got, want)
 	}
-	if container.execs(t) > 0 {
-		t.Error("the container was used")
+	if execs := container.execEvents(t); len(execs) > 0 {
+		t.Errorf("the container was used: %q", execs)
 	}
 	c.send(t, "sleep 1003 &\r")
 	eventually(t, "the job runs", func() bool { return len(running(t, "sleep\x001003")) == 1 })
