@@ -14,8 +14,9 @@ const (
 	// descriptorsBase are kept for what is no session: listeners, the pools of connections to the database and the engine,
 	// probes, and clients that have yet to say what they want.
 	descriptorsBase = 64
-	// descriptorsEach are a session's: its client's connection, its terminal, and one that its end borrows.
-	descriptorsEach = 3
+	// descriptorsEach are a session's. A container's: its client's connection, the engine's, and one that its end borrows.
+	// A child's: its client's connection, its terminal, the terminal's epoll set, and the child itself.
+	descriptorsEach = 4
 )
 
 // sessionLimit is how many sessions fit in the process's descriptors, or fewer if so configured (0: not). Past it clients

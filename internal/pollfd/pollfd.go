@@ -12,6 +12,8 @@ import (
 	"io"
 	"os"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // FD is a descriptor. One Read or TryRead may run at a time, and one Write or
@@ -69,13 +71,20 @@ func (t *transfer) run(p []byte, wait bool) (int, error) {
 	t.p, t.wait, t.n, t.err = p, wait, 0, nil
 	err := t.raw(t.once)
 	t.p = nil
-	switch {
-	case err == nil:
+	if err == nil {
 		err = t.err
-	case !errors.Is(err, os.ErrDeadlineExceeded): // the poller has several words for it
-		err = os.ErrClosed
 	}
-	return t.n, err
+	return t.n, owners(err)
+}
+
+// owners is an error as the descriptor's owner knows it: the poller has several
+// words for a closed one.
+func owners(err error) error {
+	var errno syscall.Errno
+	if err == nil || errors.As(err, &errno) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	return os.ErrClosed
 }
 
 // Read waits for a byte. Its errors are a syscall.Errno, io.EOF, or those of
@@ -104,13 +113,15 @@ func (f *FD) Write(p []byte) (int, error) {
 // TryWrite writes what there is room for now.
 func (f *FD) TryWrite(p []byte) (int, error) { return f.write.run(p, false) }
 
-// WaitWrite waits until there is room to write.
+// WaitWrite waits until there is room to write, or an error to be told of. It
+// looks itself, after the poller has forgotten what it knew: room that came
+// since the last TryWrite is not told again.
 func (f *FD) WaitWrite() error {
-	waited := false
-	return f.raw.Write(func(uintptr) bool {
-		defer func() { waited = true }()
-		return waited
-	})
+	return owners(f.raw.Write(func(fd uintptr) bool {
+		set := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}} //nolint:gosec // a descriptor
+		n, err := unix.Poll(set, 0)
+		return n > 0 || err != nil && err != unix.EINTR
+	}))
 }
 
 // Control runs a function on the descriptor, as syscall.RawConn does.

@@ -106,6 +106,34 @@ func TestTryWriteTakesWhatFits(t *testing.T) {
 	}
 }
 
+// The poller tells of room once: it may have done so before somebody waits.
+func TestWaitWriteSeesRoomThatIsThere(t *testing.T) {
+	r, w, _, _ := pipe(t)
+	other, tell, _, _ := pipe(t)
+	big := make([]byte, 1<<20)
+	n, err := w.TryWrite(big)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(r, big[:n]); err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan error)
+	go func() {
+		_, err := other.Read(make([]byte, 1)) // the poller runs for it, and hears of the room
+		told <- err
+	}()
+	if _, err := tell.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-told; err != nil {
+		t.Fatal(err)
+	}
+	if err := w.WaitWrite(); err != nil { // hangs without the fix
+		t.Error(err)
+	}
+}
+
 func TestWaitingEnds(t *testing.T) {
 	r, _, rf, _ := pipe(t)
 	if err := rf.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {

@@ -62,10 +62,7 @@ func startPty(cmd *exec.Cmd, size bridge.Size, attr *syscall.SysProcAttr, log *s
 		return nil, fmt.Errorf("opening a pty: %w", err)
 	}
 	t := &ptyTerminal{log: log, tail: tailTime, tailBytes: tailSize}
-	if t.ptmx, err = pollable(ptmx); err == nil {
-		t.fd, err = pollfd.New(t.ptmx)
-	}
-	if err == nil {
+	if t.ptmx, err = pollfd.NewPty(ptmx); err == nil {
 		t.start, err = startTime(cmd.Process.Pid) // before it is reaped
 	}
 	if err != nil {
@@ -87,22 +84,6 @@ func startPty(cmd *exec.Cmd, size bridge.Size, attr *syscall.SysProcAttr, log *s
 	return t, nil
 }
 
-// pollable hands a descriptor to Go's poller, so that reading it costs no OS
-// thread and Close wakes a pending Read. creack/pty leaves the pty in blocking
-// mode, and so does every later File.Fd.
-func pollable(f *os.File) (*os.File, error) {
-	defer func() { _ = f.Close() }()
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("duplicating %s: %w", f.Name(), err)
-	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		_ = unix.Close(fd)
-		return nil, fmt.Errorf("unblocking %s: %w", f.Name(), err)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
-}
-
 // hostTerminal is a shell of this machine.
 type hostTerminal struct {
 	*ptyTerminal
@@ -117,8 +98,7 @@ type hostTerminal struct {
 type ptyTerminal struct {
 	*process
 	start string // /proc's start time: a pid is used again, the two together are not
-	ptmx  *os.File
-	fd    *pollfd.FD // ptmx's
+	ptmx  *pollfd.Pty
 	log   *slog.Logger
 
 	tail      time.Duration // Read's own: what is left of tailTime
@@ -152,7 +132,7 @@ func (t *ptyTerminal) Read(p []byte) (int, error) {
 // read waits for output and takes all that is there, where one read of a pty
 // gives 4,095 bytes at most.
 func (t *ptyTerminal) read(p []byte) (int, error) {
-	n, err := t.fd.Read(p)
+	n, err := t.ptmx.Read(p)
 	if err == nil && n >= partOfMore {
 		n += t.readOn(p[n:])
 	}
@@ -166,7 +146,7 @@ const partOfMore = 2 << 10
 // find.
 func (t *ptyTerminal) readOn(p []byte) (n int) {
 	for n < len(p) {
-		m, err := t.fd.TryRead(p[n:])
+		m, err := t.ptmx.TryRead(p[n:])
 		n += m
 		if err != nil || m < partOfMore {
 			break
@@ -197,15 +177,15 @@ func (t *ptyTerminal) readTail(p []byte) (int, error) {
 	return n, err
 }
 
-func (t *ptyTerminal) Write(p []byte) (int, error) { return t.fd.Write(p) }
+func (t *ptyTerminal) Write(p []byte) (int, error) { return t.ptmx.Write(p) }
 
 // TryWrite is Write of what there is room for now.
-func (t *ptyTerminal) TryWrite(p []byte) (int, error) { return t.fd.TryWrite(p) }
+func (t *ptyTerminal) TryWrite(p []byte) (int, error) { return t.ptmx.TryWrite(p) }
 
 // Resize does not use pty.Setsize, whose File.Fd undoes the non-blocking mode.
 func (t *ptyTerminal) Resize(s bridge.Size) error {
 	var ioctl error
-	err := t.fd.Control(func(fd uintptr) {
+	err := t.ptmx.Control(func(fd uintptr) {
 		ioctl = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: s.Cols, Row: s.Rows})
 	})
 	if err = errors.Join(err, ioctl); err != nil {
