@@ -15,8 +15,9 @@ const (
 	// probes, and clients that have yet to say what they want.
 	descriptorsBase = 64
 	// descriptorsEach are a session's. A container's: its client's connection, the engine's, and one that its end borrows.
-	// A child's: its client's connection, its terminal, the terminal's epoll set, and the child itself.
-	descriptorsEach = 4
+	// A child's: its client's connection, its terminal and the child itself; once it has printed much, an epoll set too,
+	// without which it costs more.
+	descriptorsEach = 3
 )
 
 // sessionLimit is how many sessions fit in the process's descriptors, or fewer if so configured (0: not). Past it clients

@@ -42,11 +42,15 @@ func New(c syscall.Conn) (*FD, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newFD(raw), nil
+}
+
+func newFD(raw syscall.RawConn) *FD {
 	f := &FD{raw: raw}
 	f.read = transfer{raw: raw.Read, trap: syscall.SYS_READ}
 	f.write = transfer{raw: raw.Write, trap: syscall.SYS_WRITE}
 	f.read.once, f.write.once = f.read.do, f.write.do
-	return f, nil
+	return f
 }
 
 // do makes the call, and tells the poller whether it is over.

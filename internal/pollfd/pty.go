@@ -1,10 +1,11 @@
 package pollfd
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,76 +16,62 @@ import (
 // A kernel worker moves what a program prints 4,095 bytes at a time, and each
 // time wakes whoever polls the master: here a thread of the runtime's, which
 // finds that the terminal is being read already. That was a fifth of the
-// gateway's time in a flood. So the poller has an epoll set instead, which has
-// the master in it (epoll(7) allows that), and hears nothing while the master
-// is out of the set's interest.
+// gateway's time in a flood. So from the first flood on the poller has an epoll
+// set instead, which has the master in it (epoll(7) allows that), and hears
+// nothing while the master is out of the set's interest.
 type Pty struct {
-	FD          // of master: for what does not wait
-	master, set *os.File
-	wait        transfer // for set to be readable, and a read of master then
-	events      uint32   // of master, that set is interested in
+	now      atomic.Pointer[FD] // the master
+	set      *os.File           // nil: no flood yet, the master itself is in the poller
+	wait     transfer           // a read that waits for the set
+	interest uint32             // of the set, in the master
 
-	mu     sync.Mutex
-	closed bool
-	out    *os.File // while a Write waits: master again, in the poller
+	mu       sync.Mutex
+	closed   bool
+	file     *os.File  // the master, in the poller
+	bare     *bare     // or not in it, beside a set
+	out      *os.File  // and in it again, while a Write waits
+	deadline time.Time // Read's
 }
 
-// events that wake a Read.
-const readable = unix.EPOLLIN | unix.EPOLLET&(1<<32-1)
+// interesting is what wakes a Read.
+const interesting = unix.EPOLLIN | unix.EPOLLET&(1<<32-1)
 
 // NewPty takes a master over, and closes f.
 func NewPty(f *os.File) (*Pty, error) {
-	defer func() { _ = f.Close() }()
-	// A duplicate, because f may be in the poller; made blocking, so that os.File
-	// does not put this one in; and unblocked behind its back.
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	fd, err := duplicate(int(f.Fd())) // Fd makes it blocking, and leaves it in the poller
+	_ = f.Close()
 	if err != nil {
-		return nil, fmt.Errorf("duplicating %s: %w", f.Name(), err)
-	}
-	p := &Pty{master: os.NewFile(uintptr(fd), f.Name())}
-	if err := p.init(fd); err != nil {
-		_ = p.Close()
 		return nil, err
 	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("unblocking a pty: %w", err)
+	}
+	p := &Pty{file: os.NewFile(uintptr(fd), f.Name())}
+	io, err := New(p.file)
+	if err != nil {
+		_ = p.file.Close()
+		return nil, err
+	}
+	p.now.Store(io)
 	return p, nil
 }
 
-func (p *Pty) init(fd int) error {
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return fmt.Errorf("unblocking %s: %w", p.master.Name(), err)
-	}
-	io, err := New(p.master)
+func duplicate(fd int) (int, error) {
+	fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return -1, fmt.Errorf("duplicating a pty: %w", err)
 	}
-	p.FD = *io
-	p.read.once, p.write.once = p.read.do, p.write.do
-	set, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("making an epoll set: %w", err)
-	}
-	_ = unix.SetNonblock(set, true) // means nothing to a set, and to os.NewFile: into the poller
-	p.set = os.NewFile(uintptr(set), "epoll")
-	p.events = readable
-	if err := unix.EpollCtl(set, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: readable}); err != nil {
-		return fmt.Errorf("polling %s: %w", p.master.Name(), err)
-	}
-	conn, err := p.set.SyscallConn()
-	if err != nil {
-		return err
-	}
-	p.wait.raw = conn.Read
-	p.wait.once = func(uintptr) bool {
-		p.wait.n, p.wait.err = p.FD.TryRead(p.wait.p)
-		return p.wait.n > 0 || p.wait.err != nil
-	}
-	return nil
+	return fd, nil
 }
 
 // Read waits for a byte. A pty has no end of file: a master whose other side
 // nobody holds gives syscall.EIO.
 func (p *Pty) Read(b []byte) (int, error) {
-	if err := p.interest(readable); err != nil {
+	if p.set == nil {
+		return p.now.Load().Read(b)
+	}
+	if err := p.listen(interesting); err != nil {
 		return 0, err
 	}
 	return p.wait.run(b, true)
@@ -92,34 +79,92 @@ func (p *Pty) Read(b []byte) (int, error) {
 
 // TryRead reads what is there now. Until the next Read, what comes wakes nobody.
 func (p *Pty) TryRead(b []byte) (int, error) {
-	if err := p.interest(0); err != nil {
+	if p.set == nil {
+		p.quieten()
+	} else if err := p.listen(0); err != nil {
 		return 0, err
 	}
-	return p.FD.TryRead(b)
+	return p.now.Load().TryRead(b)
 }
 
-// interest changes what wakes the poller, which looks at once, too.
-func (p *Pty) interest(events uint32) error {
-	if p.events == events {
+// quieten puts a set between the poller and the master. Without a descriptor to
+// spare it leaves things as they are.
+func (p *Pty) quieten() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return
+	}
+	_ = unix.SetNonblock(fd, true) // means nothing to a set, and to os.NewFile: into the poller
+	set := os.NewFile(uintptr(fd), "epoll")
+	conn, err := set.SyscallConn()
+	var master int
+	if err == nil {
+		err = control(p.now.Load(), func(fd int) (err error) {
+			master, err = duplicate(fd)
+			return err
+		})
+	}
+	if err != nil {
+		_ = set.Close()
+		return
+	}
+	_ = unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, master, &unix.EpollEvent{}) // two new descriptors: nothing can be wrong
+	_ = set.SetReadDeadline(p.deadline)
+	p.bare = &bare{fd: master}
+	p.now.Store(newFD(p.bare))
+	_ = p.file.Close() // a Write that waits there goes on with the other
+	p.file = nil
+	p.set = set
+	p.wait.raw = conn.Read
+	p.wait.once = func(uintptr) bool {
+		p.wait.n, p.wait.err = p.now.Load().TryRead(p.wait.p)
+		return p.wait.n > 0 || p.wait.err != nil
+	}
+}
+
+// control runs a function on a descriptor.
+func control(c interface{ Control(func(uintptr)) error }, do func(fd int) error) error {
+	failed := os.ErrClosed
+	if err := c.Control(func(fd uintptr) { failed = do(int(fd)) }); err != nil {
+		return os.ErrClosed
+	}
+	return failed
+}
+
+// listen changes what wakes the poller, which looks at once, too.
+func (p *Pty) listen(interest uint32) error {
+	if p.interest == interest {
 		return nil
 	}
-	var failed error
-	err := p.Control(func(master uintptr) {
-		conn, err := p.set.SyscallConn()
-		if err == nil {
-			err = conn.Control(func(set uintptr) {
-				failed = unix.EpollCtl(int(set), unix.EPOLL_CTL_MOD, int(master), &unix.EpollEvent{Events: events})
-			})
-		}
-		if err != nil {
-			failed = os.ErrClosed
-		}
-	})
-	if err != nil || failed != nil {
-		return os.ErrClosed // nothing else can be wrong with two open descriptors
+	conn, err := p.set.SyscallConn()
+	if err != nil {
+		return os.ErrClosed
 	}
-	p.events = events
-	return nil
+	err = control(conn, func(set int) error {
+		return control(p.now.Load(), func(master int) error {
+			return unix.EpollCtl(set, unix.EPOLL_CTL_MOD, master, &unix.EpollEvent{Events: interest})
+		})
+	})
+	if err == nil {
+		p.interest = interest
+	}
+	return err
+}
+
+// TryWrite writes what there is room for now.
+func (p *Pty) TryWrite(b []byte) (int, error) {
+	for {
+		io := p.now.Load()
+		n, err := io.TryWrite(b)
+		if !errors.Is(err, os.ErrClosed) || io == p.now.Load() {
+			return n, err
+		}
+	}
 }
 
 // Write writes all of b. It waits while the program does not read.
@@ -129,18 +174,22 @@ func (p *Pty) Write(b []byte) (int, error) {
 		if done += n; err != nil || done == len(b) {
 			return done, err
 		}
-		if err := p.WaitWrite(); err != nil {
+		io := p.now.Load()
+		if err := p.waitWrite(io); err != nil && io == p.now.Load() {
 			return done, err
 		}
 	}
 }
 
-// WaitWrite waits until there is room to write. Only then the poller has the
-// master itself: a set is told from by its being readable alone.
-func (p *Pty) WaitWrite() error {
-	out, err := p.writer()
+// waitWrite waits until there is room to write. Only then the poller has the
+// master beside a set, which tells only of what can be read.
+func (p *Pty) waitWrite(io *FD) error {
+	out, err := p.polled()
 	if err != nil {
 		return err
+	}
+	if out == nil {
+		return io.WaitWrite()
 	}
 	defer func() {
 		p.mu.Lock()
@@ -148,37 +197,46 @@ func (p *Pty) WaitWrite() error {
 		_ = out.Close()
 		p.out = nil
 	}()
-	w, err := New(out)
-	if err != nil {
+	if io, err = New(out); err != nil {
 		return err
 	}
-	return w.WaitWrite()
+	return io.WaitWrite()
 }
 
-func (p *Pty) writer() (*os.File, error) {
+// polled is the master in the poller once more, or nil if it is in there.
+func (p *Pty) polled() (*os.File, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return nil, os.ErrClosed
 	}
-	var fd int
-	var failed error
-	err := p.Control(func(master uintptr) { fd, failed = unix.FcntlInt(master, unix.F_DUPFD_CLOEXEC, 0) })
-	switch {
-	case err != nil:
-		return nil, os.ErrClosed
-	case failed != nil:
-		return nil, fmt.Errorf("duplicating %s: %w", p.master.Name(), failed)
+	if p.bare == nil {
+		return nil, nil
 	}
-	p.out = os.NewFile(uintptr(fd), p.master.Name())
-	return p.out, nil
+	fd, err := duplicate(p.bare.fd)
+	if err == nil {
+		p.out = os.NewFile(uintptr(fd), "pty")
+	}
+	return p.out, err
+}
+
+// Control runs a function on the master, as syscall.RawConn does.
+func (p *Pty) Control(do func(fd uintptr)) error {
+	p.mu.Lock() // so that it is done once, whichever the descriptor is
+	defer p.mu.Unlock()
+	return p.now.Load().Control(do)
 }
 
 // SetReadDeadline bounds Read, as os.File does.
-func (p *Pty) SetReadDeadline(t time.Time) error { return p.set.SetReadDeadline(t) }
-
-// SyscallConn is the master's.
-func (p *Pty) SyscallConn() (syscall.RawConn, error) { return p.master.SyscallConn() }
+func (p *Pty) SetReadDeadline(t time.Time) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.deadline = t
+	if p.set != nil {
+		return p.set.SetReadDeadline(t)
+	}
+	return p.file.SetReadDeadline(t)
+}
 
 // Close hangs up, and wakes a Read and a Write that wait: os.ErrClosed.
 func (p *Pty) Close() error {
@@ -188,11 +246,52 @@ func (p *Pty) Close() error {
 		return os.ErrClosed
 	}
 	p.closed = true
-	if p.set != nil {
-		_ = p.set.Close()
+	if p.bare == nil {
+		return p.file.Close() //nolint:wrapcheck // says which file
 	}
+	_ = p.set.Close()
 	if p.out != nil {
 		_ = p.out.Close()
 	}
-	return p.master.Close() //nolint:wrapcheck // says which file
+	return p.bare.close()
+}
+
+// bare is a descriptor that is not in the poller, and whose calls do not wait.
+// os.File would put it in: it goes by the non-blocking mode, which a descriptor
+// shares with its duplicates.
+type bare struct {
+	mu sync.RWMutex // held for reading by each call: the number is another file's after close
+	fd int          // -1: closed
+}
+
+// Control runs a function on the descriptor.
+func (b *bare) Control(do func(uintptr)) error {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.fd < 0 {
+		return os.ErrClosed
+	}
+	do(uintptr(b.fd))
+	return nil
+}
+
+// Read makes a call that does not wait, as Write does.
+func (b *bare) Read(do func(uintptr) bool) error {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.fd < 0 {
+		return os.ErrClosed
+	}
+	do(uintptr(b.fd))
+	return nil
+}
+
+func (b *bare) Write(do func(uintptr) bool) error { return b.Read(do) }
+
+func (b *bare) close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	fd := b.fd
+	b.fd = -1
+	return unix.Close(fd) //nolint:wrapcheck // of a descriptor of ours it fails for nothing
 }

@@ -98,9 +98,25 @@ func TestPtyFlood(t *testing.T) {
 	}
 }
 
-// Input waits for a program that does not read, while its output is read.
+// Input waits for a program that does not read, while its output is read: before
+// a flood, in one, and when one begins meanwhile.
 func TestPtyWriteWaits(t *testing.T) {
+	for name, try := range map[string][2]bool{"before a flood": {}, "in a flood": {true, false}, "a flood begins": {false, true}} {
+		t.Run(name, func(t *testing.T) { writeWaits(t, try) })
+	}
+}
+
+func writeWaits(t *testing.T, try [2]bool) {
 	p, tty := openPty(t)
+	tryRead := func(really bool) {
+		if !really {
+			return
+		}
+		if n, err := p.TryRead(make([]byte, 16)); n != 0 || err != nil {
+			t.Errorf("nothing is there, and TryRead gives %d, %v", n, err)
+		}
+	}
+	tryRead(try[0])
 	sent := bytes.Repeat([]byte("0123456789abcdef"), 32<<10)
 	done := make(chan error)
 	go func() {
@@ -110,6 +126,8 @@ func TestPtyWriteWaits(t *testing.T) {
 		}
 		done <- err
 	}()
+	waitForInput(t, tty)
+	tryRead(try[1])
 	if _, err := tty.WriteString("x"); err != nil {
 		t.Fatal(err)
 	}
@@ -128,8 +146,30 @@ func TestPtyWriteWaits(t *testing.T) {
 	}
 }
 
+// waitForInput waits until there is more input than fits in one read.
+func waitForInput(t *testing.T, tty *os.File) {
+	t.Helper()
+	for n := 0; n < 4095; {
+		var err error
+		if n, err = unix.IoctlGetInt(int(tty.Fd()), unix.TIOCINQ); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestPtyCloseWakesBoth(t *testing.T) {
+	for name, flooded := range map[string]bool{"before a flood": false, "after one": true} {
+		t.Run(name, func(t *testing.T) { closeWakesBoth(t, flooded) })
+	}
+}
+
+func closeWakesBoth(t *testing.T, flooded bool) {
 	p, tty := openPty(t)
+	if flooded {
+		if n, err := p.TryRead(make([]byte, 1)); n != 0 || err != nil {
+			t.Fatalf("nothing is there, and TryRead gives %d, %v", n, err)
+		}
+	}
 	read, written := make(chan error), make(chan error)
 	go func() {
 		_, err := p.Read(make([]byte, 1))
@@ -139,11 +179,7 @@ func TestPtyCloseWakesBoth(t *testing.T) {
 		_, err := p.Write(make([]byte, 1<<20))
 		written <- err
 	}()
-	for waits := false; !waits; {
-		p.mu.Lock()
-		waits = p.out != nil
-		p.mu.Unlock()
-	}
+	waitForInput(t, tty)
 	if err := p.Close(); err != nil {
 		t.Error(err)
 	}
@@ -166,10 +202,14 @@ func TestPtyCloseWakesBoth(t *testing.T) {
 	}
 }
 
+// A deadline outlives the beginning of a flood.
 func TestPtyDeadline(t *testing.T) {
 	p, tty := openPty(t)
 	if err := p.SetReadDeadline(time.Unix(1, 0)); err != nil {
 		t.Fatal(err)
+	}
+	if n, err := p.TryRead(make([]byte, 1)); n != 0 || err != nil {
+		t.Errorf("nothing is there, and TryRead gives %d, %v", n, err)
 	}
 	if _, err := tty.WriteString("x"); err != nil {
 		t.Fatal(err)

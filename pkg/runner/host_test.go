@@ -53,13 +53,9 @@ func TestHostResizeKeepsCloseWorking(t *testing.T) {
 		t.Fatal(err)
 	}
 	term := s.Terminal.(*hostTerminal)
-	conn, err := term.ptmx.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
 	var flags int
 	var fcntl error
-	if err := conn.Control(func(fd uintptr) { flags, fcntl = unix.FcntlInt(fd, unix.F_GETFL, 0) }); err != nil || fcntl != nil {
+	if err := term.ptmx.Control(func(fd uintptr) { flags, fcntl = unix.FcntlInt(fd, unix.F_GETFL, 0) }); err != nil || fcntl != nil {
 		t.Fatal(err, fcntl)
 	}
 	if flags&unix.O_NONBLOCK == 0 {
