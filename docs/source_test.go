@@ -1,0 +1,228 @@
+package docs
+
+import (
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"unicode"
+
+	"github.com/coder/websocket"
+)
+
+// source is what the pages are held to.
+type source struct {
+	variables map[string]bool
+	metrics   map[string]bool // histograms with their suffixes
+	schema    map[string]bool // what is in the schema termgw, and what else begins like it
+	strings   map[string]bool // literals of the program
+	closes    map[string]int  // close code by code; 0: it has none
+	details   map[string]bool // steps that can fail, as clients are told
+	commands  *command
+	targets   map[string]bool // of make
+}
+
+// command is termgw, or a subcommand.
+type command struct {
+	commands map[string]*command
+	flags    map[string]bool
+}
+
+type structs map[string]*ast.StructType
+
+// readSource reads the source once: with the race detector it takes a second.
+func readSource(t *testing.T) *source {
+	t.Helper()
+	s, err := sourceOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+var sourceOnce = sync.OnceValues(loadSource)
+
+func loadSource() (*source, error) {
+	s := &source{
+		variables: map[string]bool{}, metrics: map[string]bool{}, strings: map[string]bool{}, closes: map[string]int{},
+		details: map[string]bool{}, schema: map[string]bool{"v1": true, "ticket": true, "schema_migrations": true}, targets: map[string]bool{},
+	}
+	types := structs{}
+	for _, dir := range []string{"cmd", "pkg", "internal"} {
+		err := filepath.WalkDir("../"+dir, func(path string, entry os.DirEntry, err error) error {
+			if err != nil || entry.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+			if err == nil {
+				s.read(file, types, strings.HasPrefix(path, "../cmd/termgw/"))
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	for literal := range s.strings {
+		if regexp.MustCompile(`^TERMGW_[A-Z0-9_]+$`).MatchString(literal) {
+			s.variables[literal] = true // read apart from the configuration, by a client or by tests
+		}
+	}
+	environment := types["environment"]
+	if environment == nil || types["cli"] == nil {
+		return nil, errors.New("cmd/termgw has no struct environment or no struct cli")
+	}
+	for _, field := range environment.Fields.List {
+		name, tags := field.Names[0].Name, tagsOf(field)
+		switch {
+		case tags.Get("envconfig") != "":
+			name = tags.Get("envconfig")
+		case tags.Get("split_words") == "true":
+			name = separated(name, '_')
+		}
+		s.variables["TERMGW_"+strings.ToUpper(name)] = true
+	}
+	s.commands = types.command("cli")
+	migrations, _ := filepath.Glob("../pkg/store/migrations/*.sql")
+	for _, name := range append(migrations, "../Makefile") {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range regexp.MustCompile(`CREATE (?:TABLE|FUNCTION) termgw\.(\w+)`).FindAllStringSubmatch(string(text), -1) {
+			s.schema[m[1]] = true
+		}
+		for _, m := range regexp.MustCompile(`(?m)^([a-z-]+):`).FindAllStringSubmatch(string(text), -1) {
+			s.targets[m[1]] = true
+		}
+	}
+	return s, nil
+}
+
+func (s *source) read(file *ast.File, types structs, isCommand bool) {
+	ast.Inspect(file, func(node ast.Node) bool {
+		switch n := node.(type) {
+		case *ast.BasicLit:
+			if text, err := strconv.Unquote(n.Value); err == nil && n.Kind == token.STRING {
+				s.strings[text] = true
+			}
+		case *ast.TypeSpec:
+			if st, ok := n.Type.(*ast.StructType); ok && isCommand {
+				types[n.Name.Name] = st
+			}
+		case *ast.CompositeLit:
+			s.readLiteral(file, n)
+		case *ast.ValueSpec:
+			if of, ok := n.Type.(*ast.Ident); ok && of.Name == "Detail" && len(n.Values) == 1 {
+				s.details[stringOf(n.Values[0])] = true
+			}
+		}
+		return true
+	})
+}
+
+// readLiteral takes a metric's options (Name), a row of the error table (code, close), or the step of a runner's Error.
+func (s *source) readLiteral(file *ast.File, literal *ast.CompositeLit) {
+	if of, ok := literal.Type.(*ast.Ident); ok && of.Name == "Error" && file.Name.Name == "runner" && stringOf(literal.Elts[0]) != "" {
+		s.details[stringOf(literal.Elts[0])] = true
+	}
+	values := map[string]ast.Expr{}
+	for _, element := range literal.Elts {
+		if pair, ok := element.(*ast.KeyValueExpr); ok {
+			if key, ok := pair.Key.(*ast.Ident); ok {
+				values[key.Name] = pair.Value
+			}
+		}
+	}
+	if name := stringOf(values["Name"]); strings.HasPrefix(name, "termgw_") {
+		s.metrics[name] = true
+		if kind, ok := literal.Type.(*ast.SelectorExpr); ok && kind.Sel.Name == "HistogramOpts" {
+			for _, end := range []string{"_bucket", "_sum", "_count"} {
+				s.metrics[name+end] = true
+			}
+		}
+	}
+	if code := stringOf(values["code"]); code != "" && file.Name.Name == "router" {
+		s.closes[code] = max(s.closes[code], closeOf(values["close"]))
+	}
+}
+
+func stringOf(e ast.Expr) string {
+	if literal, ok := e.(*ast.BasicLit); ok && literal.Kind == token.STRING {
+		text, _ := strconv.Unquote(literal.Value)
+		return text
+	}
+	return ""
+}
+
+// closeOf is a close code that is written as a number, or by the library's name; -1 for one that is not known here.
+func closeOf(e ast.Expr) int {
+	switch e := e.(type) {
+	case nil:
+		return 0
+	case *ast.BasicLit:
+		n, _ := strconv.Atoi(e.Value)
+		return n
+	case *ast.SelectorExpr:
+		return map[string]int{
+			"StatusNormalClosure":  int(websocket.StatusNormalClosure),
+			"StatusMessageTooBig":  int(websocket.StatusMessageTooBig),
+			"StatusServiceRestart": int(websocket.StatusServiceRestart),
+			"StatusTryAgainLater":  int(websocket.StatusTryAgainLater),
+		}[e.Sel.Name]
+	}
+	return -1
+}
+
+// command is what kong makes of a struct.
+func (types structs) command(name string) *command {
+	c := &command{commands: map[string]*command{}, flags: map[string]bool{"help": true}}
+	for _, field := range types[name].Fields.List {
+		tags := tagsOf(field)
+		of, _ := field.Type.(*ast.Ident)
+		_, isCommand := tags.Lookup("cmd")
+		_, isArgument := tags.Lookup("arg")
+		switch {
+		case len(field.Names) == 0: // embedded
+			for flag := range types.command(of.Name).flags {
+				c.flags[flag] = true
+			}
+		case isCommand:
+			c.commands[separated(field.Names[0].Name, '-')] = types.command(of.Name)
+		case isArgument:
+		case tags.Get("name") != "":
+			c.flags[tags.Get("name")] = true
+		default:
+			c.flags[separated(field.Names[0].Name, '-')] = true
+		}
+	}
+	return c
+}
+
+func tagsOf(field *ast.Field) reflect.StructTag {
+	if field.Tag == nil {
+		return ""
+	}
+	text, _ := strconv.Unquote(field.Tag.Value)
+	return reflect.StructTag(text)
+}
+
+// separated writes MaxSession as max-session.
+func separated(name string, by rune) string {
+	var b strings.Builder
+	for i, r := range name {
+		if i > 0 && unicode.IsUpper(r) {
+			b.WriteRune(by)
+		}
+		b.WriteRune(unicode.ToLower(r))
+	}
+	return b.String()
+}
