@@ -124,9 +124,11 @@ func raisePtys(n int) (room int, restore func() error, err error) {
 	restore = func() error { return nil }
 	limit, err1 := readInt(ptyMax)
 	used, err2 := readInt("/proc/sys/kernel/pty/nr")
-	if err := errors.Join(err1, err2); err != nil {
+	reserve, err3 := readInt("/proc/sys/kernel/pty/reserve") // of the limit, for the machine's first /dev/pts: a container has another
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return 0, restore, err
 	}
+	used += reserve
 	if limit-used >= n {
 		return limit - used, restore, nil
 	}

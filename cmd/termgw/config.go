@@ -46,7 +46,7 @@ type environment struct {
 	MaxSessions  string `split_words:"true" default:"0" desc:"Terminals at once on this replica; 0: as many as its descriptors allow (ulimit -n)"`
 	PerWorkspace string `envconfig:"MAX_SESSIONS_PER_WORKSPACE" default:"0" desc:"Terminals at once in one workspace, over all replicas; 0: no limit"`
 	PerSubject   string `envconfig:"MAX_SESSIONS_PER_SUBJECT" default:"0" desc:"Terminals at once of one person, over all replicas; 0: no limit"`
-	DrainTimeout string `split_words:"true" default:"30s" desc:"Longest time from SIGTERM to the end"`
+	DrainTimeout string `split_words:"true" default:"30s" desc:"What open terminals have from SIGTERM on, told by a notice; a second signal skips the rest; see below"`
 	KeepDetached string `split_words:"true" default:"true" desc:"Spare what was told to outlive its terminal (nohup, setsid)"`
 	Shells       string `default:"/bin/bash,/bin/sh" desc:"POSIX shells; the first that is in the workspace is used"`
 
@@ -208,6 +208,11 @@ const usage = `Environment:
 {{range .}}  {{usage_key .}}{{with usage_default .}} = {{.}}{{end}}
       {{usage_description .}}
 {{end}}
+Terminals that are left when the drain timeout is over are cut, 16 a second and all within 20 s,
+and the gateway ends when their shells have: some seconds later, or 110 s after the timeout at most,
+if Docker or an instance does not answer. Kubernetes has to wait for so long: its
+terminationGracePeriodSeconds must be no less than preStop, the drain timeout and 110 s together.
+
 AWS and Docker take their own standard variables (DOCKER_HOST and friends).`
 
 func environmentUsage(w io.Writer) error {

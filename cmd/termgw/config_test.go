@@ -70,13 +70,6 @@ func TestServeHelpListsTheVariables(t *testing.T) {
 	}
 }
 
-func TestVersion(t *testing.T) {
-	c := start(t, command(t, nil, "version"))
-	if status := c.wait(t); status != 0 || !strings.HasPrefix(c.out.String(), "termgw dev (commit ") {
-		t.Errorf("exit status %d, %q", status, c.out.String())
-	}
-}
-
 // Every fault is named at once, by its variable; a secret in one is not repeated.
 func TestConfigurationFaults(t *testing.T) {
 	wrong := []string{

@@ -129,7 +129,7 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio) (err error) {
 	if err != nil {
 		return err
 	}
-	g := gateway{log: log, router: rt, drain: 5 * time.Second, servers: []server{{listener, d.handler(rt)}}}
+	g := gateway{log: log, router: rt, servers: []server{{listener, d.handler(rt)}}}
 	owned = false
 	return g.run(ctx)
 }

@@ -29,7 +29,7 @@ import (
 type gateway struct {
 	log     *slog.Logger
 	router  *router.Router
-	drain   time.Duration
+	drain   time.Duration // what people have to end their sessions in
 	servers []server
 	jobs    []func(context.Context) error // run until their context ends
 }
@@ -48,8 +48,10 @@ const (
 )
 
 // run serves until ctx ends or a part fails; then it ends the sessions, and
-// everything that it started.
+// everything that it started. From then on a signal that would end the process
+// hurries: nobody is waited for any more.
 func (g *gateway) run(ctx context.Context) error {
+	ends := endSignals() // while what is ignored can be told from the rest
 	wasIgnored()
 	parts, failed := errgroup.WithContext(ctx)
 	background, stop := context.WithCancel(context.Background())
@@ -75,10 +77,10 @@ func (g *gateway) run(ctx context.Context) error {
 	}
 	<-failed.Done()
 
-	g.log.Info("ending", "cause", context.Cause(failed))
-	deadline, cancel := context.WithTimeout(context.Background(), g.drain)
-	defer cancel()
-	err := g.router.Drain(deadline)
+	hurry, forget := signal.NotifyContext(context.Background(), ends...)
+	defer forget()
+	g.log.Info("ending", "cause", context.Cause(failed), "drain", g.drain.String())
+	err := g.router.Drain(hurry, g.drain)
 	if err != nil {
 		g.log.Error("sessions are left", "err", err)
 	}

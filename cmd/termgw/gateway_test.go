@@ -313,6 +313,7 @@ func (p *platform) serveBy(tb testing.TB, by []string, environ ...string) *serve
 	defaults := []string{
 		"TERMGW_LISTEN=127.0.0.1:0", "TERMGW_ADMIN_LISTEN=127.0.0.1:0", "TERMGW_LOG_LEVEL=debug",
 		"TERMGW_TICKET_JWKS=" + p.jwks, "TERMGW_TICKET_ISSUER=" + issuer,
+		"TERMGW_DRAIN_TIMEOUT=0", // no test waits for a terminal that it left open
 	}
 	if p.url != "" {
 		defaults = append(defaults, "TERMGW_DATABASE_URL="+p.url)
@@ -384,7 +385,7 @@ func (g *served) stop(tb testing.TB) {
 
 // ownWords are the messages of the gateway itself, which belong to no session.
 var ownWords = []string{
-	"serving terminals", "serving metrics", "ending", "not ready", "old rows were not purged",
+	"serving terminals", "serving metrics", "ending", "cutting sessions", "not ready", "old rows were not purged",
 	"sessions were not noted as live", "abandoned sessions were not looked for",
 	"no database: sessions are kept in this process, which must be the only replica",
 	"no terminals on instances", // the temporary directory of a test with a long name is too long for a socket

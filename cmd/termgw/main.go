@@ -11,15 +11,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime"
 	"runtime/debug"
 	"syscall"
 
 	"github.com/alecthomas/kong"
 )
-
-// version is set by the build (-ldflags "-X main.version=…").
-var version = "dev"
 
 type cli struct {
 	Serve    ServeCmd    `cmd:"" help:"Run the gateway, as its environment says; 'termgw serve --help' lists the variables."`
@@ -50,15 +46,20 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
+	// Never undone: a second signal must not end the process in mid-teardown.
+	ctx, _ := signal.NotifyContext(context.Background(), endSignals()...)
+	os.Exit(run(ctx, os.Args[1:], &stdio{os.Stdin, os.Stdout, os.Stderr}))
+}
+
+// endSignals are those that end the process in order.
+func endSignals() []os.Signal {
 	ends := []os.Signal{syscall.SIGTERM}
 	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
 		if !signal.Ignored(sig) { // else nohup or a script's background started it, to outlive them
 			ends = append(ends, sig)
 		}
 	}
-	// Never undone: a second signal must not end the process in mid-teardown.
-	ctx, _ := signal.NotifyContext(context.Background(), ends...)
-	os.Exit(run(ctx, os.Args[1:], &stdio{os.Stdin, os.Stdout, os.Stderr}))
+	return ends
 }
 
 func run(ctx context.Context, args []string, std *stdio) int {
@@ -96,21 +97,4 @@ func run(ctx context.Context, args []string, std *stdio) int {
 		_, _ = fmt.Fprintf(std.Err, "termgw: %v\n", err)
 		return 1
 	}
-}
-
-// VersionCmd prints the version.
-type VersionCmd struct{}
-
-// Run prints one line.
-func (VersionCmd) Run(std *stdio) error {
-	commit := "unknown"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				commit = s.Value
-			}
-		}
-	}
-	_, err := fmt.Fprintf(std.Out, "termgw %s (commit %s, %s %s/%s)\n", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	return err
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
@@ -31,6 +32,44 @@ type tunnelStore interface {
 	ReleaseTunnel(ctx context.Context, lease string) error
 }
 
+// countedTunnels is a tunnelStore that counts the tunnels of this replica.
+type countedTunnels struct {
+	tunnelStore
+	open *prometheus.GaugeVec
+
+	mu        sync.Mutex
+	endpoints map[string]string // by lease
+}
+
+func countTunnels(shared tunnelStore, reg prometheus.Registerer) *countedTunnels {
+	c := &countedTunnels{tunnelStore: shared, endpoints: map[string]string{}, open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "termgw_eice_tunnels", Help: "Tunnels of this replica through an EC2 Instance Connect Endpoint. AWS lets an endpoint carry 20, over all replicas.",
+	}, []string{"endpoint"})}
+	reg.MustRegister(c.open)
+	return c
+}
+
+// AcquireTunnel is that of the store.
+func (c *countedTunnels) AcquireTunnel(ctx context.Context, endpoint, instanceID, replica string, limit int) (lease string, err error) {
+	lease, err = c.tunnelStore.AcquireTunnel(ctx, endpoint, instanceID, replica, limit)
+	if err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.endpoints[lease] = endpoint
+		c.open.WithLabelValues(endpoint).Inc()
+	}
+	return lease, err
+}
+
+// ReleaseTunnel is that of the store. The tunnel is gone, whatever the store says.
+func (c *countedTunnels) ReleaseTunnel(ctx context.Context, lease string) error {
+	c.mu.Lock()
+	c.open.WithLabelValues(c.endpoints[lease]).Dec()
+	delete(c.endpoints, lease)
+	c.mu.Unlock()
+	return c.tunnelStore.ReleaseTunnel(ctx, lease)
+}
+
 // tunnels opens ways to instances through an EC2 Instance Connect Endpoint. It
 // is where pkg/eice and pkg/runner meet, which do not know each other.
 type tunnels struct {
@@ -43,12 +82,12 @@ type tunnels struct {
 
 // openRemote returns the runner of workspaces on instances. It asks AWS nothing
 // yet: a gateway without such workspaces needs no credentials.
-func openRemote(ctx context.Context, cfg config, shared tunnelStore, replica string, swept func(runner.Swept), log *slog.Logger) (remoteStarter, error) {
+func openRemote(ctx context.Context, cfg config, shared tunnelStore, replica string, swept func(runner.Swept), log *slog.Logger) (*runner.Remote, error) {
 	sdk, err := awsconfig.LoadDefaultConfig(ctx)
 	if err != nil {
-		return remoteStarter{}, fmt.Errorf("the AWS configuration: %w", err)
+		return nil, fmt.Errorf("the AWS configuration: %w", err)
 	}
-	remote, err := runner.NewRemote(runner.RemoteConfig{
+	return runner.NewRemote(runner.RemoteConfig{
 		Tunnels: &tunnels{
 			aws:    eice.New(eice.Config{AWS: sdk, EndpointID: cfg.EICEEndpointID, Environ: os.Environ()}),
 			shared: shared, replica: replica, cli: cfg.EICETunnel == "aws-cli", log: log,
@@ -56,41 +95,7 @@ func openRemote(ctx context.Context, cfg config, shared tunnelStore, replica str
 		HostKeys: shared, OSUser: cfg.EICEOSUser, Target: cfg.RemoteTarget,
 		Shells: cfg.Shells, EndDetached: !cfg.KeepDetached, Swept: swept, Log: log,
 	})
-	return remoteStarter{remote}, err
 }
-
-// remoteStarter gives the failures of a login a sentence, as AWS's have.
-type remoteStarter struct{ *runner.Remote }
-
-// Start is that of runner.Remote.
-func (r remoteStarter) Start(ctx context.Context, t runner.Target, size bridge.Size) (bridge.Terminal, error) {
-	term, err := r.Remote.Start(ctx, t, size)
-	var failed *runner.Error
-	if errors.As(err, &failed) && loginSentences[failed.Step] != "" {
-		return nil, &loginError{err, loginSentences[failed.Step]}
-	}
-	return term, err
-}
-
-// loginSentences say what to do, by the step that failed.
-var loginSentences = map[string]string{
-	"instance_id":   "The workspace's instance id is malformed: correct it in the workspace's row.",
-	"os_user":       "The OS user configured for this workspace is not a valid user name: correct os_user in the workspace's row.",
-	"remote_target": "The workspace's remote_target is neither container nor host: correct it in the workspace's row.",
-	"ssh_auth":      "The instance refused the gateway's key. Check the OS user (os_user in the workspace's row, TERMGW_EICE_OS_USER), and that the instance's image has ec2-instance-connect.",
-	"ssh_hostkey":   "The instance's host key is not the one that is known for it. If the instance was made anew, correct host_key in the workspace's row, or delete the instance's line from termgw.host_keys. If not, find out who answers.",
-	"ssh_timeout":   "The instance's sshd does not answer. Check that sshd runs on the instance and is not overloaded.",
-	"ssh_closed":    "The instance's sshd hung up. Check sshd's own log on the instance: it, or the tunnel, hung up.",
-	"ssh_sessions":  "The instance's sshd opens no session. Check MaxSessions in its configuration.",
-}
-
-type loginError struct {
-	error
-	sentence string
-}
-
-func (e *loginError) Unwrap() error    { return e.error }
-func (e *loginError) Sentence() string { return e.sentence + " See " + eice.Docs + "." }
 
 // Open finds the instance, takes one of its endpoint's places, and lets the key
 // in while the tunnel opens.
@@ -108,6 +113,7 @@ func (t *tunnels) Open(ctx context.Context, r runner.TunnelRequest) (runner.Tunn
 	both.Go(func() error { return t.aws.PushKey(bothCtx, route, r.OSUser, r.PublicKey) })
 	if t.cli {
 		tunnel.Command, tunnel.Env = t.aws.Command(route, eice.MaxTunnel)
+		tunnel.Explain = func(said string) error { return told(t.aws.CommandError(said)) }
 	} else {
 		both.Go(func() error {
 			conn, err := t.aws.OpenTunnel(bothCtx, route, eice.MaxTunnel)

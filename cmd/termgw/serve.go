@@ -64,7 +64,7 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 	g.jobs = append(g.jobs, docker.Run)
 
 	var remote router.Starter
-	if r, err := openRemote(ctx, cfg, sessions, replica, swept, log); err != nil {
+	if r, err := openRemote(ctx, cfg, countTunnels(sessions, reg), replica, swept, log); err != nil {
 		log.Warn("no terminals on instances", "err", err)
 	} else {
 		remote = r
@@ -74,10 +74,12 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 	g.jobs = append(g.jobs, func(ctx context.Context) error {
 		return sessions.Watch(ctx, func(order store.Revocation, ids []string) {
 			log.Info("sessions are revoked", "order", order.ID, "sessions", ids)
-			g.router.Cut(ids)
+			g.router.Cut(ids, order.Age)
 		})
 	})
+	var watching func() error
 	if shared, ok := sessions.(*store.Postgres); ok {
+		watching = shared.Watching
 		r := &reaper{store: shared, docker: docker, replica: replica, log: log}
 		g.jobs = append(g.jobs, shared.Run, r.beat, r.reap, purging(shared, log))
 		defer flush(shared, log) // once the sessions are over
@@ -87,7 +89,7 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 		Verifier: ticket.NewVerifier(ticket.VerifierConfig{
 			Keys: keys, Issuer: cfg.TicketIssuer, Audience: cfg.TicketAudience, MaxTTL: cfg.TicketMaxTTL,
 		}),
-		Store: sessions, Local: docker, Remote: remote, Docker: docker.Ping,
+		Store: sessions, Local: docker, Remote: remote, Docker: docker.Ping, Watching: watching,
 		BasePath: cfg.BasePath, AllowedOrigins: cfg.AllowedOrigins, TrustedProxies: cfg.TrustedProxies,
 		PingInterval: cfg.PingInterval, IdleTimeout: cfg.IdleTimeout, MaxSession: cfg.MaxSession,
 		MaxSessions: maxSessions, Replica: replica,

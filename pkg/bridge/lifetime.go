@@ -24,7 +24,8 @@ var (
 // limit is one thing that ends a session at a known time.
 type limit struct {
 	code    string
-	cause   error
+	cause   error           // nil: it is announced, and somebody else sees to it
+	atOnce  bool            // announce it when it is known, too
 	message string          // the notice's, with %s for the time left
 	warn    []time.Duration // before the end
 	life    time.Duration
@@ -43,6 +44,9 @@ func (l *limit) leads() []time.Duration {
 			return l.warn[i:]
 		}
 	}
+	if l.atOnce {
+		return nil
+	}
 	return []time.Duration{l.life / 2}
 }
 
@@ -53,16 +57,24 @@ func (l *limit) due(now time.Time) (notice *Notice, ended bool, next time.Time) 
 	if left <= 0 {
 		return nil, true, time.Time{}
 	}
+	if l.atOnce && l.told == 0 {
+		l.told = left
+		notice = l.notice(left)
+	}
 	for _, lead := range l.leads() {
 		if left > lead {
 			return notice, false, l.end.Add(-lead)
 		}
 		if l.told == 0 || lead < l.told {
 			l.told = lead
-			notice = &Notice{l.code, left, fmt.Sprintf(l.message, inSeconds(left))}
+			notice = l.notice(left)
 		}
 	}
 	return notice, false, l.end
+}
+
+func (l *limit) notice(left time.Duration) *Notice {
+	return &Notice{l.code, left, fmt.Sprintf(l.message, inSeconds(left))}
 }
 
 func inSeconds(d time.Duration) string {
@@ -78,7 +90,8 @@ func roundSeconds(d time.Duration) int64 { return int64((d + time.Second/2) / ti
 // that is armed for whatever comes first. Input only moves the idle limit's
 // end; the timer finds that out when it fires, so that a keystroke costs none.
 type lifetime struct {
-	timer      *time.Timer // nil: stopped
+	timer      *time.Timer // nil: not started, or stopped
+	armed      bool        // tick is going to run
 	idle       *limit      // nil: no idle time
 	limits     []*limit
 	pingEvery  time.Duration // 0: no pings
@@ -123,13 +136,38 @@ func (b *Bridge) startLifetime() {
 		})
 	}
 	for _, limit := range l.limits {
-		limit.restart(now)
+		if limit.cause != nil {
+			limit.restart(now)
+		}
 	}
 	// The first ping leaves at once: its round trip, taken before anything
 	// floods the connection, tells the window how far the client is.
 	l.pingEvery, l.pingAt = b.opt.PingInterval, now
 	b.wg.Add(1)
+	l.armed = true
 	l.timer = time.AfterFunc(0, b.tick)
+}
+
+// Warn announces an end that the caller brings about: at once, but after the
+// first message, and again as the end comes near. The message has a %s for the
+// time left. It may be called at any time once there is a Bridge; a client in
+// raw mode is told nothing.
+func (b *Bridge) Warn(code, message string, left time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l := &b.life
+	end := &limit{code: code, message: message, warn: noticeLeads, life: left, atOnce: true}
+	end.restart(time.Now())
+	l.limits = append(l.limits, end)
+	switch {
+	case l.timer == nil: // the first tick tells, if there will be one
+	case !l.armed:
+		b.wg.Add(1)
+		l.armed = true
+		l.timer.Reset(0)
+	case l.timer.Stop(): // else a tick waits for the lock
+		l.timer.Reset(0)
+	}
 }
 
 // stopLifetime is called with the lock held; a tick that runs already finds
@@ -147,6 +185,7 @@ func (b *Bridge) tick() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	l := &b.life
+	l.armed = false
 	if l.timer == nil || b.ending {
 		return
 	}
@@ -159,7 +198,10 @@ func (b *Bridge) tick() {
 	}
 	for _, limit := range l.limits {
 		notice, ended, at := limit.due(now)
-		if ended {
+		switch {
+		case ended && limit.cause == nil:
+			continue
+		case ended:
 			b.cancel(limit.cause)
 			return
 		}
@@ -187,6 +229,7 @@ func (b *Bridge) tick() {
 	}
 	if !next.IsZero() {
 		b.wg.Add(1)
+		l.armed = true
 		l.timer.Reset(next.Sub(now))
 	}
 }

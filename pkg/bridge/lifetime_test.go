@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -141,6 +142,81 @@ func TestRawModeGetsNoNotices(t *testing.T) {
 			t.Errorf("text frames %q, want the closing sentence alone", got)
 		}
 	})
+}
+
+// An end that somebody else brings about is told at once, and again as it comes near. Pings go on meanwhile, and after
+// the time, for it is not the bridge that ends the session.
+func TestWarn(t *testing.T) {
+	const message = "It ends in %s."
+	for _, c := range []struct {
+		name string
+		opt  Options
+	}{
+		{"nothing else to wait for", Options{Ready: ready(0, 0)}},
+		{"pings", Options{Ready: ready(0, 0), PingInterval: 25 * time.Second}},
+		{"limits", Options{Ready: ready(time.Hour, time.Hour)}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := startInBubble(t, setup{opt: c.opt})
+				time.Sleep(time.Minute + time.Millisecond)
+				s.bridge.Warn("draining", message, 5*time.Minute)
+				assertTold(t, s, "draining 300")
+				time.Sleep(4 * time.Minute)
+				assertTold(t, s, "draining 300", "draining 60")
+				time.Sleep(50 * time.Second)
+				assertTold(t, s, "draining 300", "draining 60", "draining 10")
+				time.Sleep(time.Minute)
+				s.barrier(t, "1")
+				assertTold(t, s, "draining 300", "draining 60", "draining 10")
+				if m := s.messages(t, "notice")[0]; m["message"] != "It ends in 300 seconds." {
+					t.Errorf("told %s", m["message"])
+				}
+			})
+		})
+	}
+	t.Run("in a hurry", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := startInBubble(t, setup{opt: Options{Ready: ready(0, 0)}})
+			s.bridge.Warn("draining", message, 2*time.Second)
+			assertTold(t, s, "draining 2")
+			time.Sleep(time.Minute)
+			assertTold(t, s, "draining 2")
+		})
+	})
+	t.Run("raw mode", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := startInBubble(t, setup{raw: true, opt: Options{Ready: ready(0, 0)}})
+			s.bridge.Warn("draining", message, 5*time.Minute)
+			time.Sleep(time.Hour)
+			if got := s.texts(); len(got) > 0 {
+				t.Errorf("text frames %q", got)
+			}
+		})
+	})
+	t.Run("after the end", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := startInBubble(t, setup{opt: Options{Ready: ready(time.Minute, 0)}})
+			s.term.quit(Exit{})
+			s.wait(t)
+			s.bridge.Warn("draining", message, time.Minute)
+			assertTold(t, s)
+		})
+	})
+}
+
+// A warning that comes before the session has begun, or ends, is joined like all else.
+func TestWarningsRaceWithSessions(t *testing.T) {
+	for i := range 50 {
+		s := start(t, setup{opt: Options{Ready: someReady, PingInterval: time.Millisecond}})
+		var warned sync.WaitGroup
+		for range 3 {
+			warned.Go(func() { s.bridge.Warn("draining", "%s", time.Duration(i)*time.Second) })
+		}
+		s.term.quit(Exit{})
+		s.wait(t)
+		warned.Wait()
+	}
 }
 
 // A notice reaches a client whose window is used up.

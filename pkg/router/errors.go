@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"syscall"
+	"time"
 
 	"github.com/coder/websocket"
 
@@ -20,6 +21,7 @@ var (
 	errNotWebSocket = errors.New("not a WebSocket request")
 	errHandshake    = errors.New("a malformed WebSocket handshake")
 	errOrigin       = errors.New("origin not allowed")
+	errRate         = errors.New("too many handshakes from one address")
 	errNoTicket     = errors.New("no ticket")
 	errTwoTickets   = errors.New("two different tickets")
 	errMismatch     = errors.New("the ticket is for another workspace")
@@ -67,6 +69,10 @@ var outcomes = []outcome{
 	{
 		is: errOrigin, code: "origin_not_allowed", status: http.StatusForbidden,
 		message: "Pages of this origin may not open terminals here. An operator can allow it in TERMGW_ALLOWED_ORIGINS, or name the proxy in TERMGW_TRUSTED_PROXIES if it is the gateway's own.",
+	},
+	{
+		is: errRate, code: "rate_limited", status: http.StatusTooManyRequests,
+		message: "Too many terminals were asked for from your address in a moment. Try again in a second. If everybody is told this, an operator has to name the proxy before this gateway in TERMGW_TRUSTED_PROXIES.",
 	},
 
 	{
@@ -172,6 +178,12 @@ func outcomeOf(err error) outcome {
 	}
 	return backendFailed
 }
+
+// revokedError is the store.ErrRevoked of a session that was live.
+type revokedError struct{ ordered time.Time }
+
+func (revokedError) Error() string { return store.ErrRevoked.Error() }
+func (revokedError) Unwrap() error { return store.ErrRevoked }
 
 // tell makes the error message for the client. Its detail names the step that
 // failed or the rule that was broken, never what a part behind us said.

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/runner"
@@ -71,7 +73,7 @@ func TestOutcomesKeepTheContract(t *testing.T) {
 		"backend_failed":        {4502, true},
 		"store_unavailable":     {4503, true},
 	}
-	statuses := map[string]int{"not_found": 404, "upgrade_required": 426, "bad_handshake": 400, "origin_not_allowed": 403}
+	statuses := map[string]int{"not_found": 404, "upgrade_required": 426, "bad_handshake": 400, "origin_not_allowed": 403, "rate_limited": 429}
 	silent := map[string]bool{"client_closed": true, "client_lost": true}
 
 	seen := map[string]bool{}
@@ -203,12 +205,17 @@ func faults() []fault {
 		{kind: "upgrade", code: "upgrade_required", number: 426, request: edit(with("Sec-WebSocket-Version", "8"))},
 		{kind: "handshake", code: "bad_handshake", number: 400, request: edit(with("Sec-WebSocket-Key", "c2hvcnQ="))},
 		{kind: "origin", code: "origin_not_allowed", number: 403, request: edit(with("Origin", "https://evil.example"))},
+		{kind: "rate", code: "rate_limited", number: 429, request: edit(with("X-Forwarded-For", "192.0.2.1")), gateway: func(g *gateway) {
+			g.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
+			g.pace.now = (&played{time.Unix(1e9, 0)}).now
+			allowed(g.pace, "192.0.2.1", handshakesAtOnce)
+		}},
 		{kind: "ticket", code: "ticket_missing", number: 4401, request: edit(func(a *ask) { a.header.Del("Authorization") })},
 		{kind: "ticket", code: "ticket_invalid", number: 4401, request: edit(with("Authorization", "Bearer one", "Bearer two"))},
 		{kind: "ticket", code: "ticket_invalid", number: 4401, request: edit(with("Authorization", "Bearer a.b.c"))},
 		{kind: "path", code: "ticket_mismatch", number: 4403, request: edit(to("ws-2"))},
 		{kind: "size", code: "bad_message", number: 4400, request: edit(query("cols=0"))},
-		{kind: "live", code: "draining", number: 1012, gateway: func(g *gateway) { _ = g.live.drain(canceled(), ErrDraining) }},
+		{kind: "live", code: "draining", number: 1012, gateway: func(g *gateway) { g.live.refuse(time.Now(), 0) }},
 		{kind: "live", code: "overloaded", number: 1013, gateway: func(g *gateway) {
 			g.live.max = 1
 			if _, err := g.live.add("another"); err != nil {
@@ -225,12 +232,6 @@ func faults() []fault {
 			g.local.before = func(context.Context) error { return runner.ErrNotRunning }
 		}},
 	}
-}
-
-func canceled() context.Context {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	return ctx
 }
 
 func fails(err error) func(*gateway) {

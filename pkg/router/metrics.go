@@ -20,6 +20,7 @@ type Metrics struct {
 	rttSeconds   prometheus.Histogram
 	storeSeconds *prometheus.HistogramVec
 	draining     prometheus.Gauge
+	revocation   prometheus.Histogram
 }
 
 // NewMetrics registers the router's metrics.
@@ -59,8 +60,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		draining: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "termgw_draining", Help: "1 while this replica is going away.",
 		}),
+		revocation: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "termgw_revocation_seconds", Help: "From a revocation's row to the end of a session that it cuts here: the shell is gone, and its client is told.",
+			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
+		}),
 	}
-	reg.MustRegister(m.active, m.total, m.duration, m.startSeconds, m.bytes, m.rejections, m.backlog, m.rttSeconds, m.storeSeconds, m.draining)
+	reg.MustRegister(m.active, m.total, m.duration, m.startSeconds, m.bytes, m.rejections, m.backlog, m.rttSeconds, m.storeSeconds, m.draining, m.revocation)
 	return m
 }
 
@@ -80,6 +85,8 @@ func (m *Metrics) ended(target, code string, lasted time.Duration, sum bridge.Su
 func (m *Metrics) left(target string) { m.active.WithLabelValues(target).Dec() }
 
 func (m *Metrics) refused(target, code string) { m.total.WithLabelValues(target, code).Inc() }
+
+func (m *Metrics) revoked(after time.Duration) { m.revocation.Observe(after.Seconds()) }
 
 func (m *Metrics) rtt(d time.Duration) { m.rttSeconds.Observe(d.Seconds()) }
 

@@ -106,8 +106,9 @@ func normalOrigin(s string) string {
 }
 
 // clientAddr is the address of the person's machine: the nearest one that is no
-// trusted proxy. What stands before it in X-Forwarded-For is anyone's claim.
-func (rt *Router) clientAddr(r *http.Request) string {
+// trusted proxy. What stands before it in X-Forwarded-For is anyone's claim. It
+// is not valid if the peer has none.
+func (rt *Router) clientAddr(r *http.Request) netip.Addr {
 	addr := peerAddr(r)
 	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
 	for i := len(hops) - 1; i >= 0 && rt.trusts(addr); i-- {
@@ -117,6 +118,10 @@ func (rt *Router) clientAddr(r *http.Request) string {
 		}
 		addr = hop.Unmap().WithZone("") // a zone can be any text, and means nothing elsewhere
 	}
+	return addr
+}
+
+func addrString(addr netip.Addr) string {
 	if !addr.IsValid() {
 		return ""
 	}

@@ -182,7 +182,7 @@ func TestClientAddr(t *testing.T) {
 			r.RemoteAddr = test.remote
 			r.Header["X-Forwarded-For"] = test.forwarded
 			rt := &Router{Config: Config{TrustedProxies: proxies}}
-			if got := rt.clientAddr(r); got != test.want {
+			if got := addrString(rt.clientAddr(r)); got != test.want {
 				t.Errorf("clientAddr is %q, want %q", got, test.want)
 			}
 		})

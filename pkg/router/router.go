@@ -17,6 +17,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
+	"golang.org/x/time/rate"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/runner"
@@ -51,6 +52,9 @@ type Config struct {
 	Remote   Starter // of workspaces on an instance; nil: refused
 	// Docker tells whether the engine answers, for /readyz alone. May be nil.
 	Docker func(context.Context) error
+	// Watching tells whether orders to cut sessions arrive at once, for /readyz
+	// alone. May be nil.
+	Watching func() error
 
 	BasePath       string         // before /workspaces; empty or "/prefix"
 	AllowedOrigins []string       // "scheme://host[:port]"
@@ -72,11 +76,16 @@ type Router struct {
 	mux   chi.Router
 	live  *sessions
 	turns bridge.Turns
+	pace  *pacer
+	flood rate.Sometimes // tells that an address is refused
 }
 
 // New returns a router; Drain ends its sessions.
 func New(cfg Config) *Router {
-	rt := &Router{Config: cfg, mux: chi.NewRouter(), live: newSessions(cfg.MaxSessions), turns: bridge.NewTurns()}
+	rt := &Router{
+		Config: cfg, mux: chi.NewRouter(), live: newSessions(cfg.MaxSessions), turns: bridge.NewTurns(),
+		pace: newPacer(time.Now), flood: rate.Sometimes{Interval: 10 * time.Second},
+	}
 	rt.mux.Use(middleware.GetHead) // some probes ask /healthz by HEAD
 	rt.mux.NotFound(func(w http.ResponseWriter, r *http.Request) { problem(w, errUnknown) })
 	rt.mux.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) { problem(w, errUnknown) })
@@ -90,48 +99,64 @@ func New(cfg Config) *Router {
 
 func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) { rt.mux.ServeHTTP(w, r) }
 
-// Drain refuses new sessions, ends the live ones and waits until they are gone
-// or ctx ends.
-func (rt *Router) Drain(ctx context.Context) error {
-	rt.Metrics.draining.Set(1)
-	return rt.live.drain(ctx, ErrDraining)
-}
-
-// Cut ends live sessions because they were revoked. Those of other replicas it
-// does not know.
-func (rt *Router) Cut(ids []string) {
+// Cut ends live sessions because they were revoked, by an order that is so old.
+// Those of other replicas it does not know.
+func (rt *Router) Cut(ids []string, age time.Duration) {
+	cause := revokedError{ordered: time.Now().Add(-max(0, age))}
 	for _, id := range ids {
-		rt.live.cut(id, store.ErrRevoked)
+		rt.live.end(id, cause)
 	}
 }
 
 // readyTimeout bounds what /readyz asks.
 const readyTimeout = 2 * time.Second
 
+// What /readyz says of what is wrong. Whose addresses and names are in the error
+// itself is for the log alone: anybody may ask.
+const (
+	noStore    = "The database does not answer, so no terminal is opened. Check that it runs, that this gateway reaches it, and TERMGW_DATABASE_URL. The gateway's log has the error."
+	noDocker   = "The Docker engine does not answer, so no terminal is opened in its containers. Check that it runs, and DOCKER_HOST. This does not make the gateway unready."
+	notWatched = "Revocations do not arrive at once, but within five seconds while the database answers. Check that no connection pooler in transaction mode is before the database: LISTEN needs a connection of its own. This does not make the gateway unready."
+	isDraining = "This replica was told to end and takes no new terminals. Others take over; there is nothing to do."
+)
+
 // ready answers 200 while the store answers and the replica takes sessions.
 // Docker is told but does not decide: a gateway for remote workspaces has none.
+// Nor does how revocations arrive: without a listener they are polled for.
 func (rt *Router) ready(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 	defer cancel()
-	state := func(err error) string {
+	var problems []string
+	state := func(part string, err error, problem string) string {
 		if err != nil {
-			rt.Log.WarnContext(ctx, "not ready", "err", err)
+			rt.Log.WarnContext(ctx, "not ready", "part", part, "err", err)
+			problems = append(problems, problem)
 			return "unavailable"
 		}
 		return "ok"
 	}
+	draining := rt.live.isDraining()
 	body := map[string]any{
 		"status":   "ready",
-		"store":    state(rt.Store.Ping(ctx)),
-		"draining": rt.live.isDraining(),
+		"store":    state("store", rt.Store.Ping(ctx), noStore),
+		"draining": draining,
 		"sessions": rt.live.count(),
 	}
-	if rt.Docker != nil {
-		body["docker"] = state(rt.Docker(ctx))
-	}
 	status := http.StatusOK
-	if body["store"] != "ok" || rt.live.isDraining() {
+	if body["store"] != "ok" || draining {
 		body["status"], status = "unavailable", http.StatusServiceUnavailable
+	}
+	if draining {
+		problems = append(problems, isDraining)
+	}
+	if rt.Docker != nil {
+		body["docker"] = state("docker", rt.Docker(ctx), noDocker)
+	}
+	if rt.Watching != nil {
+		body["revocations"] = state("revocations", rt.Watching(), notWatched)
+	}
+	if problems != nil {
+		body["problems"] = problems
 	}
 	writeJSON(w, status, "application/json", body)
 }
@@ -139,10 +164,13 @@ func (rt *Router) ready(w http.ResponseWriter, r *http.Request) {
 // problem answers an error that is told before the upgrade (RFC 9457).
 func problem(w http.ResponseWriter, err error) {
 	o := outcomeOf(err)
-	if o.status == http.StatusUpgradeRequired { // RFC 9110, 15.5.22; RFC 6455, 4.4
+	switch o.status {
+	case http.StatusUpgradeRequired: // RFC 9110, 15.5.22; RFC 6455, 4.4
 		w.Header().Set("Connection", "Upgrade")
 		w.Header().Set("Upgrade", "websocket")
 		w.Header().Set("Sec-WebSocket-Version", "13")
+	case http.StatusTooManyRequests: // RFC 6585, 4
+		w.Header().Set("Retry-After", "1")
 	}
 	writeJSON(w, o.status, "application/problem+json", map[string]any{
 		"title":  http.StatusText(o.status),

@@ -3,20 +3,29 @@ package router
 import (
 	"context"
 	"sync"
+	"time"
 )
 
-// sessions are the live ones of this replica, each with what ends it.
+// sessions are the live ones of this replica.
 type sessions struct {
 	max int
 
 	mu       sync.Mutex
-	live     map[string]context.CancelCauseFunc
+	live     map[string]*live
 	draining error
-	empty    chan struct{} // closed when a draining replica has none left
+	cut      int           // sessions that drain has cut and that are not gone yet
+	gone     chan struct{} // of a draining replica: closed when the next one leaves
+}
+
+// live is one session.
+type live struct {
+	cancel context.CancelCauseFunc
+	warn   func(left time.Duration) // announces the end; nil: it has no shell yet
+	cut    bool                     // by drain
 }
 
 func newSessions(limit int) *sessions {
-	return &sessions{max: limit, live: map[string]context.CancelCauseFunc{}, empty: make(chan struct{})}
+	return &sessions{max: limit, live: map[string]*live{}, gone: make(chan struct{})}
 }
 
 // add takes a session in. Its context comes from the process: that of a
@@ -31,38 +40,47 @@ func (s *sessions) add(id string) (context.Context, error) {
 		return nil, errOverloaded
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	s.live[id] = cancel
+	s.live[id] = &live{cancel: cancel}
 	return ctx, nil
+}
+
+// opened notes that a session has its shell, and how its client is warned. It
+// fails when the replica began to drain meanwhile.
+func (s *sessions) opened(id string, warn func(left time.Duration)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining != nil {
+		return s.draining
+	}
+	s.live[id].warn = warn
+	return nil
 }
 
 // remove lets a session go, if it was taken in.
 func (s *sessions) remove(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if cancel := s.live[id]; cancel != nil {
-		cancel(nil)
-	}
-	delete(s.live, id)
-	s.checkEmpty()
-}
-
-func (s *sessions) checkEmpty() {
-	if s.draining == nil || len(s.live) > 0 {
+	l := s.live[id]
+	if l == nil {
 		return
 	}
-	select {
-	case <-s.empty:
-	default:
-		close(s.empty)
+	l.cancel(nil)
+	delete(s.live, id)
+	if l.cut {
+		s.cut--
+	}
+	if s.draining != nil {
+		close(s.gone)
+		s.gone = make(chan struct{})
 	}
 }
 
-// cut ends a session, if it is one of ours.
-func (s *sessions) cut(id string, cause error) {
+// end ends a session, if it is one of ours.
+func (s *sessions) end(id string, cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if cancel := s.live[id]; cancel != nil {
-		cancel(cause)
+	if l := s.live[id]; l != nil {
+		l.cancel(cause)
 	}
 }
 
@@ -76,22 +94,4 @@ func (s *sessions) isDraining() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.draining != nil
-}
-
-// drain refuses new sessions, ends the live ones with the cause, and waits
-// until they are gone.
-func (s *sessions) drain(ctx context.Context, cause error) error {
-	s.mu.Lock()
-	s.draining = cause
-	for _, cancel := range s.live {
-		cancel(cause)
-	}
-	s.checkEmpty()
-	s.mu.Unlock()
-	select {
-	case <-s.empty:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

@@ -47,33 +47,31 @@ func (s *session) terminal(ws *bridge.Socket) error {
 		return err
 	}
 
-	term, err := s.start(ctx, workspace, size)
+	b, err := s.open(ctx, ws, claims, workspace, size)
 	if err != nil {
 		s.finish(store.End{Reason: outcomeOf(err).code})
 		return err
 	}
-
-	opt := s.options(claims)
-	if tunneled, ok := term.(interface{ Expires() time.Time }); ok {
-		opt.TunnelEnds = tunneled.Expires()
-	}
 	s.request = nil
-	go s.carry(ctx, ws, term, opt)
+	go s.carry(ctx, ws, b)
 	return nil
 }
 
 // carry is the life of a session. It has a goroutine of its own, since that of
 // net/http holds 25 KiB of buffers and stack for which a session has no use.
-func (s *session) carry(ctx context.Context, ws *bridge.Socket, term bridge.Terminal, opt bridge.Options) {
+func (s *session) carry(ctx context.Context, ws *bridge.Socket, b *bridge.Bridge) {
 	defer s.live.remove(s.id)
 	defer s.recovered(ws)
 	defer s.Metrics.left(s.target)
 
-	b := bridge.New(ws, term, opt)
 	sum := b.Run(ctx)
 	end := outcomeOf(sum.Cause)
 	s.finish(store.End{Reason: end.code, ExitCode: exitCode(sum.Exit), BytesIn: sum.BytesIn, BytesOut: sum.BytesOut})
 	s.Metrics.ended(s.target, end.code, time.Since(s.started), sum)
+	var revoked revokedError
+	if errors.As(sum.Cause, &revoked) {
+		s.Metrics.revoked(time.Since(revoked.ordered))
+	}
 	if end.close == 0 {
 		ws.CloseNow() // a blank message to a client that may still listen helps nobody
 	}
@@ -89,17 +87,18 @@ func (s *session) carry(ctx context.Context, ws *bridge.Socket, term bridge.Term
 // serveTerminal answers the endpoint. A browser cannot read why a handshake
 // failed, so everything but a wrong origin is told after the upgrade.
 func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
+	addr := rt.clientAddr(r)
 	s := &session{
 		Router: rt, request: r, target: "none", started: time.Now(),
-		id: newSessionID(), workspaceID: chi.URLParam(r, "workspace_id"), client: rt.clientAddr(r),
+		id: newSessionID(), workspaceID: chi.URLParam(r, "workspace_id"), client: addrString(addr),
 	}
 	s.log = rt.Log.With("session", s.id, "workspace", s.workspaceID, "client", s.client)
-	if err := rt.checkRequest(r, s.workspaceID); err != nil {
-		s.Metrics.refused(s.target, outcomeOf(err).code)
-		if !errors.Is(err, errUnknown) {
-			s.log.Info("request refused", "code", outcomeOf(err).code, "origin", r.Header.Get("Origin"), "err", err)
-		}
-		problem(w, err)
+	err := rt.checkRequest(r, s.workspaceID)
+	if err == nil && !rt.pace.allow(addr) {
+		err = errRate // after the origin: a page elsewhere must not use up what its visitor's address has
+	}
+	if err != nil {
+		s.refuseRequest(w, err)
 		return
 	}
 	ws, err := bridge.Accept(w, r, rt.turns)
@@ -119,6 +118,22 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	goesOn = true
+}
+
+// refuseRequest answers what is told by an HTTP status.
+func (s *session) refuseRequest(w http.ResponseWriter, err error) {
+	s.Metrics.refused(s.target, outcomeOf(err).code)
+	log := func() {
+		s.log.Info("request refused", "code", outcomeOf(err).code, "origin", s.request.Header.Get("Origin"), "err", err)
+	}
+	switch {
+	case errors.Is(err, errUnknown):
+	case errors.Is(err, errRate):
+		s.flood.Do(log) // a line for each would be work without a bound
+	default:
+		log()
+	}
+	problem(w, err)
 }
 
 // checkTicket reads the request: who, and the terminal's first size.
@@ -152,6 +167,26 @@ func (s *session) redeem(ctx context.Context, claims ticket.Claims) (store.Works
 	return workspace, err
 }
 
+// open starts a shell and joins it with the client.
+func (s *session) open(ctx context.Context, ws *bridge.Socket, claims ticket.Claims, w store.Workspace, size bridge.Size) (*bridge.Bridge, error) {
+	term, err := s.start(ctx, w, size)
+	if err != nil {
+		return nil, err
+	}
+	opt := s.options(claims)
+	if tunneled, ok := term.(interface{ Expires() time.Time }); ok {
+		opt.TunnelEnds = tunneled.Expires()
+	}
+	b := bridge.New(ws, term, opt)
+	if err := s.live.opened(s.id, func(left time.Duration) { b.Warn(outcomeOf(ErrDraining).code, drainNotice, left) }); err != nil {
+		_ = term.Close() // which logs its own failure
+		return nil, err
+	}
+	s.log.Info("session started", "target", s.target, "after", time.Since(s.started).String())
+	s.Metrics.started(s.target, time.Since(s.started))
+	return b, nil
+}
+
 // start starts a shell where the row says: an instance's id means remote.
 func (s *session) start(ctx context.Context, w store.Workspace, size bridge.Size) (bridge.Terminal, error) {
 	var starter Starter
@@ -170,8 +205,6 @@ func (s *session) start(ctx context.Context, w store.Workspace, size bridge.Size
 	if err != nil {
 		return nil, cmp.Or(context.Cause(ctx), err)
 	}
-	s.log.Info("session started", "target", s.target, "after", time.Since(s.started).String())
-	s.Metrics.started(s.target, time.Since(s.started))
 	return term, nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -298,119 +297,32 @@ func TestMaxSessions(t *testing.T) {
 	g.ask(t, terminal("ws-1", raw, v1)).message("ready") // with the same ticket
 }
 
-func TestDrain(t *testing.T) {
+// TestCut: a revoked session is cut, and how long that took is counted from the order on.
+func TestCut(t *testing.T) {
 	g := open(t)
-	peers := []*peer{
-		g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1)),
-		g.ask(t, terminal("ws-2", g.ticket("ws-2"), v1)),
-	}
-	for _, p := range peers {
-		p.message("ready")
-	}
-	g.wantMetric(0, "termgw_draining")
-
-	drained := make(chan error, 1)
-	go func() { drained <- g.Drain(context.Background()) }()
-	for _, p := range peers {
-		if e := p.message("error"); e["code"] != "draining" || e["retryable"] != true {
-			t.Errorf("told %v", e)
-		}
-		if f := p.rest(); f.code != 1012 || f.reason != "draining" || len(f.text) > 0 {
-			t.Errorf("the end is %+v", f)
-		}
-	}
-	if err := <-drained; err != nil {
-		t.Errorf("Drain: %v", err)
-	}
-	g.wantMetric(1, "termgw_draining")
-	g.wantMetric(2, "termgw_sessions_total", "code=draining", "target=local")
-	if code, number := g.ask(t, terminal("ws-1", g.ticket("ws-1"))).outcome(); code != "draining" || number != 1012 {
-		t.Errorf("a new session is told %s, %d", code, number)
-	}
-	if err := g.Drain(context.Background()); err != nil {
-		t.Errorf("a second Drain: %v", err)
-	}
-}
-
-func TestDrainGivesUp(t *testing.T) {
-	g := open(t)
-	release := make(chan struct{})
-	g.local.edit = func(f *fakeTerm) { f.onClose = func() { <-release } }
 	p := g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1))
-	p.message("ready")
-	if err := g.Drain(canceled()); !errors.Is(err, context.Canceled) {
-		t.Errorf("Drain over a shell that does not end: %v", err)
+	id, _ := p.message("ready")["session"].(string)
+	g.Cut([]string{id, "of another replica"}, time.Hour)
+	if e := p.message("error"); e["code"] != "revoked" {
+		t.Errorf("told %v", e)
 	}
-	close(release)
-	if f := p.rest(); f.code != 1012 {
+	if f := p.rest(); f.code != 4423 {
 		t.Errorf("the end is %+v", f)
 	}
-}
-
-// TestDrainDuringStart: a request that was let in and has no shell yet is told
-// why it gets none, whatever the step that it was in makes of it.
-func TestDrainDuringStart(t *testing.T) {
-	for _, step := range []string{"redeem", "start"} {
-		t.Run(step, func(t *testing.T) {
-			g := open(t)
-			entered := make(chan struct{})
-			wait := func(ctx context.Context) error {
-				close(entered)
-				<-ctx.Done()
-				return fmt.Errorf("%w: %w", store.ErrUnavailable, ctx.Err())
-			}
-			if step == "redeem" {
-				g.store.during = wait
-			} else {
-				g.local.before = wait
-			}
-			drained := make(chan error, 1)
-			p := g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1))
-			<-entered
-			go func() { drained <- g.Drain(context.Background()) }()
-			if code, number := p.outcome(); code != "draining" || number != 1012 {
-				t.Errorf("told %s, %d", code, number)
-			}
-			if err := <-drained; err != nil {
-				t.Errorf("Drain: %v", err)
-			}
-		})
+	g.over(t)
+	if end := g.store.end(id); end.Reason != "revoked" {
+		t.Errorf("recorded %+v", end)
 	}
-}
-
-// TestAddRacesDrain: each session is either refused or ended, and Drain returns
-// when the last has left.
-func TestAddRacesDrain(t *testing.T) {
-	s := newSessions(0)
-	var wg sync.WaitGroup
-	for i := range 100 {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			ctx, err := s.add(fmt.Sprint(i))
-			if err != nil {
-				if !errors.Is(err, ErrDraining) {
-					t.Errorf("add: %v", err)
-				}
-				return
-			}
-			defer s.remove(fmt.Sprint(i))
-			<-ctx.Done()
-			if err := context.Cause(ctx); !errors.Is(err, ErrDraining) {
-				t.Errorf("ended by %v", err)
-			}
-		}()
-		if i == 50 {
-			wg.Add(1)
-			go func() {
-				defer wg.Done()
-				if err := s.drain(context.Background(), ErrDraining); err != nil || s.count() != 0 {
-					t.Errorf("drain: %v, %d are left", err, s.count())
-				}
-			}()
+	g.wantMetric(1, "termgw_revocation_seconds")
+	families, err := g.reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if sum := f.GetMetric()[0].GetHistogram().GetSampleSum(); f.GetName() == "termgw_revocation_seconds" && (sum < 3600 || sum > 3600+patience.Seconds()) {
+			t.Errorf("it took %v s", sum)
 		}
 	}
-	wg.Wait()
 }
 
 // TestLostClient: a client that answers no ping is let go in silence. The
@@ -488,7 +400,7 @@ func TestHealth(t *testing.T) {
 		{name: "alive", target: "/healthz", status: 200, body: `{"status":"ok"}`},
 		{
 			name: "alive while it drains", target: "/healthz", status: 200, body: `{"status":"ok"}`,
-			arrange: func(g *gateway) { _ = g.Drain(context.Background()) },
+			arrange: func(g *gateway) { _ = g.Drain(context.Background(), 0) },
 		},
 		{
 			name: "ready", target: "/readyz", status: 200,
@@ -500,15 +412,23 @@ func TestHealth(t *testing.T) {
 		},
 		{
 			name: "without Docker", target: "/readyz", edit: func(c *Config) { c.Docker = answers(down) }, status: 200,
-			body: `{"docker":"unavailable","draining":false,"sessions":0,"status":"ready","store":"ok"}`,
+			body: `{"docker":"unavailable","draining":false,"problems":["` + noDocker + `"],"sessions":0,"status":"ready","store":"ok"}`,
+		},
+		{
+			name: "revocations arrive at once", target: "/readyz", edit: func(c *Config) { c.Watching = func() error { return nil } }, status: 200,
+			body: `{"draining":false,"revocations":"ok","sessions":0,"status":"ready","store":"ok"}`,
+		},
+		{
+			name: "revocations are late", target: "/readyz", edit: func(c *Config) { c.Watching = func() error { return down } }, status: 200,
+			body: `{"draining":false,"problems":["` + notWatched + `"],"revocations":"unavailable","sessions":0,"status":"ready","store":"ok"}`,
 		},
 		{
 			name: "without the store", target: "/readyz", arrange: func(g *gateway) { g.store.pingErr = down }, status: 503,
-			body: `{"draining":false,"sessions":0,"status":"unavailable","store":"unavailable"}`,
+			body: `{"draining":false,"problems":["` + noStore + `"],"sessions":0,"status":"unavailable","store":"unavailable"}`,
 		},
 		{
-			name: "draining", target: "/readyz", arrange: func(g *gateway) { _ = g.Drain(context.Background()) }, status: 503,
-			body: `{"draining":true,"sessions":0,"status":"unavailable","store":"ok"}`,
+			name: "draining", target: "/readyz", arrange: func(g *gateway) { _ = g.Drain(context.Background(), 0) }, status: 503,
+			body: `{"draining":true,"problems":["` + isDraining + `"],"sessions":0,"status":"unavailable","store":"ok"}`,
 		},
 		{
 			name: "with a session", target: "/readyz", status: 200,

@@ -185,6 +185,7 @@ func (m *Memory) Watch(ctx context.Context, cut func(order Revocation, sessions 
 		orders, next := m.orders[done:], m.ordered
 		m.mu.Unlock()
 		for _, order := range orders {
+			order.Age = m.c.Now().Sub(order.CreatedAt)
 			if sessions := m.sessions.apply(order); len(sessions) > 0 {
 				cut(order, sessions)
 			}

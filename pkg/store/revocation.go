@@ -14,6 +14,8 @@ import (
 type Revocation struct {
 	ID        int64     // given by the store
 	CreatedAt time.Time // likewise
+	// Age is how old the order was when Watch read it, by the clock of CreatedAt, which need not be this machine's.
+	Age time.Duration
 
 	WorkspaceID, Subject, SessionID, InstanceID string
 

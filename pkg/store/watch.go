@@ -28,7 +28,8 @@ const (
 )
 
 // The snapshot's xmin comes even without a row. See 0002_replicas.sql for why it is the place to go on from.
-const ordersSQL = `SELECT x.xmin::text::bigint, r.id, r.created_at, r.workspace_id, r.subject, r.session_id, r.instance_id, r.reason, r.revoked_by
+const ordersSQL = `SELECT x.xmin::text::bigint, r.id, r.created_at, extract(epoch FROM clock_timestamp() - r.created_at)::float8,
+  r.workspace_id, r.subject, r.session_id, r.instance_id, r.reason, r.revoked_by
 FROM (SELECT pg_snapshot_xmin(pg_current_snapshot()) AS xmin) x LEFT JOIN LATERAL (
   SELECT * FROM termgw.revocations WHERE xid >= $1::text::xid8 AND id > $2 ORDER BY id LIMIT $3
 ) r ON true ORDER BY r.id`
@@ -168,12 +169,14 @@ func (p *Postgres) readOrders(ctx context.Context, from *int64, cut func(Revocat
 			var (
 				id                                                sql.NullInt64
 				created                                           sql.NullTime
+				age                                               sql.NullFloat64
 				workspace, subject, session, instance, reason, by sql.NullString
 			)
-			err := rows.Scan(&xmin, &id, &created, &workspace, &subject, &session, &instance, &reason, &by)
+			err := rows.Scan(&xmin, &id, &created, &age, &workspace, &subject, &session, &instance, &reason, &by)
 			if id.Valid {
 				orders = append(orders, Revocation{
-					ID: id.Int64, CreatedAt: created.Time, WorkspaceID: workspace.String, Subject: subject.String,
+					ID: id.Int64, CreatedAt: created.Time, Age: time.Duration(age.Float64 * float64(time.Second)),
+					WorkspaceID: workspace.String, Subject: subject.String,
 					SessionID: session.String, InstanceID: instance.String, Reason: reason.String, By: by.String,
 				})
 			}

@@ -63,6 +63,23 @@ func TestWatchOverReplicas(t *testing.T) {
 	}
 }
 
+// How old an order is, is told by the database's clock, whatever this machine's says.
+func TestWatchTellsTheAge(t *testing.T) {
+	dsn := database(t, textWorkspaces)
+	p, cuts := watching(t, PostgresConfig{URL: dsn})
+	if err := as("ann", "s").redeem(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	before := time.Now()
+	if _, err := sqlDB(t, dsn).Exec(`INSERT INTO termgw.revocations (subject, created_at) VALUES ('ann', clock_timestamp() + interval '1 hour')`); err != nil {
+		t.Fatal(err)
+	}
+	got := <-cuts
+	if age, most := got.order.Age+time.Hour, time.Since(before); age < 0 || age > most {
+		t.Errorf("%s old, of %s at most", age, most)
+	}
+}
+
 // The database refuses connections, and orders are given meanwhile: they are followed when it is back.
 func TestWatchCatchesUp(t *testing.T) {
 	dsn := database(t, textWorkspaces)

@@ -1,0 +1,49 @@
+package router
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/runner"
+)
+
+// tunneled starts terminals whose tunnel is cut after a while.
+type tunneled struct {
+	Starter
+	life time.Duration
+}
+
+type tunneledTerm struct {
+	bridge.Terminal
+	ends time.Time
+}
+
+func (t tunneledTerm) Expires() time.Time { return t.ends }
+
+func (s tunneled) Start(ctx context.Context, target runner.Target, size bridge.Size) (bridge.Terminal, error) {
+	term, err := s.Starter.Start(ctx, target, size)
+	return tunneledTerm{term, time.Now().Add(s.life)}, err
+}
+
+// A terminal that knows when its tunnel is cut is told so before, and closed then. The bridge's own tests have the five
+// minutes and the one; a short life is announced at half.
+func TestTunnelExpires(t *testing.T) {
+	g := open(t, func(c *Config) { c.Remote = tunneled{c.Remote, 2 * time.Second} })
+	p := g.ask(t, terminal("far", g.ticket("far"), v1))
+	id, _ := p.message("ready")["session"].(string)
+	if m := p.message("notice"); m["code"] != "tunnel_expired" || m["seconds"] != 1.0 {
+		t.Errorf("told %v", m)
+	}
+	if e := p.message("error"); e["code"] != "tunnel_expired" || e["retryable"] != true {
+		t.Errorf("told %v", e)
+	}
+	if f := p.rest(); f.code != 4504 {
+		t.Errorf("the end is %+v", f)
+	}
+	g.over(t)
+	if end := g.store.end(id); end.Reason != "tunnel_expired" {
+		t.Errorf("recorded %+v", end)
+	}
+}
