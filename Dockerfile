@@ -1,0 +1,80 @@
+# The gateway's image.
+#
+#   docker build .                 with the AWS CLI, for TERMGW_EICE_TUNNEL=aws-cli
+#   docker build --target slim .   without it, for the native tunnel, which is the default
+#
+# `make image` makes both, with the version in them. Any builder will do: nothing here needs BuildKit.
+# The page in the browser is the demo's alone, so no Node is needed either.
+
+ARG VERSION=dev
+ARG COMMIT=unknown
+ARG DATE=unknown
+
+
+FROM golang:1.26-trixie AS build
+WORKDIR /src
+# The modules stay cached while only the source changes.
+COPY go.mod go.sum ./
+RUN go mod download
+COPY . .
+ARG VERSION
+ARG COMMIT
+ARG DATE
+# As `make build` does it: the same source and the same Go give the same bytes, in here and outside.
+RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false \
+        -ldflags "-s -w -X main.version=${VERSION} -X main.commit=${COMMIT} -X main.date=${DATE}" \
+        -o /usr/local/bin/termgw ./cmd/termgw
+
+
+FROM debian:trixie-slim AS base
+# Volumes are mounted for uid and gid 1000. Base images have come with a user or a group of their own there: the user
+# goes, the group gets a new name. ssh asks for the account of the uid that it runs as.
+RUN set -eu; \
+    while taken=$(getent passwd 1000); do userdel "${taken%%:*}"; done; \
+    if taken=$(getent group 1000); then groupmod --new-name termgw "${taken%%:*}"; else groupadd --gid 1000 termgw; fi; \
+    useradd --uid 1000 --gid 1000 --create-home --shell /usr/sbin/nologin termgw; \
+    ours="$(id -un 1000) $(id -u termgw) $(id -gn termgw) $(id -G termgw)" || true; \
+    if [ "$ours" != 'termgw 1000 termgw 1000' ]; then \
+        echo "uid and gid 1000 are not termgw's alone, and mounted volumes expect that: '$ours'" >&2; exit 1; \
+    fi
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates openssh-client \
+    && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/*
+USER 1000:1000
+EXPOSE 8080
+ENTRYPOINT ["/usr/local/bin/termgw"]
+CMD ["serve"]
+LABEL org.opencontainers.image.title="termgw" \
+      org.opencontainers.image.description="A terminal gateway: browser to workspace, by a signed ticket and a WebSocket" \
+      org.opencontainers.image.source="https://github.com/molecule-ai/termgw" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.base.name="docker.io/library/debian:trixie-slim"
+
+
+FROM base AS slim
+COPY --from=build /usr/local/bin/termgw /usr/local/bin/termgw
+ARG VERSION
+ARG COMMIT
+ARG DATE
+LABEL org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${COMMIT}" \
+      org.opencontainers.image.created="${DATE}"
+
+
+# The AWS CLI lies below the program: releases share its layer.
+FROM base AS aws
+USER 0:0
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends awscli \
+    && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/*
+USER 1000:1000
+
+
+FROM aws
+COPY --from=build /usr/local/bin/termgw /usr/local/bin/termgw
+ARG VERSION
+ARG COMMIT
+ARG DATE
+LABEL org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${COMMIT}" \
+      org.opencontainers.image.created="${DATE}"

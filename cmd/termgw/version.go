@@ -1,0 +1,36 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+)
+
+// These are set by the build (-ldflags "-X main.version=…"). The date is the commit's: the time of a build would make
+// every build another program.
+var (
+	version      = "dev"
+	commit, date string
+)
+
+// VersionCmd prints the version.
+type VersionCmd struct{}
+
+// Run prints one line.
+func (VersionCmd) Run(std *stdio) error {
+	commit, date := built()
+	_, err := fmt.Fprintf(std.Out, "termgw %s (commit %s, %s, %s %s/%s)\n", version, commit, date, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return err
+}
+
+// built tells the commit and its date. A plain `go build` or `go install` sets neither, but Go itself may have noted them.
+func built() (string, string) {
+	noted := map[string]string{}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			noted[s.Key] = s.Value
+		}
+	}
+	return cmp.Or(commit, noted["vcs.revision"], "unknown"), cmp.Or(date, noted["vcs.time"], "date unknown")
+}
