@@ -1,0 +1,128 @@
+package deploy
+
+import (
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
+)
+
+// readRules reads them as the operator's object, which the head of the file makes of them.
+func readRules(t *testing.T) []monitoringv1.RuleGroup {
+	t.Helper()
+	object := "apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata: {name: termgw}\nspec:\n" +
+		regexp.MustCompile(`(?m)^`).ReplaceAllString(read(t, "deploy/prometheus/rules.yaml"), "  ")
+	var rule monitoringv1.PrometheusRule
+	decode(t, "rules.yaml", []byte(object), &rule)
+	return rule.Spec.Groups
+}
+
+// withRecorded adds what the rules record. A name begins with its labels: namespace_job_target:….
+func (s series) withRecorded(groups []monitoringv1.RuleGroup) {
+	for _, g := range groups {
+		for _, r := range g.Rules {
+			if level, _, ok := strings.Cut(r.Record, ":"); ok {
+				s[r.Record] = strings.Split(level, "_")
+			}
+		}
+	}
+}
+
+func TestRulesFire(t *testing.T) {
+	promtool := program(t, "promtool", "prometheus")
+	for _, args := range [][]string{
+		{"check", "rules", root + "/deploy/prometheus/rules.yaml"},
+		{"test", "rules", root + "/deploy/prometheus/rules.test.yaml"},
+	} {
+		if out, err := exec.Command(promtool, args...).CombinedOutput(); err != nil {
+			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+}
+
+func TestRules(t *testing.T) {
+	groups, known, codes := readRules(t), exposed(t), codes(t)
+	known.withRecorded(groups)
+	fires, runbook := read(t, "deploy/prometheus/rules.test.yaml"), read(t, "docs/operations.md")
+	for _, g := range groups {
+		for _, r := range g.Rules {
+			name := r.Alert + r.Record
+			known.check(t, name, r.Expr.String(), codes)
+			if r.Record != "" {
+				continue
+			}
+			severity := r.Labels["severity"]
+			if !slices.Contains([]string{"page", "ticket"}, severity) {
+				t.Errorf("%s has severity %q", name, severity)
+			}
+			if r.Annotations["summary"] == "" || r.Annotations["description"] == "" {
+				t.Errorf("%s does not say what it is: %v", name, r.Annotations)
+			}
+			if page := "https://github.com/molecule-ai/termgw/blob/main/docs/operations.md#" + strings.ToLower(name); r.Annotations["runbook_url"] != page {
+				t.Errorf("%s has the runbook %s", name, r.Annotations["runbook_url"])
+			}
+			// The runbook says who is woken, as the rule does.
+			mark := strings.ToUpper(severity[:1]) + severity[1:]
+			if !strings.Contains(runbook, "\n### "+name+"\n\n*"+mark+".*") {
+				t.Errorf("docs/operations.md has no heading %s with *%s.* below", name, mark)
+			}
+			if !strings.Contains(fires, `alertname="`+name+`",alertstate="firing"`) {
+				t.Errorf("no test lets %s fire", name)
+			}
+		}
+	}
+	for _, heading := range regexp.MustCompile(`(?m)^### (Termgw\w+)$`).FindAllStringSubmatch(runbook, -1) {
+		if !slices.ContainsFunc(groups, func(g monitoringv1.RuleGroup) bool {
+			return slices.ContainsFunc(g.Rules, func(r monitoringv1.Rule) bool { return r.Alert == heading[1] })
+		}) {
+			t.Errorf("docs/operations.md explains %s, which is no alert", heading[1])
+		}
+	}
+}
+
+// The manifests' limit is in a rule, since no metric has it.
+func TestRuleKnowsLimit(t *testing.T) {
+	limit, err := strconv.Atoi(render(t, "deploy/kubernetes/base").environment(t, "termgw")["TERMGW_MAX_SESSIONS"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "termgw_sessions_active) > " + strconv.Itoa(limit*8/10) + "\n"; !strings.Contains(read(t, "deploy/prometheus/rules.yaml"), want) {
+		t.Errorf("the rules lack %q, 80%% of %d", want, limit)
+	}
+}
+
+// The autoscaler's metric is what the adapter makes of series that there are.
+func TestAdapter(t *testing.T) {
+	var config struct {
+		Rules []struct {
+			SeriesQuery string `json:"seriesQuery"`
+			Resources   struct {
+				Overrides map[string]struct {
+					Resource string `json:"resource"`
+				} `json:"overrides"`
+			} `json:"resources"`
+			Name struct {
+				As string `json:"as"`
+			} `json:"name"`
+			MetricsQuery string `json:"metricsQuery"`
+		} `json:"rules"`
+	}
+	decode(t, "adapter.yaml", []byte(read(t, "deploy/prometheus/adapter.yaml")), &config)
+	if len(config.Rules) != 1 {
+		t.Fatalf("it has %d rules", len(config.Rules))
+	}
+	rule, known := config.Rules[0], exposed(t)
+	if want := render(t, "deploy/kubernetes/base").autoscaler.Spec.Metrics[0].Pods.Metric.Name; rule.Name.As != want {
+		t.Errorf("it makes %s, the autoscaler wants %s", rule.Name.As, want)
+	}
+	if rule.Resources.Overrides["namespace"].Resource != "namespace" || rule.Resources.Overrides["pod"].Resource != "pod" {
+		t.Errorf("it does not know a pod by %+v", rule.Resources)
+	}
+	known.check(t, "seriesQuery", rule.SeriesQuery, nil)
+	filled := strings.NewReplacer("<<.GroupBy>>", "pod", "<<.LabelMatchers>>", `namespace="n",pod="p"`).Replace(rule.MetricsQuery)
+	known.check(t, "metricsQuery", filled, nil)
+}

@@ -1,0 +1,303 @@
+package deploy
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// host is what clients call the gateway by.
+const host = "terminal.example.com"
+
+// proxy is a real one that runs with the file that is in deploy/proxy, but for addresses.
+type proxy struct {
+	*child
+	address string
+	scheme  string // http or https
+}
+
+// proxies start before an upstream, with TLS or without.
+var proxies = map[string]func(t *testing.T, upstream string, secure bool) *proxy{"nginx": startNginx, "Caddy": startCaddy}
+
+func newProxy(secure bool) *proxy {
+	p := &proxy{address: ownAddress(), scheme: "http"}
+	if secure {
+		p.scheme = "https"
+	}
+	return p
+}
+
+func (p *proxy) run(t *testing.T, config string, cmd *exec.Cmd, file string) *proxy {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.child = start(t, cmd)
+	p.ready(t, p.address)
+	return p
+}
+
+func startNginx(t *testing.T, upstream string, secure bool) *proxy {
+	t.Helper()
+	nginx, p, dir := program(t, "nginx", "nginx-light"), newProxy(secure), t.TempDir()
+	listen := "listen " + p.address + ";"
+	if secure {
+		cert, key := certificate(t, host)
+		listen = fmt.Sprintf("listen %s ssl; ssl_certificate %s; ssl_certificate_key %s;", p.address, cert, key)
+	}
+	config := strings.ReplaceAll(read(t, "deploy/proxy/nginx.conf"), " /tmp/", " "+dir+"/")
+	config = replace(t, config, "listen 80;", listen)
+	config = replace(t, config, "set $gateways termgw:8080;", "set $gateways "+upstream+";")
+	file := filepath.Join(dir, "nginx.conf")
+	return p.run(t, config, exec.Command(nginx, "-p", dir, "-c", file, "-g", "daemon off;"), file)
+}
+
+func startCaddy(t *testing.T, upstream string, secure bool) *proxy {
+	t.Helper()
+	caddy, p, dir := program(t, "caddy", "caddy"), newProxy(secure), t.TempDir()
+	ip, port, _ := net.SplitHostPort(p.address)
+	site := fmt.Sprintf("%s://:%s {\n\tbind %s\n", p.scheme, port, ip)
+	if secure {
+		cert, key := certificate(t, host)
+		site += fmt.Sprintf("\ttls %s %s\n", cert, key)
+	}
+	config := read(t, "deploy/proxy/Caddyfile")
+	config = replace(t, config, "\nterminal.example.com {\n", "\n"+site)
+	config = replace(t, config, "reverse_proxy termgw:8080", "reverse_proxy "+upstream)
+	// No port of its own for commands, and none to redirect from.
+	config = replace(t, config, "\n{\n", "\n{\n\tadmin off\n\tauto_https disable_redirects\n")
+	version, err := exec.Command(caddy, "version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if regexp.MustCompile(`^v?2\.[0-6]\.`).Match(version) { // Debian's is older than this option
+		config = replace(t, config, "stream_close_delay 8h\n", "\n")
+	}
+	file := filepath.Join(dir, "Caddyfile")
+	return p.run(t, config, exec.Command(caddy, "run", "--adapter", "caddyfile", "--config", file), file)
+}
+
+func (p *proxy) url(scheme, path string) string {
+	if p.scheme == "https" {
+		scheme += "s"
+	}
+	return scheme + "://" + host + path
+}
+
+// get asks for a path as a browser that opens a page.
+func (p *proxy) get(t *testing.T, path string, header http.Header) int {
+	t.Helper()
+	request, err := http.NewRequest(http.MethodGet, p.url("http", path), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header = header
+	response, err := client(t, p.address, host).Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	return response.StatusCode
+}
+
+func forEachProxy(t *testing.T, test func(t *testing.T, start func(t *testing.T, upstream string, secure bool) *proxy)) {
+	for name, start := range proxies {
+		t.Run(name, func(t *testing.T) { test(t, start) })
+	}
+}
+
+func TestTerminalThroughProxy(t *testing.T) {
+	upstream, ticket := demo(t)
+	forEachProxy(t, func(t *testing.T, start func(t *testing.T, upstream string, secure bool) *proxy) {
+		p := start(t, upstream, false)
+		// The demo answers to this name, too, and goes by it only if the proxy keeps the Host: it trusts no proxy.
+		_, port, _ := net.SplitHostPort(upstream)
+		name := "localhost:" + port
+		c, response := dial(t, client(t, p.address, name), "ws://"+name+"/workspaces/host/terminal?cols=100&rows=30",
+			http.Header{"Origin": {"http://" + name}}, "termgw.v1", "termgw.ticket."+ticket())
+		if c == nil {
+			t.Fatalf("refused: %s", response.Status)
+		}
+		if c.Subprotocol() != "termgw.v1" {
+			t.Errorf("the subprotocol is %q", c.Subprotocol())
+		}
+		c.run(t, "stty size; echo $((40+2))", "30 100\r\n42\r\n")
+		if reload := reloads[filepath.Base(p.cmd.Path)]; reload != nil {
+			reload(t, p)
+			c.run(t, "echo still $((40+3))", "still 43\r\n")
+		}
+		c.run(t, "exit 3", "exit")
+		if code := c.end(t); code != websocket.StatusNormalClosure || !strings.Contains(strings.Join(c.events, ""), `"type":"exit","code":3`) {
+			t.Errorf("the terminal ended by %d, %s", code, c.events)
+		}
+	})
+}
+
+// reloads are those that cut no terminal, and return when the reload is over. Debian's Caddy is too old for it.
+var reloads = map[string]func(t *testing.T, p *proxy){
+	"nginx": func(t *testing.T, p *proxy) {
+		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the old worker is about to go, with its terminal", func() bool {
+			children, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.cmd.Process.Pid))
+			if err != nil || len(children) == 0 {
+				t.Fatal("the kernel tells no children: ", err)
+			}
+			pids, err := os.ReadFile(children[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			for pid := range strings.FieldsSeq(string(pids)) {
+				if title, _ := os.ReadFile("/proc/" + pid + "/cmdline"); strings.Contains(string(title), "worker process is shutting down") {
+					return true
+				}
+			}
+			return false
+		})
+	},
+}
+
+func TestWhatGatewaySeesThroughProxy(t *testing.T) {
+	gateway, upstream, _ := serve(t)
+	forEachProxy(t, func(t *testing.T, start func(t *testing.T, upstream string, secure bool) *proxy) {
+		for _, secure := range []bool{false, true} {
+			p := start(t, upstream, secure)
+			t.Run(p.scheme, func(t *testing.T) {
+				t.Run("headers", func(t *testing.T) { p.testHeaders(t, gateway) })
+				t.Run("paths", p.testPaths)
+				t.Run("the longest ticket", func(t *testing.T) {
+					if status := p.refused(t, nil, "termgw.v1", "termgw.ticket."+strings.Repeat("x", 8<<10)); status != 0 {
+						t.Errorf("the handshake got %d", status)
+					}
+				})
+			})
+		}
+	})
+}
+
+// refused has a wrong ticket, or the origin before it, refused by the gateway; it returns an HTTP status, or 0.
+func (p *proxy) refused(t *testing.T, header http.Header, protocols ...string) (status int) {
+	t.Helper()
+	c, response := dial(t, client(t, p.address, host), p.url("ws", "/workspaces/ws1/terminal"), header, protocols...)
+	if c == nil {
+		return response.StatusCode
+	}
+	if code := c.end(t); code != 4401 || !strings.Contains(strings.Join(c.events, ""), "ticket_invalid") {
+		t.Errorf("a wrong ticket got %d, %s", code, c.events)
+	}
+	return 0
+}
+
+func (p *proxy) testHeaders(t *testing.T, gateway *child) {
+	other := "https"
+	if p.scheme == "https" {
+		other = "http"
+	}
+	own := p.scheme + "://" + host
+	for _, test := range []struct {
+		name   string
+		header http.Header
+		status int // 0: let through, to be told of the ticket
+	}{
+		{"the page's own origin", http.Header{"Origin": {own}}, 0},
+		{"no browser", nil, 0},
+		{"another scheme", http.Header{"Origin": {other + "://" + host}}, http.StatusForbidden},
+		{"another host", http.Header{"Origin": {p.scheme + "://evil.example"}}, http.StatusForbidden},
+		{"a host made up", http.Header{"Origin": {p.scheme + "://evil.example"}, "X-Forwarded-Host": {"evil.example"}}, http.StatusForbidden},
+		{"a scheme made up", http.Header{"Origin": {other + "://" + host}, "X-Forwarded-Proto": {other}}, http.StatusForbidden},
+		{"an address made up", http.Header{"Origin": {own}, "X-Forwarded-For": {"203.0.113.9"}}, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			before := len(gateway.said(t))
+			if status := p.refused(t, test.header, "termgw.v1", "termgw.ticket.x.y.z"); status != test.status {
+				t.Errorf("the handshake got %d, not %d", status, test.status)
+			}
+			eventually(t, "the gateway logs the client's address", func() bool {
+				return strings.Contains(gateway.said(t)[before:], `"client":"`+clientIP+`"`)
+			})
+		})
+	}
+}
+
+// testPaths: the terminal's goes to the gateway, and no other does.
+func (p *proxy) testPaths(t *testing.T) {
+	for path, status := range map[string]int{
+		"/workspaces/ws1/terminal": http.StatusUpgradeRequired,
+		"/":                        http.StatusNotFound, "/healthz": http.StatusNotFound, "/readyz": http.StatusNotFound,
+		"/metrics": http.StatusNotFound, "/workspaces/ws1/terminal/": http.StatusNotFound,
+	} {
+		for name, header := range map[string]http.Header{
+			"plain": nil, "an upgrade to something else": {"Connection": {"Upgrade"}, "Upgrade": {"h2c"}},
+		} {
+			if got := p.get(t, path, header); got != status {
+				t.Errorf("%s, %s: got %d, not %d", path, name, got, status)
+			}
+		}
+	}
+}
+
+// A proxy's logs have no ticket, however it was sent and whatever went wrong.
+func TestProxyLogsNoTicket(t *testing.T) {
+	_, upstream, _ := serve(t)
+	const secret = "eyJhbGciOiJFZERTQSJ9.c2VjcmV0.c2lnbmF0dXJl"
+	forEachProxy(t, func(t *testing.T, start func(t *testing.T, upstream string, secure bool) *proxy) {
+		for name, at := range map[string]struct {
+			upstream string
+			status   int
+		}{"a gateway": {upstream, 0}, "no gateway": {ownAddress(), http.StatusBadGateway}} {
+			t.Run(name, func(t *testing.T) {
+				p := start(t, at.upstream, false)
+				c, response := dial(t, client(t, p.address, host), p.url("ws", "/workspaces/ws1/terminal?cols=80&ticket="+secret),
+					http.Header{"Authorization": {"Bearer " + secret}, "Referer": {"http://" + host + "/?ticket=" + secret}},
+					"termgw.v1", "termgw.ticket."+secret)
+				if c != nil {
+					c.end(t)
+				} else if response.StatusCode != at.status {
+					t.Fatalf("the handshake got %s", response.Status)
+				}
+				if status := p.get(t, "/?ticket="+secret, nil); status != http.StatusNotFound {
+					t.Errorf("/ got %d", status)
+				}
+				eventually(t, "the proxy logs the requests", func() bool {
+					said := p.said(t)
+					return strings.Contains(said, `"/workspaces/ws1/terminal"`) && strings.Contains(said, `"/"`)
+				})
+				if said := p.said(t); strings.Contains(said, "c2VjcmV0") {
+					t.Errorf("the ticket is in the log:\n%s", said)
+				}
+			})
+		}
+	})
+}
+
+// What cannot be waited for in a test: a terminal that is silent, and one that is open for hours.
+func TestProxyTimeouts(t *testing.T) {
+	silence, session := longerThan(t, "TERMGW_PING_INTERVAL", 2), longerThan(t, "TERMGW_MAX_SESSION", 1)
+	for _, test := range []struct {
+		file, setting string
+		least         time.Duration
+	}{
+		{"nginx.conf", `proxy_read_timeout (\w+);`, silence},
+		{"nginx.conf", `proxy_send_timeout (\w+);`, silence},
+		{"nginx.conf", `worker_shutdown_timeout (\w+);`, session},
+		{"Caddyfile", `stream_close_delay (\w+)`, session},
+	} {
+		found := regexp.MustCompile(test.setting).FindAllStringSubmatch(read(t, "deploy/proxy/"+test.file), -1)
+		if len(found) != 1 {
+			t.Errorf("%s: %s is there %d times", test.file, test.setting, len(found))
+		} else if d, err := time.ParseDuration(found[0][1]); err != nil || d < test.least {
+			t.Errorf("%s: %s, and has to be %s", test.file, found[0][0], test.least)
+		}
+	}
+}
