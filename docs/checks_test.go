@@ -97,7 +97,9 @@ func unknownCommands(p *page, _ map[string]*page, s *source) (faults []string) {
 	}
 	for _, line := range lines {
 		for m := invocation.FindStringSubmatch(line); m != nil; m = invocation.FindStringSubmatch(" " + m[1]) {
-			faults = append(faults, s.commands.faults(m[1])...)
+			if !strings.HasPrefix(m[1], "/") { // where the program is copied to
+				faults = append(faults, s.commands.faults(m[1])...)
+			}
 		}
 	}
 	return faults

@@ -92,6 +92,15 @@ func loadSource() (*source, error) {
 	}
 	s.commands = types.command("cli")
 	migrations, _ := filepath.Glob("../pkg/store/migrations/*.sql")
+	files, err := filepath.Glob("../deploy/*/termgw.*") // files of that name are no tables
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range files {
+		for part := range strings.SplitSeq(filepath.Base(name), ".") {
+			s.schema[part] = true
+		}
+	}
 	for _, name := range append(migrations, "../Makefile") {
 		text, err := os.ReadFile(name)
 		if err != nil {

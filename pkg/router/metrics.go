@@ -66,6 +66,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}),
 	}
 	reg.MustRegister(m.active, m.total, m.duration, m.startSeconds, m.bytes, m.rejections, m.backlog, m.rttSeconds, m.storeSeconds, m.draining, m.revocation)
+	for _, target := range []string{"local", "remote"} {
+		m.active.WithLabelValues(target) // 0 from the start: an autoscaler reads nothing as unknown
+	}
 	return m
 }
 

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -73,11 +74,12 @@ type Config struct {
 // Router serves the terminal endpoint, /healthz and /readyz.
 type Router struct {
 	Config
-	mux   chi.Router
-	live  *sessions
-	turns bridge.Turns
-	pace  *pacer
-	flood rate.Sometimes // tells that an address is refused
+	mux    chi.Router
+	live   *sessions
+	faults known
+	turns  bridge.Turns
+	pace   *pacer
+	flood  rate.Sometimes // tells that an address is refused
 }
 
 // New returns a router; Drain ends its sessions.
@@ -128,8 +130,8 @@ func (rt *Router) ready(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	var problems []string
 	state := func(part string, err error, problem string) string {
+		rt.faults.tell(rt.Log, part, err)
 		if err != nil {
-			rt.Log.WarnContext(ctx, "not ready", "part", part, "err", err)
 			problems = append(problems, problem)
 			return "unavailable"
 		}
@@ -159,6 +161,31 @@ func (rt *Router) ready(w http.ResponseWriter, r *http.Request) {
 		body["problems"] = problems
 	}
 	writeJSON(w, status, "application/json", body)
+}
+
+// known is what was last found wrong, by part: a probe asks every few seconds, and a gateway without Docker is meant to
+// be so.
+type known struct {
+	mu  sync.Mutex
+	all map[string]string
+}
+
+// tell logs what is new.
+func (f *known) tell(log *slog.Logger, part string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	was := f.all[part]
+	switch {
+	case err == nil && was != "":
+		delete(f.all, part)
+		log.Info("ready again", "part", part)
+	case err != nil && was != err.Error():
+		if f.all == nil {
+			f.all = map[string]string{}
+		}
+		f.all[part] = err.Error()
+		log.Warn("not ready", "part", part, "err", err)
+	}
 }
 
 // problem answers an error that is told before the upgrade (RFC 9457).

@@ -457,3 +457,21 @@ func TestHealth(t *testing.T) {
 		})
 	}
 }
+
+// A probe asks every few seconds: what is wrong is logged when it is new.
+func TestReadyIsLoggedOnce(t *testing.T) {
+	g := open(t)
+	probe := func(err error) {
+		g.store.pingErr = err
+		g.ask(t, terminal("", "", func(a *ask) { a.target, a.header = "/readyz", nil }))
+	}
+	for _, err := range []error{errors.New("first"), errors.New("first"), errors.New("second"), nil, nil, errors.New("first")} {
+		probe(err)
+	}
+	if n := strings.Count(g.logs.String(), "not ready"); n != 3 {
+		t.Errorf("not ready is logged %d times", n)
+	}
+	if n := strings.Count(g.logs.String(), "ready again"); n != 1 {
+		t.Errorf("ready again is logged %d times", n)
+	}
+}
