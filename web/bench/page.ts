@@ -1,128 +1,163 @@
-// The page in which `npm run bench` measures: the client as a canvas uses it,
-// with a look at its socket and at what the renderer has drawn.
+// What `npm run bench` runs in its page: the client as a canvas uses it, with a
+// look at its socket and at what the renderer has drawn.
 import "@xterm/xterm/css/xterm.css";
 import { Terminal } from "@xterm/xterm";
-import { attachTerminal, type Socket, TerminalConnection } from "../client/index.js";
+import { type Attached, attachTerminal, type Socket, TerminalConnection } from "../client/index.js";
+import { text } from "./text.mjs";
 
 declare global {
   interface Window {
-    bench: {
-      open(): Promise<void>;
-      send(text: string): void;
-      keys: Key[];
-      flood(command: string): Promise<number>;
-      memory(path: string): Promise<number>;
-      prompt(): Promise<number>;
-      renderer(): string;
-    };
+    bench: Bench;
   }
 }
 
-/** When, in ms: the key was pressed, its byte left, the echo came, and its frame was drawn. */
+export interface Gateway {
+  terminal: string;
+  /** Where a ticket is asked for. */
+  tickets: string;
+  workspace: string;
+  renderer: "dom" | "webgl";
+}
+
+/** When, in ms: the key was pressed, its byte left, the echo came, the next frame began, and was drawn. */
 interface Key {
   pressed: number;
   left: number;
   came: number;
+  frame: number;
   drawn: number;
+  /** The terminal was drawn in a later frame than that one. */
+  late: boolean;
 }
 
-const SIZE = { cols: 120, rows: 30, scrollback: 1_000 };
-const query = new URLSearchParams(location.search);
-const renderer = query.get("renderer") === "webgl" ? "webgl" : "dom";
 const parent = document.getElementById("terminal") as HTMLElement;
 
-const terminal = new Terminal(SIZE);
-terminal.open(parent);
-let pending: Key | undefined;
-let lastPressed = 0;
-const keys: Key[] = [];
+class Bench {
+  readonly keys: Key[] = [];
+  private readonly terminal = new Terminal({ cols: 120, rows: 30, scrollback: 1_000 });
+  private connection: TerminalConnection | undefined;
+  private attached: Attached | undefined;
+  private pending: Key | undefined;
+  private lastPressed = 0;
+  private frameTime: CSSNumberish | null = null;
+  private bytes: Uint8Array | undefined;
 
-const connection = new TerminalConnection({
-  url: query.get("terminal") ?? "",
-  ticket: async () => ((await (await fetch("/ticket")).json()) as { ticket: string }).ticket,
-  openSocket: (url, protocols) => watched(new WebSocket(url, protocols)),
-});
-const attached = attachTerminal(terminal, connection, { renderer });
+  constructor() {
+    this.terminal.open(parent);
+    parent.addEventListener(
+      "keydown",
+      ({ timeStamp }) => {
+        this.lastPressed = timeStamp;
+        this.pending = { pressed: timeStamp, left: 0, came: 0, frame: 0, drawn: 0, late: false };
+      },
+      { capture: true },
+    );
+    const afterFrame = new MessageChannel(); // its message comes when the frame is done
+    this.terminal.onRender(() => {
+      if (!this.pending || this.pending.came === 0) return;
+      this.pending.late = document.timeline.currentTime !== this.frameTime; // one in a frame
+      afterFrame.port1.postMessage(0);
+    });
+    afterFrame.port2.onmessage = () => {
+      if (!this.pending || this.pending.came === 0) return;
+      this.pending.drawn = performance.now();
+      this.keys.push(this.pending);
+      this.pending = undefined;
+    };
+  }
 
-/** Notes when a key's byte leaves and when its echo comes, before the client knows. */
-function watched(socket: WebSocket): Socket {
-  const send = socket.send.bind(socket);
-  socket.send = (data) => {
-    if (pending && pending.left === 0 && typeof data !== "string") pending.left = performance.now();
-    send(data);
-  };
-  socket.addEventListener("message", ({ data }) => {
-    if (pending && pending.left > 0 && pending.came === 0 && typeof data !== "string") {
-      pending.came = performance.now();
-    }
-  });
-  return socket as Socket;
-}
-
-parent.addEventListener(
-  "keydown",
-  ({ timeStamp }) => {
-    lastPressed = timeStamp;
-    pending = { pressed: timeStamp, left: 0, came: 0, drawn: 0 };
-  },
-  { capture: true },
-);
-const afterFrame = new MessageChannel();
-terminal.onRender(() => {
-  if (pending && pending.came > 0) afterFrame.port1.postMessage(pending); // runs when this frame is done
-});
-afterFrame.port2.onmessage = () => {
-  if (!pending || pending.drawn > 0 || pending.came === 0) return;
-  pending.drawn = performance.now();
-  keys.push(pending);
-  pending = undefined;
-};
-
-window.bench = {
-  keys,
-  renderer: () => attached.renderer,
-  send: (text) => connection.send(text),
-  open: () =>
-    new Promise((resolve) => {
-      connection.on("status", ({ state }) => state === "open" && resolve());
+  async open({ terminal, tickets, workspace, renderer }: Gateway): Promise<string> {
+    const body = JSON.stringify({ workspace });
+    const connection = new TerminalConnection({
+      url: terminal,
+      ticket: async () => {
+        const answer = await fetch(tickets, { method: "POST", body });
+        return ((await answer.json()) as { ticket: string }).ticket;
+      },
+      openSocket: (url, protocols) => this.watch(new WebSocket(url, protocols)),
+    });
+    this.connection = connection;
+    this.attached = attachTerminal(this.terminal, connection, { renderer });
+    await new Promise<void>((resolve, reject) => {
+      connection.on("status", ({ state, end }) => {
+        if (state === "open") resolve();
+        if (end) reject(new Error(end.message));
+      });
       connection.connect();
-    }),
+    });
+    this.terminal.focus();
+    return this.attached.renderer;
+  }
+
+  /** Notes when a key's byte leaves and when its echo comes, before the client knows. */
+  private watch(socket: WebSocket): Socket {
+    const send = socket.send.bind(socket);
+    socket.send = (data) => {
+      const key = this.pending;
+      if (key?.left === 0 && typeof data !== "string") key.left = performance.now();
+      send(data);
+    };
+    socket.addEventListener("message", ({ data }) => {
+      const key = this.pending;
+      if (!key || key.left === 0 || key.came > 0 || typeof data === "string") return;
+      key.came = performance.now();
+      requestAnimationFrame(() => {
+        key.frame = performance.now();
+        this.frameTime = document.timeline.currentTime;
+      });
+    });
+    return socket as Socket;
+  }
+
+  send(text: string): void {
+    this.connection?.send(text);
+  }
+
   /** Runs a command that ends by setting the title, and gives the ms until that is on the screen. */
-  flood: (command) =>
-    new Promise((resolve) => {
+  run(command: string): Promise<number> {
+    return new Promise((resolve) => {
       const started = performance.now();
-      const stop = terminal.onTitleChange(() => {
+      const stop = this.terminal.onTitleChange(() => {
         stop.dispose();
-        terminal.write("", () => requestAnimationFrame(() => resolve(performance.now() - started)));
+        this.terminal.write("", () =>
+          requestAnimationFrame(() => resolve(performance.now() - started)),
+        );
       });
-      connection.send(command);
-    }),
+      this.send(command);
+    });
+  }
+
   /** The ms from the last key's press until the prompt, which sets the title, is on the screen. */
-  prompt: () =>
-    new Promise((resolve) => {
-      const stop = terminal.onTitleChange(() => {
+  prompt(): Promise<number> {
+    return new Promise((resolve) => {
+      const stop = this.terminal.onTitleChange(() => {
         stop.dispose();
-        requestAnimationFrame(() => resolve(performance.now() - lastPressed));
+        requestAnimationFrame(() => resolve(performance.now() - this.lastPressed));
       });
-    }),
+    });
+  }
+
   /** Feeds xterm.js the same bytes from memory, as fast as it takes them. */
-  memory: async (path) => {
-    const bytes = new Uint8Array(await (await fetch(path)).arrayBuffer());
+  async memory(): Promise<number> {
+    this.bytes ??= new TextEncoder().encode(text().replaceAll("\n", "\r\n")); // as the tty sends it
+    const { bytes } = this;
     const started = performance.now();
     let under = 0;
     for (let start = 0; start < bytes.length; start += 65_536) {
       const piece = bytes.subarray(start, start + 65_536);
       under++;
       const written = new Promise<void>((resolve) =>
-        terminal.write(piece, () => {
+        this.terminal.write(piece, () => {
           under--;
           resolve();
         }),
       );
       if (under >= 16) await written; // xterm.js drops what is over 50 MB
     }
-    await new Promise<void>((resolve) => terminal.write("", resolve));
+    await new Promise<void>((resolve) => this.terminal.write("", resolve));
     await new Promise(requestAnimationFrame);
     return performance.now() - started;
-  },
-};
+  }
+}
+
+window.bench = new Bench();

@@ -1,17 +1,22 @@
-// Measures the client in a real Chromium at a real gateway (`termgw demo`), and
-// prints what docs/canvas.md tells:
-//   npm run bench
+// Measures the client in a real Chromium, and prints what docs/canvas.md tells: at `termgw demo`,
+// and through nginx into a container, where an engine can be started. The last line is JSON.
+//   npm run bench [dom|webgl]
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { serveFixture } from "../test/browser/fixture.mjs";
-import { defer, mintTicket, skip, startBrowser, startDemo } from "../test/browser/harness.mjs";
+import { skipEngine, startEngine } from "../test/browser/engine.mjs";
+import { defer, skip, startDemo } from "../test/browser/harness.mjs";
+import { skipSite, startSite } from "../test/browser/site.mjs";
+import { startUnwatched } from "./chromium.mjs";
+import { text } from "./text.mjs";
 
 const KEYS = 300;
 const ROUNDS = 3;
-const MEGABYTES = 50;
+const FLOOD_MS = 10_000;
+const PAGE = fileURLToPath(new URL("page.ts", import.meta.url));
+const renderer = process.argv[2] === "webgl" ? "webgl" : "dom";
 
 if (skip) {
   console.error(skip);
@@ -23,8 +28,98 @@ const quantile = (values, part) =>
   [...values].sort((a, b) => a - b)[
     Math.min(values.length - 1, Math.floor(values.length * part))
   ] ?? 0;
-/** @param {number} ms */
-const shown = (ms) => ms.toFixed(1).padStart(7);
+const round = (/** @type {number} */ value) => Math.round(value * 10) / 10;
+
+/** @type {Record<string, unknown>} */
+const results = { renderer };
+/** @param {string} name @param {number[]} values */
+function tell(name, values) {
+  const [p50, p95] = [round(quantile(values, 0.5)), round(quantile(values, 0.95))];
+  const few = values.length <= ROUNDS;
+  results[name.trim()] = few ? values.map(round) : { p50, p95, count: values.length };
+  const shown = few ? values.map((value) => round(value)).join(", ") : `p50 ${p50}, p95 ${p95}`;
+  console.log(`${name.padEnd(50)} ${shown}`);
+}
+
+/** @typedef {Awaited<ReturnType<typeof startUnwatched>>} Tab */
+const prompting = `PROMPT_COMMAND="printf '\\e]0;prompt\\a'"\r`;
+
+/** @param {Tab} tab */
+async function keys(tab) {
+  await tab.evaluate((line) => window.bench.run(line), prompting);
+  // `cat` gives every key back, as one byte.
+  await tab.evaluate(() => window.bench.send("stty -icanon; printf '\\e[2J\\e[H'; cat\r"), 0);
+  await delay(500);
+  for (let key = 0; key < KEYS; key++) {
+    await tab.press("x");
+    await delay(20 + Math.random() * 30); // a person's pace, in step with no frame
+  }
+  const seen = await tab.evaluate(() => window.bench.keys, 0);
+  await interrupt(tab);
+  const all = (/** @type {(key: any) => number} */ of) => seen.map(of);
+  tell(
+    "socket's echo, ms",
+    all((key) => key.came - key.left),
+  );
+  tell(
+    "the page adds, ms",
+    all((key) => key.left - key.pressed + key.drawn - key.came),
+  );
+  tell(
+    "  of it the screen's next frame is waited for, ms",
+    all((key) => key.frame - key.came),
+  );
+  tell(
+    "  of it work, ms",
+    all((key) => key.left - key.pressed + key.drawn - key.frame),
+  );
+  tell("  keys drawn later than in that frame", [seen.filter((key) => key.late).length]);
+  tell(
+    "key to pixels, ms",
+    all((key) => key.drawn - key.pressed),
+  );
+}
+
+/**
+ * Presses Ctrl-C, and gives the ms until the prompt is on the screen.
+ *
+ * @param {Tab} tab
+ */
+async function interrupt(tab) {
+  const prompt = tab.evaluate(() => window.bench.prompt(), 0);
+  await tab.press("c", "ctrl");
+  return prompt;
+}
+
+/** @param {Tab} tab @param {string} where */
+async function interrupts(tab, where) {
+  await tab.evaluate((line) => window.bench.run(line), prompting);
+  /** @type {number[]} */
+  const took = [];
+  for (let turn = 0; turn < ROUNDS; turn++) {
+    await tab.evaluate(() => window.bench.send("yes\r"), 0);
+    await delay(FLOOD_MS);
+    took.push(await interrupt(tab));
+  }
+  await tab.evaluate((line) => window.bench.run(line), "PROMPT_COMMAND=; printf '\\e]0;go\\a'\r");
+  tell(`Ctrl-C in 10 s of yes, ${where}, ms`, took);
+}
+
+/** @param {Tab} tab @param {string} file */
+async function flood(tab, file) {
+  const command = `cat ${file}; printf '\\e]0;done\\a'\r`;
+  /** @type {number[]} */
+  const memory = [];
+  /** @type {number[]} */
+  const cat = [];
+  for (let turn = 0; turn < ROUNDS; turn++) {
+    memory.push(await tab.evaluate(() => window.bench.memory(), 0));
+    cat.push(await tab.evaluate((line) => window.bench.run(line), command));
+  }
+  tell("50 MB from memory, ms", memory);
+  tell("50 MB by cat, ms", cat);
+  tell("  ratio of the medians", [quantile(cat, 0.5) / quantile(memory, 0.5)]);
+}
 
 /** @type {() => unknown} */
 let end = () => {};
@@ -34,91 +129,41 @@ const scope = {
     end = undo;
   },
 };
-
-/** Lines as a build prints them: 100 columns, some of it in colour. */
-function text() {
-  const lines = [];
-  for (let size = 0, at = 0; size < MEGABYTES * 1e6; at++) {
-    const line = `\x1b[32m${String(at).padStart(8)}\x1b[0m ${"compiling pkg/module ".repeat(4)}ok`;
-    lines.push(line);
-    size += line.length + 1;
-  }
-  return `${lines.join("\n")}\n`;
-}
-
+const flags = renderer === "webgl" ? ["--enable-unsafe-swiftshader"] : ["--disable-gpu"];
 try {
   const demo = await startDemo(scope);
-  const browser = await startBrowser(scope);
+  const tab = await startUnwatched(scope, flags);
   const dir = await mkdtemp(join(tmpdir(), "termgw-bench-"));
   defer(scope, () => rm(dir, { recursive: true }));
-  const printed = text();
-  await writeFile(join(dir, "text"), printed);
-  await writeFile(join(dir, "screen"), printed.replaceAll("\n", "\r\n")); // as the tty sends it
+  await writeFile(join(dir, "text"), text());
 
-  const tab = await browser.newPage({ viewport: { width: 1200, height: 700 } });
-  const page = await serveFixture(
-    tab,
-    fileURLToPath(new URL("page.ts", import.meta.url)),
-    demo.page,
-  );
-  page.searchParams.set("terminal", demo.terminal);
-  page.searchParams.set("renderer", process.argv[2] ?? "dom");
-  await tab.route("**/ticket", async (route) =>
-    route.fulfill({ json: { ticket: await mintTicket(demo) } }),
-  );
-  await tab.route("**/screen", (route) => route.fulfill({ path: join(dir, "screen") }));
-  await tab.goto(page.href);
-  await tab.evaluate(() => window.bench.open());
-  await tab.locator(".xterm-helper-textarea").focus();
+  await tab.load(PAGE, demo.page);
+  const { terminal, tickets } = demo;
+  const gateway = { terminal, tickets, workspace: "host", renderer };
+  await tab.evaluate((given) => window.bench.open(/** @type {any} */ (given)), gateway);
+  await tab.evaluate((line) => window.bench.run(line), "stty -echo; PS1=; printf '\\e]0;go\\a'\r");
+  await keys(tab);
+  await interrupts(tab, "demo");
+  await flood(tab, join(dir, "text"));
 
-  await tab.evaluate(() => window.bench.flood("stty -echo; PS1=; printf '\\e]0;ready\\a'\r"));
-  console.log(`renderer: ${await tab.evaluate(() => window.bench.renderer())}`);
-
-  // `cat` gives every key back, as one byte.
-  await tab.evaluate(() => window.bench.send("stty -icanon; printf '\\e[2J\\e[H'; cat\r"));
-  await delay(500);
-  for (let key = 0; key < KEYS; key++) {
-    await tab.keyboard.press("x");
-    await delay(20 + Math.random() * 30); // a person's pace, in step with no frame
+  if (skipEngine || skipSite) console.log(skipEngine || skipSite);
+  else {
+    const engine = await startEngine(scope);
+    await engine.run("box");
+    const workspace = { id: "box", name: "Box", detail: "" };
+    const site = await startSite(scope, engine.host, [workspace]);
+    await tab.load(PAGE, site.url);
+    const there = {
+      terminal: new URL("/workspaces/box/terminal", site.url).href,
+      tickets: new URL("/demo/tickets", site.url).href,
+      workspace: "box",
+      renderer,
+    };
+    await tab.evaluate((given) => window.bench.open(/** @type {any} */ (given)), there);
+    await interrupts(tab, "nginx and Docker");
+    await tab.leave(); // else its gateway waits for it
   }
-  const keys = await tab.evaluate(() => window.bench.keys);
-  await tab.keyboard.press("Control+c");
-  for (const [name, of] of /** @type {const} */ ([
-    ["socket's echo", (/** @type {any} */ key) => key.came - key.left],
-    ["the page adds", (/** @type {any} */ key) => key.left - key.pressed + key.drawn - key.came],
-    ["key to pixels", (/** @type {any} */ key) => key.drawn - key.pressed],
-  ])) {
-    const values = keys.map(of);
-    const [p50, p95] = [quantile(values, 0.5), quantile(values, 0.95)];
-    console.log(`${name}: p50 ${shown(p50)} ms, p95 ${shown(p95)} ms (${values.length} keys)`);
-  }
-
-  await tab.evaluate(() => window.bench.send("PROMPT_COMMAND=\"printf '\\e]0;prompt\\a'\"\r"));
-  /** @type {number[]} */
-  const interrupts = [];
-  for (let round = 0; round < ROUNDS; round++) {
-    await delay(500);
-    await tab.evaluate(() => window.bench.send("yes\r"));
-    await delay(3_000);
-    const prompt = await tab.evaluateHandle(() => ({ shown: window.bench.prompt() }));
-    await tab.keyboard.press("Control+c");
-    interrupts.push(await prompt.evaluate(({ shown }) => shown));
-  }
-  console.log(`Ctrl-C in 3 s of yes, to the prompt: ${interrupts.map(shown).join(",")} ms`);
-  await tab.evaluate(() => window.bench.flood("PROMPT_COMMAND=; printf '\\e]0;go\\a'\r"));
-
-  /** @type {number[]} */
-  const ratios = [];
-  for (let round = 0; round < ROUNDS; round++) {
-    const memory = await tab.evaluate(() => window.bench.memory("/screen"));
-    const command = `cat ${dir}/text; printf '\\e]0;done\\a'\r`;
-    const cat = await tab.evaluate((line) => window.bench.flood(line), command);
-    ratios.push(cat / memory);
-    console.log(
-      `${MEGABYTES} MB: from memory ${shown(memory)} ms, by cat ${shown(cat)} ms, ratio ${(cat / memory).toFixed(2)}`,
-    );
-  }
-  console.log(`ratio, median: ${quantile(ratios, 0.5).toFixed(2)}`);
+  console.log(JSON.stringify(results));
 } finally {
   await end();
 }

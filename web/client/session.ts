@@ -14,6 +14,11 @@ const OPEN = 1;
 
 /** Bytes rendered after which an ack is due, and the largest piece handed to the renderer. */
 const ACK_EVERY = 8 * 1024;
+/**
+ * The least time between two acks. A browser renders 30 MB/s, and an ack for each 8 KiB of
+ * that took it a third of the time; the gateway's window is 100 ms of rendering.
+ */
+const ACK_PAUSE_MS = 4;
 /** The gateway takes messages of 1 MiB; smaller ones let control messages pass between them. */
 const INPUT_FRAME = 64 * 1024;
 /**
@@ -85,6 +90,10 @@ export class Session {
   private received = 0;
   private rendered = 0;
   private acked = 0;
+  private ackedAt = -ACK_PAUSE_MS;
+  /** An ack is due, and is sent after the pause. */
+  private ackWaits = false;
+  private stopAck: () => void = () => {};
 
   private readonly input: Uint8Array<ArrayBuffer>[] = [];
   /** Bytes of input since `inputPing` was last answered. */
@@ -140,6 +149,7 @@ export class Session {
     if (this.over) return;
     this.over = true;
     this.stopPings();
+    this.stopAck();
     this.socket.close(1000);
     this.events.end(end);
   }
@@ -226,6 +236,18 @@ export class Session {
     if (this.over) return;
     const due = this.rendered - this.acked >= ACK_EVERY;
     if (!due && this.rendered < this.received) return;
+    const pause = this.ackedAt + ACK_PAUSE_MS - this.clock.now();
+    if (pause <= 0) this.sendAck();
+    else if (!this.ackWaits) {
+      this.ackWaits = true;
+      this.stopAck = this.clock.after(pause, () => this.sendAck());
+    }
+  }
+
+  private sendAck(): void {
+    this.stopAck();
+    this.ackWaits = false;
+    this.ackedAt = this.clock.now();
     this.acked = this.rendered;
     this.sendControl({ type: "ack", bytes: this.acked });
   }

@@ -44,6 +44,16 @@ class Page {
     const applySettings = () => this.applySettings();
     setUpSettings(applySettings);
     onSystemThemeChange(applySettings);
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden) this.chosen?.looked();
+      this.show();
+    });
+    // Ctrl+W deletes a word in a shell, and closes the page with all shells in a browser.
+    window.addEventListener("beforeunload", (event) => {
+      if (this.sessions.some(({ used, status }) => used && status.state === "open")) {
+        event.preventDefault();
+      }
+    });
     // Times pass without anything else happening.
     setInterval(() => this.show(), 1_000);
   }
@@ -116,7 +126,8 @@ class Page {
     element("welcome").hidden = this.chosen !== undefined;
     element("terminals").hidden = this.chosen === undefined;
     const { workspace, title } = this.chosen ?? {};
-    document.title = [title, workspace?.name, "termgw"].filter(Boolean).join(" · ");
+    const bell = this.sessions.some((session) => session.bell) ? "(!) " : "";
+    document.title = bell + [title, workspace?.name, "termgw"].filter(Boolean).join(" · ");
   }
 
   private keep(): void {

@@ -22,6 +22,8 @@ export interface CopyRequest {
   answer(allowed: boolean): void;
 }
 
+const calmMotion = matchMedia("(prefers-reduced-motion: reduce)");
+
 let nextId = 1;
 
 export class TerminalSession {
@@ -40,6 +42,10 @@ export class TerminalSession {
   copyRequest: CopyRequest | undefined;
   /** Something was printed while another tab was looked at. */
   unseen = false;
+  /** A program rang the bell while nobody looked. */
+  bell = false;
+  /** Something was typed since it opened: there may be something to lose. */
+  used = false;
 
   private readonly box: HTMLElement;
 
@@ -65,7 +71,7 @@ export class TerminalSession {
       fontFamily: FONT,
       fontSize: settings.fontSize,
       lineHeight: 1.15,
-      cursorBlink: !matchMedia("(prefers-reduced-motion: reduce)").matches,
+      cursorBlink: !calmMotion.matches,
       scrollback: 10_000,
       minimumContrastRatio: 4.5,
       macOptionIsMeta: true,
@@ -86,6 +92,7 @@ export class TerminalSession {
     this.connection.on("status", () => {
       this.roundTrip = undefined;
       this.notice = undefined;
+      this.used = false;
       changed();
     });
     this.connection.on("roundTrip", (ms) => {
@@ -101,7 +108,9 @@ export class TerminalSession {
       this.unseen = true;
       changed();
     });
+    this.terminal.onBell(() => this.ring(changed));
     this.terminal.onData(() => {
+      this.used = true;
       if (this.notice?.code !== "idle_timeout") return;
       this.notice = undefined;
       changed();
@@ -125,7 +134,13 @@ export class TerminalSession {
 
   show(visible: boolean): void {
     this.box.hidden = !visible;
-    if (visible) this.unseen = false;
+    if (visible) this.looked();
+  }
+
+  /** Somebody looks at it. */
+  looked(): void {
+    this.unseen = false;
+    this.bell = false;
   }
 
   /** Ends the session and takes it off the page. */
@@ -134,6 +149,16 @@ export class TerminalSession {
     this.connection.close();
     this.terminal.dispose();
     this.box.remove();
+  }
+
+  private ring(changed: () => void): void {
+    if (this.box.hidden || document.hidden) {
+      if (this.bell) return;
+      this.bell = true;
+      changed();
+    } else if (!calmMotion.matches && this.box.getAnimations().length === 0) {
+      this.box.animate({ opacity: [0.6, 1] }, 200);
+    }
   }
 
   private askToCopy(text: string, changed: () => void): Promise<boolean> {

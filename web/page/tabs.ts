@@ -32,12 +32,14 @@ export class Tabs {
       tab.dataset.state = state;
       tab.toggleAttribute("data-bad", session.bad);
       tab.toggleAttribute("data-unseen", session.unseen);
+      tab.toggleAttribute("data-bell", session.bell);
       tab.ariaSelected = String(isChosen);
       tab.tabIndex = isChosen ? 0 : -1;
       const name = label(session, sessions);
       const shown = tab.querySelector(".name");
       if (shown && shown.textContent !== name) shown.textContent = name;
-      const more = [name, session.title, session.unseen ? "new output" : "", state];
+      const news = session.bell ? "bell" : session.unseen ? "new output" : "";
+      const more = [name, session.title, news, state];
       tab.title = more.filter(Boolean).join(" · ");
       tab.ariaLabel = more.filter(Boolean).join(", ");
     }

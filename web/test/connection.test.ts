@@ -201,6 +201,7 @@ test("ack: every 8 KiB rendered while more is queued, cumulative", async () => {
   for (let frame = 0; frame < 40; frame++) socket.bytes(KIB);
   const counts: number[] = [];
   for (const rendered of made.pending) {
+    made.clock.advance(1);
     rendered();
     counts.push(socket.sent("ack").length);
   }
@@ -216,11 +217,39 @@ test("ack: a large frame is rendered in pieces, so that acks keep their pace", a
   const socket = await opened(made);
   socket.bytes(20 * KIB);
   assert.deepEqual(made.pieces, [8 * KIB, 8 * KIB, 4 * KIB]);
-  for (const rendered of made.pending) rendered();
+  for (const rendered of made.pending) {
+    made.clock.advance(4);
+    rendered();
+  }
   assert.deepEqual(
     socket.sent("ack").map((ack) => ack.bytes),
     [8 * KIB, 16 * KIB, 20 * KIB],
   );
+});
+
+test("ack: at most every 4 ms, and the last one is not forgotten", async () => {
+  const made = rig();
+  const socket = await opened(made);
+  socket.bytes(1024 * KIB);
+  const acks = () => socket.sent("ack").map((ack) => Number(ack.bytes) / KIB);
+  for (const rendered of made.pending) rendered();
+  assert.deepEqual(acks(), [8]);
+  made.clock.advance(3);
+  assert.deepEqual(acks(), [8]);
+  made.clock.advance(1);
+  assert.deepEqual(acks(), [8, 1024]);
+  made.clock.advance(100);
+  assert.deepEqual(acks(), [8, 1024]);
+});
+
+test("ack: none after the end", async () => {
+  const made = rig();
+  const socket = await opened(made);
+  socket.bytes(16 * KIB);
+  for (const rendered of made.pending) rendered();
+  made.connection.close();
+  assert.deepEqual(made.clock.running, []);
+  assert.equal(socket.sent("ack").length, 1);
 });
 
 test("ack: a piece rendered twice counts once", async () => {

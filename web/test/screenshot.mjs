@@ -54,6 +54,7 @@ const scope = {
  * @property {boolean} [phone]
  * @property {import("./browser/script.mjs").Failure[]} [failures]
  * @property {Parameters<typeof startScript>[2]} [session]
+ * @property {(tab: Page) => Promise<unknown>} [before]
  * @property {(tab: Page, site: Site) => Promise<unknown>} ready
  */
 
@@ -64,6 +65,12 @@ const ended = (/** @type {Page} */ tab) => shows(tab, "#again", /^(New session|R
 
 /** @type {Picture[]} */
 const pictures = [
+  {
+    name: "connecting-light",
+    scheme: "light",
+    session: { silent: true },
+    ready: (tab) => shows(tab, "#state", /^Connecting…$/),
+  },
   { name: "open-dark", scheme: "dark", ready: open },
   { name: "open-light", scheme: "light", ready: open },
   { name: "phone-dark", scheme: "dark", phone: true, ready: open },
@@ -121,6 +128,21 @@ const pictures = [
     },
   },
   {
+    name: "draining-dark",
+    scheme: "dark",
+    async ready(tab, site) {
+      await open(tab);
+      site.say({
+        type: "notice",
+        code: "draining",
+        seconds: 30,
+        message:
+          "This gateway goes away for an update and closes this terminal in 30 seconds. What runs in it ends then: save your work. A new terminal opens on another gateway.",
+      });
+      await shows(tab, "#panel", /30 seconds/);
+    },
+  },
+  {
     name: "reconnecting-light",
     scheme: "light",
     async ready(tab, site) {
@@ -150,12 +172,23 @@ const pictures = [
     failures: failure("container_not_running"),
     ready: ended,
   },
+  {
+    name: "backend-failed-light",
+    scheme: "light",
+    failures: failure("backend_failed"),
+    // The longest first wait, so that the picture is in time.
+    before: (tab) =>
+      tab.addInitScript(() => {
+        Math.random = () => 0.99;
+      }),
+    ready: (tab) => shows(tab, "#panel", /Step: docker/),
+  },
   { name: "idle-timeout-dark", scheme: "dark", failures: failure("idle_timeout"), ready: ended },
 ];
 
 try {
   const browser = await startBrowser(scope);
-  for (const { name, scheme, phone, failures = [], session, ready } of pictures) {
+  for (const { name, scheme, phone, failures = [], session, before, ready } of pictures) {
     const site = await startScript(scope, failures, { prints: PRINTS, ...session });
     const context = await browser.newContext({
       colorScheme: scheme,
@@ -163,6 +196,7 @@ try {
       ...(phone && { isMobile: true, hasTouch: true, deviceScaleFactor: 2 }),
     });
     const tab = await context.newPage();
+    await before?.(tab);
     await tab.goto(`${site.url}#key=first`);
     await ready(tab, site);
     await tab.screenshot({ path: join(folder, `${name}.png`), animations: "disabled" });

@@ -26,9 +26,7 @@ const PATIENT_MS = 30_000;
 test("through nginx into a container", { skip: skip || skipEngine || skipSite }, async (t) => {
   const engine = await startEngine(t);
   await engine.run("box");
-  const site = await startSite(t, engine.host, [
-    { id: "box", name: "Box", detail: "a container", container: "box" },
-  ]);
+  const site = await startSite(t, engine.host, [{ id: "box", name: "Box", detail: "a container" }]);
   const browser = await openBrowser();
   const expected = /ERR_CONNECTION|WebSocket connection|net::ERR|status of 502/;
   const tab = await openTab(t, browser, site.url, { expected });
@@ -164,10 +162,8 @@ test("through nginx into a container", { skip: skip || skipEngine || skipSite },
     t.diagnostic(
       `Ctrl-C to prompt ${ms} ms; heap ${early.toFixed(1)} MB, later ${late.toFixed(1)}`,
     );
-    assert.ok(
-      ms < 2_000,
-      `the prompt came ${ms} ms after Ctrl-C; on a free machine it is under 300`,
-    );
+    // A client that queues what it cannot render answers after minutes. On a free machine it is 300 ms.
+    assert.ok(ms < 10_000, `the prompt came ${ms} ms after Ctrl-C`);
     assert.ok(late < early + 10, `the heap grew from ${early} to ${late} MB`);
   });
 
@@ -195,23 +191,47 @@ test("through nginx into a container", { skip: skip || skipEngine || skipSite },
     await sees(tab, /^kept:$/m);
   });
 
-  await t.test("the gateway drains: the terminal moves to the other one", async () => {
-    const counts = () => site.gateways.map((gateway) => gateway.started());
-    const before = counts();
-    await tab.reload();
+  await t.test(
+    "the gateway drains: it is told, and the terminal moves to the other one",
+    async () => {
+      const counts = () => site.gateways.map((gateway) => gateway.started());
+      const before = counts();
+      await tab.reload();
+      await shows(tab, "#state", /^Connected$/, PATIENT_MS);
+      const at = counts().findIndex((count, index) => count > (before[index] ?? 0));
+      const [here, other] = [site.gateways[at], site.gateways[1 - at]];
+      assert.ok(here && other);
+      const had = other.started();
+      const drain = here.drain();
+      await shows(tab, "#panel", /closes this terminal in \d+ seconds/, PATIENT_MS);
+      await shows(tab, "#time-left", /^0:\d\d left$/);
+      await type(tab, "echo still-$((1+1))");
+      await sees(tab, /^still-2$/m);
+      await drain.hurry();
+      await until(() => String(other.started() > had), /true/, PATIENT_MS);
+      await shows(tab, "#state", /^Connected$/, PATIENT_MS);
+      await settle();
+      await type(tab, "echo moved-$((3+3))");
+      await sees(tab, /^moved-6$/m);
+    },
+  );
+
+  await t.test("an operator revokes: the reason is shown, and nothing is tried again", async () => {
+    const before = site.tickets.minted;
+    site.operate("sessions", "revoke", "--subject", "someone@example.com");
+    await shows(
+      tab,
+      "#panel",
+      /Access was withdrawn.*Access to this terminal was withdrawn/,
+      PATIENT_MS,
+    );
+    await shows(tab, "#again", /^New session$/);
+    await delay(3_000);
+    assert.equal(site.tickets.minted, before, "no ticket was asked for");
+    await delay(1_000); // a ticket of a later second than the revocation's
+    await tab.keyboard.press("Enter");
     await shows(tab, "#state", /^Connected$/, PATIENT_MS);
-    const at = counts().findIndex((count, index) => count > (before[index] ?? 0));
-    const [here, other] = [site.gateways[at], site.gateways[1 - at]];
-    assert.ok(here && other);
-    const had = other.started();
-    const gone = here.terminate();
-    await shows(tab, "#panel", /going away for an update/);
-    await shows(tab, "#state", /^Connected$/, PATIENT_MS);
-    await gone;
-    assert.ok(other.started() > had);
     await settle();
-    await type(tab, "echo moved-$((3+3))");
-    await sees(tab, /^moved-6$/m);
   });
 
   await t.test("a refused ticket: the reason, and no loop", async () => {

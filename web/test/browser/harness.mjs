@@ -11,10 +11,19 @@ import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 
-const CHROMIUM = process.env.CHROMIUM ?? find("chromium", "chromium-browser", "google-chrome");
+export const CHROMIUM =
+  process.env.CHROMIUM ?? find("chromium", "chromium-browser", "google-chrome");
 export const BIN =
   process.env.TERMGW_BIN ?? fileURLToPath(new URL("../../../bin/termgw", import.meta.url));
 const LIMIT_MS = 15_000;
+export const CHROMIUM_FLAGS = [
+  "--no-sandbox",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
 
 /** @typedef {{after(undo: () => unknown): void}} Scope what is started ends with it: a test, say */
 
@@ -152,19 +161,14 @@ export async function mintTicket(demo) {
   return ticket;
 }
 
-/** @param {Scope} t */
-export async function startBrowser(t) {
+/**
+ * @param {Scope} t
+ * @param {string[]} [flags]
+ */
+export async function startBrowser(t, flags = []) {
   const browser = await chromium.launch({
     executablePath: CHROMIUM ?? "",
-    args: [
-      "--no-sandbox",
-      "--disable-gpu",
-      "--disable-quic",
-      "--no-first-run",
-      "--disable-background-networking",
-      "--disable-component-update",
-      "--disable-sync",
-    ],
+    args: [...CHROMIUM_FLAGS, "--disable-gpu", ...flags],
   });
   defer(t, () => browser.close());
   return browser;

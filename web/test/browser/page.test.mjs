@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { faintTexts } from "./contrast.mjs";
 import {
   lives,
   openTab,
@@ -153,6 +154,16 @@ test("tabs: by keyboard alone, each with a shell of its own", { skip }, async (t
     assert.equal(await tab.locator(".tab[data-unseen]").count(), 0);
   });
 
+  await t.test("so is a tab in which the bell rang", async () => {
+    await line("sleep 0.3; printf '\\a'");
+    await press("Control+Shift+ArrowRight");
+    await tab.locator(".tab[data-bell]").waitFor();
+    await until(() => tab.title(), /^\(!\) /);
+    await press("Control+Shift+ArrowLeft");
+    await until(() => tab.title(), /^(?!\()/);
+    assert.equal(await tab.locator(".tab[data-bell]").count(), 0);
+  });
+
   await t.test("find marks what was printed, and steps through it", async () => {
     await line("clear; for i in 1 2 3; do echo need''le $i; done");
     await sees(tab, /^needle 3$/m);
@@ -224,6 +235,45 @@ test("settings: colours, size, screen reader, and they last", { skip }, async (t
   assert.equal(await ground("main"), "rgb(251, 251, 249)");
   await tab.locator(".xterm-accessibility").waitFor({ state: "attached" });
 });
+
+for (const colorScheme of /** @type {const} */ (["light", "dark"])) {
+  test(`${colorScheme}: every text stands out, and where the keyboard is`, { skip }, async (t) => {
+    const demo = await startDemo(t);
+    const browser = await openBrowser();
+    const tab = await openTab(t, browser, demo.page, { colorScheme, reducedMotion: "reduce" });
+    await tab.goto(demo.page);
+    await shows(tab, "#state", /^Connected$/);
+    const press = async (/** @type {string[]} */ ...keys) => {
+      for (const key of keys) await tab.keyboard.press(key);
+    };
+    const outline = () =>
+      tab.evaluate(() => getComputedStyle(document.activeElement ?? document.body).outlineStyle);
+    assert.deepEqual(await faintTexts(tab), []);
+
+    await press("Control+Shift+O");
+    await shows(tab, "#picker-list", /This machine/);
+    assert.deepEqual(await faintTexts(tab), []);
+    assert.equal(await outline(), "solid");
+    await press("Escape", "Control+Shift+E");
+    assert.equal(await outline(), "solid");
+
+    // From the tabs by Tab alone: another terminal, find, settings.
+    await press("Tab", "Tab", "Tab");
+    assert.equal(await tab.evaluate(() => document.activeElement?.id), "settings-open");
+    assert.equal(await outline(), "solid");
+    await press("Enter");
+    await tab.locator("#settings").waitFor();
+    assert.deepEqual(await faintTexts(tab), []);
+    await press("Escape");
+
+    await type(tab, "exit 3");
+    await shows(tab, "#again", /^New session$/);
+    assert.deepEqual(await faintTexts(tab), []);
+    assert.equal(await outline(), "solid");
+    const moving = await tab.evaluate(() => document.getAnimations().length);
+    assert.equal(moving, 0, "nothing moves for who asked for that");
+  });
+}
 
 test("a phone has the keys that it lacks", { skip }, async (t) => {
   const demo = await startDemo(t);
@@ -310,6 +360,37 @@ test("closing the page ends the shell", { skip }, async (t) => {
   assert.ok(lives(Number(pid)), "the shell lives while the page is open");
   await tab.close();
   await until(() => (lives(Number(pid)) ? "lives" : "gone"), /gone/);
+});
+
+test("leaving the page is asked about once something was typed", { skip }, async (t) => {
+  const demo = await startDemo(t);
+  const browser = await openBrowser();
+  const tab = await openTab(t, browser, demo.page);
+  await tab.goto(demo.page);
+  await shows(tab, "#state", /^Connected$/);
+  /** @type {string[]} */
+  const asked = [];
+  let stay = true;
+  tab.on("dialog", (dialog) => {
+    asked.push(dialog.type());
+    return stay ? dialog.dismiss() : dialog.accept();
+  });
+  await tab.locator(".xterm").click(); // a browser asks only who has done something there
+  await tab.evaluate(() => location.reload());
+  await shows(tab, "#state", /^Connected$/);
+  assert.deepEqual(asked, []);
+
+  await type(tab, "here=still");
+  await tab.evaluate(() => location.reload());
+  await until(() => String(asked), /^beforeunload$/);
+  await type(tab, 'echo "here:$here"');
+  await sees(tab, /^here:still$/m);
+  await type(tab, "exit");
+  await shows(tab, "#again", /^New session$/);
+  stay = false;
+  await tab.evaluate(() => location.reload());
+  await shows(tab, "#state", /^Connected$/);
+  assert.deepEqual(asked, ["beforeunload"]);
 });
 
 test("a gateway that goes away is told, with what to do", { skip }, async (t) => {

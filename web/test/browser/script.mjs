@@ -64,12 +64,13 @@ export const FAILURES = [
  *
  * @param {import("./harness.mjs").Scope} t
  * @param {Failure[]} failures
- * @param {{mode?: "rw" | "ro", target?: "local" | "remote", prints?: string}} [session]
+ * @param {{mode?: "rw" | "ro", target?: "local" | "remote", prints?: string, silent?: boolean}}
+ *   [session] `silent`: no shell ever starts
  */
 export async function startScript(
   t,
   failures,
-  { mode = "rw", target = "local", prints = "$ " } = {},
+  { mode = "rw", target = "local", prints = "$ ", silent = false } = {},
 ) {
   let sessions = 0;
   /** @type {import("ws").WebSocket | undefined} */
@@ -89,6 +90,7 @@ export async function startScript(
         const message = isBinary ? {} : JSON.parse(String(data));
         if (message.type === "ping") socket.send(JSON.stringify({ ...message, type: "pong" }));
       });
+      if (silent) return;
       say({
         type: "ready",
         session: `s${sessions}`,

@@ -1,5 +1,5 @@
-// A whole site: the platform, two gateways, nginx before them, and a line to it
-// that can be cut.
+// A whole site: the platform, two gateways with one database, nginx before them,
+// and a line to it that can be cut.
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
@@ -9,30 +9,42 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { defer, BIN, find, skipFor, supervise } from "./harness.mjs";
 import { signTicket, startPlatform } from "./platform.mjs";
+import { skipPostgres, startPostgres } from "./postgres.mjs";
 import { snippets } from "./snippets.mjs";
 
 const NGINX = find("nginx");
 const START_MS = 20_000;
 
 /** Why no site can be started here; false when one can. */
-export const skipSite = skipFor(NGINX ? [] : ["no nginx: install Debian's package nginx-light"]);
+export const skipSite =
+  skipFor(NGINX ? [] : ["no nginx: install Debian's package nginx-light"]) || skipPostgres;
 
 /**
  * @param {import("./harness.mjs").Scope} t
  * @param {string} dockerHost
- * @param {{id: string, name: string, detail: string, container: string}[]} workspaces
+ * @param {{id: string, name: string, detail: string}[]} workspaces a running container is named
+ *   as each of them
  */
 export async function startSite(t, dockerHost, workspaces) {
   const dir = await mkdtemp(join(tmpdir(), "termgw-site-"));
   defer(t, () => rm(dir, { recursive: true, force: true }));
   execFileSync(BIN, ["ticket", "keygen", "--out", join(dir, "ticket.json")], { stdio: "ignore" });
   const key = JSON.parse(await readFile(join(dir, "ticket.json"), "utf8"));
-  const rows = workspaces.map(({ id, name, container }) => ({ id, name, container }));
-  await writeFile(join(dir, "workspaces.json"), JSON.stringify(rows));
+  const postgres = await startPostgres(t);
+  postgres.query("CREATE TABLE workspaces (id text PRIMARY KEY, name text, instance_id text)");
+  for (const { id, name } of workspaces) {
+    postgres.query(`INSERT INTO workspaces VALUES ('${id}', '${name}', '')`);
+  }
+  /** @param {string[]} args */
+  const operate = (...args) => {
+    const env = { ...process.env, TERMGW_DATABASE_URL: postgres.url };
+    execFileSync(BIN, args, { env, stdio: ["ignore", "ignore", "pipe"] });
+  };
+  operate("migrate");
 
   const tickets = { minted: 0, forge: false };
   const platform = await startPlatform(t, {
-    workspaces: workspaces.map(({ id, name, detail }) => ({ id, name, detail })),
+    workspaces,
     ticket: (wanted) => {
       tickets.minted++;
       const ticket = signTicket(key, wanted);
@@ -42,11 +54,11 @@ export async function startSite(t, dockerHost, workspaces) {
   });
 
   const environment = {
-    TERMGW_WORKSPACES_FILE: join(dir, "workspaces.json"),
+    TERMGW_DATABASE_URL: postgres.url,
     TERMGW_TICKET_JWKS: join(dir, "ticket.jwks.json"),
     TERMGW_TRUSTED_PROXIES: "127.0.0.1",
     TERMGW_ADMIN_LISTEN: "",
-    TERMGW_DRAIN_TIMEOUT: "5s",
+    TERMGW_DRAIN_TIMEOUT: "50s", // longer than any test looks at it; it is cut short
     DOCKER_HOST: dockerHost,
   };
   const gateways = await Promise.all([startGateway(t, environment), startGateway(t, environment)]);
@@ -57,7 +69,7 @@ export async function startSite(t, dockerHost, workspaces) {
     gateways.map(({ port }) => port),
   );
   const line = await startLine(t, nginx);
-  return { url: `http://127.0.0.1:${line.port}/`, gateways, tickets, line };
+  return { url: `http://127.0.0.1:${line.port}/`, gateways, tickets, line, operate };
 }
 
 /**
@@ -76,9 +88,15 @@ async function startGateway(t, environment) {
     port,
     /** How many terminals were opened here. */
     started: () => log().split('"session started"').length - 1,
-    async terminate() {
+    /** Lets it drain, until all terminals have ended or `hurry` ends them. */
+    drain() {
       child.kill("SIGTERM");
-      await ended;
+      return {
+        async hurry() {
+          child.kill("SIGTERM");
+          await ended;
+        },
+      };
     },
   };
 }
