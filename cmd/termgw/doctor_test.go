@@ -94,7 +94,7 @@ func TestDoctorLocal(t *testing.T) {
 		says            []string
 	}{
 		{"a stopped container", "stopped", []string{docker}, toTheRow + " docker", "container", []string{"ws-stopped is stopped", "running on this engine: ", "ws-ws"}},
-		{"no container", "missing", []string{docker}, toTheRow + " docker", "container", []string{"looked for ws-missing, ws-missing"}},
+		{"no container", "missing", []string{docker}, toTheRow + " docker", "container", []string{"looked for ws-missing\n"}},
 		{"no shell", "shell-less", []string{docker, "TERMGW_SHELLS=/bin/none,/bin/neither"}, toTheRow + " docker container", "shell", []string{"/bin/none, /bin/neither"}},
 		{"a profile that does not end", "deaf", []string{docker}, toTheRow + " docker container", "shell", []string{"profile"}},
 		{"Docker down", "ws", []string{"DOCKER_HOST=unix://" + filepath.Join(t.TempDir(), "none.sock")}, toTheRow, "docker", []string{"none.sock"}},

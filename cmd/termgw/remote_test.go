@@ -24,6 +24,7 @@ import (
 
 	"github.com/molecule-ai/termgw/internal/awsplay"
 	"github.com/molecule-ai/termgw/internal/testenv"
+	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/eice"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
@@ -362,6 +363,36 @@ func TestRemoteEleventhTerminal(t *testing.T) {
 	}
 }
 
+// An endpoint carries 20 tunnels, which are 200 terminals: none is lost, and all answer.
+func TestRemoteTwoHundredTerminals(t *testing.T) {
+	const instances, each = 10, 20
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	for n := range instances {
+		p.onInstance(t, aws, fmt.Sprintf("ws%d", n))
+	}
+	p.exec(t, "UPDATE workspaces SET remote_target = 'host'")
+	g := p.serve(t, aws.environ(t)...)
+	open := make([]*tty, instances*each)
+	for round := range each { // of one on each instance
+		for n := range instances {
+			workspace := fmt.Sprintf("ws%d", n)
+			open[round*instances+n] = g.dial(t, workspace, p.ticket(t, workspace), dialing{})
+		}
+		for _, c := range open[round*instances : (round+1)*instances] {
+			c.wait(t, "a prompt", func() bool { return len(c.output) > 0 })
+		}
+	}
+	if aws.Tunnels() != 2*instances || p.places(t) != 2*instances {
+		t.Errorf("%d tunnels, %d places", aws.Tunnels(), p.places(t))
+	}
+	for n, c := range open {
+		if got := c.run(t, fmt.Sprintf("echo $((%d*7))", n)); got != fmt.Sprintf("%d\r\n", n*7) {
+			t.Errorf("terminal %d says %q", n, got)
+		}
+	}
+}
+
 // However a remote terminal ends, what belongs to it goes, and what was told to stay, stays.
 func TestRemoteLeavesNothing(t *testing.T) {
 	p := newPlatform(t)
@@ -442,13 +473,15 @@ func TestRemoteLeavesNothing(t *testing.T) {
 func TestRemoteFaults(t *testing.T) {
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
-	container := newBox(t, env.Docker(t), "shared")
+	container := newBox(t, env.Docker(t), "faulty") // no other test's name: an instance looks after a terminal for some seconds more, by its container's name
 	g := p.serve(t, aws.environ(t)...)
 	wrongEndpoint := p.serve(t, aws.environ(t, "TERMGW_EICE_ENDPOINT_ID=eice-0123456789abcdeff")...)
 	noRegion := p.serve(t, aws.environ(t, "AWS_REGION=")...)
+	fips := p.serve(t, aws.environ(t, "AWS_USE_FIPS_ENDPOINT=true")...)
 	noKeys := p.serve(t, append(aws.environ(t), "AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY=", "AWS_SESSION_TOKEN=")...)
 
 	aws.PutEndpoint(awsplay.Endpoint{ID: "eice-0000000000000000c", VPC: "vpc-creating", State: "create-in-progress"})
+	aws.PutEndpoint(awsplay.Endpoint{ID: "eice-00000000000000f1b", VPC: "vpc-no-fips", NoFIPS: true})
 	full := aws.PutEndpoint(awsplay.Endpoint{ID: "eice-0000000000000000f", VPC: "vpc-full"})
 	p.exec(t, `INSERT INTO termgw.tunnels (id, endpoint, instance_id, replica, renewed_at)
 		SELECT n::text, $1, 'i-1', 'another', now() + interval '1 hour' FROM generate_series(1, $2) n`, full.ID, endpointQuota)
@@ -483,6 +516,7 @@ func TestRemoteFaults(t *testing.T) {
 		{name: "the endpoint is being created", detail: "endpoint_creating", set: func(i *awsplay.Instance) { i.VPC = "vpc-creating" }},
 		{name: "the configured endpoint is unknown", detail: "endpoint_unknown", gateway: wrongEndpoint},
 		{name: "no region", detail: "region", gateway: noRegion},
+		{name: "no FIPS name", detail: "endpoint_fips", gateway: fips, set: func(i *awsplay.Instance) { i.VPC = "vpc-no-fips" }},
 		{name: "a target that is none", detail: "remote_target", row: "remote_target = 'serial'"},
 		{name: "IAM: DescribeInstances", detail: "iam_describe_instances", set: denied(awsplay.DescribeInstances, "UnauthorizedOperation")},
 		{name: "IAM: DescribeInstanceConnectEndpoints", detail: "iam_describe_endpoints", set: denied(awsplay.DescribeEndpoints, "UnauthorizedOperation")},
@@ -531,7 +565,7 @@ func TestRemoteFaults(t *testing.T) {
 			i := aws.newInstance()
 			workspace := "of-" + i.ID
 			p.workspace(t, workspace, i.ID)
-			p.exec(t, "UPDATE workspaces SET container = 'ws-shared' WHERE id = $1", workspace)
+			p.exec(t, "UPDATE workspaces SET container = 'ws-faulty' WHERE id = $1", workspace)
 			if test.row != "" {
 				p.exec(t, "UPDATE workspaces SET "+test.row+" WHERE id = $1", workspace)
 			}
@@ -767,9 +801,9 @@ func TestDocsHaveEveryDetail(t *testing.T) {
 			t.Errorf("%s, of %s, has no row with its cause and fix", detail, file)
 		}
 	}
-	for step := range loginSentences {
-		if want[step] == "" {
-			t.Errorf("a sentence is for %s, which nothing tells of", step)
+	for _, found := range regexp.MustCompile(`(?m)^\t"(\w+)": +"`).FindAllStringSubmatch(readFile(t, "../../pkg/runner/ssh_sentences.go"), -1) {
+		if want[found[1]] == "" {
+			t.Errorf("a sentence is for %s, which nothing tells of", found[1])
 		}
 	}
 
@@ -803,4 +837,18 @@ func readFile(tb testing.TB, path string) string {
 		tb.Fatal(err)
 	}
 	return string(b)
+}
+
+// AWS's own end of a tunnel, or its own count of them, is told as ours is.
+func TestToldAsOurs(t *testing.T) {
+	var limit *store.LimitError
+	if err := told(&eice.Error{Detail: eice.TunnelQuota, Err: io.EOF}); !errors.As(err, &limit) || limit.Of != store.LimitTunnels {
+		t.Errorf("the quota becomes %v", err)
+	}
+	if err := told(&eice.Error{Detail: eice.TunnelExpired, Err: io.EOF}); !errors.Is(err, bridge.ErrTunnel) {
+		t.Errorf("the end becomes %v", err)
+	}
+	if err := told(io.EOF); !errors.Is(err, io.EOF) {
+		t.Errorf("an orderly end becomes %v", err)
+	}
 }

@@ -1,6 +1,7 @@
 package eice
 
 import (
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,8 +37,33 @@ func (c *Client) Command(route Route, maxDuration time.Duration) (argv, env []st
 func cliReads(name string) bool {
 	return strings.HasPrefix(name, "AWS_") || slices.Contains([]string{
 		"PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "SSL_CERT_FILE", "SSL_CERT_DIR",
-		"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+		// Not HTTP_PROXY, which the CLI's tunnel takes before HTTPS_PROXY.
+		"HTTPS_PROXY", "NO_PROXY", "https_proxy", "no_proxy",
 	}, name)
+}
+
+// CommandError is what the CLI's words mean, of which no more than their end is
+// needed. An endpoint's refusal stands in them as it came. Without words, nothing
+// came through the tunnel in time: the CLI waits for good when it cannot verify or
+// find the endpoint.
+func (c *Client) CommandError(said string) *Error {
+	const closed = "Websocket Closure Reason:"
+	if at := strings.LastIndex(said, `{"ErrorCode"`); at >= 0 {
+		answer, _, _ := strings.Cut(said[at:], "\n")
+		if r := parseRefusal([]byte(answer)); r.code != noJSON {
+			return &Error{c.meaning(openTunnel, r), scrub(errors.New(openTunnel.name + ": " + r.code + ": " + r.message))}
+		}
+	}
+	detail := TunnelCommand
+	switch {
+	case said == "":
+		said = "the AWS CLI says nothing, and nothing came through its tunnel"
+	case strings.Contains(strings.ToLower(said), strings.ToLower(closed+" Unable to connect to target")):
+		detail = TargetUnreachable
+	case strings.Contains(said, closed), strings.Contains(said, "AWS_ERROR_HTTP_CONNECTION_CLOSED"), strings.Contains(said, "AWS_IO_SOCKET_CLOSED"):
+		detail = TunnelCut
+	}
+	return &Error{detail, scrub(errors.New(said))}
 }
 
 // bound is a duration that AWS takes for a tunnel, in whole seconds.

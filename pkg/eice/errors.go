@@ -46,6 +46,7 @@ const (
 	KeyRefused         Detail = "key_refused"
 	TunnelRefused      Detail = "tunnel_refused"
 	TunnelQuota        Detail = "tunnel_quota"
+	TunnelCommand      Detail = "tunnel"
 	TargetUnreachable  Detail = "security_group"
 	TunnelCut          Detail = "tunnel_cut"
 	TunnelStalled      Detail = "tunnel_stalled"
@@ -82,6 +83,7 @@ var sentences = map[Detail]string{
 	KeyRefused:         "AWS did not take the key for the instance: check the OS user and that the instance supports EC2 Instance Connect.",
 	TunnelRefused:      "The EC2 Instance Connect Endpoint refused the tunnel.",
 	TunnelQuota:        "All tunnels of the EC2 Instance Connect Endpoint are in use: close a terminal and try again.",
+	TunnelCommand:      "The AWS CLI carries no tunnel: check that version 2.12 or later is in the gateway's PATH, and that it trusts and reaches the endpoint (SSL_CERT_FILE, HTTPS_PROXY, DNS).",
 	TargetUnreachable:  "The endpoint cannot reach the instance's port 22: check both security groups, network ACLs and sshd.",
 	TunnelCut:          "The connection to the instance broke: open the terminal again.",
 	TunnelStalled:      "The connection to the instance went silent: open the terminal again.",

@@ -29,6 +29,9 @@ func (c *Client) Locate(ctx context.Context, instanceID, region string) (Route, 
 		return route, nil
 	}
 	found, err, _ := c.flight.Do(at.instance+" "+at.region, func() (any, error) {
+		if route, ok := c.recall(at); ok { // by the one before, since we looked
+			return route, nil
+		}
 		// Others wait for this one, so it does not end with who began it.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTime)
 		defer cancel()

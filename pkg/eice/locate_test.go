@@ -87,7 +87,7 @@ func TestRoutesAreKeptBriefly(t *testing.T) {
 	}
 	wg.Wait()
 	calls(1)
-	w.later.Store(int64(cacheTime - time.Second))
+	w.later.Store(int64(cacheTime / 2))
 	w.locate(t)
 	calls(1)
 	w.later.Store(int64(cacheTime + time.Minute))

@@ -135,6 +135,9 @@ func (c *Client) refusedTunnel(ctx context.Context, r *refusal, err error) *Erro
 	return &Error{Unreachable, scrub(fmt.Errorf("OpenTunnel: %w", err))}
 }
 
+// noJSON stands for the code of an answer that has none.
+const noJSON = "no JSON"
+
 // parseRefusal reads the JSON of a refused handshake; anything else has no code.
 func parseRefusal(body []byte) refusal {
 	var answer struct {
@@ -142,7 +145,7 @@ func parseRefusal(body []byte) refusal {
 		Message   string `json:"Message"`
 	}
 	if json.Unmarshal(body, &answer) != nil {
-		return refusal{code: "no JSON"}
+		return refusal{code: noJSON}
 	}
 	return refusal{code: answer.ErrorCode, message: answer.Message}
 }

@@ -31,7 +31,7 @@ func TestCommand(t *testing.T) {
 	c := New(Config{Environ: []string{
 		"PATH=/usr/bin", "HOME=/root", "AWS_REGION=eu-west-1", "AWS_PROFILE=gateway", "AWS_WEB_IDENTITY_TOKEN_FILE=/var/run/token",
 		"SSL_CERT_FILE=/ca.pem", "HTTPS_PROXY=http://proxy:3128",
-		"TERMGW_DATABASE_URL=postgres://u:p@db/x", "PGPASSWORD=p", "XAWS_SECRET=s", "SSH_AUTH_SOCK=/s", "LD_PRELOAD=/x.so", "BROKEN",
+		"HTTP_PROXY=http://other:3128", "TERMGW_DATABASE_URL=postgres://u:p@db/x", "PGPASSWORD=p", "XAWS_SECRET=s", "SSH_AUTH_SOCK=/s", "LD_PRELOAD=/x.so", "BROKEN",
 	}})
 	argv, env := c.Command(goldenRoute, 90*time.Second+time.Millisecond)
 	if want := []string{
@@ -50,6 +50,40 @@ func TestCommand(t *testing.T) {
 		"SSL_CERT_FILE=/ca.pem", "HTTPS_PROXY=http://proxy:3128",
 	}; !slices.Equal(env, want) {
 		t.Errorf("env is %q, want %q", env, want)
+	}
+}
+
+// The CLI's own words, of version 2.23.6, become what the endpoint's answers become.
+func TestCommandError(t *testing.T) {
+	refused := func(answer string) string {
+		return "2026-11-23 15:13:58,289 - awscli.customizations.ec2instanceconnect.websocket - ERROR - " + answer +
+			"\n\nAWS_ERROR_HTTP_WEBSOCKET_UPGRADE_FAILURE: Failed to upgrade HTTP connection to Websocket.\n"
+	}
+	for _, test := range []struct {
+		said string
+		want Detail
+	}{
+		{refused(`{"ErrorCode":"AccessDeniedException","Message":"User: arn:aws:sts::210987654321:assumed-role/gateway is not authorized"}`), IAMTunnel},
+		{refused(`{"ErrorCode":"ServiceQuotaExceededException","Message":"The maximum number of tunnels is open."}`), TunnelQuota},
+		{refused(`{"ErrorCode":"InvalidParameter","Message":"no"}`), TunnelRefused},
+		{refused(`{"ErrorCode":"ExpiredTokenException","Message":"The security token is expired"}`), CredentialsExpired},
+		{refused(`<html>arn:aws:sts::210987654321:assumed-role/gateway</html>`), TunnelCommand},
+		{refused(`{"ErrorCode"`), TunnelCommand},
+		{"\nWebsocket Closure Reason: Unable to connect to target\n", TargetUnreachable},
+		{"\nWebsocket Closure Reason: Max tunnel duration reached\n", TunnelCut},
+		{"\nAWS_ERROR_HTTP_CONNECTION_CLOSED: The connection has closed or is closing.\n", TunnelCut},
+		{"aws: error: argument operation: Invalid choice, valid choices are:\n", TunnelCommand},
+		{"Unable to locate credentials. You can configure credentials by running \"aws configure\".\n", TunnelCommand},
+		{`starting aws: exec: "aws": executable file not found in $PATH`, TunnelCommand},
+		{"", TunnelCommand},
+	} {
+		err := New(Config{}).CommandError(test.said)
+		if err.Detail != test.want || strings.Contains(err.Error(), "210987654321") || strings.Contains(err.Error(), "arn:") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q becomes %v, want %s", test.said, err, test.want)
+		}
+		if !strings.HasSuffix(err.Sentence(), Docs+".") {
+			t.Errorf("%s is told as %q", err.Detail, err.Sentence())
+		}
 	}
 }
 

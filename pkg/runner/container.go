@@ -30,7 +30,7 @@ func candidates(t Target) []string {
 	}
 	var valid []string
 	for _, name := range names {
-		if containerName.MatchString(name) {
+		if containerName.MatchString(name) && !slices.Contains(valid, name) { // a short id is its own start
 			valid = append(valid, name)
 		}
 	}

@@ -44,7 +44,7 @@ func TestCandidates(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			got := slices.Compact(candidates(c.target))
+			got := candidates(c.target)
 			if !slices.Equal(got, c.want) {
 				t.Errorf("got %q, want %q", got, c.want)
 			}

@@ -245,13 +245,19 @@ func killLiving(tb testing.TB, session string) {
 // eventually waits until ok.
 func eventually(tb testing.TB, what string, ok func() bool) {
 	tb.Helper()
+	within(tb, patience, what, ok)
+}
+
+// within is eventually, of what takes its time.
+func within(tb testing.TB, limit time.Duration, what string, ok func() bool) {
+	tb.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for timeout := time.After(patience); !ok(); {
+	for timeout := time.After(limit); !ok(); {
 		select {
 		case <-tick.C:
 		case <-timeout:
-			tb.Fatalf("not so after %s: %s", patience, what)
+			tb.Fatalf("not so after %s: %s", limit, what)
 		}
 	}
 }

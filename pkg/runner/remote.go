@@ -39,7 +39,11 @@ type TunnelRequest struct {
 type Tunnel struct {
 	Conn    net.Conn
 	Command []string
-	Env     []string  // Command's whole environment
+	Env     []string // Command's whole environment
+	// Explain makes an error of what Command said, or of why it did not start;
+	// of an empty text if nothing came through it in time. Nil: its words are the
+	// error.
+	Explain func(said string) error
 	Expires time.Time // when it is cut; zero: never
 	Ended   func()    // called once, when the tunnel is no longer used; may be nil
 }
@@ -110,7 +114,7 @@ type Remote struct {
 
 	sweeps chan struct{} // as many as may run
 
-	linger, alive time.Duration // tests shorten them
+	linger, alive, renew, lease time.Duration // tests shorten them
 
 	mu     sync.Mutex
 	conns  map[destination][]*connection
@@ -135,7 +139,8 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 		return nil, err
 	}
 	r := &Remote{
-		cfg: cfg, ssh: program, sockets: s, linger: 30 * time.Second, alive: aliveEvery,
+		cfg: cfg, ssh: program, sockets: s, linger: 30 * time.Second,
+		alive: aliveEvery, renew: renewEvery, lease: leaseTime,
 		conns: map[destination][]*connection{}, sweeps: make(chan struct{}, endsAtOnce),
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
@@ -212,8 +217,17 @@ func (r *Remote) newOrder(t Target) (*order, error) {
 var idForm = regexp.MustCompile(`^[0-9a-f]+$`)
 
 // Start opens a terminal. Its errors are ErrNotRunning, an *Error, or what
-// Tunnels has returned.
+// Tunnels has returned. Those of ssh, then or later, have a Sentence that tells a
+// person what to do.
 func (r *Remote) Start(ctx context.Context, t Target, size bridge.Size) (bridge.Terminal, error) {
+	term, err := r.start(ctx, t, size)
+	if err != nil {
+		return nil, spoke(err)
+	}
+	return term, nil
+}
+
+func (r *Remote) start(ctx context.Context, t Target, size bridge.Size) (*remoteTerminal, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	o, err := r.newOrder(t)
@@ -221,11 +235,7 @@ func (r *Remote) Start(ctx context.Context, t Target, size bridge.Size) (bridge.
 		return nil, err
 	}
 	if o.target == TargetHost {
-		term, err := r.open(ctx, o, size, "host")
-		if err != nil {
-			return nil, err
-		}
-		return term, nil
+		return r.open(ctx, o, size, "host")
 	}
 	names := candidates(t)
 	if len(names) == 0 {
@@ -236,9 +246,9 @@ func (r *Remote) Start(ctx context.Context, t Target, size bridge.Size) (bridge.
 	direct := !idForm.MatchString(names[0])
 	for shells := r.cfg.Shells; len(shells) > 0; {
 		o.shell = shells[0]
-		args := append([]string{"choose", o.shell, detachKeys, remoteOpening, t.Container}, names...)
+		args := append([]string{"choose", o.shell, detachKeys, remoteOpening(size), t.Container}, names...)
 		if direct {
-			args = []string{"direct", o.shell, detachKeys, remoteOpening, names[0]}
+			args = []string{"direct", o.shell, detachKeys, remoteOpening(size), names[0]}
 		}
 		term, err := r.open(ctx, o, size, args...)
 		switch {
@@ -283,18 +293,20 @@ func (r *Remote) open(ctx context.Context, o *order, size bridge.Size, args ...s
 var remoteScript string
 
 // remoteOpening is opening without the line to wait for, which would cost one
-// more way to the instance. An engine with API 1.41 gives a terminal its size
-// only some milliseconds after its start, which can be waited for here.
-const remoteOpening = `IFS= read -r s </proc/$$/stat; n=0; ` +
-	`while [ $n -lt 100 ] && [ "$(stty size 2>/dev/null)" = "0 0" ]; do sleep 0.01 2>/dev/null; n=$((n+1)); done; ` +
-	`printf '\036%s\036' "$s"; exec "$0"`
+// more way to the instance. The docker command gives a terminal its size some
+// 10 ms after its start, too late for what the shell does first.
+func remoteOpening(size bridge.Size) string {
+	return `IFS= read -r s </proc/$$/stat; ` +
+		fmt.Sprintf(`stty rows %d cols %d 2>/dev/null; `, size.Rows, size.Cols) +
+		`printf '\036%s\036' "$s"; exec "$0"`
+}
 
 // command is the line for the account's login shell that runs remote.sh.
 func (o *order) command(keep bool, mode string, args ...string) string {
 	flag := map[bool]string{false: "0", true: "1"}
 	argv := []string{
 		"/bin/sh", "-c", `eval "$1"`, "termgw", remoteScript, sweepScript,
-		mode, o.target, o.session, flag[keep], fmt.Sprint(int64(Grace / (10 * time.Millisecond))),
+		mode, o.target, o.session, flag[keep], fmt.Sprint(int64(Grace / (10 * time.Millisecond))), fmt.Sprint(int64(o.remote.lease / time.Second)),
 	}
 	return "exec " + quote(append(argv, args...)...)
 }

@@ -1,21 +1,23 @@
 # The instance's part of a terminal. POSIX sh, by the account's login shell.
 #
-#   self sweep mode target session keep grace ...
+#   self sweep mode target session keep grace lease ...
 #
 # self, sweep: this script and sweep.sh, which go to children.
-# target: container or host. keep, grace: as in sweep.sh.
+# target: container or host. keep, grace: as in sweep.sh. lease: how long a gateway
+#   may be silent, in seconds.
 #
 # choose SHELL KEYS OPENING OWN NAME...   opens a terminal in the first container
 #   of these names that runs; OWN is the name that may be an id
 # direct SHELL KEYS OPENING NAME          opens it in this one, unseen
 # host                                    opens a login shell
-# watch CONTAINER SHELL SID START         sweeps when the terminal on fd 4 is gone
+# watch CONTAINER SHELL SID START         sweeps when the terminal on fd 4 is gone,
+#   or the gateway
 # end CONTAINER SHELL SID START           sweeps, and reports as sweep.sh does
 #
 # What the gateway is told goes before the shell's first byte, between RS bytes:
 # "in CONTAINER", then the shell's /proc/PID/stat; or "error STEP WORDS".
-self=$1 sweep=$2 mode=$3 target=$4 session=$5 keep=$6 grace=$7
-shift 7
+self=$1 sweep=$2 mode=$3 target=$4 session=$5 keep=$6 grace=$7 lease=$8
+shift 8
 marker=TERMGW_SESSION=$session
 PATH=${PATH:-/usr/bin:/bin}:/usr/local/bin:/usr/sbin:/sbin:/snap/bin
 
@@ -66,9 +68,24 @@ all() {
 # session of its own: a hang-up is not for it, nor a Ctrl-C, nor its own sweep.
 guard() {
 	exec 4<&0
-	setsid /bin/sh -c 'eval "$1"' termgw "$self" "$sweep" watch "$target" "$session" "$keep" "$grace" \
+	setsid /bin/sh -c 'eval "$1"' termgw "$self" "$sweep" watch "$target" "$session" "$keep" "$grace" "$lease" \
 		"$container" "$shell" "$1" "$2" </dev/null >/dev/null 2>&1 &
 	exec 4<&-
+}
+
+# silence: for how many seconds the gateway has sent nothing on this connection, in
+# $silence; 0 when nothing tells. A gateway that lives sends something every 15 s;
+# what lies between can be open, and acknowledge all that is sent to it, without
+# any gateway at its other end.
+silence() {
+	silence=
+	set -- $SSH_CONNECTION # their address and port, our address and port
+	for word in $(ss -tni "sport = :$4 and dport = :$2" 2>/dev/null); do
+		case $word in lastrcv:*) ;; *) continue ;; esac
+		word=$((${word#lastrcv:} / 1000))
+		[ "${silence:-$word}" -lt "$word" ] || silence=$word # of two with the same ports, which is rare
+	done
+	silence=${silence:-0}
 }
 
 # choose NAME...: the first of the names that runs, in $container. The engine
@@ -139,8 +156,16 @@ watch)
 		case $1 in [1-9]*) sid=$1 start=$2 ;; esac
 	fi
 	# A terminal that was hung up is none any more. Nothing tells a shell script
-	# so; a look costs 1 ms of CPU.
-	while [ -t 4 ]; do sleep 5; done
+	# so; a look costs 1 ms of CPU, and one at the connection 5 ms.
+	left=$lease
+	while [ -t 4 ]; do
+		sleep 5
+		left=$((left - 5))
+		[ "$left" -gt 0 ] && continue
+		silence
+		left=$((lease - silence))
+		[ "$left" -gt 0 ] || break
+	done
 	sleep 2 # for the gateway, which counts
 	all
 	;;

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -137,6 +138,10 @@ func TestRemoteFaults(t *testing.T) {
 				if c.step != "" && (!errors.As(s.readErr, &step) || step.Step != c.step) {
 					t.Errorf("the output ended with %v, want step %q", s.readErr, c.step)
 				}
+				var sentence interface{ Sentence() string }
+				if errors.As(s.readErr, &step) != errors.As(s.readErr, &sentence) { // the tunnel's own errors bring theirs
+					t.Errorf("%v has no sentence", s.readErr)
+				}
 				s.closed = true
 				_ = s.Close() // which may put the end off
 				eventually(t, "the end was counted", func() bool {
@@ -186,25 +191,30 @@ func TestRemoteAlive(t *testing.T) {
 	}
 }
 
-// TestRemoteInstanceEndsByItself leaves everything to the instance.
+// TestRemoteInstanceEndsByItself leaves everything to the instance: the gateway
+// is killed, and the connection ends with it or not even that.
 func TestRemoteInstanceEndsByItself(t *testing.T) {
 	const gateway = "TERMGW_TEST_REMOTE_GATEWAY"
 	if raw := os.Getenv(gateway); raw != "" {
 		gatewayToKill(t, raw)
 	}
 	i, of := bothTargets(t)
-	for name, target := range of {
-		t.Run(name, func(t *testing.T) {
+	for _, c := range []struct {
+		target string
+		silent bool
+	}{{TargetHost, false}, {TargetContainer, false}, {TargetHost, true}, {TargetContainer, true}} {
+		t.Run(c.target+map[bool]string{true: "/the tunnel is silent"}[c.silent], func(t *testing.T) {
 			t.Parallel()
-			want := target(t)
+			want := of[c.target](t)
 			t.Cleanup(func() { killLiving(t, want.Session) })
+			between := newRelay(t, i.sshd.Addr)
 			tmp, err := os.MkdirTemp("", "tgwkill-")
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = os.RemoveAll(tmp) })
 			raw, err := json.Marshal(killed{
-				Addr: i.sshd.Addr, User: i.sshd.User, Instance: i.id,
+				Addr: between.addr(), User: i.sshd.User, Instance: i.id,
 				Session: want.Session, Container: want.Container, Target: want.RemoteTarget,
 			})
 			if err != nil {
@@ -247,6 +257,9 @@ func TestRemoteInstanceEndsByItself(t *testing.T) {
 				}
 			}
 			alive := living(t, want.Session)
+			if c.silent {
+				between.stall()
+			}
 			if err := cmd.Process.Kill(); err != nil {
 				t.Error(err)
 			}
@@ -254,7 +267,7 @@ func TestRemoteInstanceEndsByItself(t *testing.T) {
 			if !ready || !slices.Equal(alive, []string{"bare", "bg", "nohup", "setsid", "shell"}) {
 				t.Fatalf("ready %v, alive %q", ready, alive)
 			}
-			eventually(t, "what was told to stay is all that is alive", func() bool {
+			within(t, time.Minute, "what was told to stay is all that is alive", func() bool {
 				return slices.Equal(living(t, want.Session), []string{"nohup", "setsid"})
 			})
 			wantNothingOf(t, want.Session)
@@ -281,6 +294,7 @@ func gatewayToKill(t *testing.T, raw string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.lease, r.renew = shortLease, time.Second
 	term, err := r.Start(t.Context(), Target{
 		Session: k.Session, Container: k.Container, RemoteTarget: k.Target, InstanceID: k.Instance,
 		Log: slog.New(slog.DiscardHandler),
@@ -300,6 +314,121 @@ func gatewayToKill(t *testing.T, raw string) {
 	s.expect(t, "lost=42")
 	fmt.Println("lost")
 	select {}
+}
+
+// shortLease is as long as a busy machine may keep a gateway from renewing it.
+const shortLease = 15 * time.Second
+
+// relay lies between a gateway and an sshd.
+type relay struct {
+	listener net.Listener
+	to       string
+	silent   chan struct{}
+	wg       sync.WaitGroup
+
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+func newRelay(tb testing.TB, to string) *relay {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	r := &relay{listener: l, to: to, silent: make(chan struct{})}
+	r.wg.Go(r.serve)
+	tb.Cleanup(func() {
+		_ = l.Close()
+		r.mu.Lock()
+		for _, c := range r.conns {
+			_ = c.Close()
+		}
+		r.mu.Unlock()
+		r.wg.Wait()
+	})
+	return r
+}
+
+func (r *relay) addr() string { return r.listener.Addr().String() }
+
+// stall lets nothing through any more, not even an end.
+func (r *relay) stall() { close(r.silent) }
+
+func (r *relay) serve() {
+	for {
+		near, err := r.listener.Accept()
+		if err != nil {
+			return
+		}
+		far, err := net.Dial("tcp", r.to)
+		if err != nil {
+			_ = near.Close()
+			continue
+		}
+		r.mu.Lock()
+		r.conns = append(r.conns, near, far)
+		r.mu.Unlock()
+		r.wg.Go(func() { r.copy(near, far) })
+		r.wg.Go(func() { r.copy(far, near) })
+	}
+}
+
+func (r *relay) copy(to, from net.Conn) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		select {
+		case <-r.silent:
+			if err != nil {
+				return
+			}
+			continue // it is read, as by a proxy with large buffers
+		default:
+		}
+		if _, writeErr := to.Write(buf[:n]); err != nil || writeErr != nil {
+			_, _ = to.Close(), from.Close()
+			return
+		}
+	}
+}
+
+// TestRemoteLease: a terminal whose gateway lives is kept, also while only the
+// instance has something to say; one is not that nobody renews.
+func TestRemoteLease(t *testing.T) {
+	t.Parallel()
+	i := newInstance(t, nil)
+	chatty := func(renew time.Duration) *session {
+		r := i.remote(t, RemoteConfig{})
+		r.lease, r.renew = shortLease, renew
+		s := open(t, by(r), i.target(t, ""))
+		s.send(t, "trap 'echo resized=$((6*7))' WINCH; while :; do echo tick; sleep 0.2; done\n")
+		s.expect(t, "tick\r\n")
+		return s
+	}
+	renewed, lapsed := chatty(time.Second), chatty(time.Hour)
+	within(t, time.Minute, "nothing is left of what nobody renews", func() bool {
+		return len(living(t, lapsed.id)) == 0 && len(remnants(t, lapsed.id)) == 0
+	})
+	renewed.send(t, "\x03")
+	renewed.send(t, "echo t=$((6*7))\n")
+	renewed.expect(t, "t=42")
+	renewed.end(t)
+	if strings.Contains(string(renewed.out), "resized=42") {
+		t.Error("what renews the lease is seen by the shell")
+	}
+}
+
+// TestRemoteLeaseTimes: the promise is two minutes, and a gateway that is stopped
+// for one keeps its terminals.
+func TestRemoteLeaseTimes(t *testing.T) {
+	const look, ends = 5 * time.Second, 2*time.Second + 3*Grace
+	if most := leaseTime + look + ends; most > 2*time.Minute-10*time.Second {
+		t.Errorf("a shell may live for %s", most)
+	}
+	if stopped := leaseTime - renewEvery; stopped < time.Minute+10*time.Second {
+		t.Errorf("a gateway may be stopped for %s", stopped)
+	}
 }
 
 // guardWaits tells whether what guards a session on the instance has nothing to

@@ -180,9 +180,9 @@ func (t *remoteTerminal) lost() error {
 	case t.waitErr != nil:
 		return &Error{"pty", fmt.Errorf("waiting for ssh: %w", t.waitErr)}
 	case t.status.Signaled():
-		return &Error{"ssh", fmt.Errorf("ssh was ended by %s", unix.SignalName(t.status.Signal()))}
+		return spoke(&Error{"ssh", fmt.Errorf("ssh was ended by %s", unix.SignalName(t.status.Signal()))})
 	case t.status.ExitStatus() == 255 && t.conn.isGone():
-		return t.conn.lost
+		return spoke(t.conn.lost)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -484,11 +485,17 @@ func TestRemoteLoginShells(t *testing.T) {
 
 func TestRemoteErrors(t *testing.T) {
 	awsError := fmt.Errorf("no endpoint: %w", io.ErrNoProgress)
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and nobody reads
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = silent.Close() })
 	for _, c := range []struct {
 		name string
 		with func(i *instance, target *Target)
 		is   error
 		step string
+		sshd string // a line of its configuration
 	}{
 		{name: "no tunnel", with: func(i *instance, _ *Target) { i.err = awsError }, is: io.ErrNoProgress},
 		{name: "wrong user", with: func(_ *instance, t *Target) { t.OSUser = "another" }, is: errAuth, step: "ssh_auth"},
@@ -497,15 +504,21 @@ func TestRemoteErrors(t *testing.T) {
 			i.command = []string{"/bin/sh", "-c", "echo no way >&2; exit 1"}
 		}, step: "tunnel"},
 		{name: "a tunnel command that is not there", with: func(i *instance, _ *Target) { i.command = []string{"/missing"} }, step: "tunnel"},
-		{name: "a tunnel on which nobody answers", with: func(i *instance, _ *Target) {
+		{name: "a tunnel command that says nothing", with: func(i *instance, _ *Target) {
 			i.command = []string{"/bin/sleep", "1000"}
-		}, step: "ssh_timeout"},
+		}, step: "tunnel"},
+		{name: "a tunnel on which nobody answers", with: func(i *instance, _ *Target) { i.addr = silent.Addr().String() }, step: "ssh_timeout"},
+		{name: "an sshd that opens no session", with: func(*instance, *Target) {}, step: "ssh_sessions", sshd: "MaxSessions 0"},
 		{name: "no docker there", with: func(_ *instance, t *Target) { t.RemoteTarget, t.Container = TargetContainer, "name" }, step: "docker"},
 		{name: "no shell for the account", with: func(i *instance, _ *Target) { i.shell = "/usr/sbin/nologin" }, step: "shell"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			i := newInstance(t, nil)
+			var lines []string
+			if c.sshd != "" {
+				lines = append(lines, c.sshd)
+			}
+			i := newInstance(t, nil, lines...)
 			target := i.target(t, "")
 			c.with(i, &target)
 			if i.shell != "" {
@@ -526,7 +539,10 @@ func TestRemoteErrors(t *testing.T) {
 			if errors.As(err, &step) != (c.step != "") || step != nil && step.Step != c.step {
 				t.Errorf("%v, want step %q", err, c.step)
 			}
-			t.Log(err)
+			var sentence interface{ Sentence() string }
+			if strings.HasPrefix(c.step, "ssh") && (!errors.As(err, &sentence) || !strings.HasSuffix(sentence.Sentence(), seeDocs)) {
+				t.Errorf("%v has no sentence", err)
+			}
 			eventually(t, "nothing is left", func() bool {
 				r.mu.Lock()
 				defer r.mu.Unlock()

@@ -21,6 +21,15 @@ const (
 	aliveCount = 2
 )
 
+// An instance that hears nothing of the gateway for leaseTime ends the shells of
+// that connection: nothing else tells it of a tunnel that only went silent while
+// the gateway died. So the gateway sends something every renewEvery, and may be
+// stopped for a minute.
+const (
+	renewEvery = 15 * time.Second
+	leaseTime  = 90 * time.Second
+)
+
 // sshCommon are the arguments of every ssh: for an instance and a user, both of
 // which were validated.
 func sshCommon(control, user, instance string) []string {

@@ -71,16 +71,31 @@ func (c *connection) live() {
 		return
 	}
 	close(c.ready)
-	select {
-	case <-l.ssh.exited:
-		c.lost = l.fault(context.Background())
-	case <-c.ctx.Done():
-		c.lost = &Error{"ssh", errors.New("the connection was ended")}
-	}
+	c.lost = c.keep(l)
 	c.remote.forget(c)
 	close(c.gone)
 	l.end()
 	c.removeFiles()
+}
+
+// keep renews the connection's lease until its end, and returns why it ended.
+//
+// ssh itself is silent while the instance sends. What makes it speak, without a
+// session of its own (sshd counts those) and unseen by any program, is the signal
+// of a new size: it tells those of all its terminals, changed or not.
+func (c *connection) keep(l *login) error {
+	renew := time.NewTicker(c.remote.renew)
+	defer renew.Stop()
+	for {
+		select {
+		case <-l.ssh.exited:
+			return l.fault(context.Background())
+		case <-c.ctx.Done():
+			return &Error{"ssh", errors.New("the connection was ended")}
+		case <-renew.C:
+			l.ssh.signal(unix.SIGWINCH)
+		}
+	}
 }
 
 func (c *connection) removeFiles() {
@@ -96,7 +111,8 @@ type login struct {
 	pump     *pump    // what does otherwise
 	said     *tail    // by ssh
 	cliSaid  *tail
-	ended    func() // the tunnel's; may be nil
+	explain  func(said string) error // by cli; may be nil
+	ended    func()                  // the tunnel's; may be nil
 }
 
 var errSlow = errors.New("it took too long")
@@ -268,9 +284,10 @@ func hostKeyLines(text string) ([]string, error) {
 func (l *login) carry(near *os.File, t Tunnel) error {
 	defer func() { _ = near.Close() }()
 	if len(t.Command) > 0 {
+		l.explain = t.Explain
 		p, stderr, err := startChild(t.Command, t.Env, near, near)
 		if err != nil {
-			return &Error{"tunnel", err}
+			return l.cliFault(err.Error())
 		}
 		l.cli, l.cliSaid = p, newTail(stderr)
 		return nil
@@ -293,7 +310,10 @@ func (l *login) fault(ctx context.Context) error {
 	case <-l.ssh.exited:
 	default:
 		err := context.Cause(ctx)
-		if errors.Is(err, errSlow) {
+		switch {
+		case errors.Is(err, errSlow) && l.cli != nil:
+			return l.cliFault(l.cliSaid.text())
+		case errors.Is(err, errSlow):
 			return &Error{"ssh_timeout", errors.New("sshd does not answer")}
 		}
 		return &Error{"ssh", err}
@@ -315,10 +335,22 @@ func (l *login) fault(ctx context.Context) error {
 		case <-time.After(quiet):
 		}
 		if said := l.cliSaid.text(); said != "" {
-			return &Error{"tunnel", errors.New(shorten(said))}
+			return l.cliFault(said)
 		}
 	}
 	return err
+}
+
+// cliFault is what the last words of a tunnel's command mean. On a wrong
+// certificate or name the AWS CLI has none, and does not end.
+func (l *login) cliFault(said string) error {
+	switch {
+	case l.explain != nil:
+		return l.explain(said)
+	case said == "":
+		said = "nothing came through it"
+	}
+	return &Error{"tunnel", errors.New(shorten(said))}
 }
 
 // end ends what is there, and waits for it.
