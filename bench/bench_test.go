@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -109,6 +110,18 @@ func TestJudge(t *testing.T) {
 		if got[target] != want {
 			t.Errorf("%s: %q, want %q", target, got[target], want)
 		}
+	}
+}
+
+func TestBenchmarkFigures(t *testing.T) {
+	const output = "goos: linux\nBenchmarkOther-2 \t 1 \t 5 ns/op\t 6 close-p50-ms\n" +
+		"BenchmarkRevoke-2   \t     300\t 53100123 ns/op\t        47.25 close-p50-ms\t       101.5 close-p99-ms\t       476.3 cpu-µs\nPASS\n"
+	got := benchmarkFigures(output, "BenchmarkRevoke")
+	if want := map[string]float64{"close-p50-ms": 47.25, "close-p99-ms": 101.5, "cpu-µs": 476.3}; !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := benchmarkFigures("--- SKIP: BenchmarkRevoke\n    needs Postgres\nok\n", "BenchmarkRevoke"); len(got) > 0 {
+		t.Errorf("of one that was skipped: %v", got)
 	}
 }
 

@@ -71,6 +71,8 @@ var parts = []part{
 	{"connect", (*bench).connect},
 	{"rate", (*bench).rate},
 	{"idle", (*bench).idle},
+	{"replicas", (*bench).replicas},
+	{"remote", (*bench).remote},
 }
 
 // longest bounds a run, whatever hangs.

@@ -56,7 +56,7 @@ func (r *report) judge() []verdict {
 			atLeast(fmt.Sprintf("sessions that echo at %d: %d", n, n), float64(n), of("echo")),
 		)
 	}
-	return list
+	return append(list, r.replicaTargets()...)
 }
 
 // maxThreads is far above what Go's scheduler starts by itself, far below one

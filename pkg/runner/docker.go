@@ -39,6 +39,9 @@ type Docker struct {
 	cli  *client.Client
 	cfg  DockerConfig
 	owed owed
+
+	sweeps  chan struct{} // as many as may run
+	endTime time.Duration // bounds a session's end; tests shorten it
 }
 
 // OpenDocker returns a runner on the engine that DOCKER_HOST and its like name,
@@ -51,7 +54,9 @@ func OpenDocker(cfg DockerConfig) (*Docker, error) {
 	return newDocker(cli, cfg), nil
 }
 
-func newDocker(cli *client.Client, cfg DockerConfig) *Docker { return &Docker{cli: cli, cfg: cfg} }
+func newDocker(cli *client.Client, cfg DockerConfig) *Docker {
+	return &Docker{cli: cli, cfg: cfg, sweeps: make(chan struct{}, endsAtOnce), endTime: 2 * startTimeout}
+}
 
 // Close closes the connections to the engine. Terminals stay open, and Run has
 // ended.
@@ -323,15 +328,28 @@ var sweepScript string
 // container is paused or its engine away, Run does later; without Run it is left,
 // as it is when the shell that would do it was deleted.
 func (t *dockerTerminal) end(all bool) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*startTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), t.docker.endTime)
 	defer cancel()
-	swept, err := t.sweepAll(ctx, all)
+	swept, err := t.sweepInTurn(ctx, all)
 	if err != nil && !errors.Is(err, errNoShell) && t.docker.owed.add(t, all) {
 		t.log.Warn("the shell's end is put off", "container", t.container, failure(err))
 		return err
 	}
 	t.report("shell ended", swept, err)
 	return err
+}
+
+// sweepInTurn sweeps when few others do: each sweep reads every process of its
+// container, so that hundreds at once, after a revocation or a proxy's end, would
+// keep each other until all are late.
+func (t *dockerTerminal) sweepInTurn(ctx context.Context, all bool) (Swept, error) {
+	select {
+	case t.docker.sweeps <- struct{}{}:
+		defer func() { <-t.docker.sweeps }()
+		return t.sweepAll(ctx, all)
+	case <-ctx.Done():
+		return Swept{}, fmt.Errorf("sweeping: too many others end: %w", context.Cause(ctx))
+	}
 }
 
 // sweepAll sweeps: as the shell's own user, who may read the environment of what

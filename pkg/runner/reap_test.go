@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/client"
 
@@ -193,6 +194,25 @@ func (p *payer) owe(t *testing.T, container string, before func()) (id string) {
 		t.Errorf("counted %+v, which is owed", got)
 	}
 	return s.id
+}
+
+// Of many ends at once some have to wait; what waits for too long is done later.
+func TestEndsTakeTurns(t *testing.T) {
+	engine := env.Docker(t)
+	p := newPayer(t, engine.Client(t))
+	p.endTime = time.Second
+	p.owe(t, engine.RunContainer(t, ""), func() {
+		for range endsAtOnce {
+			p.sweeps <- struct{}{}
+		}
+	})
+	for range endsAtOnce {
+		<-p.sweeps
+	}
+	eventually(t, "it is paid", func() bool { return len(p.paid()) > 0 })
+	if got, want := p.paid(), []Swept{{Killed: 1}}; !slices.Equal(got, want) {
+		t.Errorf("swept %+v, want %+v", got, want)
+	}
 }
 
 func TestOwed(t *testing.T) {

@@ -96,7 +96,7 @@ const (
 	connectTries = 5
 	// endTime bounds one sweep over a connection: three graces, and the way.
 	endTime = 3*Grace + 10*time.Second
-	// endsAtOnce bounds the sweeps that run at a time, when a gateway drains.
+	// endsAtOnce bounds the sweeps that run at a time, when hundreds of sessions end.
 	endsAtOnce = 32
 	// endLaterTime bounds the sweeps that are tried after a connection was lost.
 	endLaterTime = 2 * time.Minute
