@@ -22,7 +22,7 @@ import (
 type Pty struct {
 	now      atomic.Pointer[FD] // the master
 	set      *os.File           // nil: no flood yet, the master itself is in the poller
-	wait     transfer           // a read that waits for the set
+	wait     *transfer          // a read that waits for the set
 	interest uint32             // of the set, in the master
 
 	mu       sync.Mutex
@@ -120,11 +120,12 @@ func (p *Pty) quieten() {
 	_ = p.file.Close() // a Write that waits there goes on with the other
 	p.file = nil
 	p.set = set
-	p.wait.raw = conn.Read
-	p.wait.once = func(uintptr) bool {
-		p.wait.n, p.wait.err = p.now.Load().TryRead(p.wait.p)
-		return p.wait.n > 0 || p.wait.err != nil
+	wait := &transfer{raw: conn.Read}
+	wait.once = func(uintptr) bool {
+		wait.n, wait.err = p.now.Load().TryRead(wait.p)
+		return wait.n > 0 || wait.err != nil
 	}
+	p.wait = wait
 }
 
 // control runs a function on a descriptor.
