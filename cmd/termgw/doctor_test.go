@@ -178,23 +178,13 @@ func TestDoctorRemote(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			defer aws.Heal()
-			i := aws.newInstance()
-			workspace := "of-" + i.ID
-			p.workspace(t, workspace, i.ID)
-			p.exec(t, "UPDATE workspaces SET container = 'ws-shared' WHERE id = $1", workspace)
-			if test.row != "" {
-				p.exec(t, "UPDATE workspaces SET "+test.row+" WHERE id = $1", workspace)
-			}
-			if test.set != nil {
-				test.set(&i)
-			}
-			aws.PutInstance(i)
+			workspace, instance := p.onChangedInstance(t, aws, "ws-shared", test.row, test.set)
 			p.diagnose(t, workspace, slices.Concat(environ, test.environ)...).want(t, test.ok, test.failed, test.says...)
 			if r := p.lastRow(t, workspace); (r.reason == "client_closed") != (test.failed == "") {
 				t.Errorf("the audit trail says %+v", r)
 			}
 			eventually(t, "no tunnel, place, process or shell is left", func() bool {
-				return aws.Tunnels() == 0 && p.places(t) == 0 && len(running(t, i.ID)) == 0 && container.shells(t) == 0
+				return aws.Tunnels() == 0 && p.places(t) == 0 && len(running(t, instance)) == 0 && container.shells(t) == 0
 			})
 		})
 	}

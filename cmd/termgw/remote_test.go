@@ -180,6 +180,24 @@ func (p *platform) onInstance(tb testing.TB, c *cloud, workspace string) string 
 	return i.ID
 }
 
+// onChangedInstance adds a workspace on an instance of its own, and returns their ids. It is in the container; row is one more
+// column and its value, and set changes the instance; either may be none.
+func (p *platform) onChangedInstance(tb testing.TB, c *cloud, container, row string, set func(*awsplay.Instance)) (workspace, instance string) {
+	tb.Helper()
+	i := c.newInstance()
+	workspace = "of-" + i.ID
+	p.workspace(tb, workspace, i.ID)
+	p.exec(tb, "UPDATE workspaces SET container = $2 WHERE id = $1", workspace, container)
+	if row != "" {
+		p.exec(tb, "UPDATE workspaces SET "+row+" WHERE id = $1", workspace)
+	}
+	if set != nil {
+		set(&i)
+	}
+	c.PutInstance(i)
+	return workspace, i.ID
+}
+
 // apiCalls counts all calls of AWS.
 func (c *cloud) apiCalls() (n int) {
 	for _, op := range []awsplay.Op{awsplay.DescribeInstances, awsplay.DescribeEndpoints, awsplay.SendSSHPublicKey, awsplay.OpenTunnel} {
@@ -562,17 +580,7 @@ func TestRemoteFaults(t *testing.T) {
 			if test.close != 0 {
 				status, code = test.close, test.code
 			}
-			i := aws.newInstance()
-			workspace := "of-" + i.ID
-			p.workspace(t, workspace, i.ID)
-			p.exec(t, "UPDATE workspaces SET container = 'ws-faulty' WHERE id = $1", workspace)
-			if test.row != "" {
-				p.exec(t, "UPDATE workspaces SET "+test.row+" WHERE id = $1", workspace)
-			}
-			if test.set != nil {
-				test.set(&i)
-			}
-			aws.PutInstance(i)
+			workspace, _ := p.onChangedInstance(t, aws, "ws-faulty", test.row, test.set)
 
 			execs := container.execs(t)
 			metric := fmt.Sprintf(ends, code, "remote")

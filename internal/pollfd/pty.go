@@ -267,13 +267,10 @@ type bare struct {
 
 // Control runs a function on the descriptor.
 func (b *bare) Control(do func(uintptr)) error {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	if b.fd < 0 {
-		return os.ErrClosed
-	}
-	do(uintptr(b.fd))
-	return nil
+	return b.Read(func(fd uintptr) bool {
+		do(fd)
+		return true
+	})
 }
 
 // Read makes a call that does not wait, as Write does.

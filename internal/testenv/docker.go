@@ -258,20 +258,25 @@ func (d *Docker) with(f func(*client.Client) error) error {
 
 // workspaceRootfs returns the image's root file system, which the first caller on a machine makes.
 func workspaceRootfs() (string, error) {
+	return debootstrapped("workspace-image", "the workspace image")
+}
+
+// debootstrapped runs a script that makes something by debootstrap unless it is there, and returns the path that it prints.
+func debootstrapped(script, what string) (string, error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command(filepath.Join(root, "scripts", "workspace-image"))
+	cmd := exec.Command(filepath.Join(root, "scripts", script))
 	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+string(os.PathListSeparator)+sbin)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
 		if _, lookErr := lookPath("debootstrap"); lookErr != nil {
-			return "", missingError("needs debootstrap for the workspace image: apt-get install debootstrap")
+			return "", missingError("needs debootstrap for " + what + ": apt-get install debootstrap")
 		}
-		return "", fmt.Errorf("making the workspace image: %w\n%s", err, &stderr)
+		return "", fmt.Errorf("making %s: %w\n%s", what, err, &stderr)
 	}
 	return strings.TrimSpace(string(out)), nil
 }
