@@ -59,7 +59,9 @@ func TestRemote(t *testing.T) {
 			s.send(t, "stty size; echo $TERM $TERMGW_SESSION t=$((6*7))\n")
 			s.expect(t, "33 101\r\n")
 			s.expect(t, "xterm-256color "+want.Session+" t=42")
-			s.send(t, "trap 'set -- $(stty size); echo now=$1x$2' WINCH; echo up=$((6*7))\n")
+			// Not by a trap of the shell itself: bash that is about to wait for input
+			// keeps it until a key comes.
+			s.send(t, "sh -c 'trap \"set -- \\$(stty size); echo now=\\$1x\\$2; exit\" WINCH; echo up=$((6*7)); while :; do sleep 0.1; done'\n")
 			s.expect(t, "up=42")
 			if err := s.Resize(bridge.Size{Cols: 132, Rows: 43}); err != nil {
 				t.Fatal(err)
