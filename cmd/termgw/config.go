@@ -25,35 +25,37 @@ import (
 )
 
 // environment is what is set, as text. It is read in one go and checked by
-// parse, so that all faults are told at once; envconfig stops at the first.
+// parse, so that all faults are told at once; envconfig stops at the first. A
+// field's name is its variable's: by a tag that names the variable, envconfig
+// would read it without the prefix too.
 type environment struct {
 	Listen         string `default:":8080" desc:"Terminal endpoint, /healthz, /readyz"`
 	AdminListen    string `split_words:"true" default:"127.0.0.1:9090" desc:"/metrics and pprof; empty turns it off"`
 	BasePath       string `split_words:"true" desc:"Prefix before /workspaces"`
-	DatabaseURL    string `envconfig:"DATABASE_URL" desc:"Postgres; without it, TERMGW_WORKSPACES_FILE"`
+	DatabaseURL    string `split_words:"true" desc:"Postgres; without it, TERMGW_WORKSPACES_FILE"`
 	WorkspacesFile string `split_words:"true" desc:"For one replica without a database: JSON array of {\"id\",\"name\",…}"`
 	WorkspaceQuery string `split_words:"true" desc:"Finds a workspace's row by $1, its id; see docs"`
-	TicketJWKS     string `envconfig:"TICKET_JWKS" desc:"Required: JWK Set that tickets are verified with, a file or an https URL"`
+	TicketJWKS     string `split_words:"true" desc:"Required: JWK Set that tickets are verified with, a file or an https URL"`
 	TicketIssuer   string `split_words:"true" desc:"If set, the required iss"`
 	TicketAudience string `split_words:"true" default:"termgw" desc:"Required aud"`
-	TicketMaxTTL   string `envconfig:"TICKET_MAX_TTL" default:"60s" desc:"Longest life of a ticket"`
+	TicketMaxTTL   string `split_words:"true" default:"60s" desc:"Longest life of a ticket"`
 	AllowedOrigins string `split_words:"true" desc:"Origins besides the gateway's own: scheme://host[:port], comma-separated"`
 	TrustedProxies string `split_words:"true" desc:"CIDRs whose X-Forwarded-For/-Proto/-Host are believed, comma-separated"`
 
-	PingInterval string `split_words:"true" default:"25s" desc:"Two unanswered pings: the client is gone"`
-	IdleTimeout  string `split_words:"true" default:"30m" desc:"A terminal without input for so long is closed"`
-	MaxSession   string `split_words:"true" default:"8h" desc:"Longest life of a terminal"`
-	MaxSessions  string `split_words:"true" default:"0" desc:"Terminals at once on this replica; 0: as many as its descriptors allow (ulimit -n)"`
-	PerWorkspace string `envconfig:"MAX_SESSIONS_PER_WORKSPACE" default:"0" desc:"Terminals at once in one workspace, over all replicas; 0: no limit"`
-	PerSubject   string `envconfig:"MAX_SESSIONS_PER_SUBJECT" default:"0" desc:"Terminals at once of one person, over all replicas; 0: no limit"`
-	DrainTimeout string `split_words:"true" default:"30s" desc:"What open terminals have from SIGTERM on, told by a notice; a second signal skips the rest; see below"`
-	KeepDetached string `split_words:"true" default:"true" desc:"Spare what was told to outlive its terminal (nohup, setsid)"`
-	Shells       string `default:"/bin/bash,/bin/sh" desc:"POSIX shells; the first that is in the workspace is used"`
+	PingInterval            string `split_words:"true" default:"25s" desc:"Two unanswered pings: the client is gone"`
+	IdleTimeout             string `split_words:"true" default:"30m" desc:"A terminal without input for so long is closed"`
+	MaxSession              string `split_words:"true" default:"8h" desc:"Longest life of a terminal"`
+	MaxSessions             string `split_words:"true" default:"0" desc:"Terminals at once on this replica; 0: as many as its descriptors allow (ulimit -n)"`
+	MaxSessionsPerWorkspace string `split_words:"true" default:"0" desc:"Terminals at once in one workspace, over all replicas; 0: no limit"`
+	MaxSessionsPerSubject   string `split_words:"true" default:"0" desc:"Terminals at once of one person, over all replicas; 0: no limit"`
+	DrainTimeout            string `split_words:"true" default:"30s" desc:"What open terminals have from SIGTERM on, told by a notice; a second signal skips the rest; see below"`
+	KeepDetached            string `split_words:"true" default:"true" desc:"Spare what was told to outlive its terminal (nohup, setsid)"`
+	Shells                  string `default:"/bin/bash,/bin/sh" desc:"POSIX shells; the first that is in the workspace is used"`
 
 	RemoteTarget   string `split_words:"true" default:"container" desc:"On an instance: container (docker exec) or host (login shell)"`
-	EICETunnel     string `envconfig:"EICE_TUNNEL" default:"native" desc:"What carries an instance's tunnel: native, or aws-cli"`
-	EICEOSUser     string `envconfig:"EICE_OS_USER" default:"ec2-user" desc:"OS user on instances"`
-	EICEEndpointID string `envconfig:"EICE_ENDPOINT_ID" desc:"EC2 Instance Connect Endpoint; empty: the one of the instance's VPC"`
+	EICETunnel     string `split_words:"true" default:"native" desc:"What carries an instance's tunnel: native, or aws-cli"`
+	EICEOsUser     string `split_words:"true" default:"ec2-user" desc:"OS user on instances"`
+	EICEEndpointID string `split_words:"true" desc:"EC2 Instance Connect Endpoint; empty: the one of the instance's VPC"`
 
 	LogFormat string `split_words:"true" default:"json" desc:"json or text"`
 	LogLevel  string `split_words:"true" default:"info" desc:"debug, info, warn or error"`
@@ -80,7 +82,8 @@ type config struct {
 	LogLevel                                    slog.Level
 }
 
-// loadConfig reads and checks the environment; its error names every fault.
+// loadConfig reads and checks the environment; its error names every fault. What
+// is none of them is in the config all the same.
 func loadConfig() (config, error) {
 	var e environment
 	if err := envconfig.Process(environmentPrefix, &e); err != nil {
@@ -88,7 +91,7 @@ func loadConfig() (config, error) {
 	}
 	c, faults := e.parse()
 	if len(faults) > 0 {
-		return config{}, fmt.Errorf("the configuration has %d fault(s); 'termgw serve --help' lists the variables:\n%w", len(faults), errors.Join(faults...))
+		return c, fmt.Errorf("the configuration has %d fault(s); 'termgw serve --help' lists the variables:\n%w", len(faults), errors.Join(faults...))
 	}
 	return c, nil
 }
@@ -112,7 +115,7 @@ func (e environment) parse() (config, []error) {
 		MaxSession:     p.duration("MAX_SESSION", e.MaxSession, time.Second, 7*24*time.Hour),
 		DrainTimeout:   p.duration("DRAIN_TIMEOUT", e.DrainTimeout, 0, time.Hour),
 		LogFormat:      e.LogFormat,
-		RemoteTarget:   e.RemoteTarget, EICETunnel: e.EICETunnel, EICEOSUser: e.EICEOSUser, EICEEndpointID: e.EICEEndpointID,
+		RemoteTarget:   e.RemoteTarget, EICETunnel: e.EICETunnel, EICEOSUser: e.EICEOsUser, EICEEndpointID: e.EICEEndpointID,
 	}
 	p.address("LISTEN", e.Listen)
 	if e.AdminListen != "" {
@@ -148,15 +151,15 @@ func (e environment) parse() (config, []error) {
 	}
 	c.MaxSessions = p.count("MAX_SESSIONS", e.MaxSessions)
 	c.Limits = store.Limits{
-		PerWorkspace: p.count("MAX_SESSIONS_PER_WORKSPACE", e.PerWorkspace),
-		PerSubject:   p.count("MAX_SESSIONS_PER_SUBJECT", e.PerSubject),
+		PerWorkspace: p.count("MAX_SESSIONS_PER_WORKSPACE", e.MaxSessionsPerWorkspace),
+		PerSubject:   p.count("MAX_SESSIONS_PER_SUBJECT", e.MaxSessionsPerSubject),
 	}
 	var err error
 	c.KeepDetached, err = strconv.ParseBool(e.KeepDetached)
 	p.require("KEEP_DETACHED", err == nil, fmt.Sprintf("%q is neither true nor false", e.KeepDetached))
 	p.require("REMOTE_TARGET", e.RemoteTarget == runner.TargetContainer || e.RemoteTarget == runner.TargetHost, fmt.Sprintf("%q is neither container nor host", e.RemoteTarget))
 	p.require("EICE_TUNNEL", e.EICETunnel == "native" || e.EICETunnel == "aws-cli", fmt.Sprintf("%q is neither native nor aws-cli", e.EICETunnel))
-	p.require("EICE_OS_USER", eice.ValidOSUser(e.EICEOSUser), fmt.Sprintf("%q is no OS user", e.EICEOSUser))
+	p.require("EICE_OS_USER", eice.ValidOSUser(e.EICEOsUser), fmt.Sprintf("%q is no OS user", e.EICEOsUser))
 	p.require("EICE_ENDPOINT_ID", e.EICEEndpointID == "" || endpointID.MatchString(e.EICEEndpointID), fmt.Sprintf("%q is not like eice-0123456789abcdef0", e.EICEEndpointID))
 	p.require("LOG_FORMAT", e.LogFormat == "json" || e.LogFormat == "text", fmt.Sprintf("%q is neither json nor text", e.LogFormat))
 	p.require("LOG_LEVEL", slices.Contains([]string{"debug", "info", "warn", "error"}, e.LogLevel) && c.LogLevel.UnmarshalText([]byte(e.LogLevel)) == nil,

@@ -140,6 +140,7 @@ func TestServeDoesNotStart(t *testing.T) {
 		{"a key set by http", good("TERMGW_TICKET_JWKS=http://keys.example/jwks"), "TERMGW_TICKET_JWKS"},
 		{"no database URL", good("TERMGW_DATABASE_URL=mysql://u:hunter2@h/d"), "TERMGW_DATABASE_URL"},
 		{"a query that writes", good("TERMGW_WORKSPACE_QUERY=SELECT 1; DROP TABLE x"), "TERMGW_WORKSPACE_QUERY"},
+		{"a variable without its prefix", []string{"DATABASE_URL=postgres://h/d?sslmode=disable", "TERMGW_TICKET_JWKS=" + jwks}, "TERMGW_DATABASE_URL"},
 		{"a broken list", good("TERMGW_DATABASE_URL=", "TERMGW_WORKSPACES_FILE="+broken), "TERMGW_WORKSPACES_FILE"},
 		{"an address that is not ours", good("TERMGW_LISTEN=192.0.2.1:80"), "TERMGW_LISTEN"},
 		{"an engine at no address", good("DOCKER_HOST=nonsense"), "DOCKER_HOST"},
@@ -151,6 +152,18 @@ func TestServeDoesNotStart(t *testing.T) {
 			}
 		})
 	}
+	t.Run("all at once", func(t *testing.T) {
+		c := start(t, command(t, []string{
+			"TERMGW_LOG_LEVEL=loud", "TERMGW_TICKET_JWKS=/nonexistent.json", "DOCKER_HOST=nonsense",
+			"TERMGW_DATABASE_URL=mysql://u:hunter2@h/d", "TERMGW_WORKSPACE_QUERY=DELETE FROM x",
+		}, "serve"))
+		c.wait(t)
+		for _, want := range []string{"TERMGW_LOG_LEVEL", "TERMGW_TICKET_JWKS", "DOCKER_HOST", "database URL: ", "workspace query: "} {
+			if !strings.Contains(c.log.String(), want) {
+				t.Errorf("%s is not named:\n%s", want, c.log.String())
+			}
+		}
+	})
 	if out := start(t, command(t, nil, "migrate")); out.wait(t) != 1 || !strings.Contains(out.log.String(), "TERMGW_DATABASE_URL") {
 		t.Errorf("migrate without a database says %q", out.log.String())
 	}

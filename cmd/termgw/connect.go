@@ -34,14 +34,25 @@ func (ConnectCmd) Help() string {
 (which other users of this machine can read in the process list).
 
 Enter ~ . leaves at once; Enter ~ ~ types a tilde. The exit status is the shell's, or 255 if the
-gateway refused or ended the terminal.`
+there was none: no ticket, no gateway, refused, or ended by the gateway.`
 }
 
 // gatewayFailed is the exit status when it is not the shell's, as ssh has it.
 const gatewayFailed = exitStatus(255)
 
-// Run carries this terminal until the other side ends.
+// Run carries this terminal until the other side ends. Whatever it fails of, its
+// exit status is none that a shell's would be taken for.
 func (c *ConnectCmd) Run(ctx context.Context, std *stdio) error {
+	err := c.carry(ctx, std)
+	var status exitStatus
+	if err != nil && !errors.As(err, &status) {
+		_, _ = fmt.Fprintf(std.Err, "termgw: %v\n", err)
+		return gatewayFailed
+	}
+	return err
+}
+
+func (c *ConnectCmd) carry(ctx context.Context, std *stdio) error {
 	target, raw, err := c.ticket(ctx)
 	if err != nil {
 		return err

@@ -163,7 +163,7 @@ func TestConnect(t *testing.T) {
 		c.left(t, 255)
 		c.sees(t, "(ticket_invalid)")
 		c = sit(t, g, p.ticket(t, "ws"), "%2f", 80, 24)
-		c.left(t, 1)
+		c.left(t, 255)
 		c.sees(t, "404 Not Found: There is nothing here.")
 	})
 	t.Run("the gateway is killed", func(t *testing.T) {
@@ -217,7 +217,7 @@ func TestConnectSays(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := start(t, test.cmd)
-			if status := c.wait(t); status == 0 || !strings.Contains(c.log.String(), test.want) || strings.Contains(c.log.String(), secret) {
+			if status := c.wait(t); status != 255 || !strings.Contains(c.log.String(), test.want) || strings.Contains(c.log.String(), secret) {
 				t.Errorf("exit status %d, %q", status, c.log.String())
 			}
 		})

@@ -32,36 +32,23 @@ func (ServeCmd) Help() string {
 // Run serves until it is told to end.
 func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 	cfg, err := loadConfig()
-	if err != nil {
-		return err
-	}
-	maxSessions, err := sessionLimit(cfg.MaxSessions)
-	if err != nil {
-		return err
-	}
+	maxSessions, limitErr := sessionLimit(cfg.MaxSessions)
 	log := newLogger(std.Err, cfg.LogFormat, cfg.LogLevel)
-	g := gateway{log: log, drain: cfg.DrainTimeout}
-
-	keys, err := ticket.OpenKeys(ticket.KeysConfig{Location: cfg.TicketJWKS, Logger: log})
-	if err != nil {
-		return fmt.Errorf("TERMGW_TICKET_JWKS: %w", err)
+	keys, keysErr := openKeys(cfg, log)
+	sessions, storeErr := openStore(ctx, cfg, log)
+	if sessions != nil {
+		defer func() { err = errors.Join(err, sessions.Close()) }()
 	}
-	g.jobs = append(g.jobs, keys.Run)
-
-	sessions, err := openStore(ctx, cfg, log)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, sessions.Close()) }()
-
 	reg := newRegistry()
 	swept, replica := orphanCounter(reg), replicaName()
-	docker, err := runner.OpenDocker(runner.DockerConfig{Shells: cfg.Shells, EndDetached: !cfg.KeepDetached, Swept: swept})
-	if err != nil {
-		return err
+	docker, dockerErr := runner.OpenDocker(runner.DockerConfig{Shells: cfg.Shells, EndDetached: !cfg.KeepDetached, Swept: swept})
+	if docker != nil {
+		defer func() { err = errors.Join(err, docker.Close()) }()
 	}
-	defer func() { err = errors.Join(err, docker.Close()) }()
-	g.jobs = append(g.jobs, docker.Run)
+	if err := errors.Join(err, limitErr, keysErr, storeErr, dockerErr); err != nil {
+		return err // all that is wrong, in one go
+	}
+	g := gateway{log: log, drain: cfg.DrainTimeout, jobs: []func(context.Context) error{keys.Run, docker.Run}}
 
 	var remote router.Starter
 	if r, err := openRemote(ctx, cfg, countTunnels(sessions, reg), replica, swept, log); err != nil {
@@ -121,8 +108,26 @@ type sessionStore interface {
 	io.Closer
 }
 
+// openKeys reads a file of keys; those of an address come later. Without either
+// loadConfig has said so.
+func openKeys(cfg config, log *slog.Logger) (*ticket.Keys, error) {
+	if cfg.TicketJWKS == "" {
+		return nil, nil
+	}
+	keys, err := ticket.OpenKeys(ticket.KeysConfig{Location: cfg.TicketJWKS, Logger: log})
+	if err != nil {
+		return nil, fmt.Errorf("TERMGW_TICKET_JWKS: %w", err)
+	}
+	return keys, nil
+}
+
+// openStore does not connect to a database yet. Without one, or a list of
+// workspaces, loadConfig has said so.
 func openStore(ctx context.Context, cfg config, log *slog.Logger) (sessionStore, error) {
-	if cfg.DatabaseURL != "" {
+	switch {
+	case cfg.DatabaseURL == "" && cfg.WorkspacesFile == "":
+		return nil, nil
+	case cfg.DatabaseURL != "":
 		shared, err := store.OpenPostgres(store.PostgresConfig{URL: cfg.DatabaseURL, WorkspaceQuery: cfg.WorkspaceQuery, Limits: cfg.Limits})
 		if err != nil {
 			return nil, fmt.Errorf("TERMGW_DATABASE_URL, TERMGW_WORKSPACE_QUERY: %w", err)

@@ -81,7 +81,7 @@ type Claims struct {
 
 	WorkspaceID string
 	Mode        Mode
-	MaxSession  time.Duration // whole seconds, at most 7 days; 0 = not given
+	MaxSession  time.Duration // whole seconds; 0 = not given. Verify reads more than 7 days as 7
 }
 
 // wireClaims is Claims as RFC 7519 writes them. Pointers tell "absent" from a
@@ -157,10 +157,10 @@ func (w wireClaims) claims() (Claims, error) {
 		c.Mode = *w.Mode
 	}
 	if w.MaxSession != nil {
-		if *w.MaxSession <= 0 || *w.MaxSession > int64(maxSessionLimit/time.Second) {
+		if *w.MaxSession <= 0 {
 			return Claims{}, errors.New("max_session is out of range")
 		}
-		c.MaxSession = time.Duration(*w.MaxSession) * time.Second
+		c.MaxSession = time.Duration(min(*w.MaxSession, int64(maxSessionLimit/time.Second))) * time.Second
 	}
 	return c, nil
 }

@@ -14,6 +14,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"maps"
+	"math"
 	"reflect"
 	"strings"
 	"testing"
@@ -203,6 +204,8 @@ func TestVerifyAccepts(t *testing.T) {
 		"mode left out is rw":      {payload, func(c ticket.Claims) bool { return c.Mode == ticket.ReadWrite && c.MaxSession == 0 }},
 		"mode rw":                  {payload.with("mode", "rw"), func(c ticket.Claims) bool { return c.Mode == ticket.ReadWrite }},
 		"mode ro":                  {payload.with("mode", "ro"), func(c ticket.Claims) bool { return c.Mode == ticket.ReadOnly }},
+		"max_session past 7 days":  {payload.with("max_session", 604801), func(c ticket.Claims) bool { return c.MaxSession == 7*24*time.Hour }},
+		"max_session without end":  {payload.with("max_session", int64(math.MaxInt64)), func(c ticket.Claims) bool { return c.MaxSession == 7*24*time.Hour }},
 		"max_session":              {payload.with("max_session", 90), func(c ticket.Claims) bool { return c.MaxSession == 90*time.Second }},
 		"several audiences":        {payload.with("aud", []string{"other", "termgw"}), func(c ticket.Claims) bool { return len(c.Audience) == 2 }},
 		"no nbf":                   {payload.without("nbf"), func(c ticket.Claims) bool { return c.NotBefore.IsZero() }},
@@ -436,7 +439,7 @@ func TestVerifyRefusesClaims(t *testing.T) {
 		tests[date+" NaN"] = refusal{strings.Replace(text, `"`+date+`":`, `"`+date+`":NaN,"x":`, 1), ticket.ErrInvalid, "not a JSON object"}
 	}
 	for literal, reason := range map[string]string{
-		"0": "out of range", "-1": "out of range", "604801": "out of range", "9223372036854775807": "out of range",
+		"0": "out of range", "-1": "out of range", "-9223372036854775808": "out of range",
 		"9223372036854775808": "wrong type", "1.5": "wrong type", "1e3": "wrong type", `"60"`: "wrong type", "[]": "wrong type",
 	} {
 		tests["max_session "+literal] = number("max_session", literal, reason)
