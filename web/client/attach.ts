@@ -9,6 +9,7 @@ import type { SearchAddon } from "@xterm/addon-search";
 import { Unicode11Addon } from "@xterm/addon-unicode11";
 import { WebLinksAddon } from "@xterm/addon-web-links";
 import type { IDisposable, Terminal } from "@xterm/xterm";
+import type { EndCode } from "./codes.js";
 import { MAX_SIZE, type State, type TerminalConnection } from "./connection.js";
 
 /**
@@ -17,8 +18,18 @@ import { MAX_SIZE, type State, type TerminalConnection } from "./connection.js";
  * would otherwise start inside them.
  */
 const RESET_MODES = "\x1b[!p\x1b[?9;1000;1002;1003;1004;1005;1006;1015;2004l\x1b[?1l\x1b>\x1b[?25h";
-/** Apart from the others: outside the alternate screen it would move the cursor. */
-const LEAVE_ALTERNATE_SCREEN = "\x1b[?1049l";
+/**
+ * Also moves the cursor to where it was saved. Each screen saves one of its own, so that saving
+ * it first changes nothing if the alternate one is on, and keeps the cursor in place if it is not.
+ */
+const LEAVE_ALTERNATE_SCREEN = "\x1b7\x1b[?1049l";
+/**
+ * What a paste must not hold. An ESC can end its brackets, and what follows runs as if typed;
+ * so does a Ctrl-C, at which bash leaves the paste that it reads.
+ */
+const CONTROLS = /[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]/g;
+/** The ends that a network which is back may undo. */
+const OFFLINE = new Set<EndCode>(["connection_lost", "unreachable", "ticket_unavailable"]);
 const DIVIDER = "\r\n\x1b[2m── new session ──\x1b[0m\r\n\r\n";
 
 export interface AttachOptions {
@@ -29,7 +40,10 @@ export interface AttachOptions {
   renderer?: "auto" | "dom" | "webgl";
   /**
    * Asked when a program in the workspace wants to put text on the clipboard
-   * (OSC 52). Without it none may. None may ever read the clipboard.
+   * (OSC 52). Without it none may. None may ever read the clipboard. Until it
+   * has answered, output goes on, and what else programs want to copy is
+   * dropped: what is answered is what was asked. Not asked on plain http, where
+   * browsers have no clipboard for it.
    */
   allowCopy?: (text: string) => boolean | Promise<boolean>;
   /** Changes what was typed before it is sent: for on-screen keys such as Ctrl. */
@@ -51,7 +65,10 @@ export interface Attached {
   fit(): void;
   /** Which renderer draws. */
   readonly renderer: "webgl" | "dom";
-  /** Lets go of both; the session and the terminal stay as they are. */
+  /**
+   * Lets go of both; the session and the terminal stay as they are. To be called before the
+   * terminal's own `dispose`. Output that is not on the screen yet counts as rendered.
+   */
   dispose(): void;
 }
 
@@ -64,7 +81,8 @@ export function attachTerminal(
   connection: TerminalConnection,
   options: AttachOptions = {},
 ): Attached {
-  const container = terminal.element?.parentElement;
+  const { element } = terminal;
+  const container = element?.parentElement;
   if (!container) throw new Error("open the terminal in an element before it is attached");
   const undo: (() => void)[] = [];
   let disposed = false;
@@ -97,12 +115,13 @@ export function attachTerminal(
   own(
     terminal.onBinary((bytes) => connection.send(Uint8Array.from(bytes, (c) => c.charCodeAt(0)))),
   );
-  undo.push(connection.on("output", ({ bytes, rendered }) => terminal.write(bytes, rendered)));
+  undo.push(render(terminal, connection));
   undo.push(followStatus(terminal, connection));
+  undo.push(pasteText(terminal, element));
   undo.push(copyByKey(terminal, container));
   const online = () => {
-    // What failed for want of a network is tried again as soon as there is one.
-    if (connection.status.retryAt !== undefined) connection.connect();
+    const { end, retryAt } = connection.status;
+    if (retryAt !== undefined && end && OFFLINE.has(end.code)) connection.connect();
   };
   window.addEventListener("online", online);
   undo.push(() => window.removeEventListener("online", online));
@@ -189,29 +208,47 @@ function follow(
   };
 }
 
+/** Writes output to the terminal, and holds each piece until it is on the screen. */
+function render(terminal: Terminal, connection: TerminalConnection): () => void {
+  const held = new Set<() => void>();
+  const stop = connection.on("output", ({ bytes, hold }) => {
+    const release = hold();
+    held.add(release);
+    terminal.write(bytes, () => {
+      held.delete(release);
+      release();
+    });
+  });
+  return () => {
+    stop();
+    for (const release of held) release();
+  };
+}
+
 /** Tells the terminal when a session begins and ends. */
 function followStatus(terminal: Terminal, connection: TerminalConnection): () => void {
   let before: State = connection.status.state;
   let sessions = before === "open" ? 1 : 0;
-  let stopped = false;
-  const stop = connection.on("status", ({ state, ready, retryAt }) => {
+  return connection.on("status", ({ state, ready, retryAt }) => {
     const typing = state === "open" ? ready?.mode !== "ro" : state === "waiting" && !retryAt;
     terminal.options.disableStdin = !typing;
     if (state === "open" && sessions++ > 0) terminal.write(DIVIDER);
-    if (before === "open" && state !== "open") {
-      // After what is still queued: only then is it known which screen is on.
-      terminal.write("", () => {
-        if (stopped) return;
-        const alternate = terminal.buffer.active.type === "alternate";
-        terminal.write((alternate ? LEAVE_ALTERNATE_SCREEN : "") + RESET_MODES);
-      });
-    }
+    // Behind what is still queued of this session, and before anything of the next.
+    if (before === "open" && state !== "open") terminal.write(LEAVE_ALTERNATE_SCREEN + RESET_MODES);
     before = state;
   });
-  return () => {
-    stopped = true;
-    stop();
+}
+
+/** Pastes as xterm.js does, which takes the text as it is, but for control characters. */
+function pasteText(terminal: Terminal, element: HTMLElement): () => void {
+  const paste = (event: ClipboardEvent) => {
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    const text = event.clipboardData?.getData("text/plain") ?? "";
+    terminal.paste(text.replace(CONTROLS, ""));
   };
+  element.addEventListener("paste", paste, { capture: true });
+  return () => element.removeEventListener("paste", paste, { capture: true });
 }
 
 /** Ctrl+Shift+C copies, since Ctrl+C is the program's; paste is the browser's own Ctrl+Shift+V. */
@@ -220,19 +257,42 @@ function copyByKey(terminal: Terminal, container: HTMLElement): () => void {
     if (!event.ctrlKey || !event.shiftKey || event.code !== "KeyC") return;
     event.preventDefault(); // some browsers open their tools
     event.stopPropagation();
-    if (terminal.hasSelection()) void navigator.clipboard.writeText(terminal.getSelection());
+    const { textarea } = terminal;
+    if (!textarea || !terminal.hasSelection()) return;
+    // The browser's own way: the Clipboard API is not there on plain http, nor in every frame.
+    // Nothing is copied from an empty field; what is, xterm.js puts into the event.
+    textarea.value = " ";
+    textarea.select();
+    document.execCommand("copy");
+    textarea.value = "";
   };
   container.addEventListener("keydown", copy, { capture: true });
   return () => container.removeEventListener("keydown", copy, { capture: true });
 }
 
 function clipboardFor(allowCopy: AttachOptions["allowCopy"]): IClipboardProvider {
+  let asking = false;
+  const copy = async (text: string) => {
+    let allowed = allowCopy?.(text) ?? false;
+    if (typeof allowed !== "boolean") {
+      asking = true;
+      try {
+        allowed = await allowed;
+      } finally {
+        asking = false;
+      }
+    }
+    if (allowed) await navigator.clipboard.writeText(text);
+  };
   return {
     // A workspace's program is not to learn what somebody copied elsewhere.
     readText: () => "",
-    async writeText(_selection, text) {
-      if (!allowCopy || !(await allowCopy(text))) return;
-      await navigator.clipboard.writeText(text);
+    // Not awaited: xterm.js would parse nothing more until somebody has answered.
+    writeText(_selection, text) {
+      // A second question would change the text under the finger of who answers the first.
+      if (asking || !navigator.clipboard) return;
+      // No answer is a no; a browser that refuses has nobody here to tell.
+      copy(text).catch(() => {});
     },
   };
 }

@@ -198,7 +198,8 @@ export class TerminalConnection extends Events<ConnectionEvents> {
       attempt: this.failures.attempts,
       ...(this.current.end && { end: this.current.end }),
     });
-    this.ticket(cancel.signal).then(
+    // Async, so that a callback that throws at once is told as one that rejects.
+    (async () => this.ticket(cancel.signal))().then(
       (ticket) => this.dial(attempt, ticket),
       (cause: unknown) => this.over(attempt, noTicket(cause)),
     );

@@ -45,9 +45,9 @@ export function useTerminal({ url, ticket }: Pick<ConnectionConfig, "url" | "tic
 
 export interface TerminalViewProps extends ComponentProps<"div"> {
   connection: TerminalConnection;
-  /** xterm.js's own, read when the terminal is made. */
+  /** xterm.js's own, read when the terminal is made: once for each connection. */
   options?: ITerminalOptions & ITerminalInitOnlyOptions;
-  /** Read when the terminal is made. */
+  /** Read when the terminal is made, as `options` are. */
   attach?: AttachOptions;
   /** Called with the terminal and what attachTerminal gave, once they are there. */
   onTerminal?: (terminal: Terminal, attached: Attached) => void;
@@ -63,6 +63,9 @@ export function TerminalView({
 }: TerminalViewProps): ReactElement {
   const box = useRef<HTMLDivElement>(null);
   const given = useRef({ options, attach, onTerminal });
+  useEffect(() => {
+    given.current = { options, attach, onTerminal };
+  });
   useEffect(() => {
     if (!box.current) return;
     const terminal = new Terminal(given.current.options);

@@ -40,10 +40,12 @@ export interface Size {
 export interface Output {
   bytes: Uint8Array;
   /**
-   * To be called once the piece is on the screen: the gateway sends more only
-   * as fast as output is rendered, and nothing once its window is full.
+   * Who puts the piece on a screen calls this at once, and what it gives back once the piece is
+   * there, or never will be: the gateway sends only as fast as output is rendered. What nobody
+   * holds counts as rendered: a session without a view goes on, and a view that comes later finds
+   * the window whole.
    */
-  rendered: () => void;
+  hold: () => () => void;
 }
 
 /** What a session needs of a WebSocket. */
@@ -220,13 +222,20 @@ export class Session {
     // In pieces, so that acks keep their pace when the gateway sends large frames.
     for (let start = 0; start < bytes.length; start += ACK_EVERY) {
       const piece = bytes.subarray(start, start + ACK_EVERY);
-      let counted = false;
-      const rendered = () => {
-        if (counted) return;
-        counted = true;
-        this.ack(piece.length);
+      let uncounted = piece.length;
+      const holders = new Set<() => void>();
+      const hold = () => {
+        const release = () => {
+          if (!holders.delete(release) || holders.size > 0) return;
+          this.ack(uncounted);
+          uncounted = 0;
+        };
+        holders.add(release);
+        return release;
       };
-      this.events.output({ bytes: piece, rendered });
+      const release = hold(); // until everybody was told of the piece
+      this.events.output({ bytes: piece, hold });
+      release();
     }
   }
 

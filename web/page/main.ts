@@ -24,7 +24,7 @@ class Page {
   private readonly picker: Picker;
   private readonly tabs: Tabs;
   private readonly find = new Find(() => this.chosen);
-  private readonly status = new StatusView(() => this.chosen);
+  private readonly status = new StatusView();
   private readonly keys = new KeyRow(() => this.chosen?.terminal);
   private sessions: TerminalSession[] = [];
   private chosen: TerminalSession | undefined;

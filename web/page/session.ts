@@ -89,7 +89,9 @@ export class TerminalSession {
       allowCopy: (text) => this.askToCopy(text, changed),
     });
 
-    this.connection.on("status", () => {
+    this.connection.on("status", ({ state }) => {
+      // Who would answer may take the question for one about the session that ended.
+      if (state !== "open") this.copyRequest?.answer(false);
       this.roundTrip = undefined;
       this.notice = undefined;
       this.used = false;
@@ -162,7 +164,8 @@ export class TerminalSession {
   }
 
   private askToCopy(text: string, changed: () => void): Promise<boolean> {
-    this.copyRequest?.answer(false);
+    // The last output of a session may be drawn after its end is told.
+    if (this.status.state !== "open") return Promise.resolve(false);
     return new Promise((resolve) => {
       this.copyRequest = {
         text,

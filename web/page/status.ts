@@ -16,9 +16,15 @@ interface Words {
   title: string;
   message: string;
   more: string;
-  /** What the buttons say; the first is the one that Enter presses. */
-  primary?: string;
-  second?: string;
+  /** The first is the one that Enter presses. */
+  primary?: Button;
+  second?: Button;
+}
+
+/** What a button says, and does: both are of what is shown when it is pressed. */
+interface Button {
+  words: string;
+  press(): void;
 }
 
 export class StatusView {
@@ -39,28 +45,18 @@ export class StatusView {
   private readonly terminals = element("terminals");
   /** The last status of which the panel told. */
   private told: Status | undefined;
+  private shown: Words | undefined;
 
-  constructor(current: () => TerminalSession | undefined) {
-    this.primary.addEventListener("click", () => {
-      const session = current();
-      if (!session) return;
-      if (session.copyRequest) session.copyRequest.answer(true);
-      else session.connection.connect();
-      session.terminal.focus();
-    });
-    this.second.addEventListener("click", () => {
-      const session = current();
-      if (session?.copyRequest) {
-        session.copyRequest.answer(false);
-        session.terminal.focus();
-      } else session?.connection.close();
-    });
+  constructor() {
+    this.primary.addEventListener("click", () => this.shown?.primary?.press());
+    this.second.addEventListener("click", () => this.shown?.second?.press());
   }
 
   show(session: TerminalSession | undefined): void {
     this.line.hidden = session === undefined;
     if (!session) {
       this.panel.hidden = true;
+      this.shown = undefined;
       return;
     }
     const { connection, terminal, workspace, status } = session;
@@ -83,6 +79,7 @@ export class StatusView {
 
   private showPanel(session: TerminalSession): void {
     const words = panelWords(session);
+    this.shown = words;
     const wasShown = !this.panel.hidden;
     this.panel.hidden = !words;
     if (!words) {
@@ -95,8 +92,8 @@ export class StatusView {
     setText(this.message, words.message);
     setText(this.more, words.more);
     this.more.hidden = !words.more;
-    setText(this.primary, words.primary ?? "");
-    setText(this.second, words.second ?? "");
+    setText(this.primary, words.primary?.words ?? "");
+    setText(this.second, words.second?.words ?? "");
     this.primary.hidden = !words.primary;
     this.second.hidden = !words.second;
     // Enter goes on, for whoever was in the terminal when it ended.
@@ -117,13 +114,17 @@ function panelWords(session: TerminalSession): Words | undefined {
   const { end, state } = status;
   if (end) return endWords(end, session, state === "waiting" || state === "connecting");
   if (copyRequest) {
+    const answer = (allowed: boolean) => () => {
+      copyRequest.answer(allowed);
+      session.terminal.focus();
+    };
     return {
       kind: "notice",
       title: "A program wants to copy",
       message: `${copyRequest.text.length} characters to your clipboard: “${excerpt(copyRequest.text)}”`,
       more: "",
-      primary: "Allow",
-      second: "Do not",
+      primary: { words: "Allow", press: answer(true) },
+      second: { words: "Do not", press: answer(false) },
     };
   }
   if (notice) return { kind: "notice", title: "", message: notice.message, more: "" };
@@ -132,6 +133,13 @@ function panelWords(session: TerminalSession): Words | undefined {
 
 function endWords(end: EndReason, session: TerminalSession, goesOn: boolean): Words {
   const { attempt, retryAt, state } = session.status;
+  const connect = (words: string): Button => ({
+    words,
+    press() {
+      session.connection.connect();
+      session.terminal.focus();
+    },
+  });
   const facts = [end.detail && `Step: ${end.detail}`, end.docs && `See ${end.docs}`];
   const words: Words = {
     kind: session.bad ? "bad" : "calm",
@@ -140,14 +148,14 @@ function endWords(end: EndReason, session: TerminalSession, goesOn: boolean): Wo
     more: "",
   };
   if (!goesOn) {
-    words.primary = end.retry === "never" ? "New session" : "Reconnect";
+    words.primary = connect(end.retry === "never" ? "New session" : "Reconnect");
   } else if (state === "waiting" && retryAt === undefined) {
     facts.unshift("Press a key in the terminal to go on");
-    words.primary = "Reconnect";
+    words.primary = connect("Reconnect");
   } else {
-    words.second = "Stop";
+    words.second = { words: "Stop", press: () => session.connection.close() };
     const left = retryAt === undefined ? 0 : Math.max(0, retryAt - Date.now());
-    if (state === "waiting") words.primary = "Try now";
+    if (state === "waiting") words.primary = connect("Try now");
     facts.unshift(
       state === "waiting" ? `Trying again in ${seconds(left)}` : "Trying now",
       attempt > 1 ? `attempt ${attempt}` : "",

@@ -21,9 +21,11 @@ interface Rig {
   clock: FakeClock;
   sockets: FakeSocket[];
   ends: EndReason[];
-  /** The `rendered` calls of output not rendered yet, oldest first. */
+  /** What lets go of output not rendered yet, oldest first. */
   pending: (() => void)[];
   pieces: number[];
+  /** Stops listening to output. */
+  unlisten: () => void;
 }
 
 function rig(
@@ -43,11 +45,19 @@ function rig(
       return socket;
     },
   });
-  const made: Rig = { connection, clock, sockets, ends: [], pending: [], pieces: [] };
+  const made: Rig = {
+    connection,
+    clock,
+    sockets,
+    ends: [],
+    pending: [],
+    pieces: [],
+    unlisten() {},
+  };
   connection.on("end", (end) => made.ends.push(end));
-  connection.on("output", ({ bytes, rendered }) => {
+  made.unlisten = connection.on("output", ({ bytes, hold }) => {
     made.pieces.push(bytes.length);
-    made.pending.push(rendered);
+    made.pending.push(hold());
   });
   return made;
 }
@@ -125,6 +135,20 @@ test("a ticket that the platform refuses ends the session with the platform's se
   assert.equal(made.sockets.length, 0);
   assert.equal(made.ends[0]?.code, "ticket_denied");
   assert.equal(made.ends[0]?.message, "You have no access to this workspace.");
+});
+
+test("a ticket callback that is not async is taken as one that is", async () => {
+  const made = rig(() => {
+    throw new Error("You have no access to this workspace.");
+  });
+  made.connection.connect();
+  await settle();
+  assert.equal(made.connection.status.state, "ended");
+  assert.equal(made.ends[0]?.message, "You have no access to this workspace.");
+  assert.deepEqual(made.clock.running, []);
+
+  const given = rig(() => "aaa.bbb.ccc" as unknown as Promise<string>);
+  await opened(given);
 });
 
 for (const ticket of ["", "se cret", "a.b", "a.b.c, termgw.v1", undefined as unknown as string]) {
@@ -261,6 +285,40 @@ test("ack: a piece rendered twice counts once", async () => {
   assert.deepEqual(socket.sent("ack"), [{ type: "ack", bytes: 5 }]);
 });
 
+test("ack: output that nobody holds counts as rendered, so that the window stays whole", async () => {
+  const made = rig();
+  const socket = await opened(made);
+  made.unlisten();
+  made.connection.on("output", () => {}); // such as a mark on a tab
+  socket.bytes(20 * KIB);
+  made.clock.advance(4);
+  made.connection.on("output", ({ hold }) => made.pending.push(hold()));
+  socket.bytes(5);
+  const acks = () => socket.sent("ack").map((ack) => ack.bytes);
+  assert.deepEqual(acks(), [8 * KIB, 20 * KIB]);
+  made.clock.advance(4);
+  made.pending.shift()?.();
+  assert.deepEqual(acks(), [8 * KIB, 20 * KIB, 20 * KIB + 5]);
+});
+
+test("ack: a piece counts once all who hold it have rendered it, and no more after that", async () => {
+  const made = rig();
+  const socket = await opened(made);
+  let hold: () => () => void = () => () => {};
+  made.connection.on("output", (output) => {
+    hold = output.hold;
+    made.pending.push(hold());
+  });
+  socket.bytes(5);
+  made.pending.shift()?.();
+  assert.deepEqual(socket.sent("ack"), []);
+  made.pending.shift()?.();
+  assert.deepEqual(socket.sent("ack"), [{ type: "ack", bytes: 5 }]);
+  hold()(); // too late
+  made.clock.advance(4);
+  assert.ok(socket.sent("ack").every((ack) => ack.bytes === 5));
+});
+
 test("ack: output of an ended session is not counted in the next", async () => {
   const made = rig();
   const first = await opened(made);
@@ -372,6 +430,16 @@ test("two pings unanswered: the gateway is gone", async () => {
   assert.equal(made.connection.status.end?.code, "connection_lost");
   assert.equal(socket.closedWith, 1000);
   assert.equal(made.clock.running.length, 1, "only the next attempt is waited for");
+});
+
+test("the gateway is gone 15 s after its last word at the latest", async () => {
+  const made = rig();
+  const socket = await opened(made);
+  socket.text({ type: "pong", id: 1 }); // right behind a ping: the next one is 5 s away
+  made.clock.advance(14_999);
+  assert.equal(made.connection.status.state, "open");
+  made.clock.advance(1);
+  assert.equal(made.connection.status.end?.code, "connection_lost");
 });
 
 test("a late pong keeps the session", async () => {

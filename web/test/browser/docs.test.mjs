@@ -69,8 +69,9 @@ test("its types are right, against the package that is published", () => {
   }
 });
 
-test("the package holds what it exports, and nothing else", async () => {
-  const listed = execFileSync("npm", ["pack", "--dry-run", "--json"], {
+test("the package is built when it is packed: what it exports, and nothing else", async () => {
+  await rm(`${web}client/dist`, { recursive: true });
+  const listed = execFileSync("npm", ["pack", "--dry-run", "--json", "--ignore-scripts=false"], {
     cwd: `${web}client`,
     encoding: "utf8",
     stdio: ["ignore", "pipe", "ignore"],
@@ -83,7 +84,10 @@ test("the package holds what it exports, and nothing else", async () => {
     for (const path of Object.values(entry)) assert.ok(paths.includes(path.slice(2)), path);
   }
   for (const path of paths)
-    assert.match(path, /^(dist\/\w+\.(js|d\.ts)|package\.json|README\.md)$/);
+    assert.match(path, /^(dist\/\w+\.(js|d\.ts)|package\.json|README\.md|LICENSE)$/);
+  const license = await readFile(`${web}client/LICENSE`, "utf8");
+  assert.ok(paths.includes("LICENSE"));
+  assert.equal(license, await readFile(`${web}../LICENSE`, "utf8"), "the project's own");
 });
 
 /**

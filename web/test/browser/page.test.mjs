@@ -324,6 +324,21 @@ test("a program may copy to the clipboard when somebody allows it", { skip }, as
   await tab.locator("#again").click();
   await until(clipboard, /^allowed$/);
 
+  // A question ends with its session: the button does what it says then.
+  const end = async () => {
+    await shows(tab, "#again", /^New session$/);
+    await tab.keyboard.press("Enter");
+    await shows(tab, "#state", /^Connected$/);
+    await until(async () => String(await tab.locator("#panel").isVisible()), /false/);
+    assert.equal(await clipboard(), "allowed");
+  };
+  await copy("stale");
+  await shows(tab, "#panel", /“stale”/);
+  await type(tab, "exit");
+  await end();
+  await type(tab, `printf '\\e]52;c;%s\\a' "$(printf last | base64)"; exit`);
+  await end();
+
   // What is on it no program gets.
   await type(
     tab,

@@ -1,0 +1,181 @@
+// What joins xterm.js to a connection, in a browser, at a gateway that the page
+// plays itself: everything here can be said to happen in one order only.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { fileURLToPath } from "node:url";
+import { serveFixture } from "./fixture.mjs";
+import { openTab, paste, screen, sees, shareBrowser, skip, until } from "./harness.mjs";
+
+const openBrowser = shareBrowser();
+const ORIGIN = "http://127.0.0.1:1"; // nobody is asked: the fixture is all there is
+
+/**
+ * @param {import("node:test").TestContext} t
+ * @param {string} script
+ */
+async function open(t, script) {
+  const tab = await openTab(t, await openBrowser(), ORIGIN);
+  const page = await serveFixture(tab, fileURLToPath(new URL(script, import.meta.url)), ORIGIN);
+  await tab.goto(page.href);
+  return tab;
+}
+
+/** @param {string} text */
+const copies = (text) => `\x1b]52;c;${Buffer.from(text).toString("base64")}\x07`;
+
+test("a paste holds no control characters, in brackets and without", { skip }, async (t) => {
+  const tab = await open(t, "attach.ts");
+  await tab.evaluate(() => window.rig.open());
+  const text = "one\x1b[201~\r\nrm\x03\x7f\x9b201~\ttwo ö\n";
+  const clean = "one[201~\rrm201~\ttwo ö\r";
+  await paste(tab, text);
+  assert.equal(await tab.evaluate(() => window.rig.sent()), clean);
+  await tab.evaluate(async () => {
+    window.rig.print("\x1b[?2004h");
+    await window.rig.parsed();
+  });
+  await paste(tab, text);
+  assert.equal(
+    await tab.evaluate(() => window.rig.sent()),
+    `${clean}\x1b[200~${clean}\x1b[201~`,
+    "once, and in brackets",
+  );
+});
+
+test("output goes on while a question is open, which is the only one", { skip }, async (t) => {
+  const tab = await open(t, "attach.ts");
+  await tab.context().grantPermissions(["clipboard-read", "clipboard-write"]);
+  await tab.evaluate(() => window.rig.open());
+  const print = (/** @type {string} */ text) =>
+    tab.evaluate((printed) => window.rig.print(printed), text);
+  const asked = () => tab.evaluate(() => window.rig.asked);
+  const answer = (/** @type {boolean} */ allowed) =>
+    tab.evaluate((said) => window.rig.answer(said), allowed);
+  const clipboard = () => tab.evaluate(() => navigator.clipboard.readText());
+  const first = `${copies("first")}${copies("second")}goes on`;
+
+  await print(first);
+  await sees(tab, /^goes on$/m);
+  await until(
+    () => tab.evaluate(() => String(window.rig.acked())),
+    new RegExp(`^${first.length}$`),
+  );
+  assert.deepEqual(await asked(), ["first"]);
+  await answer(true);
+  await until(clipboard, /^first$/);
+
+  // An answer that fails is a no, and the next question is asked again.
+  await print(`${copies("third")}\r\nthird`);
+  await sees(tab, /^third$/m);
+  await answer(false);
+  await print(`${copies("fourth")}\r\nfourth`);
+  await sees(tab, /^fourth$/m);
+  assert.deepEqual(await asked(), ["first", "third", "fourth"]);
+  assert.equal(await clipboard(), "first");
+});
+
+test("a terminal that goes away takes no part of the window along", { skip }, async (t) => {
+  const tab = await open(t, "attach.ts");
+  const acked = () => tab.evaluate(() => String(window.rig.acked()));
+  const atOnce = await tab.evaluate(async () => {
+    const { rig } = window;
+    await rig.open();
+    rig.print("x".repeat(100_000));
+    rig.remove(); // before any of it is parsed
+    return rig.acked();
+  });
+  assert.ok(atOnce > 0, "the first ack leaves at once");
+  await until(acked, /^100000$/);
+  await tab.evaluate(() => {
+    window.rig.print("nobody looks");
+    window.rig.show();
+    window.rig.print("here");
+  });
+  await sees(tab, /^here$/m);
+  await until(acked, /^100016$/);
+});
+
+test("a program's modes are undone before the next session's output", { skip }, async (t) => {
+  const tab = await open(t, "attach.ts");
+  const state = await tab.evaluate(async () => {
+    const { rig } = window;
+    const socket = await rig.open();
+    rig.print(`first\x1b[?1049h${"flood\r\n".repeat(20_000)}`);
+    socket.closeFrame(1012, "draining");
+    await rig.open(); // faster than the flood is drawn
+    rig.print("\x1b[?2004h\x1b[?1hsecond");
+    await rig.parsed();
+    const { bracketedPasteMode, applicationCursorKeysMode } = rig.terminal.modes;
+    const { type } = rig.terminal.buffer.active;
+    return { bracketedPasteMode, applicationCursorKeysMode, type };
+  });
+  assert.deepEqual(state, {
+    bracketedPasteMode: true,
+    applicationCursorKeysMode: true,
+    type: "normal",
+  });
+  await until(() => screen(tab), /^first\n── new session ──\n\nsecond\n*$/);
+});
+
+test("an end on the normal screen leaves the cursor where it is", { skip }, async (t) => {
+  const tab = await open(t, "attach.ts");
+  await tab.evaluate(async () => {
+    const socket = await window.rig.open();
+    window.rig.print("\x1b7one\r\ntwo");
+    socket.closeFrame(1012, "draining");
+    await window.rig.open();
+    window.rig.print("three");
+  });
+  await until(() => screen(tab), /^one\ntwo\n── new session ──\n\nthree\n*$/);
+});
+
+test("Ctrl+Shift+C copies where there is no Clipboard API", { skip }, async (t) => {
+  const tab = await open(t, "attach.ts");
+  await tab.evaluate(async () => {
+    Object.defineProperty(Navigator.prototype, "clipboard", { value: undefined });
+    await window.rig.open();
+    window.rig.print("copied by key");
+    await window.rig.parsed();
+    window.rig.terminal.select(0, 0, 13);
+  });
+  await tab.keyboard.press("Control+Shift+C");
+  const page = await tab.context().newPage();
+  await page.context().grantPermissions(["clipboard-read"]);
+  await page.route("**/*", (route) => route.fulfill({ contentType: "text/html", body: "" }));
+  await page.goto(ORIGIN);
+  await until(() => page.evaluate(() => navigator.clipboard.readText()), /^copied by key$/);
+  assert.equal(await tab.evaluate(() => window.rig.sent()), "", "the shell got nothing");
+
+  // Nobody is asked for what no answer could do.
+  await tab.evaluate((text) => window.rig.print(text), `${copies("by a program")}\r\nafter`);
+  await sees(tab, /^after$/m);
+  assert.deepEqual(await tab.evaluate(() => window.rig.asked), []);
+});
+
+test("a network that is back ends the waiting for it, and no other", { skip }, async (t) => {
+  const tab = await open(t, "attach.ts");
+  const after = (/** @type {number} */ close, /** @type {string} */ reason) =>
+    tab.evaluate(async ([code, why]) => {
+      const socket = await window.rig.open();
+      socket.closeFrame(code, why);
+      window.dispatchEvent(new Event("online"));
+      return window.rig.connection.status.state;
+    }, /** @type {const} */ ([close, reason]));
+  assert.equal(await after(4429, "too_many_sessions"), "waiting");
+  assert.equal(await after(1006, ""), "connecting");
+});
+
+test("React: another connection's terminal has the props of then", { skip }, async (t) => {
+  const tab = await open(t, "react.tsx");
+  const made = () => tab.evaluate(() => window.made.join(", "));
+  const show = (
+    /** @type {string} */ url,
+    /** @type {number} */ fontSize,
+    /** @type {string} */ name,
+  ) => tab.evaluate((props) => window.show(props), { url, fontSize, name });
+  await show("/workspaces/a/terminal", 12, "first");
+  await until(made, /^first 12$/);
+  await show("/workspaces/a/terminal", 13, "unused");
+  await show("/workspaces/b/terminal", 20, "second");
+  await until(made, /^first 12, second 20$/);
+});

@@ -1,0 +1,102 @@
+// The client at a gateway that this page plays itself: a test says what comes
+// from it, and sees what went to it.
+import "@xterm/xterm/css/xterm.css";
+import { Terminal } from "@xterm/xterm";
+import { type Attached, attachTerminal, TerminalConnection } from "../../client/index.js";
+import { FakeSocket } from "../fakes.js";
+
+const encoder = new TextEncoder();
+
+class Rig {
+  readonly connection: TerminalConnection;
+  readonly sockets: FakeSocket[] = [];
+  /** What programs wanted to copy, as they asked. */
+  readonly asked: string[] = [];
+  answer: (allowed: boolean) => void = () => {};
+  terminal = new Terminal();
+  attached: Attached;
+
+  constructor() {
+    this.connection = new TerminalConnection({
+      url: "ws://gateway.example/workspaces/ws-1/terminal",
+      ticket: async () => "aaa.bbb.ccc",
+      random: () => 1,
+      openSocket: (url, protocols) => {
+        const socket = new FakeSocket(url, protocols);
+        this.sockets.push(socket);
+        return socket;
+      },
+    });
+    this.attached = this.attach();
+  }
+
+  /** Opens a session, and gives its socket. */
+  async open(): Promise<FakeSocket> {
+    this.connection.connect();
+    await new Promise((resolve) => setTimeout(resolve)); // the ticket
+    const socket = this.sockets.at(-1) as FakeSocket;
+    socket.accept();
+    socket.text({
+      type: "ready",
+      session: "s1",
+      workspace: "ws-1",
+      target: "local",
+      mode: "rw",
+      window: 65536,
+      idle_timeout: 0,
+      max_session: 0,
+    });
+    return socket;
+  }
+
+  print(text: string): void {
+    this.sockets.at(-1)?.onmessage?.({ data: encoder.encode(text).buffer });
+  }
+
+  /** Everything that was written to the terminal is parsed. */
+  parsed(): Promise<void> {
+    return new Promise((resolve) => this.terminal.write("", resolve));
+  }
+
+  sent(): string {
+    const frames = this.sockets.flatMap((socket) => socket.frames as Uint8Array<ArrayBuffer>[]);
+    return frames.map((frame) => new TextDecoder().decode(frame)).join("");
+  }
+
+  acked(): number {
+    return Number(this.sockets.at(-1)?.sent("ack").at(-1)?.bytes ?? 0);
+  }
+
+  remove(): void {
+    this.attached.dispose();
+    this.terminal.dispose();
+  }
+
+  /** Another terminal in place of the one that was removed. */
+  show(): void {
+    this.terminal = new Terminal();
+    this.attached = this.attach();
+  }
+
+  private attach(): Attached {
+    this.terminal.open(document.getElementById("terminal") as HTMLElement);
+    this.terminal.focus();
+    return attachTerminal(this.terminal, this.connection, {
+      renderer: "dom",
+      allowCopy: (text) => {
+        this.asked.push(text);
+        return new Promise((resolve, reject) => {
+          this.answer = (allowed) => (allowed ? resolve(true) : reject(new Error("refused")));
+        });
+      },
+    });
+  }
+}
+
+declare global {
+  interface Window {
+    rig: Rig;
+  }
+}
+
+window.rig = new Rig();
