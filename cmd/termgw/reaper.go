@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,8 +25,12 @@ const (
 	lookFor = 24 * time.Hour
 	// remoteSilence is when a session on an instance is over: its shell ends by itself when the connection does.
 	remoteSilence = 10 * time.Minute
+	// beatAgain is how soon a heartbeat that failed is tried again: when the database is back, nobody should count as dead.
+	beatAgain = time.Second
 	// reapAtOnce bounds how many sessions are reaped at once.
 	reapAtOnce = 8
+	// lookAgain is how long a workspace is left alone whose container did not run here: most likely it is another host's.
+	lookAgain = 5 * time.Minute
 )
 
 // reaper says that this replica's sessions are live, and ends those that nobody says so of: a gateway that is killed
@@ -37,12 +44,13 @@ const (
 // while another on the same engine does, loses its terminals: nobody can tell it from a dead one.
 //
 // A row is closed when this engine has the container and nothing of the session is left in it. If the container does not
-// run here it may run elsewhere, so nothing is done; a row that no replica could close is closed after a day, when nobody
-// looks for it any more, or after some minutes if it was on an instance.
+// run here it may run elsewhere, so nothing is done, and the workspace is left alone for some minutes; a row that no
+// replica could close is closed after a day, when nobody looks for it any more, or after some minutes if it was on an
+// instance.
 type reaper struct {
 	store interface {
 		Heartbeat(ctx context.Context, replica string) error
-		Abandoned(ctx context.Context, silence time.Duration) ([]store.Abandoned, error)
+		Abandoned(ctx context.Context, silence time.Duration, leaveOut []string) ([]store.Abandoned, error)
 		CloseAbandoned(ctx context.Context, reason string, local, remote time.Duration) error
 		Finish(ctx context.Context, sessionID string, end store.End) error
 	}
@@ -51,20 +59,34 @@ type reaper struct {
 	}
 	replica string
 	log     *slog.Logger
+
+	elsewhere elsewhere
 }
 
-// beat runs apart from reap, which may take longer than silence.
+// beat runs apart from reap, which may take longer than silence. A fault is logged once, not at each try.
 func (r *reaper) beat(ctx context.Context) error {
-	return every(ctx, beatEvery, func() {
-		if err := r.store.Heartbeat(ctx, r.replica); err != nil {
-			r.log.Warn("sessions were not noted as live", "err", err)
+	failed := false
+	for {
+		err := r.store.Heartbeat(ctx, r.replica)
+		wait := beatEvery
+		if err != nil {
+			wait = beatAgain
+			if !failed {
+				r.log.Warn("sessions were not noted as live", "err", err)
+			}
 		}
-	})
+		failed = err != nil
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 func (r *reaper) reap(ctx context.Context) error {
 	return every(ctx, beatEvery, func() {
-		abandoned, err := r.store.Abandoned(ctx, silence)
+		abandoned, err := r.store.Abandoned(ctx, silence, r.elsewhere.workspaces(time.Now()))
 		if err == nil {
 			err = r.store.CloseAbandoned(ctx, store.ReasonLost, lookFor, remoteSilence)
 		}
@@ -84,19 +106,53 @@ func (r *reaper) reap(ctx context.Context) error {
 }
 
 func (r *reaper) end(ctx context.Context, a store.Abandoned) {
+	if r.elsewhere.has(a.Workspace.ID) { // another of its sessions has just told
+		return
+	}
 	log := r.log.With("session", a.SessionID, "workspace", a.Workspace.ID)
 	err := r.docker.Reap(ctx, runner.Target{
 		Session: a.SessionID, WorkspaceID: a.Workspace.ID, Name: a.Workspace.Name, Container: a.Workspace.Container, Log: log,
 	})
 	switch {
-	case errors.Is(err, runner.ErrNotRunning):
-		return // here, at least
+	case errors.Is(err, runner.ErrNotRunning): // here, at least
+		r.elsewhere.add(a.Workspace.ID, time.Now().Add(lookAgain))
+		return
 	case err == nil:
 		err = r.store.Finish(ctx, a.SessionID, store.End{Reason: store.ReasonLost})
 	}
 	if err != nil && ctx.Err() == nil {
 		log.Warn("an abandoned session was not ended", "err", err)
 	}
+}
+
+// elsewhere has the workspaces whose container did not run here, and until when that is taken for granted.
+type elsewhere struct {
+	mu    sync.Mutex
+	until map[string]time.Time
+}
+
+func (e *elsewhere) add(workspace string, until time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.until == nil {
+		e.until = map[string]time.Time{}
+	}
+	e.until[workspace] = until
+}
+
+func (e *elsewhere) has(workspace string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, ok := e.until[workspace]
+	return ok
+}
+
+// workspaces lists them, without those whose time is over.
+func (e *elsewhere) workspaces(now time.Time) []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	maps.DeleteFunc(e.until, func(_ string, until time.Time) bool { return !now.Before(until) })
+	return slices.Collect(maps.Keys(e.until))
 }
 
 // every does something now and then, until ctx ends.

@@ -1,25 +1,46 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
 )
 
-// reaperStore notes which sessions were ended.
-type reaperStore struct{ ended []string }
+// reaperStore notes which sessions were ended, and when heartbeats came.
+type reaperStore struct {
+	mu        sync.Mutex
+	ended     []string
+	abandoned []store.Abandoned
+	beats     []time.Duration // since began
+	began     time.Time
+	away      func(since time.Duration) bool // the database
+}
 
-func (*reaperStore) Heartbeat(context.Context, string) error { return nil }
+func (s *reaperStore) Heartbeat(context.Context, string) error {
+	since := time.Since(s.began)
+	s.beats = append(s.beats, since)
+	if s.away(since) {
+		return errors.New("no database")
+	}
+	return nil
+}
 
-func (*reaperStore) Abandoned(context.Context, time.Duration) ([]store.Abandoned, error) {
-	return nil, nil
+func (s *reaperStore) Abandoned(_ context.Context, _ time.Duration, leaveOut []string) ([]store.Abandoned, error) {
+	return slices.DeleteFunc(slices.Clone(s.abandoned), func(a store.Abandoned) bool {
+		return slices.Contains(leaveOut, a.Workspace.ID)
+	}), nil
 }
 
 func (*reaperStore) CloseAbandoned(context.Context, string, time.Duration, time.Duration) error {
@@ -27,14 +48,17 @@ func (*reaperStore) CloseAbandoned(context.Context, string, time.Duration, time.
 }
 
 func (s *reaperStore) Finish(_ context.Context, id string, end store.End) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.ended = append(s.ended, id+" "+end.Reason)
 	return nil
 }
 
 // reaping answers by the session's id.
-type reaping struct{}
+type reaping struct{ looked atomic.Int64 }
 
-func (reaping) Reap(_ context.Context, t runner.Target) error {
+func (r *reaping) Reap(_ context.Context, t runner.Target) error {
+	r.looked.Add(1)
 	switch t.Session {
 	case "elsewhere":
 		return fmt.Errorf("%w: looked for ws-1", runner.ErrNotRunning)
@@ -46,11 +70,69 @@ func (reaping) Reap(_ context.Context, t runner.Target) error {
 
 func TestReaperEndsOnlyWhatIsOver(t *testing.T) {
 	var s reaperStore
-	r := &reaper{store: &s, docker: reaping{}, replica: "r", log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	r := &reaper{store: &s, docker: &reaping{}, replica: "r", log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	for _, id := range []string{"elsewhere", "failing", "here"} {
-		r.end(t.Context(), store.Abandoned{SessionID: id})
+		r.end(t.Context(), store.Abandoned{SessionID: id, Workspace: store.Workspace{ID: "of-" + id}})
 	}
 	if !slices.Equal(s.ended, []string{"here replica_lost"}) {
 		t.Errorf("ended %q", s.ended)
 	}
+}
+
+// A host that is gone leaves its sessions to be looked for by all others, on whose engines they are not.
+func TestReaperLeavesAloneWhatIsElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var (
+			s      reaperStore
+			docker reaping
+		)
+		for range 100 {
+			s.abandoned = append(s.abandoned, store.Abandoned{SessionID: "elsewhere", Workspace: store.Workspace{ID: "away"}})
+		}
+		r := &reaper{store: &s, docker: &docker, replica: "r", log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*lookAgain)
+		defer cancel()
+		if err := r.reap(ctx); err != nil {
+			t.Fatal(err)
+		}
+		// Those that are looked for at the same time may each ask the engine.
+		if n := docker.looked.Load(); n < 10 || n > 10*reapAtOnce {
+			t.Errorf("looked for %d times in %v", n, 10*lookAgain)
+		}
+		// Others are looked for meanwhile.
+		s.abandoned = append(s.abandoned, store.Abandoned{SessionID: "here", Workspace: store.Workspace{ID: "mine"}})
+		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := r.reap(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(s.ended, []string{"here replica_lost"}) {
+			t.Errorf("ended %q", s.ended)
+		}
+	})
+}
+
+func TestBeatsAgainSoonAfterAFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		s := reaperStore{began: time.Now(), away: func(since time.Duration) bool {
+			return since > 15*time.Second && since < 23500*time.Millisecond || since == 44*time.Second
+		}}
+		r := &reaper{store: &s, replica: "r", log: slog.New(slog.NewTextHandler(&log, nil))}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := r.beat(ctx); err != nil {
+			t.Fatal(err)
+		}
+		var want []time.Duration
+		for _, s := range []time.Duration{0, 10, 20, 21, 22, 23, 24, 34, 44, 45, 55} {
+			want = append(want, s*time.Second)
+		}
+		if !slices.Equal(s.beats, want) {
+			t.Errorf("beats at %v, want %v", s.beats, want)
+		}
+		if n := strings.Count(log.String(), "not noted as live"); n != 2 {
+			t.Errorf("two faults are logged %d times:\n%s", n, &log)
+		}
+	})
 }

@@ -17,7 +17,7 @@ WHERE id IN (
 // time, those on an instance after another. last_seen_at stays what it was. With ReasonLost a row is live again if its
 // replica was only paused. Like Abandoned it does nothing until this process's own heartbeats are steady.
 func (p *Postgres) CloseAbandoned(ctx context.Context, reason string, local, remote time.Duration) error {
-	if !p.steady.lasts(p.deadAfter, p.now()) {
+	if !p.steady.lasts(p.now()) {
 		return nil
 	}
 	return unavailable("closing abandoned sessions",

@@ -124,6 +124,15 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 	return st.QueryContext(context.WithoutCancel(ctx), args)
 }
 
+// deadlineOnly is a context that ends nothing by itself: its deadline is the socket's. For one that can end, database/sql
+// starts a goroutine with each answer, whose wake-ups cost a tenth of a redemption's CPU time.
+type deadlineOnly struct {
+	context.Context
+	at time.Time
+}
+
+func (d deadlineOnly) Deadline() (time.Time, bool) { return d.at, true }
+
 func (c *conn) ResetSession(ctx context.Context) error {
 	return c.Conn.(driver.SessionResetter).ResetSession(ctx) //nolint:forcetypeassert // lib/pq's connections are
 }
@@ -146,21 +155,22 @@ func (e *prepareError) Error() string { return e.err.Error() }
 func (e *prepareError) Unwrap() error { return e.err }
 
 // parseURL reads a postgres:// URL or a key=value string. The parsers' own errors quote what they could not read, which
-// may be the password or a part of it, so hardly any is passed on.
-func parseURL(url string) (pq.Config, error) {
-	if strings.TrimSpace(url) == "" {
-		return pq.Config{}, errors.New("database URL: it is empty")
+// may be the password or a part of it, so hardly any is passed on. It also returns the URL as it was read: without white
+// space around it, for a secret that was made from a file ends in a newline.
+func parseURL(given string) (url string, cfg pq.Config, err error) {
+	if url = strings.TrimSpace(given); url == "" {
+		return "", pq.Config{}, errors.New("database URL: it is empty")
 	}
-	cfg, err := pq.NewConfig(url)
+	cfg, err = pq.NewConfig(url)
 	switch {
 	case err != nil && strings.HasPrefix(err.Error(), "pq: wrong value for "):
-		return pq.Config{}, fmt.Errorf("database URL: %s", strings.TrimPrefix(err.Error(), "pq: "))
+		return "", pq.Config{}, fmt.Errorf("database URL: %s", strings.TrimPrefix(err.Error(), "pq: "))
 	case err != nil, strings.ContainsRune(cfg.Database, '@'):
-		return pq.Config{}, errors.New("database URL: not of the form postgres://user:password@host:5432/database?sslmode=verify-full " +
+		return "", pq.Config{}, errors.New("database URL: not of the form postgres://user:password@host:5432/database?sslmode=verify-full " +
 			"(percent-encode special characters in the password)")
 	}
 	if cfg.ApplicationName == "" {
 		cfg.ApplicationName = "termgw"
 	}
-	return cfg, nil
+	return url, cfg, nil
 }

@@ -32,7 +32,7 @@ func LookupIn(list []Workspace) func(context.Context, string) (Workspace, error)
 }
 
 // ReadWorkspacesFile reads a JSON array of objects with the string fields id, name, instance_id, container, region,
-// os_user, host_key and remote_target, of which only id is required. It is strict, and names every fault at once.
+// os_user, host_key and remote_target, of which only id is required; null is read as empty. It is strict, and names every fault at once.
 func ReadWorkspacesFile(path string) ([]Workspace, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -95,7 +95,7 @@ func parseWorkspace(entry map[string]json.RawMessage) (Workspace, []error) {
 			faults = append(faults, fmt.Errorf("unknown field %.100q", name))
 			continue
 		}
-		if raw := entry[name]; bytes.Equal(raw, []byte("null")) || json.Unmarshal(raw, field) != nil {
+		if json.Unmarshal(entry[name], field) != nil {
 			faults = append(faults, fmt.Errorf("field %q is not a string", name))
 		}
 	}

@@ -11,7 +11,7 @@ import (
 
 func TestReadWorkspacesFile(t *testing.T) {
 	all := `[{"id":"a.B_c-1","name":"n","instance_id":"i","container":"c","region":"r","os_user":"u","host_key":"k","remote_target":"host"},
-		{"id":"2"}]`
+		{"id":"2","name":null,"instance_id":null,"container":null,"region":null,"os_user":null,"host_key":null,"remote_target":null}]`
 	want := []Workspace{
 		{ID: "a.B_c-1", Name: "n", InstanceID: "i", Container: "c", Region: "r", OSUser: "u", HostKey: "k", RemoteTarget: "host"},
 		{ID: "2"},
@@ -31,9 +31,10 @@ func TestReadWorkspacesFile(t *testing.T) {
 		{name: "more", content: `[] []`, faults: []string{"nothing after it"}},
 		{name: "cut", content: `[{"id":"a"}`, faults: []string{"JSON array"}},
 		{name: "null entry", content: `[null]`, faults: []string{"entry 1"}},
+		{name: "null id", content: `[{"id":null}]`, faults: []string{"the id is not"}},
 		{
 			name: "every fault",
-			content: `[{"id":"a","nme":"x","ID":"b"},{"id":"a"},{"id":"a b"},{"name":"x"},{"id":7,"region":null},
+			content: `[{"id":"a","nme":"x","ID":"b"},{"id":"a"},{"id":"a b"},{"name":"x"},{"id":7,"region":[]},
 				{"id":"` + long + `"},{"id":".."},{"id":"c","remote_target":"vm"}]`,
 			faults: []string{
 				`entry 1 (id "a"): unknown field "ID"`, `entry 1 (id "a"): unknown field "nme"`, `entry 2 (id "a"): the same id as entry 1`,

@@ -14,8 +14,12 @@ import (
 // third of it allows for two that are lost.
 const DefaultDeadAfter = 30 * time.Second
 
-// forgotten is when silence is certain to mean death.
-const forgotten = 24 * time.Hour
+const (
+	// outageAtStart is how long an outage may have been that a process does not know of, because it has only just started.
+	outageAtStart = 5 * time.Minute
+	// forgotten is when what is silent is not looked for any more.
+	forgotten = 24 * time.Hour
+)
 
 // Abandoned is a session whose gateway is gone without having ended it.
 type Abandoned struct {
@@ -32,9 +36,9 @@ const heartbeatSQL = `WITH s AS (
 )
 UPDATE termgw.tunnels SET renewed_at = now() WHERE id = ANY ($3) AND replica = $1`
 
-// A session of another engine's host is listed again and again until it is too old to look for.
+// A session of another engine's host would be listed again and again, until it is too old to look for.
 const abandonedSQL = `SELECT id, workspace_id FROM termgw.sessions
-WHERE ended_at IS NULL AND instance_id = ''
+WHERE ended_at IS NULL AND instance_id = '' AND workspace_id <> ALL (COALESCE($3::text[], '{}'))
   AND last_seen_at < now() - make_interval(secs => $1) AND last_seen_at > now() - make_interval(secs => $2)
 ORDER BY last_seen_at DESC LIMIT 1000`
 
@@ -51,58 +55,75 @@ FROM found`
 //
 // After an outage every session looks silent until its replica's next heartbeat. So silence counts only if it was
 // possible to be heard: a process judges it by what itself went through meanwhile.
+//
+// While it is in touch, who was not heard for deadAfter is dead. From a break on it goes by what it knew before: whoever
+// counted at the last heartbeat that it could judge by (sure) counts until it can judge again, however long the outage was,
+// and who was dead then stays dead. A process that has just started knows nothing of before: it allows for an outage of
+// some minutes that has only just ended. After a longer one it may count too few, until the others' next heartbeats.
 type steadiness struct {
+	deadAfter time.Duration
+
 	mu          sync.Mutex
 	since, last time.Time // zero: not in touch
+	sure        time.Time
 }
 
-// note takes down a heartbeat; a gap between two is a break, too, for the process may have been stopped.
-func (s *steadiness) note(ok bool, now time.Time, gap time.Duration) {
+// note takes down a heartbeat; a long time between two is a break, too, for the process may have been stopped.
+func (s *steadiness) note(ok bool, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case !ok:
 		s.since, s.last = time.Time{}, time.Time{}
 		return
-	case s.last.IsZero() || now.Sub(s.last) > gap:
+	case s.last.IsZero() || now.Sub(s.last) > s.deadAfter:
 		s.since = now
 	}
 	s.last = now
+	if now.Sub(s.since) >= s.deadAfter {
+		s.sure = now
+	}
 }
 
-// lasts tells whether there was no break for so long, and is none now.
-func (s *steadiness) lasts(d time.Duration, now time.Time) bool {
+// lasts tells whether there was no break for deadAfter, and is none now.
+func (s *steadiness) lasts(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.last.IsZero() && now.Sub(s.last) <= d && now.Sub(s.since) >= d
+	return s.steadyAt(now)
+}
+
+func (s *steadiness) steadyAt(now time.Time) bool {
+	return !s.last.IsZero() && now.Sub(s.last) <= s.deadAfter && now.Sub(s.since) >= s.deadAfter
 }
 
 // silence is after how long a session or tunnel that nobody notes as live stops counting, as far as this process can tell.
-func (p *Postgres) silence() time.Duration {
-	if p.steady.lasts(p.deadAfter, p.now()) {
-		return p.deadAfter
+func (s *steadiness) silence(now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.steadyAt(now) {
+		return s.deadAfter
 	}
-	return forgotten
+	return now.Sub(s.sure) + s.deadAfter
 }
 
 // Heartbeat notes that this process's sessions and tunnels are live, those under the given replica's name. Call it every
-// third of DeadAfter, from the start on, and at once again after a failure.
+// third of DeadAfter, from the start on, and soon again after a failure.
 func (p *Postgres) Heartbeat(ctx context.Context, replica string) error {
 	err := p.one(ctx, heartbeatSQL, []any{text(replica), pq.Array(p.sessions.ids()), pq.Array(p.leases.ids())})
-	p.steady.note(err == nil, p.now(), p.deadAfter)
+	p.steady.note(err == nil, p.now())
 	return unavailable("noting that sessions are live", err)
 }
 
-// Abandoned lists local sessions that nobody has noted as live for so long. A workspace whose row is gone comes with its
-// id alone. Until this process's own heartbeats have succeeded for DeadAfter without a break it lists nothing: the database
-// may have been away for others, too.
-func (p *Postgres) Abandoned(ctx context.Context, silence time.Duration) ([]Abandoned, error) {
+// Abandoned lists local sessions that nobody has noted as live for so long, but not those of the workspaces to leave out. A
+// workspace whose row is gone comes with its id alone. Until this process's own heartbeats have succeeded for DeadAfter
+// without a break it lists nothing: the database may have been away for others, too.
+func (p *Postgres) Abandoned(ctx context.Context, silence time.Duration, leaveOut []string) ([]Abandoned, error) {
 	const op = "looking for abandoned sessions"
-	if !p.steady.lasts(p.deadAfter, p.now()) {
+	if !p.steady.lasts(p.now()) {
 		return nil, nil
 	}
 	var list []Abandoned
-	err := p.each(ctx, abandonedSQL, []any{silence.Seconds(), forgotten.Seconds()}, func(rows *sql.Rows) error {
+	err := p.each(ctx, abandonedSQL, []any{silence.Seconds(), forgotten.Seconds(), pq.Array(leaveOut)}, func(rows *sql.Rows) error {
 		var a Abandoned
 		err := rows.Scan(&a.SessionID, &a.Workspace.ID)
 		list = append(list, a)
@@ -111,12 +132,19 @@ func (p *Postgres) Abandoned(ctx context.Context, silence time.Duration) ([]Aban
 	if err != nil {
 		return nil, unavailable(op, err)
 	}
+	found := map[string]Workspace{}
 	for i := range list {
-		w := &list[i].Workspace
-		err := p.one(ctx, p.lookup, []any{w.ID}, &w.Name, &w.InstanceID, &w.Container, &w.Region, &w.OSUser, &w.HostKey, &w.RemoteTarget)
-		if err != nil && !errors.Is(err, errNoRow) && !refusesID(err) {
-			return nil, unavailable(op, err)
+		id := list[i].Workspace.ID
+		w, ok := found[id]
+		if !ok {
+			w.ID = id
+			err := p.one(ctx, p.lookup, []any{id}, &w.Name, &w.InstanceID, &w.Container, &w.Region, &w.OSUser, &w.HostKey, &w.RemoteTarget)
+			if err != nil && !errors.Is(err, errNoRow) && !refusesID(err) {
+				return nil, unavailable(op, err)
+			}
+			found[id] = w
 		}
+		list[i].Workspace = w
 	}
 	return list, nil
 }

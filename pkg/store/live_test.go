@@ -2,21 +2,24 @@ package store
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
 
 func TestAbandoned(t *testing.T) {
-	dsn := database(t, textWorkspaces)
+	dsn := database(t, textWorkspaces+`; INSERT INTO workspaces VALUES ('ws-far', 'far', '', NULL); CREATE SEQUENCE lookups`)
 	db := sqlDB(t, dsn)
 	var c clock
 	p := open(t, PostgresConfig{
 		URL:            dsn,
 		Now:            c.now,
-		WorkspaceQuery: `SELECT COALESCE(instance_id,'') AS instance_id, name, 'box-' || id AS container FROM workspaces WHERE id = $1`,
+		WorkspaceQuery: `SELECT COALESCE(instance_id,'') AS instance_id, name, 'box-' || id AS container, nextval('lookups') FROM workspaces WHERE id = $1`,
 	})
 	for _, s := range []struct{ id, workspace, replica string }{
 		{"dead", "ws-local", "gw-dead"},
+		{"dead-too", "ws-local", "gw-dead"},
+		{"dead-far", "ws-far", "gw-dead"},
 		{"dead-ended", "ws-local", "gw-dead"},
 		{"dead-remote", "ws-remote", "gw-dead"},
 		{"alive", "ws-local", "gw-alive"},
@@ -28,12 +31,13 @@ func TestAbandoned(t *testing.T) {
 	if err := p.Finish(t.Context(), "dead-ended", End{Reason: "exit"}); err != nil {
 		t.Fatal(err)
 	}
-	abandoned := func() []Abandoned {
+	abandoned := func(leaveOut ...string) []Abandoned {
 		t.Helper()
-		list, err := p.Abandoned(t.Context(), time.Minute)
+		list, err := p.Abandoned(t.Context(), time.Minute, leaveOut)
 		if err != nil {
 			t.Fatal(err)
 		}
+		slices.SortFunc(list, func(a, b Abandoned) int { return strings.Compare(a.SessionID, b.SessionID) })
 		return list
 	}
 	if got := abandoned(); len(got) != 0 {
@@ -49,9 +53,20 @@ func TestAbandoned(t *testing.T) {
 		t.Errorf("by who was not in touch itself: %v", got)
 	}
 	steadily(t, p, &c, "gw-1", time.Minute)
-	want := []Abandoned{{"dead", Workspace{ID: "ws-local", Name: "My Space", Container: "box-ws-local"}}}
+	local := Workspace{ID: "ws-local", Name: "My Space", Container: "box-ws-local"}
+	want := []Abandoned{{"dead", local}, {"dead-far", Workspace{ID: "ws-far", Name: "far", Container: "box-ws-far"}}, {"dead-too", local}}
+	if _, err := db.Exec(`SELECT setval('lookups', 1000)`); err != nil {
+		t.Fatal(err)
+	}
 	if got := abandoned(); !slices.Equal(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+	var lookups int
+	if err := db.QueryRow(`SELECT last_value - 1000 FROM lookups`).Scan(&lookups); err != nil || lookups != 2 {
+		t.Errorf("%d lookups of two workspaces, %v", lookups, err)
+	}
+	if got := abandoned("ws-local", "ws-none"); !slices.Equal(got, want[1:2]) {
+		t.Errorf("without one: got %+v, want %+v", got, want[1:2])
 	}
 	c.advance(31 * time.Second)
 	if got := abandoned(); len(got) != 0 {
@@ -64,7 +79,9 @@ func TestAbandoned(t *testing.T) {
 	if _, err := db.Exec(`DELETE FROM workspaces`); err != nil {
 		t.Fatal(err)
 	}
-	want[0].Workspace = Workspace{ID: "ws-local"}
+	for i := range want {
+		want[i].Workspace = Workspace{ID: want[i].Workspace.ID}
+	}
 	if got := abandoned(); !slices.Equal(got, want) {
 		t.Errorf("without its row: got %+v, want %+v", got, want)
 	}

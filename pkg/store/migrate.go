@@ -22,7 +22,7 @@ var migrations embed.FS
 // may run at once: one works, the others wait and find nothing to do. Each migration is a transaction of its own. Nothing
 // outside the schema is touched, which is made only if it is not there: a role that may not create one can be given it.
 func Migrate(ctx context.Context, url string) (applied []string, err error) {
-	cfg, err := parseURL(url)
+	_, cfg, err := parseURL(url)
 	if err != nil {
 		return nil, err
 	}

@@ -60,10 +60,10 @@ const (
 // audit trail.
 type Postgres struct {
 	db           *sql.DB
+	conns        chan struct{} // one for each of the pool's that is in use
 	url          string
 	timeout      time.Duration
 	limits       Limits
-	deadAfter    time.Duration
 	now          func() time.Time
 	redeem, ping string
 	lookup       string
@@ -93,7 +93,7 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	cfg, urlErr := parseURL(c.URL)
+	url, cfg, urlErr := parseURL(c.URL)
 	query, queryErr := workspaceQuery(c.WorkspaceQuery)
 	if queryErr != nil {
 		queryErr = fmt.Errorf("workspace query: %w", queryErr)
@@ -114,18 +114,19 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 	db.SetMaxIdleConns(c.MaxConns)
 	db.SetConnMaxLifetime(connLifetime)
 	return &Postgres{
-		db:        db,
-		url:       c.URL,
-		timeout:   c.Timeout,
-		limits:    c.Limits,
-		deadAfter: c.DeadAfter,
-		now:       c.Now,
-		redeem:    fmt.Sprintf(redeemSQL, query),
-		ping:      fmt.Sprintf(pingSQL, query),
-		lookup:    fmt.Sprintf(lookupSQL, query),
-		sessions:  newRegistry(),
-		outbox:    newOutbox(),
-		leases:    leases{held: map[string]struct{}{}},
+		db:       db,
+		conns:    make(chan struct{}, c.MaxConns),
+		url:      url,
+		timeout:  c.Timeout,
+		limits:   c.Limits,
+		now:      c.Now,
+		redeem:   fmt.Sprintf(redeemSQL, query),
+		ping:     fmt.Sprintf(pingSQL, query),
+		lookup:   fmt.Sprintf(lookupSQL, query),
+		sessions: newRegistry(),
+		outbox:   newOutbox(),
+		leases:   leases{held: map[string]struct{}{}},
+		steady:   steadiness{deadAfter: c.DeadAfter, sure: c.Now().Add(-outageAtStart)},
 	}, nil
 }
 
@@ -159,7 +160,7 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 	defer p.sessions.drop(e)
 	err := p.one(ctx, p.redeem, []any{
 		id, issuer, jti, attempt, claims.Expires, id, claims.IssuedAt, subject, session, string(claims.Mode), replica, src,
-		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), p.silence().Seconds(),
+		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), p.steady.silence(p.now()).Seconds(),
 	}, &spent, &rows, &complete, &revoked, &over, &opened, &started,
 		&w.Name, &w.InstanceID, &w.Container, &w.Region, &w.OSUser, &w.HostKey, &w.RemoteTarget)
 	switch {
@@ -226,9 +227,12 @@ func (p *Postgres) one(ctx context.Context, query string, args []any, into ...an
 	if t, ok := ctx.Deadline(); ok && t.Before(deadline) {
 		deadline = t
 	}
-	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
-	defer cancel()
-	rows, err := p.db.QueryContext(ctx, query, args...)
+	ctx = context.WithoutCancel(ctx)
+	if err := p.acquire(ctx, deadline); err != nil {
+		return err
+	}
+	defer p.release()
+	rows, err := p.db.QueryContext(deadlineOnly{ctx, deadline}, query, args...)
 	if err != nil {
 		return err
 	}
@@ -246,10 +250,33 @@ func (p *Postgres) one(ctx context.Context, query string, args []any, into ...an
 	return rows.Err()
 }
 
+// acquire waits for one of the pool's connections, for which database/sql itself would wait without an end here.
+func (p *Postgres) acquire(ctx context.Context, until time.Time) error {
+	select {
+	case p.conns <- struct{}{}:
+		return nil
+	default:
+	}
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	select {
+	case p.conns <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("all %d connections are in use: %w", cap(p.conns), context.Cause(ctx))
+	}
+}
+
+func (p *Postgres) release() { <-p.conns }
+
 // each runs a statement and has every row scanned.
 func (p *Postgres) each(ctx context.Context, query string, args []any, scan func(*sql.Rows) error) error {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
+	if err := p.acquire(ctx, time.Now().Add(p.timeout)); err != nil {
+		return err
+	}
+	defer p.release()
 	rows, err := p.db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -229,6 +230,10 @@ func TestRevocations(t *testing.T) {
 			{"(workspace_id, subject) VALUES ('ws-local', 'ann')", "ws-remote", "ann", nil},
 			{"(subject, session_id) VALUES ('ann', 'one-that-runs')", "ws-local", "ann", nil},
 			{"(subject) VALUES ('ann'), ('bob')", "ws-local", "bob", ErrRevoked},
+			{"(workspace_id, subject, session_id, instance_id) VALUES ('', 'ann', '', '')", "ws-local", "ann", ErrRevoked},
+			{"(workspace_id, subject, session_id, instance_id) VALUES ('', 'ann', '', '')", "ws-remote", "ann", ErrRevoked},
+			{"(workspace_id, subject, session_id, instance_id) VALUES ('', 'ann', '', '')", "ws-local", "bob", nil},
+			{"(workspace_id, instance_id) VALUES ('ws-local', '')", "ws-remote", "ann", nil},
 			{"(subject) VALUES ('ann')", "ws-none", "ann", ErrRevoked},
 			{"(subject) VALUES ('ann')", "ws-none", "bob", ErrNotFound},
 		} {
@@ -245,8 +250,21 @@ func TestRevocations(t *testing.T) {
 	})
 
 	t.Run("an order names something", func(t *testing.T) {
-		if _, err := db.Exec(`INSERT INTO termgw.revocations DEFAULT VALUES`); err == nil {
-			t.Error("an order that matches everybody was accepted")
+		for _, order := range []string{
+			"DEFAULT VALUES",
+			"(workspace_id) VALUES ('')",
+			"(workspace_id, subject, session_id, instance_id) VALUES ('', '', '', '')",
+			"(workspace_id, subject, reason) VALUES ('', NULL, 'all of them')",
+		} {
+			if _, err := db.Exec(`INSERT INTO termgw.revocations ` + order); err == nil {
+				t.Errorf("%s: an order that matches everybody was accepted", order)
+			}
+		}
+		if _, err := db.Exec(`TRUNCATE termgw.revocations; INSERT INTO termgw.revocations (subject) VALUES ('ann')`); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := db.Exec(`UPDATE termgw.revocations SET subject = ''`); err == nil {
+			t.Error("an order was changed to one that matches everybody")
 		}
 	})
 }
@@ -644,6 +662,71 @@ func TestMigrateFails(t *testing.T) {
 	if _, err := Migrate(t.Context(), dsn); err != nil {
 		t.Error(err)
 	}
+}
+
+// A gateway that is newer than 0003 does its work on the schema before it, whose orders of empty strings it puts right.
+func TestOrdersFromBeforeEmptyNames(t *testing.T) {
+	dsn := env.Postgres(t).NewDatabase(t)
+	db := sqlDB(t, dsn)
+	for _, step := range []string{
+		textWorkspaces,
+		`CREATE SCHEMA termgw; CREATE TABLE termgw.schema_migrations (version text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())`,
+		migration(t, "0001_sessions"),
+		migration(t, "0002_replicas"),
+		`INSERT INTO termgw.schema_migrations VALUES ('0001_sessions'), ('0002_replicas')`,
+		`INSERT INTO termgw.revocations (workspace_id, subject, session_id, instance_id, reason)
+			VALUES ('', 'ann', '', NULL, 'part'), ('', NULL, '', NULL, 'nothing'), ('', '', '', '', 'nothing'),
+				(NULL, NULL, 's1', NULL, 'whole'), (NULL, NULL, NULL, 'i-1', '')`,
+	} {
+		if _, err := db.Exec(step); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := open(t, PostgresConfig{URL: dsn})
+	if err := p.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+	bob := claims("t", "ws-local")
+	bob.Subject = "bob"
+	if _, err := p.Redeem(t.Context(), bob, session("t")); err != nil {
+		t.Error(err)
+	}
+
+	if applied, err := Migrate(t.Context(), dsn); err != nil || !slices.Equal(applied, []string{"0003_empty_names"}) {
+		t.Fatal(applied, err)
+	}
+	var orders string
+	err := db.QueryRow(`SELECT string_agg(format('%L %L %L %L %L', workspace_id, subject, session_id, instance_id, reason), '; ' ORDER BY id)
+		FROM termgw.revocations`).Scan(&orders)
+	if want := "NULL 'ann' NULL NULL 'part'; NULL NULL 's1' NULL 'whole'; NULL NULL NULL 'i-1' ''"; err != nil || orders != want {
+		t.Errorf("the orders are %s, %v, want %s", orders, err, want)
+	}
+	if _, err := p.Redeem(t.Context(), claims("old", "ws-local"), session("old")); !errors.Is(err, ErrRevoked) {
+		t.Errorf("redeem: %v, want ErrRevoked", err)
+	}
+}
+
+func migration(t *testing.T, name string) string {
+	t.Helper()
+	body, err := migrations.ReadFile("migrations/" + name + ".sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
+}
+
+// A secret that was made from a file ends in a newline.
+func TestURLWithWhiteSpace(t *testing.T) {
+	dsn := " " + env.Postgres(t).NewDatabase(t) + "\r\n"
+	if _, err := Migrate(t.Context(), dsn); err != nil {
+		t.Fatal(err)
+	}
+	p := open(t, PostgresConfig{URL: dsn, WorkspaceQuery: "SELECT '' AS instance_id, $1::text AS name"})
+	if err := p.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+	watch(t, p)
+	until(t, func() bool { return p.Watching() == nil })
 }
 
 // A schema that is older than the gateway is told in words.

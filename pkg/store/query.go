@@ -20,6 +20,8 @@ const DefaultWorkspaceQuery = `SELECT COALESCE(instance_id,'') AS instance_id, C
 //   - The limits are counted in a function, because this statement's own snapshot is older than the lock that makes the
 //     count exact. It is called once the ticket is spent, so that redemptions wait for each other in one order: first at
 //     the ticket, then at the locks.
+//   - A ticket is as old as its iat, in whole seconds of the platform's clock, and an order as its created_at, by the
+//     database's. They are compared without leeway, for a ticket that is minted after an order has to open.
 //   - Data-modifying WITH parts run whether or not they are read: the ticket is spent also when what follows refuses.
 const redeemSQL = `WITH termgw_ws AS (
 %s

@@ -174,6 +174,75 @@ func TestDeadReplicaStopsCounting(t *testing.T) {
 	}
 }
 
+// Who died long ago stays dead, for one that has just started and for one that was out of touch; who was alive when that
+// one lost touch counts, however long it lasted.
+func TestLongDeadStaysDead(t *testing.T) {
+	dsn := database(t, textWorkspaces)
+	var c clock
+	config := PostgresConfig{URL: dsn, Limits: Limits{PerWorkspace: 1}, Now: c.now}
+	other := open(t, config)
+	openAll(t, other, "gw-other", claims("o1", "ws-local"))
+	if _, err := other.AcquireTunnel(t.Context(), "eice", "i-1", "gw-other", 1); err != nil {
+		t.Fatal(err)
+	}
+	heard := func(ago time.Duration) {
+		t.Helper()
+		execSQL(t, dsn, `UPDATE termgw.sessions SET last_seen_at = now() - make_interval(secs => $1)`, ago.Seconds())
+		execSQL(t, dsn, `UPDATE termgw.tunnels SET renewed_at = now() - make_interval(secs => $1)`, ago.Seconds())
+	}
+	n := 0
+	expect := func(p *Postgres, when string, counts bool) {
+		t.Helper()
+		n++
+		id := fmt.Sprint("t", n)
+		_, err := p.Redeem(t.Context(), claims(id, "ws-local"), session(id))
+		if errors.Is(err, ErrLimit) != counts || err != nil && !counts {
+			t.Errorf("%s: redeem: %v, want a refusal: %v", when, err, counts)
+		}
+		lease, err := p.AcquireTunnel(t.Context(), "eice", "i-1", "gw-1", 1)
+		if errors.Is(err, ErrLimit) != counts || err != nil && !counts {
+			t.Errorf("%s: tunnel: %v, want a refusal: %v", when, err, counts)
+		}
+		if !counts {
+			if err := errors.Join(p.Finish(t.Context(), id, End{Reason: "exit"}), p.ReleaseTunnel(t.Context(), lease)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	p := open(t, config)
+	heard(10 * time.Hour)
+	expect(p, "just started, dead for hours", false)
+	heard(outageAtStart)
+	expect(p, "just started, perhaps after an outage", true)
+
+	// It began in an outage.
+	c.advance(3 * time.Hour)
+	heard(3*time.Hour + time.Minute)
+	expect(p, "the outage lasted", true)
+
+	steadily(t, p, &c, "gw-1", time.Minute)
+	p.steady.note(false, c.now())
+	heard(25 * time.Second)
+	expect(p, "a beat failed, and theirs may too", true)
+	heard(10 * time.Minute)
+	expect(p, "a beat failed, dead for minutes", false)
+
+	c.advance(2 * time.Hour)
+	heard(2*time.Hour + 15*time.Second)
+	expect(p, "after an outage", true)
+	heard(2*time.Hour + 10*time.Minute)
+	expect(p, "dead before the outage", false)
+	// In touch for a moment, and away again: not enough to be judged by.
+	if err := p.Heartbeat(t.Context(), "gw-1"); err != nil {
+		t.Fatal(err)
+	}
+	c.advance(time.Hour)
+	heard(3*time.Hour + 15*time.Second)
+	expect(p, "after two outages", true)
+	steadily(t, p, &c, "gw-1", time.Minute)
+	expect(p, "in touch, and it is silent", false)
+}
+
 func TestPausedReplicaComesBack(t *testing.T) {
 	dsn := database(t, textWorkspaces)
 	db := sqlDB(t, dsn)

@@ -10,7 +10,7 @@ import (
 )
 
 // Revocation is an order to cut every session that matches all of its fields that are not empty, and to refuse tickets
-// for such sessions that were issued no later than CreatedAt.
+// for such sessions that were issued no later than CreatedAt: by whole seconds of the platform's clock, without leeway.
 type Revocation struct {
 	ID        int64     // given by the store
 	CreatedAt time.Time // likewise
@@ -62,7 +62,7 @@ func (p *Postgres) Revoke(ctx context.Context, r Revocation) (Revocation, []stri
 	var sessions []string
 	err := p.one(ctx, revokeSQL, []any{
 		text(r.WorkspaceID), text(r.Subject), text(r.SessionID), text(r.InstanceID), text(r.Reason), text(r.By),
-		p.silence().Seconds(),
+		p.steady.silence(p.now()).Seconds(),
 	}, &r.ID, &r.CreatedAt, pq.Array(&sessions))
 	if err != nil {
 		return Revocation{}, nil, unavailable(op, err)
