@@ -46,7 +46,7 @@ func (c *ConnectCmd) Run(ctx context.Context, std *stdio) error {
 	err := c.carry(ctx, std)
 	var status exitStatus
 	if err != nil && !errors.As(err, &status) {
-		_, _ = fmt.Fprintf(std.Err, "termgw: %v\n", err)
+		_, _ = fmt.Fprintf(std.Err, "termgw: %s\n", printable(err.Error()))
 		return gatewayFailed
 	}
 	return err
@@ -388,5 +388,5 @@ func (t *connection) send(m map[string]any) {
 func (t *connection) say(format string, args ...any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	_, _ = fmt.Fprintf(t.err, "\r\ntermgw: "+format+"\r\n", args...)
+	_, _ = fmt.Fprintf(t.err, "\r\ntermgw: %s\r\n", printable(fmt.Sprintf(format, args...))) // words of others
 }

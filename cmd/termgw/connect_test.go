@@ -1,6 +1,9 @@
 package main
 
 import (
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"strings"
@@ -205,6 +208,11 @@ func TestConnect(t *testing.T) {
 // What cannot work is said in a sentence, never with the ticket.
 func TestConnectSays(t *testing.T) {
 	const secret = "eyJub3QiOiJmb3IifQ.c2hvd2luZw.dGlja2V0"
+	hostile := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = io.WriteString(w, `{"detail":"\u001b]0;title\u0007\u009b2J, sorry"}`)
+	}))
+	t.Cleanup(hostile.Close)
 	for _, test := range []struct {
 		name, want string
 		cmd        *exec.Cmd
@@ -213,6 +221,7 @@ func TestConnectSays(t *testing.T) {
 		{"no address", "must be like wss://", command(t, nil, "connect", "https://h/workspaces/ws/terminal?ticket="+secret)},
 		{"nobody there", "127.0.0.1:1", command(t, []string{"TERMGW_TICKET=" + secret}, "connect", "ws://127.0.0.1:1/workspaces/ws/terminal")},
 		{"nobody there, ticket in the address", "127.0.0.1:1", command(t, nil, "connect", "ws://127.0.0.1:1/workspaces/ws/terminal?ticket="+secret)},
+		{"an answer for the terminal", "403 Forbidden: ?]0;title??2J, sorry", command(t, []string{"TERMGW_TICKET=" + secret}, "connect", strings.Replace(hostile.URL, "http", "ws", 1)+"/workspaces/ws/terminal")},
 		{"no such file", "--ticket-endpoint", command(t, nil, "connect", "--ticket-endpoint", "/nonexistent", "ws://127.0.0.1:1/workspaces/ws/terminal")},
 	} {
 		t.Run(test.name, func(t *testing.T) {

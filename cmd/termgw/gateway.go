@@ -39,13 +39,27 @@ type server struct {
 	handler  http.Handler
 }
 
-// headerTimeout is what a client has to send its request in; one that connects
-// and says nothing costs a descriptor for so long. maxHeader bounds that
-// request in bytes: a ticket of 8 KiB fits, twice.
+// headerTimeout is what a client has to send its request in, with the body that
+// nobody wants, and answerTimeout what it has to take the answer in: so long it
+// costs a descriptor. Neither counts for a connection that has become a WebSocket.
+// maxHeader bounds the request in bytes: a ticket of 8 KiB fits, twice.
 const (
 	headerTimeout = 10 * time.Second
+	answerTimeout = time.Minute
 	maxHeader     = 32 << 10
 )
+
+// server serves one of the listeners.
+func (g *gateway) server(handler http.Handler) *http.Server {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true) // a WebSocket is an HTTP/1.1 upgrade
+	return &http.Server{
+		Handler: handler, Protocols: &protocols,
+		ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: answerTimeout,
+		IdleTimeout: time.Minute, MaxHeaderBytes: maxHeader,
+		ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+	}
+}
 
 // run serves until ctx ends or a part fails; then it ends the sessions, and
 // everything that it started. From then on a signal that would end the process
@@ -61,13 +75,7 @@ func (g *gateway) run(ctx context.Context) error {
 	}
 	servers := make([]*http.Server, len(g.servers))
 	for i, s := range g.servers {
-		var protocols http.Protocols
-		protocols.SetHTTP1(true) // a WebSocket is an HTTP/1.1 upgrade
-		servers[i] = &http.Server{
-			Handler: s.handler, Protocols: &protocols,
-			ReadHeaderTimeout: headerTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeader,
-			ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
-		}
+		servers[i] = g.server(s.handler)
 		parts.Go(func() error {
 			if err := servers[i].Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serving %s: %w", s.listener.Addr(), err)

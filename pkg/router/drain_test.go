@@ -278,6 +278,35 @@ func TestDrainGivesUp(t *testing.T) {
 	})
 }
 
+// A refused session has no place, and is waited for all the same: its client is still being told.
+func TestDrainWaitsForTheRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSessions(1)
+		for _, id := range []string{"1", "2"} {
+			if _, err := s.add(id); err != nil {
+				t.Fatal(err)
+			}
+			s.release(id)
+		}
+		if n := s.count(); n != 0 {
+			t.Errorf("%d have a place", n)
+		}
+		s.remove("1")
+		if _, err := s.add("3"); err != nil {
+			t.Error(err)
+		}
+		if _, err := s.add("4"); !errors.Is(err, errOverloaded) {
+			t.Errorf("past the limit: %v", err)
+		}
+		s.remove("3")
+		began := time.Now()
+		time.AfterFunc(time.Second, func() { s.remove("2") })
+		if err := s.drain(nil, time.Hour, slog.New(slog.DiscardHandler)); err != nil || time.Since(began) != time.Second {
+			t.Errorf("%v after %s", err, time.Since(began))
+		}
+	})
+}
+
 // Who has left is not waited for.
 func TestDrainEndsWithTheLast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

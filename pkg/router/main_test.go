@@ -360,6 +360,7 @@ func (p *peer) problem() (b problemBody) {
 type spyStore struct {
 	*store.Memory
 	during  func(context.Context) error // in Redeem, before the store; may be nil
+	atEnd   func()                      // in Finish, before the store; may be nil
 	pingErr error
 
 	mu       sync.Mutex
@@ -380,6 +381,9 @@ func (s *spyStore) Redeem(ctx context.Context, c ticket.Claims, session store.Se
 }
 
 func (s *spyStore) Finish(ctx context.Context, id string, end store.End) error {
+	if s.atEnd != nil {
+		s.atEnd()
+	}
 	s.mu.Lock()
 	s.ends[id] = end
 	s.mu.Unlock()

@@ -4,8 +4,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/molecule-ai/termgw/pkg/bridge"
 )
 
 // Metrics are what the router counts.
@@ -14,7 +12,7 @@ type Metrics struct {
 	total        *prometheus.CounterVec
 	duration     prometheus.Histogram
 	startSeconds *prometheus.HistogramVec
-	bytes        *prometheus.CounterVec
+	in, out      prometheus.Counter // bytes
 	rejections   *prometheus.CounterVec
 	backlog      prometheus.Gauge
 	rttSeconds   prometheus.Histogram
@@ -25,7 +23,11 @@ type Metrics struct {
 
 // NewMetrics registers the router's metrics.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
+	bytes := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "termgw_bytes_total", Help: "Terminal bytes: in to shells, out of them.",
+	}, []string{"direction"})
 	m := &Metrics{
+		in: bytes.WithLabelValues("in"), out: bytes.WithLabelValues("out"),
 		active: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "termgw_sessions_active", Help: "Terminals that are open now.",
 		}, []string{"target"}),
@@ -40,9 +42,6 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "termgw_session_start_seconds", Help: "From the request to the running shell.",
 			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 15},
 		}, []string{"target"}),
-		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "termgw_bytes_total", Help: "Terminal bytes of sessions that are over: in from clients, out to them.",
-		}, []string{"direction"}),
 		rejections: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "termgw_ticket_rejections_total", Help: "Tickets that were refused.",
 		}, []string{"code"}),
@@ -65,7 +64,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}),
 	}
-	reg.MustRegister(m.active, m.total, m.duration, m.startSeconds, m.bytes, m.rejections, m.backlog, m.rttSeconds, m.storeSeconds, m.draining, m.revocation)
+	reg.MustRegister(m.active, m.total, m.duration, m.startSeconds, bytes, m.rejections, m.backlog, m.rttSeconds, m.storeSeconds, m.draining, m.revocation)
 	for _, target := range []string{"local", "remote"} {
 		m.active.WithLabelValues(target) // 0 from the start: an autoscaler reads nothing as unknown
 	}
@@ -77,17 +76,15 @@ func (m *Metrics) started(target string, took time.Duration) {
 	m.startSeconds.WithLabelValues(target).Observe(took.Seconds())
 }
 
-func (m *Metrics) ended(target, code string, lasted time.Duration, sum bridge.Summary) {
-	m.total.WithLabelValues(target, code).Inc()
+func (m *Metrics) ended(target, code string, lasted time.Duration) {
+	m.over(target, code)
 	m.duration.Observe(lasted.Seconds())
-	m.bytes.WithLabelValues("in").Add(float64(sum.BytesIn))
-	m.bytes.WithLabelValues("out").Add(float64(sum.BytesOut))
 }
 
 // left makes up for started, apart from ended: it must not be missed by a panic.
 func (m *Metrics) left(target string) { m.active.WithLabelValues(target).Dec() }
 
-func (m *Metrics) refused(target, code string) { m.total.WithLabelValues(target, code).Inc() }
+func (m *Metrics) over(target, code string) { m.total.WithLabelValues(target, code).Inc() }
 
 func (m *Metrics) revoked(after time.Duration) { m.revocation.Observe(after.Seconds()) }
 

@@ -112,13 +112,26 @@ func (rt *Router) clientAddr(r *http.Request) netip.Addr {
 	addr := peerAddr(r)
 	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
 	for i := len(hops) - 1; i >= 0 && rt.trusts(addr); i-- {
-		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		hop, err := parseHop(strings.TrimSpace(hops[i]))
 		if err != nil {
 			break
 		}
 		addr = hop.Unmap().WithZone("") // a zone can be any text, and means nothing elsewhere
 	}
 	return addr
+}
+
+// parseHop reads one address of X-Forwarded-For. There may be a port after it,
+// as Azure's Application Gateway writes it always, and IIS and an ALB when they
+// are told to; and brackets around IPv6.
+func parseHop(s string) (netip.Addr, error) {
+	if strings.HasSuffix(s, "]") {
+		s += ":0"
+	}
+	if hop, err := netip.ParseAddrPort(s); err == nil {
+		return hop.Addr(), nil
+	}
+	return netip.ParseAddr(s)
 }
 
 func addrString(addr netip.Addr) string {

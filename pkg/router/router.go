@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"sync"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -74,19 +73,19 @@ type Config struct {
 // Router serves the terminal endpoint, /healthz and /readyz.
 type Router struct {
 	Config
-	mux    chi.Router
-	live   *sessions
-	faults known
-	turns  bridge.Turns
-	pace   *pacer
-	flood  rate.Sometimes // tells that an address is refused
+	mux   chi.Router
+	live  *sessions
+	parts parts
+	turns bridge.Turns
+	pace  *pacer
+	flood rate.Sometimes // tells that an address is refused
 }
 
 // New returns a router; Drain ends its sessions.
 func New(cfg Config) *Router {
 	rt := &Router{
 		Config: cfg, mux: chi.NewRouter(), live: newSessions(cfg.MaxSessions), turns: bridge.NewTurns(),
-		pace: newPacer(time.Now), flood: rate.Sometimes{Interval: 10 * time.Second},
+		pace: newPacer(time.Now), flood: rate.Sometimes{Interval: 10 * time.Second}, parts: parts{now: time.Now},
 	}
 	rt.mux.Use(middleware.GetHead) // some probes ask /healthz by HEAD
 	rt.mux.NotFound(func(w http.ResponseWriter, r *http.Request) { problem(w, errUnknown) })
@@ -107,84 +106,6 @@ func (rt *Router) Cut(ids []string, age time.Duration) {
 	cause := revokedError{ordered: time.Now().Add(-max(0, age))}
 	for _, id := range ids {
 		rt.live.end(id, cause)
-	}
-}
-
-// readyTimeout bounds what /readyz asks.
-const readyTimeout = 2 * time.Second
-
-// What /readyz says of what is wrong. Whose addresses and names are in the error
-// itself is for the log alone: anybody may ask.
-const (
-	noStore    = "The database does not answer, so no terminal is opened. Check that it runs, that this gateway reaches it, and TERMGW_DATABASE_URL. The gateway's log has the error."
-	noDocker   = "The Docker engine does not answer, so no terminal is opened in its containers. Check that it runs, and DOCKER_HOST. This does not make the gateway unready."
-	notWatched = "Revocations do not arrive at once, but within five seconds while the database answers. Check that no connection pooler in transaction mode is before the database: LISTEN needs a connection of its own. This does not make the gateway unready."
-	isDraining = "This replica was told to end and takes no new terminals. Others take over; there is nothing to do."
-)
-
-// ready answers 200 while the store answers and the replica takes sessions.
-// Docker is told but does not decide: a gateway for remote workspaces has none.
-// Nor does how revocations arrive: without a listener they are polled for.
-func (rt *Router) ready(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
-	defer cancel()
-	var problems []string
-	state := func(part string, err error, problem string) string {
-		rt.faults.tell(rt.Log, part, err)
-		if err != nil {
-			problems = append(problems, problem)
-			return "unavailable"
-		}
-		return "ok"
-	}
-	draining := rt.live.isDraining()
-	body := map[string]any{
-		"status":   "ready",
-		"store":    state("store", rt.Store.Ping(ctx), noStore),
-		"draining": draining,
-		"sessions": rt.live.count(),
-	}
-	status := http.StatusOK
-	if body["store"] != "ok" || draining {
-		body["status"], status = "unavailable", http.StatusServiceUnavailable
-	}
-	if draining {
-		problems = append(problems, isDraining)
-	}
-	if rt.Docker != nil {
-		body["docker"] = state("docker", rt.Docker(ctx), noDocker)
-	}
-	if rt.Watching != nil {
-		body["revocations"] = state("revocations", rt.Watching(), notWatched)
-	}
-	if problems != nil {
-		body["problems"] = problems
-	}
-	writeJSON(w, status, "application/json", body)
-}
-
-// known is what was last found wrong, by part: a probe asks every few seconds, and a gateway without Docker is meant to
-// be so.
-type known struct {
-	mu  sync.Mutex
-	all map[string]string
-}
-
-// tell logs what is new.
-func (f *known) tell(log *slog.Logger, part string, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	was := f.all[part]
-	switch {
-	case err == nil && was != "":
-		delete(f.all, part)
-		log.Info("ready again", "part", part)
-	case err != nil && was != err.Error():
-		if f.all == nil {
-			f.all = map[string]string{}
-		}
-		f.all[part] = err.Error()
-		log.Warn("not ready", "part", part, "err", err)
 	}
 }
 

@@ -12,6 +12,7 @@ type sessions struct {
 
 	mu       sync.Mutex
 	live     map[string]*live
+	released int // of the live: they have no place
 	draining error
 	cut      int           // sessions that drain has cut and that are not gone yet
 	gone     chan struct{} // of a draining replica: closed when the next one leaves
@@ -22,6 +23,8 @@ type live struct {
 	cancel context.CancelCauseFunc
 	warn   func(left time.Duration) // announces the end; nil: it has no shell yet
 	cut    bool                     // by drain
+	// released: it has no place any more, its client is still told why it is refused, or is yet to take what was sent
+	released bool
 }
 
 func newSessions(limit int) *sessions {
@@ -36,7 +39,7 @@ func (s *sessions) add(id string) (context.Context, error) {
 	if s.draining != nil {
 		return nil, s.draining
 	}
-	if s.max > 0 && len(s.live) >= s.max {
+	if s.max > 0 && len(s.live)-s.released >= s.max {
 		return nil, errOverloaded
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -56,6 +59,18 @@ func (s *sessions) opened(id string, warn func(left time.Duration)) error {
 	return nil
 }
 
+// release gives a session's place back, if it was taken in: it is refused, or its
+// shell has ended, and its client may take its time to be told. Drain waits for
+// that all the same.
+func (s *sessions) release(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.live[id]; l != nil {
+		l.released = true
+		s.released++
+	}
+}
+
 // remove lets a session go, if it was taken in.
 func (s *sessions) remove(id string) {
 	s.mu.Lock()
@@ -68,6 +83,9 @@ func (s *sessions) remove(id string) {
 	delete(s.live, id)
 	if l.cut {
 		s.cut--
+	}
+	if l.released {
+		s.released--
 	}
 	if s.draining != nil {
 		close(s.gone)
@@ -84,10 +102,11 @@ func (s *sessions) end(id string, cause error) {
 	}
 }
 
+// count is how many have a place: what is refused has none.
 func (s *sessions) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.live)
+	return len(s.live) - s.released
 }
 
 func (s *sessions) isDraining() bool {

@@ -25,6 +25,8 @@ type session struct {
 	log                     *slog.Logger
 	target                  string // "local", "remote"; "none" until it is known
 	started                 time.Time
+	recorded                bool   // the audit trail has it, without an end
+	shell                   *shell // nil: it has none yet
 }
 
 // terminal is the way of a request: the ticket says who, the store says where,
@@ -61,13 +63,14 @@ func (s *session) terminal(ws *bridge.Socket) error {
 // net/http holds 25 KiB of buffers and stack for which a session has no use.
 func (s *session) carry(ctx context.Context, ws *bridge.Socket, b *bridge.Bridge) {
 	defer s.live.remove(s.id)
-	defer s.recovered(ws)
 	defer s.Metrics.left(s.target)
+	defer s.recovered(ws)
 
 	sum := b.Run(ctx)
 	end := outcomeOf(sum.Cause)
 	s.finish(store.End{Reason: end.code, ExitCode: exitCode(sum.Exit), BytesIn: sum.BytesIn, BytesOut: sum.BytesOut})
-	s.Metrics.ended(s.target, end.code, time.Since(s.started), sum)
+	s.live.release(s.id)
+	s.Metrics.ended(s.target, end.code, time.Since(s.started))
 	var revoked revokedError
 	if errors.As(sum.Cause, &revoked) {
 		s.Metrics.revoked(time.Since(revoked.ordered))
@@ -109,11 +112,12 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 	goesOn := false
 	defer func() {
 		if !goesOn {
-			ws.CloseNow() // after a panic: net/http leaves a hijacked connection open
 			s.live.remove(s.id)
 		}
 	}()
+	defer s.recovered(ws)
 	if err := s.terminal(ws); err != nil {
+		s.live.release(s.id)
 		s.refuse(ws, err)
 		return
 	}
@@ -122,7 +126,7 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 
 // refuseRequest answers what is told by an HTTP status.
 func (s *session) refuseRequest(w http.ResponseWriter, err error) {
-	s.Metrics.refused(s.target, outcomeOf(err).code)
+	s.Metrics.over(s.target, outcomeOf(err).code)
 	log := func() {
 		s.log.Info("request refused", "code", outcomeOf(err).code, "origin", s.request.Header.Get("Origin"), "err", err)
 	}
@@ -157,11 +161,14 @@ func (s *session) checkTicket() (claims ticket.Claims, size bridge.Size, err err
 // meanwhile has spent it all the same.
 func (s *session) redeem(ctx context.Context, claims ticket.Claims) (store.Workspace, error) {
 	defer s.Metrics.timeStore("redeem", time.Now())
+	s.recorded = true // it may be from now on
 	workspace, err := s.Store.Redeem(ctx, claims, store.Session{ID: s.id, Replica: s.Replica, ClientAddr: s.client})
+	s.recorded = err == nil
 	if errors.Is(err, store.ErrUsed) || errors.Is(err, store.ErrRevoked) {
 		s.Metrics.rejections.WithLabelValues(outcomeOf(err).code).Inc()
 	}
 	if errors.Is(err, store.ErrUnavailable) {
+		s.parts.doubt()
 		err = cmp.Or(context.Cause(ctx), err) // cut while it asked, the store is not to blame
 	}
 	return workspace, err
@@ -173,13 +180,14 @@ func (s *session) open(ctx context.Context, ws *bridge.Socket, claims ticket.Cla
 	if err != nil {
 		return nil, err
 	}
+	s.shell = &shell{Terminal: term, metrics: s.Metrics}
 	opt := s.options(claims)
 	if tunneled, ok := term.(interface{ Expires() time.Time }); ok {
 		opt.TunnelEnds = tunneled.Expires()
 	}
-	b := bridge.New(ws, term, opt)
+	b := bridge.New(ws, s.shell.terminal(), opt)
 	if err := s.live.opened(s.id, func(left time.Duration) { b.Warn(outcomeOf(ErrDraining).code, drainNotice, left) }); err != nil {
-		_ = term.Close() // which logs its own failure
+		_ = s.shell.Close() // which logs its own failure
 		return nil, err
 	}
 	s.log.Info("session started", "target", s.target, "after", time.Since(s.started).String())
@@ -228,6 +236,7 @@ func (s *session) options(claims ticket.Claims) bridge.Options {
 const finishTimeout = 10 * time.Second
 
 func (s *session) finish(end store.End) {
+	s.recorded = false // also if that fails: it is not tried again
 	defer s.Metrics.timeStore("finish", time.Now())
 	ctx, cancel := context.WithTimeout(context.Background(), finishTimeout)
 	defer cancel()
@@ -239,7 +248,7 @@ func (s *session) finish(end store.End) {
 // refuse tells a client that gets no session why.
 func (s *session) refuse(ws *bridge.Socket, err error) {
 	o := outcomeOf(err)
-	s.Metrics.refused(s.target, o.code)
+	s.Metrics.over(s.target, o.code)
 	ws.Refuse(o.close, o.tell(err))
 	s.logEnd(err)
 }
@@ -252,12 +261,21 @@ func (s *session) logEnd(err error) {
 	s.log.Info("session ended", attrs...)
 }
 
-// recovered keeps a fault of one session from ending the others, as net/http
-// does.
+// recovered ends a session in whose code there is a fault, and keeps it from
+// ending the others, as net/http does. That leaves a hijacked connection open.
 func (s *session) recovered(ws *bridge.Socket) {
-	if fault := recover(); fault != nil {
-		ws.CloseNow()
-		s.log.Error("panic in a session", "panic", fault, "stack", string(debug.Stack()))
+	fault := recover()
+	if fault == nil {
+		return
+	}
+	s.log.Error("panic in a session", "panic", fault, "stack", string(debug.Stack()))
+	ws.CloseNow()
+	if s.shell != nil {
+		_ = s.shell.Close() // as above; or waits for the bridge, which does it in a goroutine of its own
+	}
+	if s.recorded {
+		s.Metrics.over(s.target, backendFailed.code)
+		s.finish(store.End{Reason: backendFailed.code})
 	}
 }
 

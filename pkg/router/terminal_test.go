@@ -49,6 +49,7 @@ func TestSession(t *testing.T) {
 		t.Fatalf("want output, got opcode %d %q, %v", op, payload, err)
 	}
 	g.wantMetric(5, "termgw_backlog_bytes")
+	g.wantMetric(5, "termgw_bytes_total", "direction=out") // while it is open
 	s.exit = bridge.Exit{Code: 3}
 	s.quit()
 	f := p.rest()
@@ -95,7 +96,7 @@ func TestClientLeaves(t *testing.T) {
 	if end.Reason != "client_closed" || end.ExitCode == nil || end.BytesIn < 3 || end.BytesIn > 5 {
 		t.Errorf("recorded %+v", end) // the last piece may not be counted yet when the client leaves
 	}
-	g.wantMetric(float64(end.BytesIn), "termgw_bytes_total", "direction=in")
+	g.wantMetric(5, "termgw_bytes_total", "direction=in")
 	g.wantMetric(1, "termgw_sessions_total", "code=client_closed", "target=local")
 	g.wantMetric(0, "termgw_sessions_active", "target=local")
 }
@@ -297,6 +298,31 @@ func TestMaxSessions(t *testing.T) {
 	g.ask(t, terminal("ws-1", raw, v1)).message("ready") // with the same ticket
 }
 
+// TestRefusedHoldsNoPlace: a client that was refused is told so for as long as it likes, on nobody else's account.
+func TestRefusedHoldsNoPlace(t *testing.T) {
+	g := open(t, func(c *Config) { c.MaxSessions = 1 })
+	used := g.ticket("ws-1")
+	first := g.ask(t, terminal("ws-1", used, v1))
+	first.message("ready")
+	(<-g.local.asked).quit()
+	first.rest()
+	g.over(t)
+	for range 3 {
+		silent := g.ask(t, terminal("ws-1", used, v1))
+		if e := silent.message("error"); e["code"] != "ticket_used" {
+			t.Fatalf("told %v", e)
+		}
+		if op, _, err := silent.next(); err != nil || op != opClose {
+			t.Fatalf("opcode %d, %v", op, err)
+		}
+	} // and none of them answers
+	p := g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1))
+	p.message("ready")
+	if code, _ := g.ask(t, terminal("ws-1", g.ticket("ws-1"))).outcome(); code != "overloaded" {
+		t.Errorf("a second session is told %s", code)
+	}
+}
+
 // TestCut: a revoked session is cut, and how long that took is counted from the order on.
 func TestCut(t *testing.T) {
 	g := open(t)
@@ -347,18 +373,30 @@ func TestLostClient(t *testing.T) {
 }
 
 // TestPanic: net/http recovers a handler's panic but leaves a hijacked
-// connection open.
+// connection open. The shell and the row are nobody else's to end.
 func TestPanic(t *testing.T) {
-	for name, arrange := range map[string]func(*gateway){
-		"in the store":    func(g *gateway) { g.store.during = func(context.Context) error { panic("boom") } },
-		"in the starter":  func(g *gateway) { g.local.before = func(context.Context) error { panic("boom") } },
-		"in the terminal": func(g *gateway) { g.local.edit = func(f *fakeTerm) { f.onWait = func() { panic("boom") } } },
+	boom := func(context.Context) error { panic("boom") }
+	for name, test := range map[string]struct {
+		arrange func(*gateway)
+		shell   bool
+		target  string // of the end that is counted; empty: the store takes none
+	}{
+		"in the store":      {func(g *gateway) { g.store.during = boom }, false, "none"},
+		"in the starter":    {func(g *gateway) { g.local.before = boom }, false, "local"},
+		"before the bridge": {func(g *gateway) { g.Local = tunneled{Starter: g.Local, panics: true} }, true, "local"},
+		"in the terminal": {func(g *gateway) {
+			edit := g.local.edit
+			g.local.edit = func(f *fakeTerm) { edit(f); f.onWait = func() { panic("boom") } }
+		}, true, "local"},
+		"in the record": {func(g *gateway) { g.store.atEnd = func() { panic("boom") } }, true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := open(t)
-			arrange(g)
+			closed := make(chan struct{})
+			g.local.edit = func(f *fakeTerm) { f.onClose = func() { close(closed) } } // a second time would panic
+			test.arrange(g)
 			p := g.ask(t, terminal("ws-1", g.ticket("ws-1")))
-			if name == "in the terminal" {
+			if test.shell {
 				(<-g.local.asked).quit()
 			}
 			p.rest()
@@ -366,8 +404,27 @@ func TestPanic(t *testing.T) {
 			if n := g.live.count(); n != 0 {
 				t.Errorf("%d sessions are live", n)
 			}
+			if test.shell {
+				select {
+				case <-closed:
+				default:
+					t.Error("the shell was not ended")
+				}
+			}
+			g.store.mu.Lock()
+			defer g.store.mu.Unlock()
+			end, recorded := g.store.ends[g.store.sessions[0].ID]
+			if want := test.target != ""; recorded != want || want && end.Reason != "backend_failed" {
+				t.Errorf("recorded %+v: %t", end, recorded)
+			}
+			if test.target != "" {
+				g.wantMetric(1, "termgw_sessions_total", "code=backend_failed", "target="+test.target)
+			}
 			g.wantMetric(0, "termgw_sessions_active", "target=local")
 			g.wantMetric(0, "termgw_backlog_bytes")
+			if n := strings.Count(g.logs.String(), `"msg":"panic in a session"`); n != 1 {
+				t.Errorf("it was logged %d times", n)
+			}
 		})
 	}
 }
@@ -381,97 +438,5 @@ func TestSessionIDs(t *testing.T) {
 			t.Fatalf("session id %q, seen before: %t", id, seen[id])
 		}
 		seen[id] = true
-	}
-}
-
-func TestHealth(t *testing.T) {
-	down := errors.New("pq: password authentication failed for user termgw")
-	get := func(target string) *ask {
-		return &ask{method: http.MethodGet, target: target, proto: "HTTP/1.1", host: "gateway.test", header: http.Header{"Connection": {"close"}}}
-	}
-	answers := func(err error) func(context.Context) error { return func(context.Context) error { return err } }
-	for _, test := range []struct {
-		name, target string
-		edit         func(*Config)
-		arrange      func(*gateway)
-		status       int
-		body         string
-	}{
-		{name: "alive", target: "/healthz", status: 200, body: `{"status":"ok"}`},
-		{
-			name: "alive while it drains", target: "/healthz", status: 200, body: `{"status":"ok"}`,
-			arrange: func(g *gateway) { _ = g.Drain(context.Background(), 0) },
-		},
-		{
-			name: "ready", target: "/readyz", status: 200,
-			body: `{"draining":false,"sessions":0,"status":"ready","store":"ok"}`,
-		},
-		{
-			name: "with Docker", target: "/readyz", edit: func(c *Config) { c.Docker = answers(nil) }, status: 200,
-			body: `{"docker":"ok","draining":false,"sessions":0,"status":"ready","store":"ok"}`,
-		},
-		{
-			name: "without Docker", target: "/readyz", edit: func(c *Config) { c.Docker = answers(down) }, status: 200,
-			body: `{"docker":"unavailable","draining":false,"problems":["` + noDocker + `"],"sessions":0,"status":"ready","store":"ok"}`,
-		},
-		{
-			name: "revocations arrive at once", target: "/readyz", edit: func(c *Config) { c.Watching = func() error { return nil } }, status: 200,
-			body: `{"draining":false,"revocations":"ok","sessions":0,"status":"ready","store":"ok"}`,
-		},
-		{
-			name: "revocations are late", target: "/readyz", edit: func(c *Config) { c.Watching = func() error { return down } }, status: 200,
-			body: `{"draining":false,"problems":["` + notWatched + `"],"revocations":"unavailable","sessions":0,"status":"ready","store":"ok"}`,
-		},
-		{
-			name: "without the store", target: "/readyz", arrange: func(g *gateway) { g.store.pingErr = down }, status: 503,
-			body: `{"draining":false,"problems":["` + noStore + `"],"sessions":0,"status":"unavailable","store":"unavailable"}`,
-		},
-		{
-			name: "draining", target: "/readyz", arrange: func(g *gateway) { _ = g.Drain(context.Background(), 0) }, status: 503,
-			body: `{"draining":true,"problems":["` + isDraining + `"],"sessions":0,"status":"unavailable","store":"ok"}`,
-		},
-		{
-			name: "with a session", target: "/readyz", status: 200,
-			arrange: func(g *gateway) { g.ask(g.t, terminal("ws-1", g.ticket("ws-1"), v1)).message("ready") },
-			body:    `{"draining":false,"sessions":1,"status":"ready","store":"ok"}`,
-		},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			var edits []func(*Config)
-			if test.edit != nil {
-				edits = append(edits, test.edit)
-			}
-			g := open(t, edits...)
-			if test.arrange != nil {
-				test.arrange(g)
-			}
-			p := g.ask(t, get(test.target))
-			if p.status != test.status || strings.TrimSpace(string(p.body)) != test.body || p.header.Get("Content-Type") != "application/json" {
-				t.Errorf("%d %s: %s, want %d %s", p.status, p.header.Get("Content-Type"), p.body, test.status, test.body)
-			}
-			head := get(test.target)
-			head.method = http.MethodHead
-			if p := g.ask(t, head); p.status != test.status {
-				t.Errorf("HEAD answers %d, GET %d", p.status, test.status)
-			}
-		})
-	}
-}
-
-// A probe asks every few seconds: what is wrong is logged when it is new.
-func TestReadyIsLoggedOnce(t *testing.T) {
-	g := open(t)
-	probe := func(err error) {
-		g.store.pingErr = err
-		g.ask(t, terminal("", "", func(a *ask) { a.target, a.header = "/readyz", nil }))
-	}
-	for _, err := range []error{errors.New("first"), errors.New("first"), errors.New("second"), nil, nil, errors.New("first")} {
-		probe(err)
-	}
-	if n := strings.Count(g.logs.String(), "not ready"); n != 3 {
-		t.Errorf("not ready is logged %d times", n)
-	}
-	if n := strings.Count(g.logs.String(), "ready again"); n != 1 {
-		t.Errorf("ready again is logged %d times", n)
 	}
 }

@@ -12,25 +12,32 @@ import (
 // tunneled starts terminals whose tunnel is cut after a while.
 type tunneled struct {
 	Starter
-	life time.Duration
+	life   time.Duration
+	panics bool
 }
 
 type tunneledTerm struct {
 	bridge.Terminal
-	ends time.Time
+	ends   time.Time
+	panics bool
 }
 
-func (t tunneledTerm) Expires() time.Time { return t.ends }
+func (t tunneledTerm) Expires() time.Time {
+	if t.panics {
+		panic("boom")
+	}
+	return t.ends
+}
 
 func (s tunneled) Start(ctx context.Context, target runner.Target, size bridge.Size) (bridge.Terminal, error) {
 	term, err := s.Starter.Start(ctx, target, size)
-	return tunneledTerm{term, time.Now().Add(s.life)}, err
+	return tunneledTerm{term, time.Now().Add(s.life), s.panics}, err
 }
 
 // A terminal that knows when its tunnel is cut is told so before, and closed then. The bridge's own tests have the five
 // minutes and the one; a short life is announced at half.
 func TestTunnelExpires(t *testing.T) {
-	g := open(t, func(c *Config) { c.Remote = tunneled{c.Remote, 2 * time.Second} })
+	g := open(t, func(c *Config) { c.Remote = tunneled{Starter: c.Remote, life: 2 * time.Second} })
 	p := g.ask(t, terminal("far", g.ticket("far"), v1))
 	id, _ := p.message("ready")["session"].(string)
 	if m := p.message("notice"); m["code"] != "tunnel_expired" || m["seconds"] != 1.0 {

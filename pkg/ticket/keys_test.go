@@ -372,6 +372,25 @@ func TestURLRotation(t *testing.T) {
 	}
 }
 
+// A key set that moved is fetched from there, by a request that does not say where it was.
+func TestURLRedirectTellsNoSecret(t *testing.T) {
+	key := newKey(t, "EdDSA")
+	var (
+		clock   clock
+		log     logs
+		referer []string
+	)
+	moved := newPlatform(t, func(w http.ResponseWriter, r *http.Request) {
+		referer = r.Header["Referer"]
+		body(publicSet(t, key))(w, r)
+	})
+	p := newPlatform(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, moved.URL, http.StatusFound) })
+	has(t, p.open(t, &clock, &log), key, true)
+	if referer != nil {
+		t.Errorf("it says %q", referer)
+	}
+}
+
 func TestURLFlood(t *testing.T) {
 	key := newKey(t, "EdDSA")
 	p := newPlatform(t, body(publicSet(t, key)))

@@ -178,6 +178,7 @@ func trustedURL(location *url.URL) bool {
 }
 
 func checkRedirect(next *http.Request, via []*http.Request) error {
+	next.Header.Del("Referer") // net/http's, which has our URL's query
 	switch {
 	case len(via) > maxRedirects:
 		return errors.New("too many redirects")
