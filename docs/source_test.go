@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"unicode"
 
 	"github.com/coder/websocket"
 )
@@ -82,11 +81,8 @@ func loadSource() (*source, error) {
 	}
 	for _, field := range environment.Fields.List {
 		name, tags := field.Names[0].Name, tagsOf(field)
-		switch {
-		case tags.Get("envconfig") != "":
-			name = tags.Get("envconfig")
-		case tags.Get("split_words") == "true":
-			name = separated(name, '_')
+		if tags.Get("split_words") == "true" {
+			name = separated(name, "_")
 		}
 		s.variables["TERMGW_"+strings.ToUpper(name)] = true
 	}
@@ -205,12 +201,12 @@ func (types structs) command(name string) *command {
 				c.flags[flag] = true
 			}
 		case isCommand:
-			c.commands[separated(field.Names[0].Name, '-')] = types.command(of.Name)
+			c.commands[separated(field.Names[0].Name, "-")] = types.command(of.Name)
 		case isArgument:
 		case tags.Get("name") != "":
 			c.flags[tags.Get("name")] = true
 		default:
-			c.flags[separated(field.Names[0].Name, '-')] = true
+			c.flags[separated(field.Names[0].Name, "-")] = true
 		}
 	}
 	return c
@@ -224,14 +220,10 @@ func tagsOf(field *ast.Field) reflect.StructTag {
 	return reflect.StructTag(text)
 }
 
-// separated writes MaxSession as max-session.
-func separated(name string, by rune) string {
-	var b strings.Builder
-	for i, r := range name {
-		if i > 0 && unicode.IsUpper(r) {
-			b.WriteRune(by)
-		}
-		b.WriteRune(unicode.ToLower(r))
-	}
-	return b.String()
+// separated writes MaxSession as max-session, and EICETunnel as eice-tunnel.
+func separated(name, by string) string {
+	acronym := regexp.MustCompile(`([A-Z]+)([A-Z][^A-Z])`)
+	end := regexp.MustCompile(`([^A-Z])([A-Z])`)
+	name = acronym.ReplaceAllString(name, "${1}"+by+"${2}")
+	return strings.ToLower(end.ReplaceAllString(name, "${1}"+by+"${2}"))
 }
