@@ -223,7 +223,7 @@ func tagsOf(field *ast.Field) reflect.StructTag {
 // separated writes MaxSession as max-session, and EICETunnel as eice-tunnel.
 func separated(name, by string) string {
 	acronym := regexp.MustCompile(`([A-Z]+)([A-Z][^A-Z])`)
-	end := regexp.MustCompile(`([^A-Z])([A-Z])`)
+	end := regexp.MustCompile(`([a-z0-9])([A-Z])`)
 	name = acronym.ReplaceAllString(name, "${1}"+by+"${2}")
 	return strings.ToLower(end.ReplaceAllString(name, "${1}"+by+"${2}"))
 }
