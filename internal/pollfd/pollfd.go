@@ -128,5 +128,16 @@ func (f *FD) WaitWrite() error {
 	}))
 }
 
+// HungUp tells whether the other side of a connection has closed or reset it,
+// also before what it sent is read. It does not wait.
+func (f *FD) HungUp() (gone bool) {
+	_ = f.raw.Control(func(fd uintptr) {
+		set := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}} //nolint:gosec // a descriptor
+		n, _ := unix.Poll(set, 0)
+		gone = n > 0
+	})
+	return gone
+}
+
 // Control runs a function on the descriptor, as syscall.RawConn does.
 func (f *FD) Control(do func(fd uintptr)) error { return f.raw.Control(do) }

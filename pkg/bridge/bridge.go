@@ -74,6 +74,9 @@ const (
 	// flushTime is how long a client may take for one frame once the session
 	// was cut.
 	flushTime = 2 * time.Second
+	// answerTime is the longest that a client may take for what was sent before
+	// the close frame, and for its answer to that.
+	answerTime = 5 * time.Minute
 )
 
 // Options are the limits of one session.
@@ -109,14 +112,14 @@ type Bridge struct {
 	opt    Options
 	v1     bool
 	cancel context.CancelCauseFunc
-	hangUp func()         // ends the shell, once; returns when it is gone
-	wg     sync.WaitGroup // every goroutine but the caller's
-	gone   chan struct{}  // closed when the WebSocket can no longer be read
+	over   <-chan struct{} // closed when the caller waits for nobody any more
+	hangUp func()          // ends the shell, once; returns when it is gone
+	wg     sync.WaitGroup  // every goroutine but the caller's
+	gone   chan struct{}   // closed when the WebSocket can no longer be read
 
 	// The caller's own:
-	ready []byte       // the first message, encoded
-	sent  int64        // terminal bytes written
-	large *largeBuffer // borrowed while bytes flow
+	ready []byte // the first message, encoded
+	sent  int64  // terminal bytes written
 
 	mu       sync.Mutex
 	ending   bool      // cut, or over: input is dropped, output is not awaited
@@ -159,6 +162,7 @@ func New(ws *Socket, term Terminal, opt Options) *Bridge {
 // exit message. The WebSocket is still open, unless the client is gone: Close
 // must be called.
 func (b *Bridge) Run(ctx context.Context) Summary {
+	b.over = ctx.Done()
 	ctx, b.cancel = context.WithCancelCause(ctx)
 	defer b.cancel(nil)
 	b.wg.Add(2)
@@ -200,17 +204,59 @@ func (b *Bridge) Run(ctx context.Context) Summary {
 	return sum
 }
 
-// Close tells the client why the session is over (nil: nothing more to say),
-// closes the WebSocket with a code and joins every goroutine of the session.
-// A client that does not answer the close frame is waited for 5 s.
+// Close tells the client why the session is over, closes the WebSocket with a
+// code and joins every goroutine of the session. A client that does not answer
+// is waited for 8 s. Nil says that the shell ended by itself, and nothing more:
+// then the client has the time that it needs for what was sent.
 func (b *Bridge) Close(code websocket.StatusCode, e *Error) {
 	select {
 	case <-b.gone:
-		b.ws.CloseNow()
 	default:
-		b.ws.farewell(code, e)
+		if e != nil {
+			b.ws.farewell(code, *e)
+			break
+		}
+		b.mu.Lock()
+		b.tell(opClose, closing(code))
+		b.mu.Unlock()
+		b.awaitAnswer()
 	}
+	b.ws.CloseNow()
 	b.wg.Wait()
+}
+
+// awaitAnswer waits until the client has answered the close frame, and so has
+// all that came before it. Whoever closes a TCP connection to which something
+// still comes, the ack of a slow client, say, resets it, and that drops what is
+// on its way. So a client is waited for that takes or says something within the
+// time of two pings, which cannot follow a close frame, but not for ever.
+func (b *Bridge) awaitAnswer() {
+	silence := 2 * b.opt.PingInterval
+	if silence == 0 {
+		silence = closeTime
+	}
+	moved := time.Now()
+	end := moved.Add(answerTime)
+	over := b.over
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for left := b.ws.wire.unacknowledged(); ; {
+		select {
+		case <-b.gone:
+			return
+		case <-over:
+			over, end = nil, time.Now().Add(closeTime)
+		case now := <-tick.C:
+			n := b.ws.wire.unacknowledged()
+			if b.ws.wire.heard.Swap(false) || n < left {
+				moved = now
+			}
+			left = n
+			if now.Sub(moved) >= silence || !now.Before(end) {
+				return
+			}
+		}
+	}
 }
 
 // cut runs when the session gets a cause other than the shell's own end.

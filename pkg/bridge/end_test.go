@@ -183,10 +183,105 @@ func TestACloseFrameWithoutAnswer(t *testing.T) {
 		<-s.ended
 		begin := time.Now()
 		<-s.done
-		if d := time.Since(begin); d > 5*time.Second {
+		if d := time.Since(begin); d > closeTime {
 			t.Errorf("the close took %s", d)
 		}
 	})
+}
+
+// endUnanswered ends a session by its shell's own end, before a client that
+// reads everything and does not answer the close frame by itself.
+func endUnanswered(t *testing.T, every time.Duration) *session {
+	t.Helper()
+	s := startInBubble(t, setup{deaf: true, opt: Options{Ready: ready(0, 0), PingInterval: every}})
+	s.reading.Go(func() { _, _ = io.Copy(io.Discard, s.conn) })
+	s.term.quit(Exit{})
+	<-s.ended
+	return s
+}
+
+// clientFrame is a frame as a client masks it (RFC 6455, 5.2), with a mask of 0.
+func clientFrame(op byte, payload string) []byte {
+	return append([]byte{op, 0x80 | byte(len(payload)), 0, 0, 0, 0}, payload...)
+}
+
+// say sends a frame in a client's place.
+func (s *session) say(t *testing.T, op byte, payload string) {
+	t.Helper()
+	if _, err := s.conn.Write(clientFrame(op, payload)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A slow client is waited for as long as it says something, in whatever way: its
+// acks must not meet a closed socket, whose reset would drop what it has yet to
+// read. The answer ends the wait.
+func TestTheCloseWaitsForASlowClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const every = 25 * time.Second
+		s := endUnanswered(t, every)
+		begin := time.Now()
+		for range 5 {
+			time.Sleep(every)
+			s.say(t, opText, `{"type":"ack","bytes":0}`)
+			s.say(t, opText, `{"type":"ping","id":1}`)
+			s.say(t, opPing, "x")
+			synctest.Wait()
+		}
+		s.say(t, opClose, "\x03\xe8")
+		<-s.done
+		if d := time.Since(begin); d != 5*every {
+			t.Errorf("the close took %s", d)
+		}
+	})
+}
+
+// But not for ever.
+func TestTheCloseIsBounded(t *testing.T) {
+	const every = 25 * time.Second
+	for name, c := range map[string]struct {
+		during func(t *testing.T, s *session)
+		most   time.Duration
+	}{
+		"a silent client": {func(*testing.T, *session) {}, 2 * every},
+		"a client that says this and that": {func(t *testing.T, s *session) {
+			for {
+				select {
+				case <-s.done:
+					return
+				case <-time.After(time.Second):
+					_, _ = s.conn.Write(clientFrame(opText, "{}"))
+				}
+			}
+		}, answerTime + time.Second},
+		"a caller that waits no longer": {func(_ *testing.T, s *session) { s.cancel(errDrained) }, closeTime},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := endUnanswered(t, every)
+				begin := time.Now()
+				c.during(t, s)
+				<-s.done
+				if d := time.Since(begin); d > c.most || d < c.most-2*time.Second {
+					t.Errorf("the close took %s, want %s", d, c.most)
+				}
+			})
+		})
+	}
+}
+
+// It is seen what the client's machine has not taken, and that it takes it.
+func TestUnacknowledged(t *testing.T) {
+	term := newTerm()
+	term.flood = true
+	s := start(t, setup{term: term, raw: true, deaf: true, opt: Options{Ready: someReady}})
+	wire := s.bridge.ws.wire
+	eventually(t, "the client's machine takes no more", func() bool { return wire.unacknowledged() > unsentLimit })
+	s.term.with(func() { s.term.flood = false })
+	s.listen()
+	eventually(t, "it has all", func() bool { return wire.unacknowledged() == 0 })
+	s.term.quit(Exit{})
+	s.wait(t)
 }
 
 // A client that stalls in the middle of a message and then sends nothing more.
@@ -195,17 +290,18 @@ func TestAMessageThatNeverEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := startInBubble(t, setup{deaf: true, opt: Options{Ready: someReady, PingInterval: every}})
 		s.reading.Go(func() { _, _ = io.Copy(io.Discard, s.conn) })
+		synctest.Wait() // the first ping was sent
 		begin := time.Now()
 		header := []byte{0x82, 0x80 | 100, 0, 0, 0, 0} // binary, masked, 100 bytes
 		if _, err := s.conn.Write(append(header, "rm -rf /\r"...)); err != nil {
 			t.Fatal(err)
 		}
 		<-s.ended
-		if d := time.Since(begin); d != 2*every || !errors.Is(s.sum.Cause, ErrLost) {
+		if d := time.Since(begin); d != 3*every || !errors.Is(s.sum.Cause, ErrLost) {
 			t.Errorf("ended after %s for %v", d, s.sum.Cause)
 		}
 		<-s.done
-		if d := time.Since(begin); d > 2*every+5*time.Second {
+		if d := time.Since(begin); d > 3*every+5*time.Second {
 			t.Errorf("closed after %s", d)
 		}
 		if got := s.term.log(); len(got) != 0 {

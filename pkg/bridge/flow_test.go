@@ -76,18 +76,38 @@ func TestAFloodLeavesInLargeFrames(t *testing.T) {
 	}
 }
 
-// A session that is quiet holds no buffer, whatever it printed before.
+// A session that is quiet holds no large buffer, whatever it printed before.
 func TestQuietSessionsHoldNoBuffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := startInBubble(t, setup{opt: Options{Ready: someReady}})
-		for _, n := range []int{1, 200, 256, 300, 5000, 1 << 20, 1} {
+		term := tryTerm{newTerm()}
+		s := startInBubble(t, setup{term: term.fakeTerm, now: term, opt: Options{Ready: someReady}})
+		for _, n := range []int{1, 200, 255, 256, 257, 300, 5000, 1 << 20, 1} {
 			before := s.received
-			s.term.print(make([]byte, n))
+			term.print(make([]byte, n))
 			s.waitBytes(t, before+int64(n))
 			synctest.Wait()
-			if flows := n >= flood || n == smallRead; flows != (s.bridge.large != nil) {
-				t.Errorf("after %d bytes at once: the large buffer is borrowed: %v", n, !flows)
+			if term.waiting != smallRead {
+				t.Errorf("after %d bytes at once %d are waited for", n, term.waiting)
 			}
 		}
 	})
+}
+
+// What a terminal prints at once leaves at once, in one frame.
+func TestAScreenLeavesInOneFrame(t *testing.T) {
+	for _, raw := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			term := tryTerm{newTerm()}
+			s := startInBubble(t, setup{term: term.fakeTerm, now: term, raw: raw, opt: Options{Ready: someReady}})
+			synctest.Wait()
+			screen := make([]byte, 8000)
+			pattern(0, screen)
+			term.print(screen)
+			synctest.Wait()
+			if last := s.frames[len(s.frames)-1]; last.size != len(screen) {
+				t.Errorf("the last frame has %d bytes of %d", last.size, len(screen))
+			}
+			same(t, "output", s.out, screen)
+		})
+	}
 }

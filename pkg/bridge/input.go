@@ -54,7 +54,6 @@ func (b *Bridge) receive(typ websocket.MessageType, r io.Reader, buf []byte) err
 		return err
 	}
 	b.mu.Lock()
-	b.life.heard()
 	ending := b.ending
 	b.mu.Unlock()
 	switch {

@@ -3,7 +3,9 @@ package bridge
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -117,6 +119,39 @@ func TestPasteOverTheQueueIsNoLostClient(t *testing.T) {
 			t.Error("the input did not arrive as it was sent")
 		}
 	})
+}
+
+// A client that goes is noticed while its input waits unread before its going.
+func TestTheClientGoesWhileItsInputWaits(t *testing.T) {
+	for _, how := range []string{"TCP end", "TCP reset"} {
+		t.Run(how, func(t *testing.T) {
+			term := newTerm()
+			term.allowed = 0
+			s := start(t, setup{term: term, opt: Options{Ready: someReady, PingInterval: time.Hour}})
+			s.bridge.mu.Lock()
+			s.bridge.input, s.bridge.typist = make([]byte, maxQueued), true // as if much had been pasted
+			s.bridge.mu.Unlock()
+			s.input(t, "one more")
+			s.input(t, "before the end")
+			eventually(t, "the input waits, and the next ping's time", func() bool {
+				s.bridge.mu.Lock()
+				defer s.bridge.mu.Unlock()
+				return s.bridge.choked && s.bridge.life.pings == 1
+			})
+			if how == "TCP reset" {
+				_ = s.conn.(*net.TCPConn).SetLinger(0)
+			}
+			_ = s.conn.Close()
+			eventually(t, "its going has arrived", s.bridge.ws.wire.hungUp)
+			s.bridge.mu.Lock()
+			s.bridge.life.pingAt = time.Now() // an hour is over
+			s.bridge.life.timer.Reset(0)
+			s.bridge.mu.Unlock()
+			if sum := s.wait(t); !errors.Is(sum.Cause, ErrLost) {
+				t.Errorf("cause %v", sum.Cause)
+			}
+		})
+	}
 }
 
 func TestReadOnly(t *testing.T) {

@@ -101,9 +101,6 @@ type lifetime struct {
 	unanswered int // pings since the client was last heard
 }
 
-// heard notes that something came from the client.
-func (l *lifetime) heard() { l.unanswered = 0 }
-
 // input notes that a person typed.
 func (l *lifetime) input(now time.Time) {
 	if l.idle != nil {
@@ -213,7 +210,18 @@ func (b *Bridge) tick() {
 	if l.pingEvery > 0 {
 		if !now.Before(l.pingAt) {
 			if b.choked {
-				l.unanswered = 0 // its pongs are stuck behind its input
+				// Its pongs are stuck behind its input, but not its going. What
+				// does not show is left to the idle time: that of a client which
+				// goes when it has sent more than the kernels hold, unless it
+				// answers a ping with a reset, or of one whose machine is away.
+				if b.ws.wire.hungUp() {
+					b.cancel(fmt.Errorf("%w: it went while its input waited", ErrLost))
+					return
+				}
+				l.unanswered = 0
+			}
+			if b.ws.wire.heard.Swap(false) {
+				l.unanswered = 0
 			}
 			if l.unanswered == 2 {
 				b.cancel(fmt.Errorf("%w: two pings of %s went unanswered", ErrLost, l.pingEvery))
@@ -238,7 +246,6 @@ func (b *Bridge) tick() {
 func (b *Bridge) pong(payload []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.life.heard()
 	if len(payload) != 4 || binary.BigEndian.Uint32(payload) != b.life.pings || b.life.pingSent.IsZero() {
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -280,6 +281,32 @@ func TestTwoUnansweredPings(t *testing.T) {
 		begin := time.Now()
 		s := startInBubble(t, setup{raw: true, mute: true, opt: Options{Ready: someReady, PingInterval: every}})
 		assertEnds(t, s, begin, 2*every, ErrLost, 1012)
+	})
+}
+
+// A client that is in the middle of a long message answers no ping, but lives.
+func TestASlowMessageIsALifeSign(t *testing.T) {
+	const every = 25 * time.Second
+	synctest.Test(t, func(t *testing.T) {
+		s := startInBubble(t, setup{deaf: true, opt: Options{Ready: ready(0, 0), PingInterval: every}})
+		s.reading.Go(func() { _, _ = io.Copy(io.Discard, s.conn) })
+		message := make([]byte, MaxInput)
+		header := []byte{opBinary, 0x80 | 127, 0, 0, 0, 0, 0, MaxInput >> 16, 0, 0, 0, 0, 0, 0} // RFC 6455, 5.2
+		if _, err := s.conn.Write(header); err != nil {
+			t.Fatal(err)
+		}
+		for len(message) > 0 {
+			time.Sleep(every)
+			n := min(len(message), 32<<10)
+			if _, err := s.conn.Write(message[:n]); err != nil {
+				t.Fatalf("%d bytes before the end: %v", len(message), err)
+			}
+			message = message[n:]
+		}
+		synctest.Wait()
+		if n := s.term.typed(); len(n) != MaxInput {
+			t.Errorf("%d bytes were typed", len(n))
+		}
 	})
 }
 

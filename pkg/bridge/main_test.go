@@ -43,6 +43,20 @@ func (w *watched) until(t testing.TB, what string, ok func() bool) {
 	}
 }
 
+// eventually waits until ok, which nobody tells.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(patience); !ok(); {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("waited %s for: %s", patience, what)
+		}
+	}
+}
+
 // with runs f with the lock held and tells who waits.
 func (w *watched) with(f func()) {
 	w.mu.Lock()

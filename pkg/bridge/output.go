@@ -8,28 +8,24 @@ import (
 )
 
 const (
-	// smallRead is the buffer of an idle terminal, in bytes: enough for a
-	// keystroke's echo.
+	// smallRead is the buffer of a terminal that is waited for, in bytes: enough
+	// for a keystroke's echo.
 	smallRead = 256
-	// largeRead is the buffer of a terminal that prints much, and so the
-	// largest frame. It is borrowed while bytes flow.
-	largeRead = 64 << 10
-	// flood is a read that is followed by a large one, and a write that takes
-	// turns. A pty gives 4,095 bytes at once at most.
+	// largeRead is the buffer of what is there at once, and so the largest frame.
+	// It is borrowed for one frame. A browser takes 50 MB in frames of 4 KiB in
+	// twice the time of such frames (measured).
+	largeRead = 32 << 10
+	// flood is a read that more may follow at once, and a write that takes turns.
+	// A pty gives 4,095 bytes at once at most.
 	flood = 2 << 10
+	// gatherTries is how often a flood looks for the rest of a frame. The program
+	// gets the processor before each.
+	gatherTries = 16
 )
 
 type largeBuffer [headroom + largeRead]byte
 
 var largeBuffers = sync.Pool{New: func() any { return new(largeBuffer) }}
-
-// gatherSize is a frame that a flood leaves in, in bytes: a browser takes 50 MB
-// in frames of 4 KiB in twice the time of such frames (measured). It is looked
-// for gatherTries times, and the program gets the processor before each.
-const (
-	gatherSize  = 32 << 10
-	gatherTries = 16
-)
 
 // carryOutput reads the terminal and sends what it printed, until there is no
 // more; it returns the error of the last read. It sends at once, except in a
@@ -38,42 +34,53 @@ const (
 // dropped.
 func (b *Bridge) carryOutput() error {
 	small := make([]byte, headroom+smallRead)
+	flows := false // more may be there already
 	for {
-		buf := small
-		if b.large != nil {
-			buf = b.large[:]
+		room := b.awaitRoom()
+		n, err := 0, error(nil)
+		if flows {
+			n, err = b.carryLarge(nil, room)
 		}
-		p := buf[headroom:]
-		p = p[:min(len(p), b.awaitRoom())]
-		n, err := b.read(p)
-		if n > 0 {
-			b.sendOutput(buf[:headroom+n])
-		}
-		more := err == nil && (n >= flood || n == len(p))
-		switch {
-		case more && b.large == nil:
-			b.large = largeBuffers.Get().(*largeBuffer)
-		case !more && b.large != nil:
-			largeBuffers.Put(b.large)
-			b.large = nil
+		if n == 0 && err == nil {
+			n, err = b.term.Read(small[headroom:][:min(smallRead, room)])
+			switch {
+			case n == smallRead && err == nil && b.now != nil:
+				n, err = b.carryLarge(small[headroom:], room)
+			case n > 0:
+				b.sendOutput(small[:headroom+n])
+			}
 		}
 		if err != nil {
 			return err
 		}
+		flows = n >= flood || n == smallRead
 	}
 }
 
-// read reads what follows a large read in a turn, if it is there already.
-func (b *Bridge) read(p []byte) (int, error) {
-	if turns := b.ws.wire.turns; b.large != nil && b.now != nil && turns != nil {
-		turns.take()
-		n, err := b.gather(p)
-		turns.pass()
-		if n > 0 || err != nil {
-			return n, err
-		}
+// carryLarge sends what was waited for, if anything, with what is there behind
+// it. Of a flood that need not be waited for, more is gathered, in a turn. A
+// terminal that cannot tell what is there is waited for once more.
+func (b *Bridge) carryLarge(waitedFor []byte, room int) (n int, err error) {
+	large := largeBuffers.Get().(*largeBuffer)
+	defer largeBuffers.Put(large)
+	p := large[headroom:][:min(largeRead, room)]
+	switch {
+	case b.now == nil:
+		n, err = b.term.Read(p)
+	case waitedFor != nil:
+		n = copy(p, waitedFor)
+		var m int
+		m, err = b.now.TryRead(p[n:])
+		n += m
+	default:
+		b.ws.wire.turns.take()
+		n, err = b.gather(p)
+		b.ws.wire.turns.pass()
 	}
-	return b.term.Read(p)
+	if n > 0 {
+		b.sendOutput(large[:headroom+n])
+	}
+	return n, err
 }
 
 // gather reads what is there, and more of it while the client is busy and nobody
@@ -85,7 +92,6 @@ func (b *Bridge) gather(p []byte) (n int, err error) {
 	if b.mayGather() {
 		tries = gatherTries
 	}
-	p = p[:min(len(p), gatherSize)]
 	for {
 		m, err := b.now.TryRead(p[n:])
 		n += m

@@ -158,39 +158,35 @@ func parseAnyControl(p []byte) (control, error) {
 	if t := bytes.TrimLeft(p, " \t\r\n"); len(t) == 0 || t[0] != '{' {
 		return control{}, errNotObject
 	}
-	var m struct {
-		Type  string          `json:"type"`
-		Cols  json.RawMessage `json:"cols"`
-		Rows  json.RawMessage `json:"rows"`
-		Bytes json.RawMessage `json:"bytes"`
-		ID    json.RawMessage `json:"id"`
-	}
-	if err := json.Unmarshal(p, &m); err != nil {
+	var m map[string]json.RawMessage // not a struct, whose fields take names in any case
+	var typ string
+	if json.Unmarshal(p, &m) != nil || m["type"] != nil && json.Unmarshal(m["type"], &typ) != nil {
 		return control{}, errors.New("not a JSON object with a type")
 	}
-	switch m.Type {
+	switch typ {
 	case "":
 		return control{}, errors.New("no type")
 	case "resize":
 		var cols, rows int
-		if json.Unmarshal(m.Cols, &cols) != nil || json.Unmarshal(m.Rows, &rows) != nil ||
+		if json.Unmarshal(m["cols"], &cols) != nil || json.Unmarshal(m["rows"], &rows) != nil ||
 			cols < 1 || cols > MaxDimension || rows < 1 || rows > MaxDimension {
 			return control{}, fmt.Errorf("resize: cols and rows must be whole numbers from 1 to %d", MaxDimension)
 		}
-		return control{Type: m.Type, Size: Size{uint16(cols), uint16(rows)}}, nil
+		return control{Type: typ, Size: Size{uint16(cols), uint16(rows)}}, nil
 	case "ack":
 		var n *int64
-		if json.Unmarshal(m.Bytes, &n) != nil || n == nil || *n < 0 {
+		if json.Unmarshal(m["bytes"], &n) != nil || n == nil || *n < 0 {
 			return control{}, errors.New("ack: bytes must be a whole number, 0 or more")
 		}
-		return control{Type: m.Type, Bytes: *n}, nil
+		return control{Type: typ, Bytes: *n}, nil
 	case "ping":
 		// A number goes back as it was written: no rounding of large ids.
 		var id *json.Number
-		if len(m.ID) == 0 || m.ID[0] == '"' || json.Unmarshal(m.ID, &id) != nil || id == nil || len(*id) > 32 {
+		raw := m["id"]
+		if len(raw) == 0 || raw[0] == '"' || json.Unmarshal(raw, &id) != nil || id == nil || len(*id) > 32 {
 			return control{}, errors.New("ping: id must be a number")
 		}
-		return control{Type: m.Type, ID: *id}, nil
+		return control{Type: typ, ID: *id}, nil
 	default:
 		return control{}, nil
 	}

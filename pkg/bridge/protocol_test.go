@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -160,6 +161,63 @@ func TestUnknownMessagesAreIgnored(t *testing.T) {
 	s.barrier(t, "1")
 	if got := s.term.log(); !slices.Equal(got, []string{"resize 80x24"}) {
 		t.Errorf("the terminal got %q", got)
+	}
+}
+
+// A name in another case is another name.
+func TestNamesAreExact(t *testing.T) {
+	s := start(t, setup{opt: Options{Ready: someReady}})
+	s.control(t, `{"type":"ping","id":8,"ID":"x","Type":"dance"}`)
+	s.waitText(t, `{"type":"pong","id":8}`)
+	s.control(t, `{"type":"resize","cols":80,"rows":24,"Cols":0,"ROWS":0}`)
+	s.barrier(t, "1")
+	if got := s.term.log(); !slices.Equal(got, []string{"resize 80x24"}) {
+		t.Errorf("the terminal got %q", got)
+	}
+	s.control(t, `{"TYPE":"ping","id":2}`)
+	if code, _ := s.closed(t); code != 4400 {
+		t.Errorf("closed with %d", code)
+	}
+}
+
+// The subprotocol's name is exact too (RFC 6455, 4.1): who offers another gets none.
+func TestSubprotocolIsExact(t *testing.T) {
+	for _, c := range []struct {
+		offered []string
+		want    string
+	}{
+		{[]string{"termgw.v1"}, "termgw.v1"},
+		{[]string{"TERMGW.V1"}, ""},
+		{[]string{"Termgw.v1, termgw.v2,termgw.v1x"}, ""},
+		{[]string{"TERMGW.V1, termgw.v1"}, "termgw.v1"},
+		{[]string{"other", " other ,termgw.v1 "}, "termgw.v1"},
+		{[]string{""}, ""},
+		{nil, ""},
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/", http.NoBody)
+		for name, value := range map[string]string{
+			"Connection": "Upgrade", "Upgrade": "websocket",
+			"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+		} {
+			r.Header.Set(name, value)
+		}
+		for _, line := range c.offered {
+			r.Header.Add("Sec-WebSocket-Protocol", line)
+		}
+		client, server := net.Pipe()
+		w := &hijackable{httptest.NewRecorder(), server}
+		ws, err := Accept(w, r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(w.Header().Values("Sec-WebSocket-Protocol"), ","); got != c.want || ws.v1() != (c.want != "") {
+			t.Errorf("%q is answered by %q", c.offered, got)
+		}
+		if got := r.Header.Values("Sec-WebSocket-Protocol"); !slices.Equal(got, c.offered) {
+			t.Errorf("the request's header became %q", got)
+		}
+		ws.CloseNow()
+		_ = client.Close()
 	}
 }
 

@@ -34,6 +34,7 @@ type session struct {
 
 type setup struct {
 	term  *fakeTerm // nil: a new one
+	now   Terminal  // what the bridge is given of it; nil: itself
 	opt   Options
 	raw   bool
 	deaf  bool // the client reads nothing until it is told to listen
@@ -155,7 +156,10 @@ func run(t testing.TB, c setup, p *peer, ws *Socket) *session {
 		for low := s.lowest.Load(); n < low && !s.lowest.CompareAndSwap(low, n); low = s.lowest.Load() {
 		}
 	}
-	b := New(ws, s.term, c.opt)
+	if c.now == nil {
+		c.now = s.term
+	}
+	b := New(ws, c.now, c.opt)
 	s.bridge = b
 	go func() {
 		defer close(s.done)

@@ -4,8 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
+	"maps"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/coder/websocket"
@@ -25,7 +28,7 @@ type Socket struct {
 func Accept(w http.ResponseWriter, r *http.Request, turns Turns) (*Socket, error) {
 	s := &Socket{pong: func([]byte) {}}
 	h := &hijack{ResponseWriter: w, turns: turns}
-	ws, err := websocket.Accept(h, r, &websocket.AcceptOptions{
+	ws, err := websocket.Accept(h, offering(r), &websocket.AcceptOptions{
 		Subprotocols:       []string{Subprotocol},
 		InsecureSkipVerify: true, // said above
 		OnPongReceived:     func(_ context.Context, payload []byte) { s.pong(payload) },
@@ -39,6 +42,25 @@ func Accept(w http.ResponseWriter, r *http.Request, turns Turns) (*Socket, error
 		s.wire.limitUnsent()
 	}
 	return s, nil
+}
+
+// offering is a request that offers our subprotocol, exactly, or none. The
+// library takes any case and answers in the client's; a client, for which case
+// matters (RFC 6455, 4.1), would speak another than we do.
+func offering(r *http.Request) *http.Request {
+	const name = "Sec-WebSocket-Protocol"
+	var ours []string
+	for _, line := range r.Header[http.CanonicalHeaderKey(name)] {
+		for offered := range strings.SplitSeq(line, ",") {
+			if strings.TrimSpace(offered) == Subprotocol {
+				ours = []string{Subprotocol}
+			}
+		}
+	}
+	only := *r
+	only.Header = maps.Clone(r.Header)
+	only.Header[http.CanonicalHeaderKey(name)] = ours
+	return &only
 }
 
 // hijack puts the wire under the library, and gives it smaller buffers than
@@ -72,30 +94,31 @@ func (h *hijack) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return h.wire, bufio.NewReadWriter(reader, bufio.NewWriterSize(h.wire, writeBuffer)), nil
 }
 
-// closeTime bounds the whole of a goodbye. The library waits 5 s for a client's
-// close frame, but for good for the rest of a frame that a client announced and
-// does not send.
+// closeTime bounds the whole of a goodbye to a client that is refused or cut.
+// The library waits 5 s for a client's close frame, but for good for the rest of
+// a frame that a client announced and does not send.
 const closeTime = 8 * time.Second
 
 // Refuse tells a client that gets no session why, and closes the WebSocket.
-func (s *Socket) Refuse(code websocket.StatusCode, e Error) { s.farewell(code, &e) }
+func (s *Socket) Refuse(code websocket.StatusCode, e Error) { s.farewell(code, e) }
 
 // CloseNow closes the connection without a word. It may be closed already.
 func (s *Socket) CloseNow() { _ = s.ws.CloseNow() }
 
-func (s *Socket) farewell(code websocket.StatusCode, e *Error) {
+func (s *Socket) farewell(code websocket.StatusCode, e Error) {
 	now := time.Now()
-	reason := "exit"
-	if e != nil {
-		reason = e.Code // short: past 123 bytes the library loses the code too
-		_ = s.wire.SetWriteDeadline(now.Add(flushTime))
-		if err := s.wire.send(opText, framed(e.Encode(s.v1()))); err != nil {
-			s.CloseNow() // nobody takes it
-			return
-		}
+	_ = s.wire.SetWriteDeadline(now.Add(flushTime))
+	if err := s.wire.send(opText, framed(e.Encode(s.v1()))); err != nil {
+		s.CloseNow() // nobody takes it
+		return
 	}
 	_ = s.wire.SetDeadline(now.Add(closeTime))
-	_ = s.ws.Close(code, reason) // fails when the client left first, which is no fault
+	_ = s.ws.Close(code, e.Code) // fails when the client left first, which is no fault
+}
+
+// closing is the payload of the close frame after the shell's own end.
+func closing(code websocket.StatusCode) []byte {
+	return append(binary.BigEndian.AppendUint16(nil, uint16(code)), "exit"...) //nolint:gosec // RFC 6455, 7.4: 16 bits
 }
 
 func (s *Socket) v1() bool { return s.ws.Subprotocol() == Subprotocol }

@@ -21,6 +21,7 @@ type fakeTerm struct {
 	allowed  int // bytes of input that the program still reads; -1: all
 	sink     io.Writer
 
+	waiting int      // bytes that a Read that waits has room for; 0: none does
 	given   int64    // bytes that the bridge has read
 	taken   int64    // bytes that the program has read
 	events  []string // what reached the terminal, in order
@@ -67,8 +68,10 @@ func (f *fakeTerm) Read(p []byte) (n int, err error) {
 	defer f.mu.Unlock()
 	defer f.changed.Broadcast()
 	for f.closes == 0 && len(f.out) == 0 && !f.flood && f.readErr == nil {
+		f.waiting = len(p)
 		f.changed.Wait()
 	}
+	f.waiting = 0
 	switch {
 	case len(p) == 0:
 		f.misuses = append(f.misuses, "a read of 0 bytes")
@@ -85,6 +88,37 @@ func (f *fakeTerm) Read(p []byte) (n int, err error) {
 		return 0, f.readErr
 	}
 	f.given += int64(n)
+	return n, nil
+}
+
+// tryTerm is a fakeTerm that can tell what is there now.
+type tryTerm struct{ *fakeTerm }
+
+func (f tryTerm) TryRead(p []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := copy(p, f.out)
+	if f.out = f.out[n:]; f.flood && n < len(p) {
+		pattern(f.given+int64(n), p[n:])
+		n = len(p)
+	}
+	f.given += int64(n)
+	f.changed.Broadcast()
+	return n, nil
+}
+
+func (f tryTerm) TryWrite(p []byte) (n int, err error) {
+	f.with(func() {
+		if f.closes == 0 && f.writeErr == nil && f.allowed != 0 && !f.echo {
+			n = len(p)
+			if f.allowed > 0 {
+				n = min(n, f.allowed)
+				f.allowed -= n
+			}
+			f.events = append(f.events, "input "+string(p[:n]))
+			f.taken += int64(n)
+		}
+	})
 	return n, nil
 }
 

@@ -2,9 +2,11 @@ package bridge
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -16,12 +18,15 @@ import (
 // their coming through send.
 type wire struct {
 	net.Conn
-	fd    *pollfd.FD // nil: not TCP
-	turns Turns      // nil: none are taken
+	fd    *pollfd.FD  // nil: not TCP
+	turns Turns       // nil: none are taken
+	heard atomic.Bool // something has come; cleared by whoever asks
 
 	mu     sync.Mutex // held for one frame
 	failed error      // nothing can follow: a frame was cut off, or the close frame was sent
 }
+
+var errCloseSent = errors.New("the close frame was sent")
 
 func newWire(conn net.Conn, turns Turns) (*wire, error) {
 	w := &wire{Conn: conn, turns: turns}
@@ -34,12 +39,30 @@ func newWire(conn net.Conn, turns Turns) (*wire, error) {
 	return w, nil
 }
 
-func (w *wire) Read(p []byte) (int, error) {
+func (w *wire) Read(p []byte) (n int, err error) {
 	if w.fd == nil {
-		return w.Conn.Read(p)
+		n, err = w.Conn.Read(p)
+	} else {
+		n, err = w.fd.Read(p)
 	}
-	return w.fd.Read(p)
+	if n > 0 {
+		w.heard.Store(true)
+	}
+	return n, err
 }
+
+// unacknowledged is what was sent and the client's machine has not taken, in
+// bytes.
+func (w *wire) unacknowledged() (n int) {
+	if w.fd != nil {
+		_ = w.fd.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	}
+	return n
+}
+
+// hungUp tells whether the client has closed or reset the connection, also
+// while what it sent before that is not read.
+func (w *wire) hungUp() bool { return w.fd != nil && w.fd.HungUp() }
 
 // Opcodes, RFC 6455, 5.2; with the bit that says that a frame is a whole
 // message.
@@ -82,15 +105,13 @@ func (w *wire) send(op byte, buf []byte) error {
 }
 
 // Write takes a frame of the library's: a close frame, or the answer to a ping
-// or a close. Each fits its buffer, and so comes whole.
+// or a close. Each fits its buffer, and so comes whole. After our own close
+// frame the answers are dropped: an error would end the library's reading.
 func (w *wire) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err := w.write(p); err != nil {
+	if err := w.write(p); err != nil && !errors.Is(err, errCloseSent) {
 		return 0, err
-	}
-	if p[0] == opClose {
-		w.failed = net.ErrClosed // RFC 6455, 5.5.1: nothing may follow it
 	}
 	return len(p), nil
 }
@@ -102,6 +123,9 @@ func (w *wire) write(frame []byte) error {
 	n, err := w.writeAll(frame)
 	if err != nil && n > 0 {
 		w.failed = err // what followed would be taken for the frame's rest
+	}
+	if err == nil && frame[0] == opClose {
+		w.failed = errCloseSent // RFC 6455, 5.5.1: nothing may follow it
 	}
 	return err
 }
@@ -152,5 +176,14 @@ type Turns chan struct{}
 // NewTurns returns the turns of a process: all its processors but one at once.
 func NewTurns() Turns { return make(Turns, max(1, runtime.GOMAXPROCS(0)-1)) }
 
-func (t Turns) take() { t <- struct{}{} }
-func (t Turns) pass() { <-t }
+func (t Turns) take() {
+	if t != nil {
+		t <- struct{}{}
+	}
+}
+
+func (t Turns) pass() {
+	if t != nil {
+		<-t
+	}
+}

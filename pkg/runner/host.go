@@ -155,8 +155,16 @@ func (t *ptyTerminal) readOn(p []byte) (n int) {
 	return n
 }
 
-// TryRead is Read of what is there now.
-func (t *ptyTerminal) TryRead(p []byte) (int, error) { return t.readOn(p), nil }
+// TryRead is Read of what is there now; of nothing after the child's end, when
+// Read has its bounds.
+func (t *ptyTerminal) TryRead(p []byte) (int, error) {
+	select {
+	case <-t.exited:
+		return 0, nil
+	default:
+		return t.readOn(p), nil
+	}
+}
 
 // readTail reads after the shell's end. It leaves a deadline in the past, so
 // that the next Read comes here too.

@@ -1,10 +1,16 @@
 package runner
 
 import (
+	"context"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/coder/websocket"
 	"golang.org/x/sys/unix"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
@@ -63,6 +69,74 @@ func TestHostResizeKeepsCloseWorking(t *testing.T) {
 	}
 	_ = term.ptmx.Close()
 	s.rest(t)
+}
+
+// TestAFloodThatStaysEndsWithTheShell: what a process prints that the shell left
+// is bounded, also for a client that is still busy with the flood before.
+func TestAFloodThatStaysEndsWithTheShell(t *testing.T) {
+	t.Parallel()
+	p := hostPlace(`trap "" HUP; yes & read line; exit 3`)
+	term, err := p.runner(t, true)(func(Swept) {}).Start(t.Context(), p.target(t), defaultSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sums := make(chan bridge.Summary, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ws, err := bridge.Accept(w, r, bridge.NewTurns())
+		if err != nil {
+			t.Error(err)
+			_ = term.Close()
+			return
+		}
+		b := bridge.New(ws, term, bridge.Options{})
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		sum := b.Run(ctx)
+		b.Close(websocket.StatusNormalClosure, nil)
+		sums <- sum
+	}))
+	defer srv.Close()
+	ws, _, err := websocket.Dial(t.Context(), srv.URL, &websocket.DialOptions{Subprotocols: []string{bridge.Subprotocol}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ws.CloseNow() }()
+	ws.SetReadLimit(-1)
+
+	var received atomic.Int64
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		for {
+			typ, p, err := ws.Read(context.Background())
+			if err != nil {
+				return
+			}
+			if typ == websocket.MessageBinary {
+				received.Add(int64(len(p)))
+			}
+		}
+	}()
+	frame := time.NewTicker(16 * time.Millisecond) // a browser's
+	defer frame.Stop()
+	var rendered int64
+	for told, over := false, false; !over; {
+		select {
+		case <-gone:
+			over = true
+		case <-frame.C:
+			if rendered >= 128<<10 && !told {
+				told = true
+				_ = ws.Write(t.Context(), websocket.MessageBinary, []byte("\n")) // the shell exits
+			}
+			rendered = min(rendered+4<<10, received.Load())
+			_ = ws.Write(t.Context(), websocket.MessageText, fmt.Appendf(nil, `{"type":"ack","bytes":%d}`, rendered))
+		}
+	}
+	sum := <-sums
+	if sum.Cause != nil || sum.Exit == nil || *sum.Exit != (bridge.Exit{Code: 3}) {
+		t.Errorf("summary %+v", sum)
+	}
 }
 
 // TestIdleHostSessionsAreCheap: none holds an OS thread, and none leaves a
