@@ -24,6 +24,11 @@ import (
 // replicas (EC2 Instance Connect Endpoint quotas; it cannot be raised).
 const endpointQuota = 20
 
+// sweepTime is how much before AWS's end of a tunnel ours comes. Over what is left
+// of it the shells are ended: nothing goes through it later, and a new tunnel only
+// for that would be one of the 20.
+const sweepTime = 10 * time.Second
+
 // tunnelStore counts tunnels over all replicas and keeps what an instance's
 // sshd showed.
 type tunnelStore interface {
@@ -108,7 +113,7 @@ func (t *tunnels) Open(ctx context.Context, r runner.TunnelRequest) (runner.Tunn
 	if err != nil {
 		return runner.Tunnel{}, err
 	}
-	tunnel := runner.Tunnel{Expires: time.Now().Add(eice.MaxTunnel), Ended: func() { t.release(lease) }}
+	tunnel := runner.Tunnel{Expires: time.Now().Add(eice.MaxTunnel - sweepTime), Ended: func() { t.release(lease) }}
 	both, bothCtx := errgroup.WithContext(ctx)
 	both.Go(func() error { return t.aws.PushKey(bothCtx, route, r.OSUser, r.PublicKey) })
 	if t.cli {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/coder/websocket"
 
 	"github.com/molecule-ai/termgw/internal/awsplay"
@@ -732,6 +736,65 @@ func TestRemotePlacesAreShared(t *testing.T) {
 	}
 	if n := p.places(t); n != 2 {
 		t.Errorf("%d places", n)
+	}
+}
+
+// freePlaces is a tunnelStore whose endpoint has places for all.
+type freePlaces struct{ tunnelStore }
+
+func (freePlaces) AcquireTunnel(context.Context, string, string, string, int) (string, error) {
+	return "", nil
+}
+func (freePlaces) ReleaseTunnel(context.Context, string) error { return nil }
+
+// A terminal's end by the hour leaves time to end its shell over the same tunnel.
+func TestRemoteEndsBeforeAWSDoes(t *testing.T) {
+	play, err := awsplay.New(awsplay.Config{Credentials: awsKeys})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := play.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := play.Listen("127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	sshd, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = sshd.Close() })
+	play.PutInstance(awsplay.Instance{ID: "i-0123456789abcdef0", PrivateIP: "10.0.0.5", Target: sshd.Addr().String()})
+	play.PutEndpoint(awsplay.Endpoint{ID: "eice-0123456789abcdef0"})
+	client := eice.New(eice.Config{AWS: aws.Config{
+		Region: "us-east-1",
+		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+			return aws.Credentials{AccessKeyID: awsKeys.AccessKeyID, SecretAccessKey: awsKeys.SecretAccessKey, SessionToken: awsKeys.SessionToken}, nil
+		}),
+		HTTPClient: awshttp.NewBuildableClient().WithTransportOptions(func(tr *http.Transport) {
+			tr.Proxy, tr.DialContext = nil, play.Dial
+			tr.TLSClientConfig.RootCAs = x509.NewCertPool()
+			tr.TLSClientConfig.RootCAs.AppendCertsFromPEM(play.CAPEM())
+		}),
+	}})
+	for _, cli := range []bool{false, true} {
+		before := time.Now()
+		tunnel, err := (&tunnels{aws: client, shared: freePlaces{}, cli: cli}).Open(t.Context(), runner.TunnelRequest{
+			InstanceID: "i-0123456789abcdef0", OSUser: "ec2-user",
+			PublicKey: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEUwSLuvlcpyY4dF5UkAIjJQJqaf8pWcHHMvYGkY9qWp",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tunnel.Conn != nil {
+			_ = tunnel.Conn.Close()
+		}
+		// AWS's hour begins no sooner than we ask.
+		if left := before.Add(time.Hour).Sub(tunnel.Expires); left > 10*time.Second || left < 10*time.Second-time.Since(before) {
+			t.Errorf("aws-cli %t: it ends %s before AWS's hour", cli, left)
+		}
 	}
 }
 

@@ -272,6 +272,31 @@ func TestThrottlingIsRetried(t *testing.T) {
 	if n := w.play.Calls(awsplay.DescribeInstances); n != attempts {
 		t.Errorf("%d calls, want %d", n, attempts)
 	}
+	// The SDK has no part in this one.
+	f = answered(http.StatusTooManyRequests, "ThrottlingException")
+	f.Times = attempts - 1
+	w.play.Fail(awsplay.OpenTunnel, f)
+	w.open(t, 0)
+	if n := w.play.Calls(awsplay.OpenTunnel); n != attempts {
+		t.Errorf("%d calls for a tunnel, want %d", n, attempts)
+	}
+	f.Times = 0
+	w.play.Fail(awsplay.OpenTunnel, f)
+	if _, err := w.client.OpenTunnel(t.Context(), w.locate(t), 0); err == nil {
+		t.Error("a tunnel although AWS never stops to throttle")
+	} else {
+		wantDetail(t, err, Throttled)
+	}
+	if n := w.play.Calls(awsplay.OpenTunnel); n != 2*attempts {
+		t.Errorf("%d calls in all, want %d", n, 2*attempts)
+	}
+	// A quota does not pass in a second.
+	w.play.Fail(awsplay.OpenTunnel, answered(http.StatusTooManyRequests, "ServiceQuotaExceededException"))
+	_, err := w.client.OpenTunnel(t.Context(), w.locate(t), 0)
+	wantDetail(t, err, TunnelQuota)
+	if n := w.play.Calls(awsplay.OpenTunnel); n != 2*attempts+1 {
+		t.Errorf("%d calls in all, want %d", n, 2*attempts+1)
+	}
 }
 
 // A context's end is told from a fault, for whoever cancelled.

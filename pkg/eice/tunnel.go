@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -25,20 +26,41 @@ const (
 
 // OpenTunnel opens a connection to the instance's port 22 through its
 // endpoint; maxDuration is cut to what AWS allows, 0 is its longest. The
-// context bounds the opening alone. Its errors are an *Error, and so are the
-// connection's, but for io.EOF after an orderly close.
+// context bounds the opening alone, which is tried again while AWS throttles it.
+// Its errors are an *Error, and so are the connection's, but for io.EOF after an
+// orderly close.
 //
 // An endpoint that cannot reach the instance opens the tunnel all the same: the
 // first Read says so.
 func (c *Client) OpenTunnel(ctx context.Context, route Route, maxDuration time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTime)
 	defer cancel()
-	t, err := c.openTunnel(ctx, route, bound(maxDuration))
-	if err != nil {
-		c.Forget(route)
-		return nil, err
+	wait := maxBackoff / 4
+	for attempt := 1; ; attempt++ {
+		t, err := c.openTunnel(ctx, route, bound(maxDuration))
+		if err == nil {
+			return t, nil
+		}
+		failed, ok := errors.AsType[*Error](err)
+		jittered := wait/2 + rand.N(wait/2) //nolint:gosec // it spreads a load and hides nothing
+		if !ok || failed.Detail != Throttled || attempt == attempts || !sleep(ctx, jittered) {
+			c.Forget(route)
+			return nil, err
+		}
+		wait = min(2*wait, maxBackoff)
 	}
-	return t, nil
+}
+
+// sleep tells whether the context outlives the wait.
+func sleep(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 func (c *Client) openTunnel(ctx context.Context, route Route, maxDuration time.Duration) (*tunnel, error) {

@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,8 +41,9 @@ type Docker struct {
 	cfg  DockerConfig
 	owed owed
 
-	sweeps  chan struct{} // as many as may run
-	endTime time.Duration // bounds a session's end; tests shorten it
+	sweeps   chan struct{} // as many as may run
+	turnTime time.Duration // a sweep that takes longer waits rather than works; tests shorten it
+	endTime  time.Duration // bounds a session's end; tests shorten it
 }
 
 // OpenDocker returns a runner on the engine that DOCKER_HOST and its like name,
@@ -55,7 +57,7 @@ func OpenDocker(cfg DockerConfig) (*Docker, error) {
 }
 
 func newDocker(cli *client.Client, cfg DockerConfig) *Docker {
-	return &Docker{cli: cli, cfg: cfg, sweeps: make(chan struct{}, endsAtOnce), endTime: 2 * startTimeout}
+	return &Docker{cli: cli, cfg: cfg, sweeps: make(chan struct{}, endsAtOnce), turnTime: Grace + 3*time.Second, endTime: 2 * startTimeout}
 }
 
 // Close closes the connections to the engine. Terminals stay open, and Run has
@@ -250,8 +252,12 @@ func (t *dockerTerminal) neverOpened(ctx context.Context, output []byte) error {
 
 func (t *dockerTerminal) Read(p []byte) (int, error) {
 	n, err := t.conn.Read(p)
-	if err != nil && t.closing.Load() {
-		err = io.EOF // our own doing
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF), t.closing.Load(): // the latter is our own doing
+		err = io.EOF
+	default:
+		err = &Error{"docker", fmt.Errorf("reading from the terminal: %w", err)}
 	}
 	return n, err
 }
@@ -341,11 +347,14 @@ func (t *dockerTerminal) end(all bool) error {
 
 // sweepInTurn sweeps when few others do: each sweep reads every process of its
 // container, so that hundreds at once, after a revocation or a proxy's end, would
-// keep each other until all are late.
+// keep each other until all are late. A container can make its sweep wait for
+// ever, but not the others for it.
 func (t *dockerTerminal) sweepInTurn(ctx context.Context, all bool) (Swept, error) {
 	select {
 	case t.docker.sweeps <- struct{}{}:
-		defer func() { <-t.docker.sweeps }()
+		pass := sync.OnceFunc(func() { <-t.docker.sweeps })
+		defer pass()
+		defer time.AfterFunc(t.docker.turnTime, pass).Stop()
 		return t.sweepAll(ctx, all)
 	case <-ctx.Done():
 		return Swept{}, fmt.Errorf("sweeping: too many others end: %w", context.Cause(ctx))
@@ -401,8 +410,8 @@ func (t *dockerTerminal) sweep(ctx context.Context, user string, all, yield bool
 	if err != nil {
 		return Swept{}, err
 	}
-	var s Swept
-	if _, err := fmt.Sscanf(said, "%d %d %d", &s.Killed, &s.Kept, &s.Left); err != nil {
+	s, ok := readSwept(said)
+	if !ok {
 		return Swept{}, fmt.Errorf("sweeping: the container answered %q", said[:min(len(said), 200)])
 	}
 	return s, nil

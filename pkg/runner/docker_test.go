@@ -340,6 +340,32 @@ func TestContainerIsGoneAtClose(t *testing.T) {
 	wantLiving(t, s.id)
 }
 
+// TestEngineResetsTheStream: unlike an end, it is a failure, and says of what.
+func TestEngineResetsTheStream(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	conn, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	engine, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = engine.(*net.TCPConn).SetLinger(0)
+	_ = engine.Close()
+	term := &dockerTerminal{conn: conn}
+	n, err := term.Read(make([]byte, 16))
+	if n != 0 || !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("%d, %v", n, err)
+	}
+	wantStep(t, err, "docker")
+}
+
 func TestEngineIsKilledUnderASession(t *testing.T) {
 	engine := testenv.StartDocker(t)
 	cli, container := engine.Client(t), engine.RunContainer(t, "")

@@ -4,10 +4,13 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/client"
 
+	"github.com/molecule-ai/termgw/internal/testenv"
 	"github.com/molecule-ai/termgw/pkg/bridge"
 )
 
@@ -462,4 +465,59 @@ func TestCloseWhileNobodyReads(t *testing.T) {
 			}
 		})
 	}
+}
+
+// falseShell puts a shell into a container that does something else when it is to
+// sweep.
+func falseShell(tb testing.TB, engine *testenv.Docker, container, instead string) (shell string) {
+	tb.Helper()
+	engine.Exec(tb, container, "sh", "-ec", `printf '#!/bin/sh\nif [ "$3" = termgw-sweep ]; then %s; fi\nexec /bin/sh "$@"\n' "$0" >/false && chmod 755 /false`, instead)
+	return "/false"
+}
+
+// TestHostileCounts: what a container says of its end is its own word.
+func TestHostileCounts(t *testing.T) {
+	engine := env.Docker(t)
+	container := engine.RunContainer(t, "")
+	for _, answer := range []string{"0 -1 0", "-1 0 0", "0 0 99999999999", "1 2", "1 2 3 4", "0x1 0 0", "", "1 0 0; killed"} {
+		shell := falseShell(t, engine, container, "echo '"+answer+"'; exit")
+		var swept Swept
+		d := newDocker(engine.Client(t), DockerConfig{Shells: []string{shell}, Swept: func(s Swept) { swept = s }})
+		term, err := d.Start(t.Context(), newTarget(t, container), defaultSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := start(t, term)
+		s.closed = true
+		if err := s.Close(); err == nil || swept != (Swept{Left: 1}) {
+			t.Errorf("of %q it counted %+v, %v", answer, swept, err)
+		}
+	}
+}
+
+// TestEndThatWaitsKeepsNobody: a container can make its own end take long.
+func TestEndThatWaitsKeepsNobody(t *testing.T) {
+	engine := env.Docker(t)
+	hostile, good := engine.RunContainer(t, ""), engine.RunContainer(t, "")
+	shell := falseShell(t, engine, hostile, "sleep 1000")
+	d := newDocker(engine.Client(t), DockerConfig{Shells: []string{shell, "/bin/sh"}})
+	d.turnTime, d.endTime = 10*time.Millisecond, patience
+	waits := open(t, by(d), newTarget(t, hostile))
+	ends := open(t, by(d), newTarget(t, good))
+	for range endsAtOnce - 1 {
+		d.sweeps <- struct{}{}
+	}
+	waits.closed = true
+	var closing sync.WaitGroup
+	closing.Go(func() {
+		if err := waits.Close(); err == nil {
+			t.Error("it has ended")
+		}
+	})
+	eventually(t, "it ends", func() bool { return len(d.sweeps) == endsAtOnce })
+	ends.end(t)
+	if _, err := engine.Client(t).ContainerKill(t.Context(), hostile, client.ContainerKillOptions{}); err != nil {
+		t.Error(err)
+	}
+	closing.Wait()
 }

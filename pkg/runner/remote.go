@@ -272,6 +272,7 @@ func (r *Remote) open(ctx context.Context, o *order, size bridge.Size, args ...s
 		if err != nil {
 			return nil, err
 		}
+		silent := c.listen()
 		t, err := c.open(ctx, o, size, o.command(!r.cfg.EndDetached, args[0], args[1:]...))
 		switch {
 		case err == nil:
@@ -279,8 +280,8 @@ func (r *Remote) open(ctx context.Context, o *order, size bridge.Size, args ...s
 		case errors.Is(err, errRefused), errors.Is(err, errGone):
 			r.refused(c, errors.Is(err, errGone))
 		default:
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				r.retire(c) // it may only be silent
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) && silent() {
+				r.retire(c)
 			}
 			r.release(c)
 			return nil, err

@@ -20,6 +20,7 @@ self=$1 sweep=$2 mode=$3 target=$4 session=$5 keep=$6 grace=$7 lease=$8
 shift 8
 marker=TERMGW_SESSION=$session
 PATH=${PATH:-/usr/bin:/bin}:/usr/local/bin:/usr/sbin:/sbin:/snap/bin
+set -f # what a container has said is split into words here
 
 tell() { printf '\036%s\036' "$*"; }
 fail() {
@@ -27,38 +28,60 @@ fail() {
 	exit 1
 }
 
-# one [root] ARGS...: one run of sweep.sh, as the session's user or as root.
+# numbers COUNT WORD...: whether the words are so many numbers. In an expression,
+# any other word can be a command ("a[$(reboot)]"), and 08 is a fault.
+numbers() {
+	[ $# = $(($1 + 1)) ] || return 1
+	shift
+	for word; do
+		case $word in *[!0123456789]* | '' | 0?* | ????????????????*) return 1 ;; esac
+	done
+}
+
+# soon: sweeps have this long from now on, all together: until $deadline.
+soon() {
+	read -r now _ </proc/uptime
+	deadline=$((${now%.*} + 2 * grace / 100 + 6))
+}
+
+# one [root] ARGS...: one run of sweep.sh, as the session's user or as root. What
+# it says is the container's own word, whose shell may be any program: it may say
+# anything, without end, or nothing and stay.
 one() {
+	as=
 	if [ "$1" = root ]; then
+		as=root
 		shift
-		if [ "$target" = host ]; then
-			sudo -n /bin/sh -c "$sweep" termgw-sweep "$@"
-		else
-			docker exec -u 0 -e BASH_ENV= -e ENV= "$container" "$shell" -c "$sweep" termgw-sweep "$@"
-		fi
-	elif [ "$target" = host ]; then
-		/bin/sh -c "$sweep" termgw-sweep "$@"
-	else
-		docker exec -e BASH_ENV= -e ENV= "$container" "$shell" -c "$sweep" termgw-sweep "$@"
 	fi
+	case $as$target in
+	host) set -- /bin/sh -c "$sweep" termgw-sweep "$@" ;;
+	roothost) set -- sudo -n /bin/sh -c "$sweep" termgw-sweep "$@" ;;
+	root*) set -- docker exec -u 0 -e BASH_ENV= -e ENV= "$container" "$shell" -c "$sweep" termgw-sweep "$@" ;;
+	*) set -- docker exec -e BASH_ENV= -e ENV= "$container" "$shell" -c "$sweep" termgw-sweep "$@" ;;
+	esac
+	read -r now _ </proc/uptime
+	now=${now%.*}
+	[ "$now" -ge "$deadline" ] || timeout -s KILL "$((deadline - now))" "$@" | head -c 100
 }
 
 # all: sweeps as the user; if something is another's, as root and as the user
 # again. A container that does not run has nothing left.
 all() {
-	running=
-	if ! own=$(one "$sid" "$start" "$marker" "$keep" "$grace" 1); then
+	soon
+	set -- $(one "$sid" "$start" "$marker" "$keep" "$grace" 1)
+	if ! numbers 3 "$@"; then
+		running=
 		[ "$target" = container ] && running=$(docker inspect --type container -f '{{.State.Running}}' "$container" 2>&1)
 		case $running in false | *[Nn]o\ such*) echo 0 0 0 ;; *) return 1 ;; esac
 		return
 	fi
-	set -- $own
 	killed=$1
 	if [ "$3" != 0 ]; then
-		set -- $(one root "$sid" "$start" "$marker" "$keep" "$grace" 0) 0
+		set -- $(one root "$sid" "$start" "$marker" "$keep" "$grace" 0)
+		numbers 3 "$@" || set -- 0 # nobody may be root, say: the next tells what is left
 		killed=$1
-		own=$(one "$sid" "$start" "$marker" "$keep" "$grace" 0) || return
-		set -- $own
+		set -- $(one "$sid" "$start" "$marker" "$keep" "$grace" 0)
+		numbers 3 "$@" || return 1
 		killed=$((killed + $1))
 	fi
 	echo "$killed $2 $3"
@@ -82,7 +105,9 @@ silence() {
 	set -- $SSH_CONNECTION # their address and port, our address and port
 	for word in $(ss -tni "sport = :$4 and dport = :$2" 2>/dev/null); do
 		case $word in lastrcv:*) ;; *) continue ;; esac
-		word=$((${word#lastrcv:} / 1000))
+		word=${word#lastrcv:}
+		numbers 1 "$word" || continue
+		word=$((word / 1000))
 		[ "${silence:-$word}" -lt "$word" ] || silence=$word # of two with the same ports, which is rare
 	done
 	silence=${silence:-0}
@@ -152,8 +177,9 @@ watch)
 	# What is known early is known when the shell has lost its marker. Not at
 	# once: it costs as much as the terminal's own start.
 	if [ "$sid" = find ] && sleep 1; then
+		soon
 		set -- $(one find print "$marker")
-		case $1 in [1-9]*) sid=$1 start=$2 ;; esac
+		if numbers 2 "$@"; then sid=$1 start=$2; fi
 	fi
 	# A terminal that was hung up is none any more. Nothing tells a shell script
 	# so; a look costs 1 ms of CPU, and one at the connection 5 ms.

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -182,6 +183,66 @@ func TestRemoteSilentTunnel(t *testing.T) {
 		t.Errorf("swept %+v", got)
 	}
 	wantLiving(t, s.id)
+}
+
+// TestRemoteHungContainer: a container that keeps its sweep or its start waiting
+// costs its own terminal alone, and the instance no tunnel and no process.
+func TestRemoteHungContainer(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		shell string // how a terminal starts
+		opens bool
+	}{
+		{"its sweep hangs", `while [ "$1" != -c ]; do shift; done; exec /bin/sh -c "$2" /bin/sh`, true},
+		{"its start hangs", `exec sleep 1000`, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			i := newInstance(t, nil)
+			account, err := user.Lookup(i.sshd.User)
+			if err != nil {
+				t.Fatal(err)
+			}
+			docker := "#!/bin/sh\ncase \"$1 $2\" in\n*inspect*) echo true ;;\n*-it*) " + c.shell + " ;;\n*) exec sleep 1000 ;;\nesac\n"
+			if err := errors.Join(
+				os.WriteFile(filepath.Join(account.HomeDir, "docker"), []byte(docker), 0o755),
+				os.WriteFile(filepath.Join(account.HomeDir, ".bashrc"), []byte("PATH="+account.HomeDir+":$PATH\n"), 0o644),
+			); err != nil {
+				t.Fatal(err)
+			}
+			r := i.remote(t, RemoteConfig{})
+			neighbour := open(t, by(r), i.target(t, ""))
+			want := i.target(t, "hung")
+			want.RemoteTarget = TargetContainer
+			term, err := r.Start(t.Context(), want, defaultSize)
+			if (err == nil) != c.opens {
+				t.Fatalf("the start: %v", err)
+			}
+			if c.opens {
+				if err := term.Close(); err == nil {
+					t.Error("the end was seen")
+				}
+			}
+			open(t, by(r), i.target(t, "")).end(t)
+			neighbour.send(t, "echo t=$((6*7))\n")
+			neighbour.expect(t, "t=42")
+			neighbour.end(t)
+			if got := i.opened(); got != 1 {
+				t.Errorf("%d tunnels", got)
+			}
+			r.mu.Lock()
+			for _, conns := range r.conns {
+				for _, c := range conns {
+					if c.over || c.limit != sessionLimit {
+						t.Errorf("the connection takes %d sessions, over %t", c.limit, c.over)
+					}
+				}
+			}
+			r.mu.Unlock()
+			r.stop() // it would try again
+			within(t, time.Minute, "nothing is left on the instance", func() bool { return len(remnants(t, want.Session)) == 0 })
+		})
+	}
 }
 
 // TestRemoteAlive: how soon a silent tunnel is noticed.

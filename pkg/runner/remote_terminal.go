@@ -65,7 +65,8 @@ func (c *connection) open(ctx context.Context, o *order, size bridge.Size, comma
 
 var (
 	toldPlace = regexp.MustCompile(`\x1ein ([^\x1e]*)\x1e`)
-	toldError = regexp.MustCompile(`\x1eerror ([a-z_]+) ([^\x1e]*)\x1e`)
+	toldError = regexp.MustCompile(`\x1eerror (docker|not_running) ([^\x1e]*)\x1e`)
+	toldStart = regexp.MustCompile(`^[0-9]{1,15}$`)
 )
 
 // handshake reads what remote.sh and the shell tell of themselves, and keeps
@@ -81,7 +82,7 @@ func (t *remoteTerminal) handshake() (began bool, err error) {
 		}
 		if m := opened.FindSubmatchIndex(got); m != nil && began {
 			fields := strings.Fields(string(got[m[4]:m[5]]))
-			if len(fields) < 20 {
+			if len(fields) < 20 || !toldStart.MatchString(fields[19]) {
 				return true, &Error{"shell", errors.New("its /proc has no start times")}
 			}
 			t.order.sid, t.order.start = string(got[m[2]:m[3]]), fields[19]
@@ -101,7 +102,7 @@ func (t *remoteTerminal) neverOpened(got string, began bool) error {
 	code := t.status.ExitStatus()
 	if m := toldError.FindStringSubmatch(got); m != nil {
 		if m[1] == "not_running" {
-			return fmt.Errorf("%w: %s", ErrNotRunning, oneLine(m[2]))
+			return fmt.Errorf("%w: %s", ErrNotRunning, shorten(m[2]))
 		}
 		return &Error{m[1], errors.New(shorten(m[2]))}
 	}
@@ -227,8 +228,8 @@ func (t *remoteTerminal) Close() error {
 }
 
 // sweep runs remote.sh's end over a connection, in a session that the caller has
-// reserved. sshd may not have noticed yet that it is free. A connection that
-// does not answer in time gets no more terminals.
+// reserved. sshd may not have noticed yet that it is free. A connection on which
+// nothing at all comes meanwhile gets no more terminals.
 func (c *connection) sweep(ctx context.Context, o *order, keep bool) (Swept, error) {
 	select {
 	case c.remote.sweeps <- struct{}{}:
@@ -251,18 +252,18 @@ func (c *connection) sweep(ctx context.Context, o *order, keep bool) (Swept, err
 		case <-ctx.Done():
 		}
 	}()
+	silent := c.listen()
 	command := o.command(keep, "end", o.container, o.shell, o.sid, o.start)
 	argv := append([]string{c.remote.ssh}, sessionArgs(c.control, c.to.user, c.to.instance, false, command)...)
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 400*time.Millisecond) {
 		stdout, stderr, status, err := output(ctx, argv)
-		if errors.Is(err, context.DeadlineExceeded) {
+		if errors.Is(err, context.DeadlineExceeded) && silent() {
 			c.remote.retire(c)
 		}
 		if err != nil {
 			return Swept{}, fmt.Errorf("sweeping: %w", err)
 		}
-		var s Swept
-		if _, err := fmt.Sscanf(lastLine(stdout), "%d %d %d", &s.Killed, &s.Kept, &s.Left); err == nil && status.ExitStatus() == 0 {
+		if s, ok := readSwept(lastLine(stdout)); ok && status.ExitStatus() == 0 {
 			return s, nil
 		}
 		fault := sessionFault(stderr)

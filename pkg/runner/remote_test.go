@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -550,6 +551,32 @@ func TestRemoteErrors(t *testing.T) {
 				defer r.mu.Unlock()
 				return len(r.conns) == 0 || c.step == "docker" || c.step == "shell"
 			})
+		})
+	}
+}
+
+// TestRemoteErrorIsShort: the instance's words go to the log, not without end.
+func TestRemoteErrorIsShort(t *testing.T) {
+	for _, step := range []string{"not_running", "docker", "a_step_of_its_own"} {
+		t.Run(step, func(t *testing.T) {
+			i := newInstance(t, nil)
+			account, err := user.Lookup(i.sshd.User)
+			if err != nil {
+				t.Fatal(err)
+			}
+			says := "printf '\\036error " + step + " %s\\036' \"$(head -c 20000 /dev/zero | tr '\\0' x)\"; exit 1\n"
+			if err := os.WriteFile(filepath.Join(account.HomeDir, ".bashrc"), []byte(says), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			_, err = i.remote(t, RemoteConfig{}).Start(t.Context(), i.target(t, ""), defaultSize)
+			var failed *Error
+			want := map[string]string{"docker": "docker", "a_step_of_its_own": "shell"}[step]
+			if errors.Is(err, ErrNotRunning) != (want == "") || errors.As(err, &failed) != (want != "") || failed != nil && failed.Step != want {
+				t.Errorf("%.200v", err)
+			}
+			if n := len(err.Error()); n > 500 {
+				t.Errorf("%d bytes", n)
+			}
 		})
 	}
 }

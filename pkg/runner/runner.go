@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -55,6 +57,21 @@ type Swept struct {
 	Killed int // background jobs that were ended
 	Kept   int // told to stay: they ignore SIGHUP or have a session of their own
 	Left   int // meant to end and still there; should be 0
+}
+
+var toldSwept = regexp.MustCompile(`^([0-9]{1,7}) ([0-9]{1,7}) ([0-9]{1,7})$`) // Linux has no more processes
+
+// readSwept reads the report of a sweep, which is the container's own word, or the
+// account's: only counts pass.
+func readSwept(line string) (s Swept, ok bool) {
+	m := toldSwept.FindStringSubmatch(line)
+	if m == nil {
+		return Swept{}, false
+	}
+	for i, n := range []*int{&s.Killed, &s.Kept, &s.Left} {
+		*n, _ = strconv.Atoi(m[i+1]) // seven digits at most
+	}
+	return s, true
 }
 
 // Grace is the time between the hang-up and the kill.

@@ -55,17 +55,17 @@ func output(ctx context.Context, argv []string) (stdout, stderr string, status u
 	if err != nil {
 		return "", "", 0, err
 	}
-	defer func() { _ = errs.Close() }()
+	said := newTail(errs)
+	defer said.close()
 	stop := context.AfterFunc(ctx, func() { p.signalGroup(unix.SIGKILL) })
 	defer stop()
 	out, _ := io.ReadAll(io.LimitReader(r, 64<<10))
 	_ = r.Close() // for one that says more
 	<-p.exited
-	stderr = saidTo(errs)
 	if ctx.Err() != nil {
 		return "", "", 0, fmt.Errorf("running %s: %w", argv[0], context.Cause(ctx))
 	}
-	return string(out), stderr, p.status, p.waitErr
+	return string(out), said.text(), p.status, p.waitErr
 }
 
 // saidTo returns what is in a pipe. Another process may hold its other end.

@@ -23,9 +23,10 @@ type connection struct {
 	ctx     context.Context
 	hangUp  context.CancelFunc
 
-	ready   chan struct{} // closed after the next two were set
+	ready   chan struct{} // closed after the next three were set
 	err     error         // why it did not open
 	expires time.Time     // when the tunnel is cut; zero: never
+	pump    *pump         // nil: a command carries the tunnel
 
 	gone chan struct{} // closed after the next was set, when sessions are lost
 	lost error
@@ -70,6 +71,7 @@ func (c *connection) live() {
 		close(c.gone)
 		return
 	}
+	c.pump = l.pump
 	close(c.ready)
 	c.lost = c.keep(l)
 	c.remote.forget(c)
@@ -96,6 +98,22 @@ func (c *connection) keep(l *login) error {
 			l.ssh.signal(unix.SIGWINCH)
 		}
 	}
+}
+
+// silentTime is longer than an instance that lives takes to answer that it opens
+// a session.
+const silentTime = 5 * time.Second
+
+// listen returns what tells whether the tunnel has been silent since. A session
+// that says nothing is no sign of that: what hangs may be one container, or may
+// want to be taken for the whole instance. Of a tunnel that a command carries
+// nothing is known; ssh itself gives that up, after 45 s.
+func (c *connection) listen() (silent func() bool) {
+	if c.pump == nil {
+		return func() bool { return false }
+	}
+	began, heard := time.Now(), c.pump.heard.Load()
+	return func() bool { return time.Since(began) >= silentTime && c.pump.heard.Load() == heard }
 }
 
 func (c *connection) removeFiles() {
@@ -179,6 +197,9 @@ func (c *connection) login() (_ *login, err error) {
 		return nil, l.fault(ctx)
 	case <-ctx.Done():
 		return nil, l.fault(ctx)
+	}
+	if l.pump != nil {
+		l.pump.hasLoggedIn()
 	}
 	l.key.close()
 	if known {

@@ -1,0 +1,178 @@
+package runner
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// runRemote runs remote.sh in a directory whose docker plays a container: what
+// it answers to one sweep after the other.
+func runRemote(t *testing.T, dir string, shell []string, mode string, answers ...string) (stdout string, err error) {
+	t.Helper()
+	for n, answer := range answers {
+		if err := os.WriteFile(filepath.Join(dir, "answer."+strconv.Itoa(n+1)), []byte(answer), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const docker = `#!/bin/sh
+cd "${0%/*}" || exit
+[ "$1" = inspect ] && echo true && exit
+echo "$@" | tr '\n' ' ' >>asked
+echo >>asked
+. "./answer.$(wc -l <asked)"
+`
+	if err := os.WriteFile(filepath.Join(dir, "docker"), []byte(docker), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	program, err := exec.LookPath(shell[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, "-c", `eval "$1"`, "termgw", remoteScript, sweepScript,
+		mode, TargetContainer, "s1", "1", "0", "90", "box", "/bin/sh", "find", "0")
+	cmd.Args = slices.Concat(shell[1:], cmd.Args[1:])
+	cmd.Dir, cmd.Env = dir, []string{"PATH=" + dir + ":/usr/bin:/bin"}
+	cmd.WaitDelay = patience
+	out, err := cmd.Output()
+	return strings.TrimSuffix(string(out), "\n"), err
+}
+
+// remoteShells are what /bin/sh may be on an instance, and what it is called.
+func remoteShells() map[string][]string {
+	shells := map[string][]string{"dash": {"dash", "sh"}, "bash": {"bash", "sh"}}
+	if _, err := exec.LookPath("busybox"); err == nil {
+		shells["busybox"] = []string{"busybox", "sh"}
+	}
+	return shells
+}
+
+// answer is a container's that prints something.
+func answer(text string) string { return "cat <<\\END\n" + text + "\nEND\n" }
+
+// TestRemoteScriptTrustsNoWord: whatever a container answers, none of it is run
+// on the instance, matched with its files, or told to the gateway.
+func TestRemoteScriptTrustsNoWord(t *testing.T) {
+	words := []string{
+		"a[$(:>pwned)]", "$(:>pwned)", "`:>pwned`", ";:>pwned;", "killed=a[$(:>pwned)]", "1+a[$(:>pwned)]",
+		"?", "*", "-1", "+1", "1.0", "0x1", "08", "01", "1234567890123456", "99999999999999999999", "٣", "²", "\x80", `\060`, "killed", "-n", "",
+	}
+	hostile := []string{"1", "1 0", "1 0 0 0", "1 0 0\n1 0 0", "1 0 a[$(:>pwned)]", "1 a[$(:>pwned)] 2", "1 0 ?", "1 ? 0"}
+	for _, word := range words {
+		hostile = append(hostile, word+" 0 2", word)
+	}
+	for name, shell := range remoteShells() {
+		for _, c := range []struct {
+			name   string
+			before []string // what it answers first
+			after  []string // and then
+			says   string   // in the end; nothing: it fails
+		}{
+			{name: "the user's"},
+			{name: "root's", before: []string{answer("0 0 1")}, after: []string{answer("2 3 0")}, says: "2 3 0"},
+			{name: "the user's again", before: []string{answer("0 0 1"), answer("1 0 0")}},
+		} {
+			t.Run(name+"/"+c.name, func(t *testing.T) {
+				t.Parallel()
+				for _, words := range hostile {
+					dir := t.TempDir()
+					if err := os.WriteFile(filepath.Join(dir, "7"), nil, 0o600); err != nil { // what ? matches
+						t.Fatal(err)
+					}
+					got, err := runRemote(t, dir, shell, "end", slices.Concat(c.before, []string{answer(words)}, c.after)...)
+					if got != c.says || (err == nil) != (c.says != "") {
+						t.Errorf("%q: says %q, %v", words, got, err)
+					}
+					if _, err := os.Stat(filepath.Join(dir, "pwned")); err == nil {
+						t.Errorf("%q was run", words)
+					}
+				}
+			})
+		}
+		t.Run(name+"/honest", func(t *testing.T) {
+			t.Parallel()
+			for says, answers := range map[string][]string{
+				"4 5 0": {answer("4 5 0")},
+				"3 1 0": {answer("0 0 2"), answer("2 1 0"), answer("1 1 0")},
+				"0 0 2": {answer("0 0 2"), "exit 1", answer("0 0 2")}, // nobody may be root
+			} {
+				if got, err := runRemote(t, t.TempDir(), shell, "end", answers...); got != says || err != nil {
+					t.Errorf("says %q, %v, want %q", got, err, says)
+				}
+			}
+		})
+		// What guards a terminal asks first which process is its shell.
+		for words, want := range map[string]string{
+			"12 345": "12 345", "none 0": "find 0", "1 a[$(:>pwned)]": "find 0", "a[$(:>pwned)] 1": "find 0", "12": "find 0", "12 345 6": "find 0", "? 1": "find 0",
+		} {
+			t.Run(name+"/guard/"+words, func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				if err := os.WriteFile(filepath.Join(dir, "7"), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if got, err := runRemote(t, dir, shell, "watch", answer(words), answer("a[$(:>pwned)] 0 1")); got != "" || err == nil {
+					t.Errorf("says %q, %v", got, err)
+				}
+				if _, err := os.Stat(filepath.Join(dir, "pwned")); err == nil {
+					t.Error("something was run")
+				}
+				asked, err := os.ReadFile(filepath.Join(dir, "asked"))
+				if lines := strings.Split(string(asked), "\n"); err != nil || !strings.Contains(lines[1], " termgw-sweep "+want+" TERMGW_SESSION=s1 ") {
+					t.Errorf("asked %q, %v", asked, err)
+				}
+			})
+		}
+	}
+}
+
+// TestRemoteScriptIsBounded: a sweep ends, whatever the container does.
+func TestRemoteScriptIsBounded(t *testing.T) {
+	for name, shell := range remoteShells() {
+		for what, does := range map[string]string{
+			"says nothing": "echo $$ >pid; exec sleep 1000", "says it all the time": "echo $$ >pid; exec yes '1 0 0'", "cannot be told to end": "echo $$ >pid; trap '' HUP INT TERM; while :; do sleep 1; done",
+		} {
+			t.Run(name+"/"+what, func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				began := time.Now()
+				if got, err := runRemote(t, dir, shell, "end", does); got != "" || err == nil {
+					t.Errorf("says %q, %v", got, err)
+				}
+				if took := time.Since(began); took > patience+10*time.Second {
+					t.Errorf("it took %s", took)
+				}
+				text, err := os.ReadFile(filepath.Join(dir, "pid"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "nothing of it is left", func() bool { return unix.Kill(pid, 0) != nil })
+			})
+		}
+	}
+}
+
+func TestReadSwept(t *testing.T) {
+	for line, want := range map[string]Swept{"0 0 0": {}, "1 2 3": {Killed: 1, Kept: 2, Left: 3}, "9999999 0 0": {Killed: 9999999}} {
+		if got, ok := readSwept(line); !ok || got != want {
+			t.Errorf("%q: %+v, %t", line, got, ok)
+		}
+	}
+	// A count that falls would end the gateway: Prometheus panics.
+	for _, line := range []string{"", "-1 0 0", "0 -1 0", "0 0 -1", "+1 0 0", "1 0", "1 0 0 0", "1 0 0 ", "12345678 0 0", "0x1 0 0", "1\n0 0", "a 0 0"} {
+		if got, ok := readSwept(line); ok {
+			t.Errorf("%q is read as %+v", line, got)
+		}
+	}
+}
