@@ -10,8 +10,8 @@
 #   of these names that runs; OWN is the name that may be an id
 # direct SHELL KEYS OPENING NAME          opens it in this one, unseen
 # host                                    opens a login shell
-# watch CONTAINER SHELL SID START         sweeps when the terminal on fd 4 is gone,
-#   or the gateway
+# watch CONTAINER SHELL SID START PID     sweeps when the terminal on fd 4 is gone,
+#   or the gateway; PID is what runs on the terminal
 # end CONTAINER SHELL SID START           sweeps, and reports as sweep.sh does
 #
 # What the gateway is told goes before the shell's first byte, between RS bytes:
@@ -92,7 +92,7 @@ all() {
 guard() {
 	exec 4<&0
 	setsid /bin/sh -c 'eval "$1"' termgw "$self" "$sweep" watch "$target" "$session" "$keep" "$grace" "$lease" \
-		"$container" "$shell" "$1" "$2" </dev/null >/dev/null 2>&1 &
+		"$container" "$shell" "$1" "$2" "$$" </dev/null >/dev/null 2>&1 &
 	exec 4<&-
 }
 
@@ -112,6 +112,10 @@ silence() {
 	done
 	silence=${silence:-0}
 }
+
+# resized: has docker look at the terminal's size. It starts to listen for a new one
+# some time after the shell has, and what came before, as a browser's does, is lost.
+resized() { kill -s WINCH "$pid"; } 2>/dev/null
 
 # choose NAME...: the first of the names that runs, in $container. The engine
 # also finds a container by the start of its id, which is not how workspaces are
@@ -173,10 +177,14 @@ host)
 	;;
 watch)
 	trap '' HUP INT TERM
-	container=$1 shell=$2 sid=$3 start=$4
+	container=$1 shell=$2 sid=$3 start=$4 pid=$5
 	# What is known early is known when the shell has lost its marker. Not at
 	# once: it costs as much as the terminal's own start.
-	if [ "$sid" = find ] && sleep 1; then
+	if [ "$sid" = find ]; then
+		sleep 0.3 2>/dev/null
+		resized
+		sleep 1
+		resized
 		soon
 		set -- $(one find print "$marker")
 		if numbers 2 "$@"; then sid=$1 start=$2; fi
@@ -186,6 +194,7 @@ watch)
 	left=$lease
 	while [ -t 4 ]; do
 		sleep 5
+		[ "$left" != "$lease" ] || [ "$target" = host ] || resized # on a machine that is busy
 		left=$((left - 5))
 		[ "$left" -gt 0 ] && continue
 		silence

@@ -188,6 +188,17 @@ func (t *remoteTerminal) lost() error {
 	return nil
 }
 
+// Resize also has the connection look at the sizes of its terminals. The session's
+// ssh tells it of a new one, but listens for that only some time after the shell's
+// first words.
+func (t *remoteTerminal) Resize(s bridge.Size) error {
+	if err := t.ptyTerminal.Resize(s); err != nil {
+		return err
+	}
+	t.conn.master.signal(unix.SIGWINCH)
+	return nil
+}
+
 func (t *remoteTerminal) Wait() (bridge.Exit, error) {
 	if err := t.lost(); err != nil {
 		return bridge.Exit{}, err

@@ -98,6 +98,25 @@ func TestRemoteFirstSize(t *testing.T) {
 	}
 }
 
+// TestRemoteResizeAtOnce: a browser tells its size as soon as there is a terminal.
+func TestRemoteResizeAtOnce(t *testing.T) {
+	i, of := bothTargets(t)
+	r := i.remote(t, RemoteConfig{})
+	for name, target := range of {
+		t.Run(name, func(t *testing.T) {
+			for range 8 {
+				s := open(t, by(r), target(t))
+				if err := s.Resize(bridge.Size{Cols: 132, Rows: 43}); err != nil {
+					t.Fatal(err)
+				}
+				s.send(t, "until stty size | grep -q '^43 132$'; do sleep 0.05; done; echo t=$((6*7))\n")
+				s.expect(t, "t=42")
+				s.end(t)
+			}
+		})
+	}
+}
+
 func TestRemoteExits(t *testing.T) {
 	i, of := bothTargets(t)
 	r := i.remote(t, RemoteConfig{})

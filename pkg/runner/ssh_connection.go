@@ -23,10 +23,11 @@ type connection struct {
 	ctx     context.Context
 	hangUp  context.CancelFunc
 
-	ready   chan struct{} // closed after the next three were set
+	ready   chan struct{} // closed after the next four were set
 	err     error         // why it did not open
 	expires time.Time     // when the tunnel is cut; zero: never
 	pump    *pump         // nil: a command carries the tunnel
+	master  *process      // the ssh that has the connection
 
 	gone chan struct{} // closed after the next was set, when sessions are lost
 	lost error
@@ -71,7 +72,7 @@ func (c *connection) live() {
 		close(c.gone)
 		return
 	}
-	c.pump = l.pump
+	c.pump, c.master = l.pump, l.ssh
 	close(c.ready)
 	c.lost = c.keep(l)
 	c.remote.forget(c)
