@@ -282,7 +282,10 @@ func TestStartedDeaf(t *testing.T) {
 					id := c.message(t, "ready").Session
 					c.run(t, "sleep 1001 & true")
 					c.send(t, "echo up; sleep 1002\r")
-					eventually(t, "it sleeps", func() bool { return strings.Contains(marked(t, id), "sleep 1002") })
+					eventually(t, "both sleep", func() bool {
+						live := marked(t, id)
+						return strings.Contains(live, "sleep 1001") && strings.Contains(live, "sleep 1002")
+					})
 					c.send(t, "\x03")
 					c.run(t, "true") // the prompt is back
 					if left := marked(t, id); !strings.Contains(left, "sleep 1001") || strings.Contains(left, "sleep 1002") {

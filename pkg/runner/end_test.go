@@ -499,7 +499,7 @@ func TestHostileCounts(t *testing.T) {
 func TestEndThatWaitsKeepsNobody(t *testing.T) {
 	engine := env.Docker(t)
 	hostile, good := engine.RunContainer(t, ""), engine.RunContainer(t, "")
-	shell := falseShell(t, engine, hostile, "sleep 1000")
+	shell := falseShell(t, engine, hostile, ">/waits; sleep 1000")
 	d := newDocker(engine.Client(t), DockerConfig{Shells: []string{shell, "/bin/sh"}})
 	d.turnTime, d.endTime = 10*time.Millisecond, patience
 	waits := open(t, by(d), newTarget(t, hostile))
@@ -514,7 +514,7 @@ func TestEndThatWaitsKeepsNobody(t *testing.T) {
 			t.Error("it has ended")
 		}
 	})
-	eventually(t, "it ends", func() bool { return len(d.sweeps) == endsAtOnce })
+	engine.Exec(t, hostile, "sh", "-c", "until [ -e /waits ]; do sleep 0.05; done")
 	ends.end(t)
 	if _, err := engine.Client(t).ContainerKill(t.Context(), hostile, client.ContainerKillOptions{}); err != nil {
 		t.Error(err)
