@@ -33,7 +33,7 @@ func (ConnectCmd) Help() string {
 	return `The ticket is taken from TERMGW_TICKET, from --ticket-endpoint, or from the address's own ?ticket=
 (which other users of this machine can read in the process list).
 
-Enter ~ . leaves at once; Enter ~ ~ types a tilde. The exit status is the shell's, or 255 if the
+Enter ~ . leaves at once; Enter ~ ~ types a tilde. The exit status is the shell's, or 255 if
 there was none: no ticket, no gateway, refused, or ended by the gateway.`
 }
 

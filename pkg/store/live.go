@@ -106,6 +106,9 @@ func (s *steadiness) silence(now time.Time) time.Duration {
 	return now.Sub(s.sure) + s.deadAfter
 }
 
+// silence is the same in seconds, at this moment, for a statement.
+func (p *Postgres) silence() float64 { return p.steady.silence(p.now()).Seconds() }
+
 // Heartbeat notes that this process's sessions and tunnels are live, those under the given replica's name. Call it every
 // third of DeadAfter, from the start on, and soon again after a failure.
 func (p *Postgres) Heartbeat(ctx context.Context, replica string) error {

@@ -160,7 +160,7 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 	defer p.sessions.drop(e)
 	err := p.one(ctx, p.redeem, []any{
 		id, issuer, jti, attempt, claims.Expires, id, claims.IssuedAt, subject, session, string(claims.Mode), replica, src,
-		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), p.steady.silence(p.now()).Seconds(),
+		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), p.silence(),
 	}, &spent, &rows, &complete, &revoked, &over, &opened, &started,
 		&w.Name, &w.InstanceID, &w.Container, &w.Region, &w.OSUser, &w.HostKey, &w.RemoteTarget)
 	switch {

@@ -62,7 +62,7 @@ func (p *Postgres) Revoke(ctx context.Context, r Revocation) (Revocation, []stri
 	var sessions []string
 	err := p.one(ctx, revokeSQL, []any{
 		text(r.WorkspaceID), text(r.Subject), text(r.SessionID), text(r.InstanceID), text(r.Reason), text(r.By),
-		p.steady.silence(p.now()).Seconds(),
+		p.silence(),
 	}, &r.ID, &r.CreatedAt, pq.Array(&sessions))
 	if err != nil {
 		return Revocation{}, nil, unavailable(op, err)

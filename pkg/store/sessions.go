@@ -52,7 +52,7 @@ ORDER BY started_at DESC, id LIMIT $8`
 func (p *Postgres) Sessions(ctx context.Context, f SessionFilter) ([]Record, error) {
 	var list []Record
 	err := p.each(ctx, sessionsSQL, []any{
-		f.All, p.steady.silence(p.now()).Seconds(), text(f.WorkspaceID), text(f.Subject), text(f.SessionID), text(f.InstanceID), text(f.Replica),
+		f.All, p.silence(), text(f.WorkspaceID), text(f.Subject), text(f.SessionID), text(f.InstanceID), text(f.Replica),
 		int64(f.limit()),
 	}, func(rows *sql.Rows) error {
 		var (

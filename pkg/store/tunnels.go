@@ -51,7 +51,7 @@ func (p *Postgres) AcquireTunnel(ctx context.Context, endpoint, instanceID, repl
 	lease = rand.Text()
 	var ok bool
 	err = p.one(ctx, acquireSQL, []any{
-		lease, text(endpoint), text(instanceID), text(replica), int64(limit), p.steady.silence(p.now()).Seconds(),
+		lease, text(endpoint), text(instanceID), text(replica), int64(limit), p.silence(),
 	}, &ok)
 	switch {
 	case err != nil: // if the place was taken all the same, nobody renews it
@@ -72,7 +72,7 @@ func (p *Postgres) ReleaseTunnel(ctx context.Context, lease string) error {
 // Tunnels counts the tunnels in use by endpoint, over all replicas. An endpoint without any is not in it.
 func (p *Postgres) Tunnels(ctx context.Context) (map[string]int, error) {
 	counts := map[string]int{}
-	err := p.each(ctx, tunnelsSQL, []any{p.steady.silence(p.now()).Seconds()}, func(rows *sql.Rows) error {
+	err := p.each(ctx, tunnelsSQL, []any{p.silence()}, func(rows *sql.Rows) error {
 		var (
 			endpoint string
 			n        int
