@@ -8,7 +8,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
+	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -117,4 +119,52 @@ func (d *daemon) logTail() string {
 	}
 	lines := strings.Split(strings.TrimSpace(string(raw)), "\n")
 	return strings.Join(lines[max(0, len(lines)-20):], "\n")
+}
+
+// service is a daemon that a test may stop and start again.
+type service struct {
+	mu     sync.Mutex
+	daemon daemon
+	ping   func(context.Context) error
+}
+
+// Stop ends the server, and with it what it serves: open connections are cut, new ones refused.
+func (s *service) Stop(tb testing.TB) {
+	tb.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.daemon.stop(); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// Start starts a stopped server again, at the same address, with the same data.
+func (s *service) Start(tb testing.TB) {
+	tb.Helper()
+	if err := s.start(); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func (s *service) start() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.daemon.start(s.ping)
+}
+
+// whileUp makes a call unless the server is stopped, and not while it is being stopped.
+func (s *service) whileUp(do func() error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.daemon.cmd == nil {
+		return nil
+	}
+	return do()
+}
+
+// remove stops the server, and deletes its data.
+func (s *service) remove() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return errors.Join(s.daemon.stop(), s.daemon.dir.remove())
 }

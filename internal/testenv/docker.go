@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 
@@ -23,15 +22,15 @@ import (
 // workspaceImage is the name of the image that every engine of this package has.
 const workspaceImage = "termgw-test-workspace"
 
-// Docker is an engine that nobody else uses: its own data, containerd namespace and socket, and no network.
+// Docker is an engine that nobody else uses: its own data, containerd namespace and socket, and no network. Stopped, its
+// containers are, too, and Start does not start them.
 type Docker struct {
 	// Host is what DOCKER_HOST takes: unix:///….
 	Host string
 	// Image is the workspace image: a small Debian or Ubuntu with bash, ps and vi.
 	Image string
 
-	mu     sync.Mutex
-	engine daemon
+	service
 }
 
 // StartDocker starts an engine for this test; it is stopped and removed when the test ends.
@@ -45,26 +44,6 @@ func StartDocker(tb testing.TB) *Docker {
 		}
 	})
 	return d
-}
-
-// Stop ends the engine, and with it every container.
-func (d *Docker) Stop(tb testing.TB) {
-	tb.Helper()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.engine.stop(); err != nil {
-		tb.Fatal(err)
-	}
-}
-
-// Start starts a stopped engine again, at the same address. Its containers are there, stopped.
-func (d *Docker) Start(tb testing.TB) {
-	tb.Helper()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.engine.start(d.ping); err != nil {
-		tb.Fatal(err)
-	}
 }
 
 // Client returns a client of the engine, closed when the test ends.
@@ -109,12 +88,10 @@ func (d *Docker) RunContainerWith(tb testing.TB, name string, configure func(*cl
 		tb.Fatalf("creating the container %q: %v", name, err)
 	}
 	tb.Cleanup(func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if d.engine.cmd == nil {
-			return // the test stopped the engine: the container goes with its data
-		}
-		_, err := cli.ContainerRemove(context.Background(), created.ID, client.ContainerRemoveOptions{Force: true})
+		err := d.whileUp(func() error { // a container of a stopped engine goes with its data
+			_, err := cli.ContainerRemove(context.Background(), created.ID, client.ContainerRemoveOptions{Force: true})
+			return err
+		})
 		if err != nil && !errdefs.IsNotFound(err) { // the test may have removed it
 			tb.Errorf("removing the container %q: %v", name, err)
 		}
@@ -188,7 +165,7 @@ func newDocker() (_ *Docker, err error) {
 	d := &Docker{
 		Host:  host,
 		Image: workspaceImage,
-		engine: daemon{
+		service: service{daemon: daemon{
 			argv: []string{
 				dockerd, "--config-file=" + config, "--host=" + host,
 				"--data-root=" + filepath.Join(dir.path, "data"),
@@ -203,24 +180,19 @@ func newDocker() (_ *Docker, err error) {
 			env:        append(os.Environ(), "PATH="+os.Getenv("PATH")+string(os.PathListSeparator)+sbin),
 			stopSignal: syscall.SIGTERM,
 			dir:        dir,
-		},
+		}},
 	}
-	if err := d.engine.start(d.ping); err != nil {
+	d.ping = d.answers
+	if err := d.start(); err != nil {
 		return nil, err
 	}
 	if err := d.importImage(rootfs); err != nil {
-		return nil, errors.Join(err, d.engine.stop())
+		return nil, errors.Join(err, d.daemon.stop())
 	}
 	return d, nil
 }
 
-func (d *Docker) remove() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return errors.Join(d.engine.stop(), d.engine.dir.remove())
-}
-
-func (d *Docker) ping(ctx context.Context) error {
+func (d *Docker) answers(ctx context.Context) error {
 	return d.with(func(cli *client.Client) error {
 		_, err := cli.Ping(ctx, client.PingOptions{})
 		return err

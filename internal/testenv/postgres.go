@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"sync"
 	"syscall"
 	"testing"
 
@@ -27,9 +26,8 @@ type Postgres struct {
 	// URL is the superuser's connection string, to the database "postgres".
 	URL string
 
-	mu        sync.Mutex
-	server    daemon
-	databases int
+	service
+	databases int // guarded by the service's lock
 }
 
 // StartPostgres starts a cluster for this test; it is stopped and removed when the test ends.
@@ -45,26 +43,6 @@ func StartPostgres(tb testing.TB) *Postgres {
 	return p
 }
 
-// Stop ends the server, as a failover does: open connections are cut, new ones refused.
-func (p *Postgres) Stop(tb testing.TB) {
-	tb.Helper()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err := p.server.stop(); err != nil {
-		tb.Fatal(err)
-	}
-}
-
-// Start starts a stopped server again, with the same data on the same port.
-func (p *Postgres) Start(tb testing.TB) {
-	tb.Helper()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err := p.server.start(p.ping); err != nil {
-		tb.Fatal(err)
-	}
-}
-
 // NewDatabase makes an empty database and returns its connection string. It is dropped when the test ends, with
 // whatever is still connected.
 func (p *Postgres) NewDatabase(tb testing.TB) string {
@@ -77,12 +55,10 @@ func (p *Postgres) NewDatabase(tb testing.TB) string {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if p.server.cmd == nil {
-			return // the test stopped the server: the database goes with the cluster
-		}
-		if err := p.exec(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+		err := p.whileUp(func() error { // a database of a stopped server goes with the cluster
+			return p.exec(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)")
+		})
+		if err != nil {
 			tb.Error(err)
 		}
 	})
@@ -159,7 +135,7 @@ func startPostgresOn(server, data, password string, dir *dir, credential *syscal
 			Path:     "/postgres",
 			RawQuery: "sslmode=disable",
 		}).String(),
-		server: daemon{
+		service: service{daemon: daemon{
 			argv: []string{
 				server, "-D", data, "-p", strconv.Itoa(port), "-k", dir.path,
 				"-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200",
@@ -169,18 +145,13 @@ func startPostgresOn(server, data, password string, dir *dir, credential *syscal
 			credential: credential,
 			stopSignal: syscall.SIGINT, // postgres(1): fast shutdown
 			dir:        dir,
-		},
+		}},
 	}
-	return p, p.server.start(p.ping)
+	p.ping = p.answers
+	return p, p.start()
 }
 
-func (p *Postgres) remove() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return errors.Join(p.server.stop(), p.server.dir.remove())
-}
-
-func (p *Postgres) ping(ctx context.Context) error { return p.exec(ctx, "SELECT 1") }
+func (p *Postgres) answers(ctx context.Context) error { return p.exec(ctx, "SELECT 1") }
 
 // exec runs one statement over a connection of its own.
 func (p *Postgres) exec(ctx context.Context, query string) error {
