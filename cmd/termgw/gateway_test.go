@@ -42,7 +42,7 @@ func TestMain(m *testing.M) { env.Main(m) }
 
 const (
 	// patience is how long a test waits for what a busy machine does late.
-	patience = 20 * time.Second
+	patience = time.Minute
 	// promised is the time in which a session's shell is gone once its client is.
 	promised = 3 * time.Second
 )

@@ -392,7 +392,7 @@ func TestRestart(t *testing.T) {
 				start := time.Now()
 				id := fmt.Sprint(name, i)
 				_, err := p.Redeem(t.Context(), claims(id, "ws-local"), session(id))
-				if took := time.Since(start); took > 2*timeout {
+				if took := time.Since(start); took > timeout+time.Minute {
 					t.Errorf("redeem took %v", took)
 				}
 				if err != nil {
@@ -668,6 +668,7 @@ func TestMigrateFails(t *testing.T) {
 func TestOrdersFromBeforeEmptyNames(t *testing.T) {
 	dsn := env.Postgres(t).NewDatabase(t)
 	db := sqlDB(t, dsn)
+	old := claims("old", "ws-local")
 	for _, step := range []string{
 		textWorkspaces,
 		`CREATE SCHEMA termgw; CREATE TABLE termgw.schema_migrations (version text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())`,
@@ -701,7 +702,7 @@ func TestOrdersFromBeforeEmptyNames(t *testing.T) {
 	if want := "NULL 'ann' NULL NULL 'part'; NULL NULL 's1' NULL 'whole'; NULL NULL NULL 'i-1' ''"; err != nil || orders != want {
 		t.Errorf("the orders are %s, %v, want %s", orders, err, want)
 	}
-	if _, err := p.Redeem(t.Context(), claims("old", "ws-local"), session("old")); !errors.Is(err, ErrRevoked) {
+	if _, err := p.Redeem(t.Context(), old, session("old")); !errors.Is(err, ErrRevoked) {
 		t.Errorf("redeem: %v, want ErrRevoked", err)
 	}
 }

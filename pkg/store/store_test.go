@@ -262,6 +262,7 @@ func testStore(t *testing.T, newLimited func(*testing.T, Limits) storeUnderTest)
 		if err := s.Finish(t.Context(), "cid-gone", End{Reason: "exit"}); err != nil {
 			t.Fatal(err)
 		}
+		old := as("ann", "old", "ws-remote")
 		// A session that is cut stays in the list until its end is written.
 		for _, tt := range []struct {
 			order   Revocation
@@ -291,8 +292,8 @@ func testStore(t *testing.T, newLimited func(*testing.T, Limits) storeUnderTest)
 				t.Errorf("%+v: cut %+v, want %v", made, got, tt.cut)
 			}
 		}
-		redeemed(t, s, as("ann", "old", "ws-remote"), session("old"), ErrRevoked)
-		redeemed(t, s, as("ann", "old", "ws-remote"), session("old2"), ErrUsed)
+		redeemed(t, s, old, session("old"), ErrRevoked)
+		redeemed(t, s, old, session("old2"), ErrUsed)
 		fresh := as("ann", "fresh", "ws-remote")
 		fresh.IssuedAt = fresh.IssuedAt.Add(2 * time.Second)
 		redeemed(t, s, fresh, session("fresh"), nil)

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
 // watching opens a store whose Watch listens.
@@ -23,14 +25,17 @@ func watching(t *testing.T, c PostgresConfig) (*Postgres, <-chan cutting) {
 	return p, cuts
 }
 
-func as(subject, id string) (c claimsOf) { return claimsOf{subject, id} }
+// as makes a ticket, issued now.
+func as(subject, id string) issued {
+	t := issued(claims(id, "ws-local"))
+	t.Subject = subject
+	return t
+}
 
-type claimsOf struct{ subject, id string }
+type issued ticket.Claims
 
-func (c claimsOf) redeem(ctx context.Context, p *Postgres) error {
-	t := claims(c.id, "ws-local")
-	t.Subject = c.subject
-	_, err := p.Redeem(ctx, t, session(c.id))
+func (t issued) redeem(ctx context.Context, p *Postgres) error {
+	_, err := p.Redeem(ctx, ticket.Claims(t), session(t.ID))
 	return err
 }
 
@@ -246,10 +251,11 @@ func TestRevokeRacesRedeem(t *testing.T) {
 		who := fmt.Sprint("p", i)
 		start := make(chan struct{})
 		for r, p := range []*Postgres{a, b} {
+			id := fmt.Sprint(who, "-", r)
+			old := as(who, id) // one of a later second than the order's gets in, and stays
 			wg.Go(func() {
 				<-start
-				id := fmt.Sprint(who, "-", r)
-				err := as(who, id).redeem(t.Context(), p)
+				err := old.redeem(t.Context(), p)
 				mu.Lock()
 				defer mu.Unlock()
 				switch {

@@ -20,9 +20,6 @@ import { skipSite, startSite } from "./site.mjs";
 
 const openBrowser = shareBrowser();
 
-/** Behind a proxy, in a container, on a machine that does other things too. */
-const PATIENT_MS = 30_000;
-
 test("through nginx into a container", { skip: skip || skipEngine || skipSite }, async (t) => {
   const engine = await startEngine(t);
   await engine.run("box");
@@ -31,7 +28,7 @@ test("through nginx into a container", { skip: skip || skipEngine || skipSite },
   const expected = /ERR_CONNECTION|WebSocket connection|net::ERR|status of 502/;
   const tab = await openTab(t, browser, site.url, { expected });
   await tab.goto(`${site.url}#key=first`);
-  await shows(tab, "#state", /^Connected$/, PATIENT_MS);
+  await shows(tab, "#state", /^Connected$/);
   await shows(tab, "#target", /^local$/);
   await shows(tab, "#time-left", /^29 min if idle$/);
 
@@ -117,7 +114,7 @@ test("through nginx into a container", { skip: skip || skipEngine || skipSite },
     await sees(tab, /^go-9$/m);
     const started = Date.now();
     await paste(tab, text);
-    await sees(tab, /^[0-9a-f]{32} +-$/m, PATIENT_MS);
+    await sees(tab, /^[0-9a-f]{32} +-$/m);
     t.diagnostic(`10 MB pasted in ${Date.now() - started} ms`);
     const sum = createHash("md5").update(sent).digest("hex");
     assert.match(await screen(tab), new RegExp(`^${sum} `, "m"));
@@ -138,14 +135,14 @@ test("through nginx into a container", { skip: skip || skipEngine || skipSite },
     const late = await heap();
     // From the key's event to the prompt on the screen, on the page's own clock.
     // The handle is there before the key is pressed: both go to the page by ways of their own.
-    const watch = await tab.evaluateHandle((limit) => {
+    const watch = await tab.evaluateHandle(() => {
       let pressed = 0;
       const press = (/** @type {KeyboardEvent} */ event) => {
         if (event.key === "c") pressed = event.timeStamp;
       };
       window.addEventListener("keydown", press, { capture: true });
       const answered = new Promise((resolve) => {
-        setTimeout(() => resolve(limit), limit);
+        setTimeout(() => resolve(Infinity), 60_000);
         const look = () => {
           const rows = document.querySelector(".terminal-box:not([hidden]) .xterm-rows");
           const lines = [...(rows?.children ?? [])].map((row) => row.textContent?.trim());
@@ -156,7 +153,7 @@ test("through nginx into a container", { skip: skip || skipEngine || skipSite },
         look();
       });
       return { answered };
-    }, PATIENT_MS);
+    });
     await tab.keyboard.press("Control+c");
     const ms = /** @type {number} */ (await watch.evaluate(({ answered }) => answered));
     t.diagnostic(
@@ -184,7 +181,7 @@ test("through nginx into a container", { skip: skip || skipEngine || skipSite },
     await shows(tab, "#state", /^Reconnecting…$/);
     await delay(5_000);
     site.line.mend();
-    await shows(tab, "#state", /^Connected$/, PATIENT_MS);
+    await shows(tab, "#state", /^Connected$/);
     await sees(tab, /── new session ──/);
     await settle();
     await type(tab, 'echo "kept:$kept"');
@@ -197,19 +194,19 @@ test("through nginx into a container", { skip: skip || skipEngine || skipSite },
       const counts = () => site.gateways.map((gateway) => gateway.started());
       const before = counts();
       await tab.reload();
-      await shows(tab, "#state", /^Connected$/, PATIENT_MS);
+      await shows(tab, "#state", /^Connected$/);
       const at = counts().findIndex((count, index) => count > (before[index] ?? 0));
       const [here, other] = [site.gateways[at], site.gateways[1 - at]];
       assert.ok(here && other);
       const had = other.started();
       const drain = here.drain();
-      await shows(tab, "#panel", /closes this terminal in \d+ seconds/, PATIENT_MS);
+      await shows(tab, "#panel", /closes this terminal in \d+ seconds/);
       await shows(tab, "#time-left", /^0:\d\d left$/);
       await type(tab, "echo still-$((1+1))");
       await sees(tab, /^still-2$/m);
       await drain.hurry();
-      await until(() => String(other.started() > had), /true/, PATIENT_MS);
-      await shows(tab, "#state", /^Connected$/, PATIENT_MS);
+      await until(() => String(other.started() > had), /true/);
+      await shows(tab, "#state", /^Connected$/);
       await settle();
       await type(tab, "echo moved-$((3+3))");
       await sees(tab, /^moved-6$/m);
@@ -219,18 +216,13 @@ test("through nginx into a container", { skip: skip || skipEngine || skipSite },
   await t.test("an operator revokes: the reason is shown, and nothing is tried again", async () => {
     const before = site.tickets.minted;
     site.operate("sessions", "revoke", "--subject", "someone@example.com");
-    await shows(
-      tab,
-      "#panel",
-      /Access was withdrawn.*Access to this terminal was withdrawn/,
-      PATIENT_MS,
-    );
+    await shows(tab, "#panel", /Access was withdrawn.*Access to this terminal was withdrawn/);
     await shows(tab, "#again", /^New session$/);
     await delay(3_000);
     assert.equal(site.tickets.minted, before, "no ticket was asked for");
     await delay(1_000); // a ticket of a later second than the revocation's
     await tab.keyboard.press("Enter");
-    await shows(tab, "#state", /^Connected$/, PATIENT_MS);
+    await shows(tab, "#state", /^Connected$/);
     await settle();
   });
 
@@ -241,13 +233,13 @@ test("through nginx into a container", { skip: skip || skipEngine || skipSite },
     await shows(tab, "#again", /^New session$/);
     await tab.keyboard.press("Enter");
     await shows(tab, "#panel", /The ticket for this terminal is not valid/);
-    await shows(tab, "#again", /^Reconnect$/, PATIENT_MS);
+    await shows(tab, "#again", /^Reconnect$/);
     assert.equal(site.tickets.minted - before, 2, "one more ticket was tried");
     await delay(3_000);
     assert.equal(site.tickets.minted - before, 2, "and then no other");
     site.tickets.forge = false;
     await tab.locator("#again").click();
-    await shows(tab, "#state", /^Connected$/, PATIENT_MS);
+    await shows(tab, "#state", /^Connected$/);
   });
 
   await t.test("read-only: what is typed goes nowhere, the window's size does", async () => {

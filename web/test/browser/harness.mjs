@@ -15,7 +15,7 @@ export const CHROMIUM =
   process.env.CHROMIUM ?? find("chromium", "chromium-browser", "google-chrome");
 export const BIN =
   process.env.TERMGW_BIN ?? fileURLToPath(new URL("../../../bin/termgw", import.meta.url));
-const LIMIT_MS = 15_000;
+const LIMIT_MS = 60_000;
 export const CHROMIUM_FLAGS = [
   "--no-sandbox",
   "--disable-quic",

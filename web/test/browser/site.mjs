@@ -13,7 +13,7 @@ import { skipPostgres, startPostgres } from "./postgres.mjs";
 import { snippets } from "./snippets.mjs";
 
 const NGINX = find("nginx");
-const START_MS = 20_000;
+const START_MS = 60_000;
 
 /** Why no site can be started here; false when one can. */
 export const skipSite =
