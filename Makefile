@@ -90,7 +90,7 @@ check: ## what CI runs: nothing is skipped, plus the linters, the race detector 
 	@scripts/phase 'image' $(MAKE) --no-print-directory image-test
 	@scripts/phase 'deploy' $(MAKE) --no-print-directory deploy-test
 	@printf '\n==> Go tests, race detector\n' # last, and bare, so that the count of tests is the last line
-	@scripts/go-test -race -count=1 -timeout 20m ./...
+	@scripts/go-test -race -count=1 -timeout 40m ./...
 
 .PHONY: bench
 bench: build ## measure termgw, and ttyd if it is on PATH, on this machine; quick: BENCH_ARGS=-short
