@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -121,7 +123,8 @@ func (e environment) parse() (config, []error) {
 	if e.AdminListen != "" {
 		p.address("ADMIN_LISTEN", e.AdminListen)
 	}
-	p.require("BASE_PATH", basePath.MatchString(c.BasePath), "want a path like /terminals, of letters, digits and ._~-")
+	p.require("BASE_PATH", basePath.MatchString(c.BasePath) && path.Join("/", c.BasePath) == cmp.Or(c.BasePath, "/"),
+		"want a path like /terminals, of letters, digits and ._~-, without . and .. in it, which clients take out (RFC 3986, 5.2.4)")
 	p.require("DATABASE_URL", e.DatabaseURL != "" || e.WorkspacesFile != "",
 		"neither it nor TERMGW_WORKSPACES_FILE is set: the gateway does not know where workspaces are")
 	p.require("WORKSPACES_FILE", e.DatabaseURL == "" || e.WorkspacesFile == "",

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -67,6 +68,18 @@ func TestServeHelpListsTheVariables(t *testing.T) {
 	const query = `SELECT COALESCE(instance_id,'') AS instance_id, COALESCE(name,'') AS name FROM workspaces WHERE id = $1`
 	if store.DefaultWorkspaceQuery != query {
 		t.Errorf("the workspace query is %s", store.DefaultWorkspaceQuery)
+	}
+}
+
+func TestBasePath(t *testing.T) {
+	for path, good := range map[string]bool{
+		"": true, "/": true, "/a": true, "/a/b.c/": true, "/..a/...": true,
+		"a": false, "/a//b": false, "//": false, "/a/../b": false, "/.": false, "/a/..": false, "/a b": false, "/%61": false,
+	} {
+		_, faults := environment{BasePath: path}.parse()
+		if told := strings.Contains(errors.Join(faults...).Error(), "BASE_PATH"); told == good {
+			t.Errorf("%q: %v", path, faults)
+		}
 	}
 }
 

@@ -191,6 +191,9 @@ func (d *doctor) configure(context.Context) (string, error) {
 	d.cfg, err = loadConfig()
 	// A limit that is reached is not a fault of the path.
 	d.cfg.Limits = store.Limits{}
+	if err == nil {
+		_, err = openKeys(d.cfg, slog.New(slog.DiscardHandler)) // what serve could not start with
+	}
 	return "no fault", err
 }
 
@@ -208,7 +211,8 @@ func (d *doctor) reach(ctx context.Context) (string, error) {
 	d.pinged = d.store.Ping(ctx)
 	var refused interface{ SQLState() string }
 	// Class 42: syntax error or access rule violation, a missing table too.
-	if d.pinged != nil && (!errors.As(d.pinged, &refused) || !strings.HasPrefix(refused.SQLState(), "42")) {
+	statement := errors.Is(d.pinged, store.ErrQuery) || errors.As(d.pinged, &refused) && strings.HasPrefix(refused.SQLState(), "42")
+	if d.pinged != nil && !statement {
 		return "", d.pinged
 	}
 	return "answers", nil

@@ -104,8 +104,9 @@ type sessionJSON struct {
 	Ended     *time.Time `json:"ended,omitempty"`
 	Reason    string     `json:"reason,omitempty"`
 	ExitCode  *int       `json:"exit_code,omitempty"`
-	BytesIn   int64      `json:"bytes_in"`
-	BytesOut  int64      `json:"bytes_out"`
+	// Written with the end. Nobody knows those of a session that was lost with its replica.
+	BytesIn  *int64 `json:"bytes_in,omitempty"`
+	BytesOut *int64 `json:"bytes_out,omitempty"`
 }
 
 func sessionsJSON(out io.Writer, list []store.Record) error {
@@ -115,11 +116,14 @@ func sessionsJSON(out io.Writer, list []store.Record) error {
 			Session: r.ID, Workspace: r.WorkspaceID, Subject: r.Subject, Mode: string(r.Mode),
 			Target: targetOf(r.InstanceID), Instance: r.InstanceID, Replica: r.Replica, Client: r.ClientAddr,
 			Started: r.Started.UTC(), LastSeen: r.LastSeen.UTC(),
-			Reason: r.Reason, ExitCode: r.ExitCode, BytesIn: r.BytesIn, BytesOut: r.BytesOut,
+			Reason: r.Reason, ExitCode: r.ExitCode,
 		}
 		if !r.Ended.IsZero() {
 			ended := r.Ended.UTC()
 			line.Ended = &ended
+			if r.Reason != store.ReasonLost {
+				line.BytesIn, line.BytesOut = &r.BytesIn, &r.BytesOut
+			}
 		}
 		if err := encoder.Encode(line); err != nil {
 			return err

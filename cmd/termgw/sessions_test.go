@@ -241,7 +241,7 @@ func TestSessionsTable(t *testing.T) {
 	began := time.Date(2026, 1, 2, 3, 4, 5, 600, time.FixedZone("", 3600))
 	list := []store.Record{
 		{ID: "ONE", WorkspaceID: "ws", Subject: "\x1b[2J\tann\r\nlee", Mode: ticket.ReadOnly, Replica: "r\u202e1", ClientAddr: "::1", Started: began, LastSeen: began.Add(time.Second)},
-		{ID: "TWO", WorkspaceID: "ws", Subject: "", Mode: ticket.ReadWrite, InstanceID: "i-1", Replica: "r2", Started: began, LastSeen: began, Ended: began.Add(time.Minute), Reason: "exit", ExitCode: &code},
+		{ID: "TWO", WorkspaceID: "ws", Subject: "", Mode: ticket.ReadWrite, InstanceID: "i-1", Replica: "r2", Started: began, LastSeen: began, Ended: began.Add(time.Minute), Reason: "exit", ExitCode: &code, BytesOut: 9},
 	}
 	var table bytes.Buffer
 	if err := sessionsTable(&table, list, true); err != nil {
@@ -260,8 +260,14 @@ TWO      ws         -              i-1     r2       -       2026-01-02T02:04:05Z
 	}
 	const object = `{"session":"TWO","workspace":"ws","subject":"","mode":"rw","target":"remote","instance":"i-1","replica":"r2","client":"",` +
 		`"started":"2026-01-02T02:04:05.0000006Z","last_seen":"2026-01-02T02:04:05.0000006Z","ended":"2026-01-02T02:05:05.0000006Z",` +
-		`"reason":"exit","exit_code":7,"bytes_in":0,"bytes_out":0}` + "\n"
+		`"reason":"exit","exit_code":7,"bytes_in":0,"bytes_out":9}` + "\n"
 	if lines.String() != object {
 		t.Errorf("got  %s\nwant %s", lines.String(), object)
+	}
+	lost := list[1]
+	lost.Reason, lost.BytesOut = store.ReasonLost, 0
+	lines.Reset()
+	if err := sessionsJSON(&lines, []store.Record{list[0], lost}); err != nil || strings.Contains(lines.String(), "bytes") {
+		t.Errorf("bytes that nobody knows: %s, %v", lines.String(), err)
 	}
 }

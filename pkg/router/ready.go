@@ -22,7 +22,7 @@ const (
 // What /readyz says of what is wrong. Whose addresses and names are in the error
 // itself is for the log alone: anybody may ask.
 const (
-	noStore    = "The database does not answer, so no terminal is opened. Check that it runs, that this gateway reaches it, and TERMGW_DATABASE_URL. The gateway's log has the error."
+	noStore    = "No terminal is opened: the database does not answer, or refuses what a terminal needs. Check that it runs and takes writes, that this gateway reaches it, TERMGW_DATABASE_URL and TERMGW_WORKSPACE_QUERY, and that 'termgw migrate' was run. The gateway's log has the error."
 	noDocker   = "The Docker engine does not answer, so no terminal is opened in its containers. Check that it runs, and DOCKER_HOST. This does not make the gateway unready."
 	notWatched = "Revocations do not arrive at once, but within five seconds while the database answers. Check that no connection pooler in transaction mode is before the database: LISTEN needs a connection of its own. This does not make the gateway unready."
 	isDraining = "This replica was told to end and takes no new terminals. Others take over; there is nothing to do."
@@ -88,9 +88,15 @@ func (rt *Router) askParts() (states map[string]string, problems []string) {
 			problems = append(problems, problem)
 		}
 	}
-	answer("store", rt.Store.Ping(ctx), noStore)
+	var docker error
+	var asking sync.WaitGroup
 	if rt.Docker != nil {
-		answer("docker", rt.Docker(ctx), noDocker)
+		asking.Go(func() { docker = rt.Docker(ctx) }) // a database that hangs must not take its time
+	}
+	answer("store", rt.Store.Ping(ctx), noStore)
+	asking.Wait()
+	if rt.Docker != nil {
+		answer("docker", docker, noDocker)
 	}
 	if rt.Watching != nil {
 		answer("revocations", rt.Watching(), notWatched)

@@ -34,7 +34,9 @@ func (d *Docker) Reap(ctx context.Context, t Target) error {
 	if term.pid != "none" && swept.Left == 0 {
 		swept.Killed++ // the shell, which nobody else has ended
 	}
-	term.report("abandoned session ended", swept, nil)
+	if swept != (Swept{}) { // else another gateway was sooner, or the shell had ended
+		term.report("abandoned session ended", swept, nil)
+	}
 	return nil
 }
 

@@ -20,7 +20,8 @@ const (
 // The first end stays, whoever writes it; but nobody has seen the end of a lost session. The end was $6 seconds ago:
 // the clocks of gateway and database may differ, their seconds do not.
 const finishSQL = `UPDATE termgw.sessions
-SET ended_at = e.t, last_seen_at = greatest(last_seen_at, e.t), end_reason = $2, exit_code = $3, bytes_in = $4, bytes_out = $5
+SET ended_at = e.t, end_reason = $2, exit_code = $3, bytes_in = $4, bytes_out = $5,
+  last_seen_at = CASE $2 WHEN '` + ReasonLost + `' THEN last_seen_at ELSE greatest(last_seen_at, e.t) END
 FROM (SELECT now() - make_interval(secs => $6) AS t) e
 WHERE id = $1 AND (ended_at IS NULL OR end_reason = '` + ReasonLost + `' AND $2 <> '` + ReasonLost + `')`
 

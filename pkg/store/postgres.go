@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -177,7 +178,7 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 	case rows > 1:
 		return Workspace{}, fmt.Errorf("%s: %w: the workspace query returned more than one row for one id", op, ErrUnavailable)
 	case !complete:
-		return Workspace{}, fmt.Errorf("%s: %w: the workspace query must return columns named instance_id and name", op, ErrUnavailable)
+		return Workspace{}, fmt.Errorf("%s: %w: %w", op, ErrUnavailable, ErrQuery)
 	case over != "":
 		return Workspace{}, fmt.Errorf("%s: %w", op, p.limits.reached(over))
 	case !opened:
@@ -190,10 +191,34 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 	return w, nil
 }
 
-// Ping tells whether a ticket could be redeemed now: the database answers, the schema is there, and the workspace query
-// is one that Postgres accepts. It runs nothing.
+const takesNoWrites = "the database takes no writes: it is a standby, or set to be read-only"
+
+// Ping tells whether a ticket could be redeemed now: the database answers and takes writes, the schema is there, and the
+// workspace query is one that Postgres accepts and has the columns that it must have. It runs nothing.
 func (p *Postgres) Ping(ctx context.Context) error {
-	return unavailable("asking the database", p.one(ctx, p.ping, []any{nil}))
+	const op = "asking the database"
+	var readOnly bool
+	var columns []string
+	err := p.query(ctx, p.ping, []any{nil}, func(rows *sql.Rows) (err error) {
+		if columns, err = rows.Columns(); err != nil {
+			return err
+		}
+		into := make([]any, len(columns))
+		for i := range into {
+			into[i] = new(any)
+		}
+		into[0] = &readOnly
+		return scanOne(rows, into)
+	})
+	switch {
+	case err != nil:
+		return unavailable(op, err)
+	case readOnly:
+		return fmt.Errorf("%s: %w: %s", op, ErrUnavailable, takesNoWrites)
+	case !slices.Contains(columns, "instance_id") || !slices.Contains(columns, "name"):
+		return fmt.Errorf("%s: %w: %w", op, ErrUnavailable, ErrQuery)
+	}
+	return nil
 }
 
 // Purge deletes what nobody needs any more: spent tickets some minutes after their end, sessions and revocations after
@@ -223,6 +248,24 @@ func (p *Postgres) Close() error {
 
 // one runs a statement and, if there is anything to scan into, reads its only row.
 func (p *Postgres) one(ctx context.Context, query string, args []any, into ...any) error {
+	return p.query(ctx, query, args, func(rows *sql.Rows) error { return scanOne(rows, into) })
+}
+
+func scanOne(rows *sql.Rows, into []any) error {
+	if len(into) == 0 {
+		return nil
+	}
+	if rows.Next() {
+		return rows.Scan(into...)
+	}
+	if rows.Err() == nil {
+		return errNoRow
+	}
+	return nil // what it is, query tells
+}
+
+// query runs a statement, and has what it needs of its rows read.
+func (p *Postgres) query(ctx context.Context, query string, args []any, read func(*sql.Rows) error) error {
 	deadline := time.Now().Add(p.timeout)
 	if t, ok := ctx.Deadline(); ok && t.Before(deadline) {
 		deadline = t
@@ -237,12 +280,8 @@ func (p *Postgres) one(ctx context.Context, query string, args []any, into ...an
 		return err
 	}
 	defer func() { _ = rows.Close() }() // what it could tell, rows.Err has told
-	if rows.Next() && len(into) > 0 {
-		if err := rows.Scan(into...); err != nil {
-			return err
-		}
-	} else if len(into) > 0 && rows.Err() == nil {
-		return errNoRow
+	if err := read(rows); err != nil {
+		return err
 	}
 	// To the end: only then is it certain that the statement has been committed.
 	for rows.Next() {
@@ -327,9 +366,11 @@ func unavailable(op string, err error) error {
 	switch {
 	case pe != nil && pe.Code == "42P01" && strings.Contains(pe.Message, `"termgw.`):
 		return fmt.Errorf("%s: %w: the schema is missing or old, run `termgw migrate`: %w", op, ErrUnavailable, err)
-	case pe != nil && pe.Code == "42703" && (strings.Contains(pe.Message, `of relation "`) || strings.Contains(pe.Message, "r.xid")),
+	case pe != nil && pe.Code == "42703" && (strings.Contains(pe.Message, `of relation "`) || strings.Contains(pe.Message, "r.xid") || strings.Contains(pe.Message, `"xid"`)),
 		pe != nil && pe.Code == "42883" && strings.Contains(pe.Message, "function termgw."):
 		return fmt.Errorf("%s: %w: the schema is old, run `termgw migrate`: %w", op, ErrUnavailable, err)
+	case pe != nil && pe.Code == "25006":
+		return fmt.Errorf("%s: %w: %s: %w", op, ErrUnavailable, takesNoWrites, err)
 	case pe != nil && pe.Code == "42501":
 		return fmt.Errorf("%s: %w: the database role lacks a right: %w", op, ErrUnavailable, err)
 	case pe != nil && preparing:

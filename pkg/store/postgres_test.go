@@ -162,8 +162,9 @@ func TestWorkspaceQueryShapes(t *testing.T) {
 					t.Errorf("%d sessions for a refused ticket, %v", n, err)
 				}
 			}
-			if broken := strings.Contains(tt.says, "does not accept"); broken != (p.Ping(t.Context()) != nil) {
-				t.Errorf("ping: %v", p.Ping(t.Context()))
+			runs := tt.err == nil || errors.Is(tt.err, ErrNotFound) || strings.Contains(tt.says, "more than one") || strings.Contains(tt.says, "timeout")
+			if err := p.Ping(t.Context()); runs != (err == nil) || err != nil && !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("ping: %v", err)
 			}
 		})
 	}
@@ -748,7 +749,23 @@ func TestOldSchema(t *testing.T) {
 			if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "termgw migrate") {
 				t.Errorf("got %v", err)
 			}
+			if err := p.each(t.Context(), ordersSQL, []any{"0", int64(0), 1}, func(*sql.Rows) error { return nil }); err != nil &&
+				!strings.Contains(unavailable("", err).Error(), "termgw migrate") {
+				t.Errorf("got %v", unavailable("", err))
+			}
 		})
+	}
+}
+
+// A database that takes no writes opens no terminal: a balancer that asks must hear of it.
+func TestReadOnly(t *testing.T) {
+	dsn := database(t, textWorkspaces)
+	p := open(t, PostgresConfig{URL: dsn + "&default_transaction_read_only=on"})
+	_, redeemed := p.Redeem(t.Context(), claims("t", "ws-local"), session("s"))
+	for _, err := range []error{redeemed, p.Ping(t.Context())} {
+		if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "takes no writes") {
+			t.Errorf("got %v", err)
+		}
 	}
 }
 

@@ -63,10 +63,14 @@ SELECT first, n, complete, revoked, COALESCE(over, ''), EXISTS (SELECT FROM open
 FROM judged`
 
 // pingSQL has Postgres check, without running it, everything a redemption needs: the operator's query, our tables and
-// the right to read them.
+// the right to read them. Its one row tells whether this server takes no writes, a standby say; its other columns are the
+// operator's query's, by their names.
 const pingSQL = `WITH termgw_ws AS (
 %s
-) SELECT r.xid FROM termgw_ws, termgw.spent_tickets, termgw.sessions, termgw.revocations r, termgw.tunnels, termgw.host_keys LIMIT 0`
+) SELECT current_setting('transaction_read_only')::boolean, w.* FROM (VALUES (1)) AS one LEFT JOIN (
+  SELECT termgw_ws.*, r.xid AS termgw_xid
+  FROM termgw_ws, termgw.spent_tickets, termgw.sessions, termgw.revocations r, termgw.tunnels, termgw.host_keys LIMIT 0
+) w ON true`
 
 // purgeSQL deletes one batch of each table if this replica gets the lock, which ends with the statement. Batches, because
 // a backlog (a gateway that was away for a month) must not run into the statement's deadline every time anew.

@@ -292,6 +292,10 @@ func TestPausedReplicaComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("swept", map[string]string{"remote": "replica_lost t", "remote2": "replica_lost t", "local": "replica_lost t"})
+	var silent bool // whoever finds a session lost has not seen it
+	if err := db.QueryRow(`SELECT bool_and(last_seen_at <= ended_at - interval '1 minute') FROM termgw.sessions`).Scan(&silent); err != nil || !silent {
+		t.Errorf("lost sessions were seen just now: %v", err)
+	}
 
 	code := 7
 	if err := paused.Finish(t.Context(), "remote2", End{Reason: "exit", ExitCode: &code}); err != nil {
