@@ -3,7 +3,6 @@
  * pasted, output with an ack once it is on the screen, and xterm.js's own
  * addons for what people expect of a terminal.
  */
-import { ClipboardAddon, type IClipboardProvider } from "@xterm/addon-clipboard";
 import { FitAddon } from "@xterm/addon-fit";
 import type { SearchAddon } from "@xterm/addon-search";
 import { Unicode11Addon } from "@xterm/addon-unicode11";
@@ -29,7 +28,16 @@ const LEAVE_ALTERNATE_SCREEN = "\x1b7\x1b[?1049l";
  */
 const CONTROLS = /[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]/g;
 /** The ends that a network which is back may undo. */
-const OFFLINE = new Set<EndCode>(["connection_lost", "unreachable", "ticket_unavailable"]);
+const OFFLINE = new Set<EndCode>([
+  "connection_lost",
+  "unreachable",
+  "no_answer",
+  "ticket_unavailable",
+]);
+/** Who has pressed no key for so long has seen that the shell is another one. */
+const PAUSE_MS = 1_000;
+/** What xterm.js answers to programs, and keys that run nothing; a paste in brackets is neither. */
+const NO_TEXT = /^\x1b(?!\[200~)/;
 const DIVIDER = "\r\n\x1b[2m── new session ──\x1b[0m\r\n\r\n";
 
 export interface AttachOptions {
@@ -103,14 +111,22 @@ export function attachTerminal(
   undo.push(() => {
     terminal.unicode.activeVersion = widths;
   });
-  load(new WebLinksAddon((_event, uri) => window.open(uri, "_blank", "noopener,noreferrer")));
-  load(new ClipboardAddon(undefined, clipboardFor(options.allowCopy)));
+  load(new WebLinksAddon((_event, uri) => openLink(uri)));
+  undo.push(openMarkedLinks(terminal, element));
+  own(copyForPrograms(terminal, options.allowCopy));
 
   const size = follow(terminal, container, load(new FitAddon()), connection);
   undo.push(size.stop);
   const typed = options.typed ?? ((text: string) => text);
+  const inFlight = watchKeys(container, connection);
+  undo.push(inFlight.stop);
   // A paste comes here too, bracketed when the program asked for that.
-  own(terminal.onData((text) => connection.send(typed(text))));
+  own(
+    terminal.onData((text) => {
+      const changed = typed(text);
+      if (!inFlight.holds(changed)) connection.send(changed);
+    }),
+  );
   // Reports that are bytes and no text, such as X10 mouse positions.
   own(
     terminal.onBinary((bytes) => connection.send(Uint8Array.from(bytes, (c) => c.charCodeAt(0)))),
@@ -239,6 +255,44 @@ function followStatus(terminal: Terminal, connection: TerminalConnection): () =>
   });
 }
 
+/**
+ * Keeps what somebody is typing for a shell that went away from one that took its place by itself:
+ * half a line means another thing there. Whoever pauses types on.
+ */
+function watchKeys(
+  container: HTMLElement,
+  connection: TerminalConnection,
+): { holds(text: string): boolean; stop(): void } {
+  let pressedAt = -PAUSE_MS;
+  let before = connection.status.state;
+  let isFollowing = false;
+  let isHeld = false;
+  const mayGoOn = (now: number) => {
+    if (now - pressedAt >= PAUSE_MS) isHeld = false;
+  };
+  const press = ({ timeStamp }: KeyboardEvent) => {
+    mayGoOn(timeStamp);
+    pressedAt = timeStamp;
+  };
+  // Keys also come here while nothing is open to take them.
+  container.addEventListener("keydown", press, { capture: true });
+  const unlisten = connection.on("status", ({ state }) => {
+    if (state === "connecting") isFollowing = before === "waiting";
+    isHeld = state === "open" && isFollowing;
+    before = state;
+  });
+  return {
+    holds(text) {
+      mayGoOn(performance.now());
+      return isHeld && !NO_TEXT.test(text);
+    },
+    stop() {
+      unlisten();
+      container.removeEventListener("keydown", press, { capture: true });
+    },
+  };
+}
+
 /** Pastes as xterm.js does, which takes the text as it is, but for control characters. */
 function pasteText(terminal: Terminal, element: HTMLElement): () => void {
   const paste = (event: ClipboardEvent) => {
@@ -270,7 +324,32 @@ function copyByKey(terminal: Terminal, container: HTMLElement): () => void {
   return () => container.removeEventListener("keydown", copy, { capture: true });
 }
 
-function clipboardFor(allowCopy: AttachOptions["allowCopy"]): IClipboardProvider {
+function openLink(uri: string): void {
+  window.open(uri, "_blank", "noopener,noreferrer");
+}
+
+/**
+ * Links that a program marks (OSC 8), http and https only: their text is any, so that where they
+ * lead is told beside the pointer. xterm.js itself asks by a dialog that stops the page.
+ */
+function openMarkedLinks(terminal: Terminal, element: HTMLElement): () => void {
+  const given = terminal.options.linkHandler ?? null;
+  if (given) return () => {};
+  terminal.options.linkHandler = {
+    activate: (_event, uri) => openLink(uri),
+    hover: (_event, uri) => {
+      element.title = uri;
+    },
+    leave: () => element.removeAttribute("title"),
+  };
+  return () => {
+    terminal.options.linkHandler = given;
+    element.removeAttribute("title");
+  };
+}
+
+/** Lets programs copy (OSC 52) what `allowCopy` allows, and read nothing. */
+function copyForPrograms(terminal: Terminal, allowCopy: AttachOptions["allowCopy"]): IDisposable {
   let asking = false;
   const copy = async (text: string) => {
     let allowed = allowCopy?.(text) ?? false;
@@ -284,17 +363,31 @@ function clipboardFor(allowCopy: AttachOptions["allowCopy"]): IClipboardProvider
     }
     if (allowed) await navigator.clipboard.writeText(text);
   };
-  return {
-    // A workspace's program is not to learn what somebody copied elsewhere.
-    readText: () => "",
+  return terminal.parser.registerOscHandler(52, (data) => {
+    const [selection = "", encoded = ""] = data.split(";");
+    if (encoded === "?") {
+      // A workspace's program is not to learn what somebody copied elsewhere, and what it prints is
+      // not to come back as if typed, but for the names that xterm gives its clipboards.
+      if (/^[cpqs0-7]*$/.test(selection)) terminal.input(`\x1b]52;${selection};\x07`, false);
+      return true;
+    }
+    const text = decodeBase64(encoded);
+    // A second question would change the text under the finger of who answers the first.
+    if (!text || asking || !navigator.clipboard) return true;
     // Not awaited: xterm.js would parse nothing more until somebody has answered.
-    writeText(_selection, text) {
-      // A second question would change the text under the finger of who answers the first.
-      if (asking || !navigator.clipboard) return;
-      // No answer is a no; a browser that refuses has nobody here to tell.
-      copy(text).catch(() => {});
-    },
-  };
+    // No answer is a no; a browser that refuses has nobody here to tell.
+    copy(text).catch(() => {});
+    return true;
+  });
+}
+
+/** UTF-8 in base64; nothing where it is none. */
+function decodeBase64(encoded: string): string | undefined {
+  try {
+    return new TextDecoder().decode(Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0)));
+  } catch {
+    return undefined;
+  }
 }
 
 /** Whether WebGL is there and drawn by hardware: an emulation is slower than the DOM. */

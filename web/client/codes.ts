@@ -144,7 +144,7 @@ const table = {
   },
 
   // What only this side can see. A browser reports every failed handshake and
-  // every cut line as 1006; whether the session had opened tells them apart.
+  // every cut line as 1006; whether the WebSocket had opened tells them apart.
   connection_lost: {
     close: 1006,
     retry: "fresh_ticket",
@@ -158,6 +158,14 @@ const table = {
     message:
       "No connection to the gateway. Check the network; if that is fine, the gateway is down or " +
       "does not allow this page's address.",
+  },
+  no_answer: {
+    close: 0,
+    retry: "fresh_ticket",
+    title: "The gateway does not answer",
+    message:
+      "The gateway took the connection, but started no shell within 30 seconds. If that goes on, " +
+      "tell whoever runs it.",
   },
   ticket_unavailable: {
     close: 0,

@@ -106,6 +106,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
 
   constructor(config: ConnectionConfig) {
     super();
+    checkTicket(config.ticket);
     this.url = socketURL(config.url);
     this.ticket = config.ticket;
     this.openSocket = config.openSocket ?? browserSocket;
@@ -189,7 +190,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     const attempt: Attempt = {
       session: undefined,
       cancel,
-      stopTimer: this.clock.after(CONNECT_MS, () => this.end(attempt, localEnd("unreachable"))),
+      stopTimer: this.clock.after(CONNECT_MS, () => this.giveUp(attempt)),
     };
     this.attempt = attempt;
     this.failures.attempts++;
@@ -238,10 +239,10 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     this.setStatus({ state: "open", ready, attempt: this.failures.attempts });
   }
 
-  /** Ends an attempt from this side, however far it came. */
-  private end(attempt: Attempt, end: EndReason): void {
-    if (attempt.session) attempt.session.finish(end);
-    else this.over(attempt, end);
+  /** Ends an attempt that took too long, by where it was. */
+  private giveUp(attempt: Attempt): void {
+    if (attempt.session) attempt.session.giveUp();
+    else this.over(attempt, localEnd("ticket_unavailable"));
   }
 
   private over(attempt: Attempt, end: EndReason): void {
@@ -279,9 +280,18 @@ export class TerminalConnection extends Events<ConnectionEvents> {
 function noTicket(cause: unknown): EndReason {
   const words = cause instanceof Error ? cause.message : undefined;
   if (cause instanceof TryAgain) return localEnd("ticket_unavailable", words);
-  // What fetch throws when there is no network, in words of the browser's own.
-  if (cause instanceof TypeError) return localEnd("ticket_unavailable");
+  if (cause instanceof TypeError) {
+    // What fetch throws when there is no network, in words of each browser's own and in its
+    // language: a mistake in the callback cannot be told from it, but by who reads this.
+    console.error("termgw: no ticket, asked again:", cause);
+    return localEnd("ticket_unavailable");
+  }
   return localEnd("ticket_denied", words);
+}
+
+/** Told where it was forgotten: later it would look like a network that fails. */
+export function checkTicket(ticket: unknown): void {
+  if (typeof ticket !== "function") throw new TypeError("`ticket` is to be a function");
 }
 
 function isSide(n: number): boolean {
@@ -289,7 +299,9 @@ function isSide(n: number): boolean {
 }
 
 function socketURL(given: string | URL): URL {
-  const url = new URL(given, globalThis.location?.href);
+  // A server that renders a page has no address for a path, and opens no connection either.
+  const url = new URL(given, globalThis.location?.href ?? "http://no-page.invalid");
+  url.hash = ""; // means nothing to a gateway, and browsers refuse it
   if (url.protocol === "http:") url.protocol = "ws:";
   if (url.protocol === "https:") url.protocol = "wss:";
   return url;

@@ -1,24 +1,34 @@
+"use client";
 /**
  * The terminal as React sees it: a hook that keeps a connection while a
  * component is there, and an element that shows it. Neither has a style.
  */
-import { type ITerminalInitOnlyOptions, type ITerminalOptions, Terminal } from "@xterm/xterm";
+import type { ITerminalInitOnlyOptions, ITerminalOptions, Terminal } from "@xterm/xterm";
+// As a whole, since Node finds no names in it: a server renders the element, and no terminal.
+import * as xterm from "@xterm/xterm";
 import {
-  type ComponentProps,
-  type ReactElement,
+  type ComponentPropsWithoutRef,
+  forwardRef,
   useEffect,
+  useImperativeHandle,
   useMemo,
   useRef,
   useSyncExternalStore,
 } from "react";
 import { type Attached, type AttachOptions, attachTerminal } from "./attach.js";
-import { type ConnectionConfig, type Status, TerminalConnection } from "./connection.js";
+import {
+  checkTicket,
+  type ConnectionConfig,
+  type Status,
+  TerminalConnection,
+} from "./connection.js";
 
 /** A connection that opens with the component and is closed with it, and its status. */
 export function useTerminal({ url, ticket }: Pick<ConnectionConfig, "url" | "ticket">): {
   connection: TerminalConnection;
   status: Status;
 } {
+  checkTicket(ticket);
   // A new function at every render is no reason for a new session.
   const latest = useRef(ticket);
   useEffect(() => {
@@ -43,7 +53,7 @@ export function useTerminal({ url, ticket }: Pick<ConnectionConfig, "url" | "tic
   return { connection, status: useSyncExternalStore(subscribe, read, read) };
 }
 
-export interface TerminalViewProps extends ComponentProps<"div"> {
+export interface TerminalViewProps extends ComponentPropsWithoutRef<"div"> {
   connection: TerminalConnection;
   /** xterm.js's own, read when the terminal is made: once for each connection. */
   options?: ITerminalOptions & ITerminalInitOnlyOptions;
@@ -53,22 +63,24 @@ export interface TerminalViewProps extends ComponentProps<"div"> {
   onTerminal?: (terminal: Terminal, attached: Attached) => void;
 }
 
-/** An element that the terminal fills: its size is the caller's to style. */
-export function TerminalView({
-  connection,
-  options,
-  attach,
-  onTerminal,
-  ...rest
-}: TerminalViewProps): ReactElement {
+/**
+ * An element that the terminal fills: its size is the caller's to style. The terminal takes the
+ * keyboard's focus when it is made.
+ */
+export const TerminalView = forwardRef<HTMLDivElement, TerminalViewProps>(function TerminalView(
+  { connection, options, attach, onTerminal, ...rest },
+  ref,
+) {
   const box = useRef<HTMLDivElement>(null);
+  // React 18 gives a component its ref by forwardRef only.
+  useImperativeHandle(ref, () => box.current as HTMLDivElement, []);
   const given = useRef({ options, attach, onTerminal });
   useEffect(() => {
     given.current = { options, attach, onTerminal };
   });
   useEffect(() => {
     if (!box.current) return;
-    const terminal = new Terminal(given.current.options);
+    const terminal = new xterm.Terminal(given.current.options);
     terminal.open(box.current);
     const attached = attachTerminal(terminal, connection, given.current.attach);
     terminal.focus();
@@ -78,5 +90,5 @@ export function TerminalView({
       terminal.dispose();
     };
   }, [connection]);
-  return <div ref={box} {...rest} />;
-}
+  return <div {...rest} ref={box} />;
+});

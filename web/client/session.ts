@@ -57,7 +57,7 @@ export interface Socket {
   onopen: (() => void) | null;
   onmessage: ((event: { data: unknown }) => void) | null;
   onclose: ((event: { code: number; reason: string }) => void) | null;
-  send(data: string | Uint8Array<ArrayBuffer>): void;
+  send(data: string | Uint8Array): void;
   close(code?: number, reason?: string): void;
 }
 
@@ -83,6 +83,8 @@ export class Session {
   private readonly events: SessionEvents;
   private readonly first: Size;
   private size: Size;
+  /** The handshake is done: somebody is there. */
+  private accepted = false;
   private ready: Ready | undefined;
   private over = false;
   private exit: Exit | undefined;
@@ -97,7 +99,7 @@ export class Session {
   private ackWaits = false;
   private stopAck: () => void = () => {};
 
-  private readonly input: Uint8Array<ArrayBuffer>[] = [];
+  private readonly input: Uint8Array[] = [];
   /** Bytes of input since `inputPing` was last answered. */
   private inputSent = 0;
   /** The ping behind a full window of input; 0: none is awaited. */
@@ -130,6 +132,7 @@ export class Session {
     this.socket = socket;
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
+      this.accepted = true;
       if (socket.protocol !== PROTOCOL) this.finish(localEnd("bad_server_message"));
     };
     socket.onmessage = ({ data }) => {
@@ -146,6 +149,11 @@ export class Session {
     return this.pings.values().next().value;
   }
 
+  /** Ends a session that was waited for long enough, and that is not ready. */
+  giveUp(): void {
+    this.finish(localEnd(this.accepted ? "no_answer" : "unreachable"));
+  }
+
   /** Ends the session from this side. */
   finish(end: EndReason): void {
     if (this.over) return;
@@ -156,7 +164,7 @@ export class Session {
     this.events.end(end);
   }
 
-  send(bytes: Uint8Array<ArrayBuffer>): void {
+  send(bytes: Uint8Array): void {
     for (let start = 0; start < bytes.length; start += INPUT_FRAME) {
       this.input.push(bytes.subarray(start, start + INPUT_FRAME));
     }
@@ -181,7 +189,7 @@ export class Session {
   private endOf(close: number, closeReason: string): EndReason {
     // A browser says 1006 of every line that was cut and every failed handshake.
     if (close === 1006 && !this.error && !this.exit) {
-      return localEnd(this.ready ? "connection_lost" : "unreachable");
+      return localEnd(this.accepted ? "connection_lost" : "unreachable");
     }
     return closedEnd(close, closeReason, this.error, this.exit);
   }

@@ -27,12 +27,15 @@ const keys: [label: string, name: string, bytes: Bytes][] = [
   ["PgDn", "Page down", "\x1b[6~"],
 ];
 
-/** Ctrl holds for the next character, as a phone's Shift does. */
+/** What xterm.js answers to programs by itself, which is no key. */
+const ANSWER = /^\x1b(?:[P\]]|\[(?:[IO]$|[?<>]|[\d;]+[Rnt]))/;
+
+/** Ctrl holds for the next key, as a phone's Shift does. */
 export class KeyRow {
   private readonly control: HTMLButtonElement;
 
   constructor(current: () => Terminal | undefined) {
-    this.control = button("Ctrl", "Control, for the next character", () => {
+    this.control = button("Ctrl", "Control, for the next key", () => {
       this.held = !this.held;
     });
     this.held = false;
@@ -48,11 +51,9 @@ export class KeyRow {
 
   /** What was typed, changed by a Ctrl that is held. */
   apply(text: string): string {
-    if (!this.held || text.length !== 1) return text;
+    if (!this.held || ANSWER.test(text)) return text;
     this.held = false;
-    const code = text.toUpperCase().charCodeAt(0);
-    if (text === " ") return "\0";
-    return code >= 0x40 && code <= 0x5f ? String.fromCharCode(code & 0x1f) : text;
+    return withControl(text);
   }
 
   private get held(): boolean {
@@ -62,6 +63,16 @@ export class KeyRow {
   private set held(on: boolean) {
     this.control.ariaPressed = String(on);
   }
+}
+
+/** What a terminal sends for the key that sends `text` without Ctrl. */
+function withControl(text: string): string {
+  if (text === " ") return "\0";
+  if (text === "/") return "\x1f";
+  if (/^[@-~]$/.test(text)) return String.fromCharCode(text.charCodeAt(0) & 0x1f);
+  return text
+    .replace(/^\x1b[[O]([A-DFH])$/, "\x1b[1;5$1") // arrows, Home, End
+    .replace(/^\x1b\[(\d+)~$/, "\x1b[$1;5~"); // pages
 }
 
 function button(label: string, name: string, press: () => void): HTMLButtonElement {

@@ -114,10 +114,11 @@ class Page {
     else if (document.activeElement === document.body) this.enter();
   }
 
-  /** Puts the keyboard where the person goes on: the terminal, or the button that opens another. */
+  /** Puts the keyboard where the person goes on: the terminal, and from there the button that opens another. */
   private enter(): void {
-    if (this.chosen?.status.state === "ended") element("again").focus();
-    else this.chosen?.terminal.focus();
+    if (!this.chosen) return;
+    this.chosen.terminal.focus();
+    this.status.offer(this.chosen);
   }
 
   private show(): void {

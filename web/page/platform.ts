@@ -35,7 +35,8 @@ export async function enter(): Promise<Platform> {
     if (answer.status !== 401) throw await problem(answer);
     if (!known) {
       throw new NotLetIn(
-        "This link was already used. The terminal where termgw demo runs prints a new one.",
+        "This link was already used: it lets in one tab. If the terminal where termgw demo runs " +
+          "shows no newer one, start it again.",
       );
     }
   }

@@ -28,6 +28,7 @@ let nextId = 1;
 
 export class TerminalSession {
   readonly id = `terminal-${nextId++}`;
+  readonly tabId = `${this.id}-tab`;
   readonly workspace: Workspace;
   readonly readOnly: boolean;
   readonly terminal: Terminal;
@@ -64,7 +65,7 @@ export class TerminalSession {
     this.box.className = "terminal-box";
     this.box.id = this.id;
     this.box.role = "tabpanel";
-    this.box.ariaLabel = workspace.name;
+    this.box.setAttribute("aria-labelledby", this.tabId);
     parent.append(this.box);
 
     this.terminal = new Terminal({

@@ -8,6 +8,8 @@ import type { TerminalSession } from "./session.js";
 
 /** A ping without an answer for so long is worth a word. */
 const SILENT_MS = 2_000;
+/** Who has pressed no key for so long has seen that the shell is gone. */
+const PAUSE_MS = 1_000;
 /** The last of a limit is counted in seconds, and marked. */
 const SOON_S = 120;
 
@@ -47,8 +49,30 @@ export class StatusView {
   private told: Status | undefined;
   private shown: Words | undefined;
 
+  /** When a key was pressed last, and whether there had been a pause before it. */
+  private keyAt = -PAUSE_MS;
+  private pausedBefore = true;
+  /** When a session was seen to have ended, or to be an ended one. */
+  private endedAt = 0;
+  private stopOffer: ReturnType<typeof setTimeout> | undefined;
+  /** The first button has the focus because it was put there, not because somebody went there. */
+  private isOffered = false;
+
   constructor() {
-    this.primary.addEventListener("click", () => this.shown?.primary?.press());
+    const press = ({ timeStamp }: KeyboardEvent) => {
+      this.pausedBefore = timeStamp - this.keyAt >= PAUSE_MS;
+      this.keyAt = timeStamp;
+    };
+    window.addEventListener("keydown", press, { capture: true });
+    this.primary.addEventListener("blur", () => {
+      this.isOffered = false;
+    });
+    this.primary.addEventListener("click", (event) => {
+      // The space in a line that somebody types for the shell that is gone; detail: no pointer.
+      const isTyped = !this.pausedBefore && event.timeStamp - this.keyAt < PAUSE_MS;
+      if (event.detail === 0 && this.isOffered && isTyped) return;
+      this.shown?.primary?.press();
+    });
     this.second.addEventListener("click", () => this.shown?.second?.press());
   }
 
@@ -96,11 +120,31 @@ export class StatusView {
     setText(this.second, words.second?.words ?? "");
     this.primary.hidden = !words.primary;
     this.second.hidden = !words.second;
-    // Enter goes on, for whoever was in the terminal when it ended.
     const isNews = this.told !== session.status;
     this.told = session.status;
-    if (!isNews || session.status.state !== "ended") return;
-    if (this.terminals.contains(document.activeElement)) this.primary.focus();
+    if (isNews) this.offer(session);
+  }
+
+  /**
+   * Enter goes on, for whoever is in the terminal of an ended session: once they have typed nothing
+   * for a while, since what they type for the old shell is not to start another.
+   */
+  offer(session: TerminalSession): void {
+    this.endedAt = performance.now();
+    this.offerLater(session);
+  }
+
+  private offerLater(session: TerminalSession): void {
+    clearTimeout(this.stopOffer);
+    if (session.status.state !== "ended" || this.told !== session.status) return;
+    if (!this.terminals.contains(document.activeElement)) return;
+    const left = Math.max(this.endedAt, this.keyAt) + PAUSE_MS - performance.now();
+    if (left > 0) {
+      this.stopOffer = setTimeout(() => this.offerLater(session), left);
+      return;
+    }
+    this.primary.focus();
+    this.isOffered = true;
   }
 }
 
@@ -140,7 +184,12 @@ function endWords(end: EndReason, session: TerminalSession, goesOn: boolean): Wo
       session.terminal.focus();
     },
   });
-  const facts = [end.detail && `Step: ${end.detail}`, end.docs && `See ${end.docs}`];
+  const facts = [
+    // The demo knows only what runs.
+    end.code === "workspace_not_found" && "If its container stopped, start it again",
+    end.detail && `Step: ${end.detail}`,
+    end.docs && `See ${end.docs}`,
+  ];
   const words: Words = {
     kind: session.bad ? "bad" : "calm",
     title: end.title,

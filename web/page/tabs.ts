@@ -35,11 +35,14 @@ export class Tabs {
       tab.toggleAttribute("data-bell", session.bell);
       tab.ariaSelected = String(isChosen);
       tab.tabIndex = isChosen ? 0 : -1;
-      const name = label(session, sessions);
+      const { name } = session.workspace;
+      const number = numberOf(session, sessions);
       const shown = tab.querySelector(".name");
-      if (shown && shown.textContent !== name) shown.textContent = name;
+      if (shown && shown.textContent !== name + number) {
+        shown.replaceChildren(span("text", name), span("number", number));
+      }
       const news = session.bell ? "bell" : session.unseen ? "new output" : "";
-      const more = [name, session.title, news, state];
+      const more = [name + number, session.title, news, state];
       tab.title = more.filter(Boolean).join(" · ");
       tab.ariaLabel = more.filter(Boolean).join(", ");
     }
@@ -56,6 +59,7 @@ export class Tabs {
   private make(session: TerminalSession): HTMLElement {
     const tab = document.createElement("div");
     tab.className = "tab";
+    tab.id = session.tabId;
     tab.role = "tab";
     tab.setAttribute("aria-controls", session.id);
     // For the mouse; by keyboard it is Delete, as the tab's keys are described.
@@ -106,9 +110,8 @@ export class Tabs {
   }
 }
 
-/** The workspace's name; numbered where it has several tabs. */
-function label(session: TerminalSession, sessions: TerminalSession[]): string {
+/** Which of its workspace's tabs it is, where there are several. */
+function numberOf(session: TerminalSession, sessions: TerminalSession[]): string {
   const same = sessions.filter(({ workspace }) => workspace.id === session.workspace.id);
-  const { name } = session.workspace;
-  return same.length > 1 ? `${name} ${same.indexOf(session) + 1}` : name;
+  return same.length > 1 ? ` ${same.indexOf(session) + 1}` : "";
 }

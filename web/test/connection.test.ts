@@ -137,6 +137,29 @@ test("a ticket that the platform refuses ends the session with the platform's se
   assert.equal(made.ends[0]?.message, "You have no access to this workspace.");
 });
 
+test("a ticket that is no function is told where it was forgotten", () => {
+  const url = "wss://gateway.example/workspaces/ws-1/terminal";
+  for (const ticket of [undefined, "aaa.bbb.ccc"] as unknown as (() => Promise<string>)[]) {
+    assert.throws(() => new TerminalConnection({ url, ticket }), /`ticket` is to be a function/);
+  }
+});
+
+test("a fragment of the address, which browsers refuse, is left out", async () => {
+  const urls: string[] = [];
+  const connection = new TerminalConnection({
+    url: "https://gateway.example/workspaces/ws-1/terminal?a=1#top",
+    ticket: async () => "aaa.bbb.ccc",
+    openSocket: (url, protocols) => {
+      urls.push(url);
+      return new FakeSocket(url, protocols);
+    },
+    clock: new FakeClock(),
+  });
+  connection.connect();
+  await settle();
+  assert.deepEqual(urls, ["wss://gateway.example/workspaces/ws-1/terminal?a=1&cols=80&rows=24"]);
+});
+
 test("a ticket callback that is not async is taken as one that is", async () => {
   const made = rig(() => {
     throw new Error("You have no access to this workspace.");
@@ -332,6 +355,60 @@ test("ack: output of an ended session is not counted in the next", async () => {
   assert.deepEqual(second.sent("ack"), [{ type: "ack", bytes: 7 }]);
 });
 
+// Listeners.
+
+/** A rig with a listener that throws before all others, at each event. */
+function withFaultyListeners(): Rig {
+  const made = rig();
+  for (const type of ["status", "output", "notice", "roundTrip", "end"] as const) {
+    made.connection.on(type, () => {
+      throw new Error(`a mistake in ${type}`);
+    });
+  }
+  return made;
+}
+
+test("a listener that throws stops neither the others nor the connection, and is reported", async (t) => {
+  const reported: string[] = [];
+  globalThis.reportError = (cause: Error) => reported.push(cause.message);
+  t.after(() => Reflect.deleteProperty(globalThis, "reportError"));
+  const made = withFaultyListeners();
+  const told: string[] = [];
+  for (const type of ["status", "output", "notice", "roundTrip", "end"] as const) {
+    made.connection.on(type, () => told.push(type));
+  }
+  const socket = await opened(made);
+  socket.bytes(20 * KIB);
+  assert.equal(made.pieces.length, 3);
+  for (const rendered of made.pending) {
+    made.clock.advance(4);
+    rendered();
+  }
+  assert.equal(socket.sent("ack").at(-1)?.bytes, 20 * KIB);
+  socket.text({ type: "pong", id: 1 });
+  socket.text({ type: "notice", code: "draining", seconds: 5, message: "Five seconds left." });
+  socket.closeFrame(1012, "draining");
+  ready(await retried(made));
+  assert.equal(made.connection.status.state, "open");
+  const [connecting, open, waiting] = ["status", "status", "status"];
+  assert.deepEqual(told, [
+    ...[connecting, open, "output", "output", "output", "roundTrip", "notice", waiting, "end"],
+    ...[connecting, open],
+  ]);
+  assert.deepEqual(
+    reported,
+    told.map((type) => `a mistake in ${type}`),
+  );
+});
+
+test("where there is no reportError, a listener's error is thrown where nothing waits for it", async (t) => {
+  const later: (() => void)[] = [];
+  t.mock.method(globalThis, "setTimeout", (callback: () => void) => later.push(callback));
+  await opened(withFaultyListeners());
+  assert.equal(later.length, 2);
+  for (const callback of later) assert.throws(callback, /a mistake in status/);
+});
+
 // Input and size.
 
 test("input is UTF-8 in binary frames", async () => {
@@ -506,6 +583,14 @@ test("a failed handshake and a cut line are told apart", async () => {
     made.ends.map((end) => end.code),
     ["unreachable", "connection_lost"],
   );
+});
+
+test("a line that is cut before the shell is there is no gateway that cannot be reached", async () => {
+  const made = rig();
+  const socket = await dialled(made);
+  socket.accept();
+  socket.closeFrame(1006);
+  assert.equal(made.ends[0]?.code, "connection_lost");
 });
 
 test("a notice is passed on", async () => {
@@ -754,16 +839,22 @@ test("connect does not wait, close ends the waiting and says why it was", async 
   assert.deepEqual(made.clock.running, []);
 });
 
-test("a gateway that never answers is given up after 30 s, and tried again", async () => {
-  const made = rig();
-  const socket = await dialled(made);
-  made.clock.advance(29_999);
-  assert.equal(made.connection.status.state, "connecting");
-  made.clock.advance(1);
-  assert.equal(socket.closedWith, 1000);
-  assert.equal(made.connection.status.state, "waiting");
-  assert.equal(made.connection.status.end?.code, "unreachable");
-});
+for (const [code, accepts] of [
+  ["unreachable", false],
+  ["no_answer", true],
+] as const) {
+  test(`a gateway that never answers (${code}) is given up after 30 s, and tried again`, async () => {
+    const made = rig();
+    const socket = await dialled(made);
+    if (accepts) socket.accept();
+    made.clock.advance(29_999);
+    assert.equal(made.connection.status.state, "connecting");
+    made.clock.advance(1);
+    assert.equal(socket.closedWith, 1000);
+    assert.equal(made.connection.status.state, "waiting");
+    assert.equal(made.connection.status.end?.code, code);
+  });
+}
 
 test("a platform that never answers is given up too, and its request is ended", async () => {
   let given: AbortSignal | undefined;
@@ -774,7 +865,23 @@ test("a platform that never answers is given up too, and its request is ended", 
   made.connection.connect();
   made.clock.advance(30_000);
   assert.equal(made.connection.status.state, "waiting");
+  assert.equal(made.connection.status.end?.code, "ticket_unavailable");
   assert.equal(given?.aborted, true);
+});
+
+test("what may be a mistake in the ticket callback is told to its developer", async (t) => {
+  const logged = t.mock.method(console, "error", () => {});
+  const cause = new TypeError("Cannot read properties of undefined (reading 'ticket')");
+  const made = rig(async () => {
+    throw cause;
+  });
+  made.connection.connect();
+  await settle();
+  assert.equal(made.connection.status.state, "waiting", "or a network that fails");
+  assert.deepEqual(
+    logged.mock.calls.map((call) => call.arguments.at(-1) as unknown),
+    [cause],
+  );
 });
 
 for (const [cause, state, message] of [

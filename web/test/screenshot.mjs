@@ -2,7 +2,7 @@
 //   node test/screenshot.mjs FOLDER
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
-import { shows, skip, startBrowser } from "./browser/harness.mjs";
+import { shows, skip, startBrowser, until } from "./browser/harness.mjs";
 import { FAILURES, startScript } from "./browser/script.mjs";
 
 const [folder] = process.argv.slice(2);
@@ -61,7 +61,9 @@ const scope = {
 const failure = (/** @type {string} */ code) => FAILURES.filter((one) => one.code === code);
 const open = (/** @type {Page} */ tab) => shows(tab, "#round-trip", / ms$/);
 
-const ended = (/** @type {Page} */ tab) => shows(tab, "#again", /^(New session|Reconnect)$/);
+const paused = (/** @type {Page} */ tab) => shows(tab, "#again", /^Reconnect$/);
+const ended = (/** @type {Page} */ tab) =>
+  until(() => tab.evaluate(() => document.activeElement?.id ?? ""), /^again$/);
 
 /** @type {Picture[]} */
 const pictures = [
@@ -163,6 +165,7 @@ const pictures = [
       site.say({ type: "exit", code: 3 });
       site.close(1000);
       await shows(tab, "#panel", /status 3/);
+      await ended(tab);
     },
   },
   { name: "revoked-light", scheme: "light", failures: failure("revoked"), ready: ended },
@@ -183,7 +186,7 @@ const pictures = [
       }),
     ready: (tab) => shows(tab, "#panel", /Step: docker/),
   },
-  { name: "idle-timeout-dark", scheme: "dark", failures: failure("idle_timeout"), ready: ended },
+  { name: "idle-timeout-dark", scheme: "dark", failures: failure("idle_timeout"), ready: paused },
 ];
 
 try {

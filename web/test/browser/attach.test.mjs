@@ -74,6 +74,99 @@ test("output goes on while a question is open, which is the only one", { skip },
   assert.equal(await clipboard(), "first");
 });
 
+test("nobody is asked to copy what is nothing", { skip }, async (t) => {
+  const tab = await open(t, "attach.ts");
+  await tab.context().grantPermissions(["clipboard-write"]);
+  await tab.evaluate(() => window.rig.open());
+  const commands = ["52;c;no base64!", "52;c;", "52", "52;p;?", "52;rm it;?"];
+  const nothing = commands.map((command) => `\x1b]${command}\x07`).join("");
+  await tab.evaluate(
+    async (text) => {
+      window.rig.print(text);
+      await window.rig.parsed();
+    },
+    `${nothing}${copies("größe 漢字 😀")}`,
+  );
+  assert.deepEqual(await tab.evaluate(() => window.rig.asked), ["größe 漢字 😀"]);
+  assert.equal(await tab.evaluate(() => window.rig.sent()), "\x1b]52;p;\x07", "nothing to read");
+});
+
+test(
+  "a link that a program marks opens in a new tab, and tells where it leads",
+  { skip },
+  async (t) => {
+    const tab = await open(t, "attach.ts");
+    await tab.evaluate(async () => {
+      const { rig } = window;
+      window.open = (...given) => {
+        rig.asked.push(given.join(" "));
+        return null;
+      };
+      await rig.open();
+      rig.print("\x1b]8;;https://example.com/a\x1b\\their text\x1b]8;;\x1b\\");
+      await rig.parsed();
+    });
+    await sees(tab, /^their text$/m);
+    const title = () => tab.evaluate(() => window.rig.terminal.element?.title ?? "");
+    await tab.locator(".xterm-screen").hover({ position: { x: 20, y: 8 } });
+    await until(title, /^https:\/\/example\.com\/a$/);
+    await tab.locator(".xterm-screen").click({ position: { x: 20, y: 8 } });
+    const opened = async () => (await tab.evaluate(() => window.rig.asked)).join();
+    await until(opened, /^https:\/\/example\.com\/a _blank noopener,noreferrer$/);
+    await tab.locator(".xterm-screen").hover({ position: { x: 20, y: 200 } });
+    await until(title, /^$/);
+
+    const kept = await tab.evaluate(() => {
+      window.rig.attached.dispose();
+      return window.rig.terminal.options.linkHandler;
+    });
+    assert.equal(kept, null);
+  },
+);
+
+test(
+  "a line half typed when its shell went away does not run in the next one",
+  { skip },
+  async (t) => {
+    const tab = await open(t, "attach.ts");
+    const sent = await tab.evaluate(async () => {
+      const { rig } = window;
+      const sent = () => rig.sockets.map((socket) => socket.frames.map(String).join(" "));
+      const socket = await rig.open();
+      rig.random = 0;
+      rig.type("a", 10_000);
+      socket.closeFrame(1012, "draining");
+      rig.type("b", 10_900); // nothing is open
+      await rig.accept();
+      rig.type("c", 11_800);
+      rig.print("\x1b[5n"); // a program asks, and is answered
+      await rig.parsed();
+      rig.type("\r", 12_700);
+      rig.type("d", 13_700); // after a pause
+      rig.type("e", 13_800);
+      return sent();
+    });
+    const code = (/** @type {string} */ text) => [...text].map((c) => c.charCodeAt(0)).join();
+    assert.deepEqual(sent, [code("a"), [code("\x1b[0n"), code("d"), code("e")].join(" ")]);
+
+    // A session that somebody asked for after an end takes keys at once; so does one that was let rest.
+    const more = await tab.evaluate(async () => {
+      const { rig } = window;
+      const last = () => rig.sockets.at(-1)?.frames.map(String).join(" ");
+      rig.sockets.at(-1)?.closeFrame(4423, "revoked");
+      await rig.open();
+      rig.type("f", 13_900);
+      const asked = last();
+      rig.sockets.at(-1)?.closeFrame(1012, "draining");
+      await rig.accept();
+      performance.now = () => 14_900;
+      rig.terminal.input("g"); // a key on the screen, which presses none
+      return [asked, last()];
+    });
+    assert.deepEqual(more, [code("f"), code("g")]);
+  },
+);
+
 test("a terminal that goes away takes no part of the window along", { skip }, async (t) => {
   const tab = await open(t, "attach.ts");
   const acked = () => tab.evaluate(() => String(window.rig.acked()));
@@ -175,6 +268,11 @@ test("React: another connection's terminal has the props of then", { skip }, asy
   ) => tab.evaluate((props) => window.show(props), { url, fontSize, name });
   await show("/workspaces/a/terminal", 12, "first");
   await until(made, /^first 12$/);
+  assert.equal(
+    await tab.evaluate(() => window.view.current?.querySelectorAll(".xterm").length),
+    1,
+    "a ref has the element, and the terminal is in it",
+  );
   await show("/workspaces/a/terminal", 13, "unused");
   await show("/workspaces/b/terminal", 20, "second");
   await until(made, /^first 12, second 20$/);

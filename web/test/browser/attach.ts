@@ -13,6 +13,8 @@ class Rig {
   /** What programs wanted to copy, as they asked. */
   readonly asked: string[] = [];
   answer: (allowed: boolean) => void = () => {};
+  /** The part of the longest wait before a retry. */
+  random = 1;
   terminal = new Terminal();
   attached: Attached;
 
@@ -20,7 +22,7 @@ class Rig {
     this.connection = new TerminalConnection({
       url: "ws://gateway.example/workspaces/ws-1/terminal",
       ticket: async () => "aaa.bbb.ccc",
-      random: () => 1,
+      random: () => this.random,
       openSocket: (url, protocols) => {
         const socket = new FakeSocket(url, protocols);
         this.sockets.push(socket);
@@ -33,7 +35,14 @@ class Rig {
   /** Opens a session, and gives its socket. */
   async open(): Promise<FakeSocket> {
     this.connection.connect();
-    await new Promise((resolve) => setTimeout(resolve)); // the ticket
+    return this.accept();
+  }
+
+  /** Takes the session that is being opened. */
+  async accept(): Promise<FakeSocket> {
+    while (this.connection.status.state !== "connecting" || !this.isDialled()) {
+      await new Promise((resolve) => setTimeout(resolve)); // the wait, the ticket
+    }
     const socket = this.sockets.at(-1) as FakeSocket;
     socket.accept();
     socket.text({
@@ -70,6 +79,19 @@ class Rig {
   remove(): void {
     this.attached.dispose();
     this.terminal.dispose();
+  }
+
+  /** As a person types a key at that time, by the page's clock. */
+  type(text: string, at: number): void {
+    performance.now = () => at;
+    const event = new KeyboardEvent("keydown", { bubbles: true });
+    Object.defineProperty(event, "timeStamp", { value: at });
+    this.terminal.textarea?.dispatchEvent(event);
+    this.terminal.input(text);
+  }
+
+  private isDialled(): boolean {
+    return this.sockets.at(-1)?.readyState === 0;
   }
 
   /** Another terminal in place of the one that was removed. */

@@ -2,7 +2,7 @@
 // published, and it is run in a browser, at a real gateway.
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { serveFixture } from "./fixture.mjs";
@@ -88,6 +88,34 @@ test("the package is built when it is packed: what it exports, and nothing else"
   const license = await readFile(`${web}client/LICENSE`, "utf8");
   assert.ok(paths.includes("LICENSE"));
   assert.equal(license, await readFile(`${web}../LICENSE`, "utf8"), "the project's own");
+});
+
+test("a server renders it: the element, and no terminal", () => {
+  const script = `
+    import { createElement as h } from "react";
+    import { renderToString } from "react-dom/server";
+    import { TerminalConnection } from "@molecule-ai/termgw-client";
+    import { TerminalView, useTerminal } from "@molecule-ai/termgw-client/react";
+    function App() {
+      const ticket = async () => "aaa.bbb.ccc";
+      const { connection, status } = useTerminal({ url: "/workspaces/host/terminal", ticket });
+      return h("div", null, h(TerminalView, { connection, className: "view" }), status.state);
+    }
+    console.log(typeof TerminalConnection, renderToString(h(App)));`;
+  const printed = execFileSync(process.execPath, ["--input-type=module", "-e", script], {
+    cwd: folder,
+    encoding: "utf8",
+  });
+  assert.equal(printed, 'function <div><div class="view"></div>idle</div>\n');
+});
+
+test("its declarations need no TypeScript of the last years", async () => {
+  const dist = `${web}client/dist/`;
+  for (const name of await readdir(dist)) {
+    if (!name.endsWith(".d.ts")) continue;
+    // Typed arrays have a parameter since TypeScript 5.7.
+    assert.doesNotMatch(await readFile(dist + name, "utf8"), /Uint8Array</, name);
+  }
 });
 
 /**

@@ -6,6 +6,7 @@ import { test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { skipEngine, startEngine } from "./engine.mjs";
 import {
+  goOn,
   openTab,
   paste,
   screen,
@@ -207,6 +208,7 @@ test("through nginx into a container", { skip: skip || skipEngine || skipSite },
       await drain.hurry();
       await until(() => String(other.started() > had), /true/);
       await shows(tab, "#state", /^Connected$/);
+      await delay(1_100); // what is typed on without a pause is not for this shell
       await settle();
       await type(tab, "echo moved-$((3+3))");
       await sees(tab, /^moved-6$/m);
@@ -221,7 +223,7 @@ test("through nginx into a container", { skip: skip || skipEngine || skipSite },
     await delay(3_000);
     assert.equal(site.tickets.minted, before, "no ticket was asked for");
     await delay(1_000); // a ticket of a later second than the revocation's
-    await tab.keyboard.press("Enter");
+    await goOn(tab);
     await shows(tab, "#state", /^Connected$/);
     await settle();
   });
@@ -231,7 +233,7 @@ test("through nginx into a container", { skip: skip || skipEngine || skipSite },
     const before = site.tickets.minted;
     await type(tab, "exit");
     await shows(tab, "#again", /^New session$/);
-    await tab.keyboard.press("Enter");
+    await goOn(tab);
     await shows(tab, "#panel", /The ticket for this terminal is not valid/);
     await shows(tab, "#again", /^Reconnect$/);
     assert.equal(site.tickets.minted - before, 2, "one more ticket was tried");

@@ -296,6 +296,16 @@ export async function type(tab, line) {
 }
 
 /**
+ * Presses Enter on the panel's first button, which has the focus a while after an end.
+ *
+ * @param {import("playwright-core").Page} tab
+ */
+export async function goOn(tab) {
+  await until(() => tab.evaluate(() => document.activeElement?.id ?? ""), /^again$/);
+  await tab.keyboard.press("Enter");
+}
+
+/**
  * Pastes, as the browser does when somebody presses its key for that.
  *
  * @param {import("playwright-core").Page} tab

@@ -37,6 +37,97 @@ for (const failure of FAILURES) {
   });
 }
 
+test("what is typed for a shell that is gone starts no other", { skip }, async (t) => {
+  const browser = await openBrowser();
+  const site = await startScript(t, []);
+  const tab = await openTab(t, browser, site.url);
+  await tab.clock.install();
+  await tab.goto(`${site.url}#key=first`);
+  await shows(tab, "#state", /^Connected$/);
+  await shows(tab, "#round-trip", / ms$/); // no ping is open when the time jumps
+  await tab.clock.pauseAt(Date.now() + 10_000);
+  await tab.keyboard.type("git");
+  site.say({ type: "exit", code: 137, signal: "SIGKILL" });
+  site.close(1000);
+  await shows(tab, "#again", /^New session$/);
+  const focused = () => tab.evaluate(() => document.activeElement?.id ?? "");
+  /** Pressing a button that starts a session changes the state before anything else happens. */
+  const nothingStarted = async () =>
+    assert.equal(await tab.locator("#state").textContent(), "The shell ended");
+
+  await tab.keyboard.type(" commit -m x");
+  await tab.keyboard.press("Enter");
+  await tab.clock.runFor(900);
+  await tab.keyboard.type(" ");
+  await tab.clock.runFor(900);
+  assert.notEqual(await focused(), "again", "not while somebody types");
+  await nothingStarted();
+  await tab.clock.runFor(200);
+  assert.equal(await focused(), "again");
+
+  await tab.keyboard.type("a b");
+  await tab.keyboard.press("Enter");
+  await nothingStarted();
+  await tab.clock.runFor(1_000);
+  await tab.keyboard.press("Space");
+  await shows(tab, "#state", /^Connected$/);
+  assert.equal(site.sessions(), 2);
+
+  // Who goes to the button by Tab means it.
+  site.say({ type: "exit", code: 0 });
+  site.close(1000);
+  await shows(tab, "#again", /^New session$/);
+  await tab.keyboard.press("Control+Shift+E");
+  for (let steps = 0; (await focused()) !== "again"; steps++) {
+    assert.ok(steps < 50, "Tab reaches it");
+    await tab.keyboard.press("Shift+Tab");
+  }
+  await tab.keyboard.press("Enter");
+  await shows(tab, "#state", /^Connected$/);
+});
+
+test("a workspace that is not found may have stopped", { skip }, async (t) => {
+  const browser = await openBrowser();
+  const message = "There is no workspace by this address.";
+  const failure = { close: 4404, code: "workspace_not_found", retryable: false, message };
+  const site = await startScript(t, [{ ...failure, goesOn: "never" }]);
+  const tab = await openTab(t, browser, site.url);
+  await tab.goto(`${site.url}#key=first`);
+  await shows(tab, "#panel-more", /^If its container stopped, start it again$/);
+});
+
+test("many tabs of one workspace are told apart", { skip }, async (t) => {
+  const browser = await openBrowser();
+  const site = await startScript(t, []);
+  const tab = await openTab(t, browser, site.url);
+  await tab.goto(`${site.url}#key=first`);
+  await shows(tab, "#state", /^Connected$/);
+  for (let count = 2; count <= 10; count++) {
+    await tab.keyboard.press("Control+Shift+O");
+    await tab.keyboard.type("data");
+    await tab.keyboard.press("Enter");
+    await until(async () => String(await tab.locator(".tab").count()), new RegExp(`^${count}$`));
+  }
+  const cut = await tab.locator(".tab .number").evaluateAll(
+    (numbers) =>
+      numbers.filter((number) => {
+        const room = number.closest(".tab")?.getBoundingClientRect();
+        const { left, right, width } = number.getBoundingClientRect();
+        return room && number.textContent && (width < 5 || left < room.left || right > room.right);
+      }).length,
+  );
+  assert.equal(cut, 0, "every number is seen whole");
+  const names = await tab
+    .getByRole("tabpanel", { includeHidden: true })
+    .evaluateAll((panels) =>
+      panels.map(
+        (panel) =>
+          document.getElementById(panel.getAttribute("aria-labelledby") ?? "")?.ariaLabel ?? "",
+      ),
+    );
+  assert.equal(new Set(names).size, 10, names.join("; "));
+});
+
 test("a notice counts down, and typing takes back the idle one", { skip }, async (t) => {
   const browser = await openBrowser();
   const site = await startScript(t, []);
