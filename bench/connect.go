@@ -42,7 +42,7 @@ func (b *bench) connect(ctx context.Context) (err error) {
 }
 
 func (s *server) firstByte(ctx context.Context) (time.Duration, error) {
-	t, err := s.target(ctx)
+	t, err := s.target(ctx, hostWorkspace)
 	if err != nil {
 		return 0, err
 	}
@@ -82,7 +82,7 @@ const atOnce = 8
 func (s *server) openMany(ctx context.Context, n int) (time.Duration, error) {
 	queue := make(chan target, n)
 	for range n {
-		t, err := s.target(ctx)
+		t, err := s.target(ctx, hostWorkspace)
 		if err != nil {
 			return 0, err
 		}

@@ -103,7 +103,7 @@ func keystrokes(ctx context.Context, term session, n int) ([]float64, error) {
 func (s *server) flood(ctx context.Context) (stop func() error, err error) {
 	var targets []target
 	for range floods {
-		t, err := s.target(ctx)
+		t, err := s.target(ctx, hostWorkspace)
 		if err != nil {
 			return nil, err
 		}

@@ -157,7 +157,7 @@ func (s *server) openIdle(ctx context.Context, open []*idler, n int) ([]*idler, 
 }
 
 func (s *server) newIdler(ctx context.Context) (*idler, error) {
-	t, err := s.target(ctx)
+	t, err := s.target(ctx, hostWorkspace)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"time"
 )
@@ -30,26 +31,44 @@ func interruptKey(eager bool, speed float64) string {
 	return fmt.Sprintf("ctrl_c_%s_%g", model, speed)
 }
 
+// containerKey is interruptKey of a shell in a container of the local engine.
+func containerKey(eager bool, speed float64) string {
+	return interruptKey(eager, speed) + "_container"
+}
+
 // interrupt measures Ctrl-C to the prompt on the screen after a flood, for
 // clients that render at a given speed and read as fast only, or read eagerly
 // and queue as a browser does.
-func (b *bench) interrupt(ctx context.Context) error {
-	models := []bool{false, true}
+func (b *bench) interrupt(ctx context.Context) (err error) {
+	container := fmt.Sprint("tgwbench-", os.Getpid())
+	stop, err := startContainer(ctx, container)
+	if err != nil {
+		return err
+	}
+	if stop == nil {
+		b.report.note("no Ctrl-C in containers: no Docker engine answers at DOCKER_HOST")
+	} else {
+		defer func() { err = errors.Join(err, stop()) }()
+	}
 	for round := range b.size(3, 1) {
 		for _, speed := range speeds {
 			if b.short && speed != 1 {
 				continue
 			}
-			for _, eager := range models {
+			for _, eager := range []bool{false, true} {
 				for _, s := range rotated(b.servers, round) {
 					if s.cmd == nil && eager {
 						continue // a queue without a gateway measures the queue alone
 					}
-					took, err := s.interruptRound(ctx, speed, eager)
-					if err != nil {
-						return fmt.Errorf("%s, %g MB/s: %w", s.name, speed, err)
+					if err := b.interruptRound(ctx, s, speed, eager, ""); err != nil {
+						return err
 					}
-					b.report.add(interruptKey(eager, speed), s.name, float64(took.Microseconds())/1e3)
+					if s.name != gateway || stop == nil {
+						continue
+					}
+					if err := b.interruptRound(ctx, s, speed, eager, container); err != nil {
+						return err
+					}
 				}
 			}
 		}
@@ -57,15 +76,29 @@ func (b *bench) interrupt(ctx context.Context) error {
 	return nil
 }
 
-func (s *server) interruptRound(ctx context.Context, speed float64, eager bool) (took time.Duration, err error) {
-	term, err := s.open(ctx, shell)
-	if err != nil {
-		return 0, err
+// interruptRound measures one Ctrl-C, in a container if one is named.
+func (b *bench) interruptRound(ctx context.Context, s *server, speed float64, eager bool, container string) error {
+	key := interruptKey(eager, speed)
+	open := func() (session, error) { return s.open(ctx, shell) }
+	if container != "" {
+		key = containerKey(eager, speed)
+		open = func() (session, error) { return s.openContainer(ctx, container) }
 	}
-	defer func() {
+	term, err := open()
+	if err == nil {
+		var took time.Duration
+		took, err = interrupted(term, speed, eager)
 		_ = term.Close() // perhaps in mid-flood
 		err = errors.Join(err, s.settle())
-	}()
+		b.report.add(key, s.name, float64(took.Microseconds())/1e3)
+	}
+	if err != nil {
+		return fmt.Errorf("%s, %g MB/s: %w", s.name, speed, err)
+	}
+	return nil
+}
+
+func interrupted(term session, speed float64, eager bool) (took time.Duration, err error) {
 	if err := await(term, prompt); err != nil {
 		return 0, err
 	}

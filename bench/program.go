@@ -35,8 +35,12 @@ type server struct {
 	*program
 	cmd    *exec.Cmd // nil: a bare pty
 	log    string    // path of its log
-	target func(context.Context) (target, error)
+	target func(ctx context.Context, workspace string) (target, error)
 }
+
+// hostWorkspace is the workspace that runs the program's command. Peers have no
+// other.
+const hostWorkspace = "host"
 
 // programs lists what there is: the bare pty, termgw, and the peers on PATH.
 func programs(ctx context.Context, termgw string) ([]*program, error) {
@@ -72,7 +76,7 @@ func versionIn(output []byte) string {
 }
 
 func startPty(_ context.Context, _, command string) (*server, error) {
-	return &server{target: func(context.Context) (target, error) {
+	return &server{target: func(context.Context, string) (target, error) {
 		return target{Kind: "pty", Command: command}, nil
 	}}, nil
 }
@@ -92,16 +96,16 @@ func startTermgw(path string) func(context.Context, string, string) (*server, er
 		if err := json.NewDecoder(bufio.NewReader(out)).Decode(&at); err != nil {
 			return nil, errors.Join(fmt.Errorf("termgw's first line: %w", err), s.stop())
 		}
-		s.target = func(ctx context.Context) (target, error) {
-			ticket, err := fetchTicket(ctx, at.Tickets)
-			return target{Kind: "termgw", URL: at.Terminal + "?cols=80&rows=24", Ticket: ticket}, err
+		s.target = func(ctx context.Context, workspace string) (target, error) {
+			ticket, err := fetchTicket(ctx, at.Tickets, workspace)
+			return target{Kind: "termgw", URL: of(workspace, at.Terminal) + "?cols=80&rows=24", Ticket: ticket}, err
 		}
 		return s, nil
 	}
 }
 
-func fetchTicket(ctx context.Context, url string) (string, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(`{"workspace":"host"}`))
+func fetchTicket(ctx context.Context, url, workspace string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(`{"workspace":"`+workspace+`"}`))
 	if err != nil {
 		return "", err
 	}
@@ -132,7 +136,7 @@ func startTtyd(path string) func(context.Context, string, string) (*server, erro
 			}
 			if m := ttydPort.FindSubmatch(b); m != nil {
 				t := target{Kind: "ttyd", URL: "ws://127.0.0.1:" + string(m[1]) + "/ws"}
-				s.target = func(context.Context) (target, error) { return t, nil }
+				s.target = func(context.Context, string) (target, error) { return t, nil }
 				return s, nil
 			}
 		}
@@ -215,7 +219,7 @@ func (s *server) tail() string {
 
 // open opens one session that runs a command typed to child.
 func (s *server) open(ctx context.Context, command string) (session, error) {
-	t, err := s.target(ctx)
+	t, err := s.target(ctx, hostWorkspace)
 	if err != nil {
 		return nil, err
 	}

@@ -112,30 +112,15 @@ func (e *remoteEnv) addAccount(ctx context.Context) error {
 // startContainer runs a workspace in the engine that DOCKER_HOST names, if it
 // answers.
 func (e *remoteEnv) startContainer(ctx context.Context) error {
-	if _, err := output(ctx, "docker", "version"); err != nil {
-		return nil //nolint:nilerr // then containers are not measured
-	}
-	rootfs, err := output(ctx, filepath.Join("..", "scripts", "workspace-image"))
-	if err != nil {
+	stop, err := startContainer(ctx, e.user)
+	if stop == nil {
 		return err
 	}
-	image, err := output(ctx, "docker", "import", rootfs)
-	if err != nil {
-		return err
-	}
+	e.container = e.user
+	e.stops = append(e.stops, stop)
 	// A terminal starts with an environment of its own.
 	script := "#!/bin/sh\nDOCKER_HOST='" + os.Getenv("DOCKER_HOST") + "' exec docker exec -it " + e.user + " /bin/bash\n"
-	if err := os.WriteFile(e.path("docker-exec"), []byte(script), 0o700); err != nil { //nolint:gosec // it is a program
-		return err
-	}
-	e.container, err = output(ctx, "docker", "run", "-d", "--network", "none", "--name", e.user, image, "sleep", "infinity")
-	e.stops = append(e.stops, func() error {
-		ctx := context.WithoutCancel(ctx)
-		_, err1 := output(ctx, "docker", "rm", "-f", e.user)
-		_, err2 := output(ctx, "docker", "rmi", image)
-		return errors.Join(err1, err2)
-	})
-	return err
+	return os.WriteFile(e.path("docker-exec"), []byte(script), 0o700) //nolint:gosec // it is a program
 }
 
 var cliVersion = regexp.MustCompile(`^aws-cli/2\.(1[2-9]|[2-9][0-9])\.`)

@@ -99,7 +99,9 @@ func (r *report) rows() []row {
 			if eager {
 				how = "reads eagerly"
 			}
-			rows = append(rows, row{fmt.Sprintf("Ctrl-C to prompt, ms, %g MB/s, %s", speed, how), []string{interruptKey(eager, speed)}, "%.1f"})
+			rows = append(rows,
+				row{fmt.Sprintf("Ctrl-C to prompt, ms, %g MB/s, %s", speed, how), []string{interruptKey(eager, speed)}, "%.1f"},
+				row{"the same, in a container", []string{containerKey(eager, speed)}, "%.1f"})
 		}
 	}
 	rows = append(rows, row{"connect to first byte p50 / p95, ms", []string{"connect_p50", "connect_p95"}, "%.2f"})

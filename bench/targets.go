@@ -43,8 +43,10 @@ func (r *report) judge() []verdict {
 			how = "that reads eagerly"
 		}
 		for _, speed := range speeds {
-			list = append(list, atMost(fmt.Sprintf("Ctrl-C to prompt, a client %s, %g MB/s: at most 150 ms", how, speed), 150,
-				r.Rounds[interruptKey(eager, speed)][gateway]))
+			list = append(list,
+				atMost(fmt.Sprintf("Ctrl-C to prompt, a client %s, %g MB/s: at most 150 ms", how, speed), 150,
+					r.Rounds[interruptKey(eager, speed)][gateway]),
+				atMost(fmt.Sprintf("the same in a container, %g MB/s: at most 150 ms", speed), 150, r.Rounds[containerKey(eager, speed)][gateway]))
 		}
 	}
 	list = append(list, atMost("connect to first byte, to ttyd's: at most 1", 1, r.ratio("connect_p50", "connect_p50", peer)))

@@ -45,6 +45,14 @@ type NonBlocking interface {
 	TryWrite(p []byte) (int, error)
 }
 
+// ReadDeadliner is what a Terminal may have that is not NonBlocking, so that an
+// interrupt is answered although much of its output is on the way: the time until
+// which Read waits. After it Read's error is os.ErrDeadlineExceeded, until the
+// time is changed. A zero time is no deadline.
+type ReadDeadliner interface {
+	SetReadDeadline(t time.Time) error
+}
+
 // Exit is how a shell ended.
 type Exit struct {
 	Code   int    // 128 + the signal's number if a signal ended it
@@ -133,6 +141,7 @@ type Bridge struct {
 	typist   bool      // typeInput runs
 	choked   bool      // the reader waits for the input queue and hears no acks
 	typed    bool      // input has come since the last output
+	echo     []byte    // of an interrupt that was typed; carryOutput takes it
 	bytesIn  int64
 	life     lifetime
 }

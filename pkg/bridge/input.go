@@ -134,6 +134,7 @@ func (b *Bridge) receiveInput(p []byte) {
 	if b.opt.Ready.Mode == "ro" {
 		return
 	}
+	b.interrupt(p)
 	for !b.ending && b.typing+len(b.input)+len(p) > maxQueued {
 		b.choked = true
 		b.output.Signal()

@@ -36,7 +36,13 @@ func (b *Bridge) carryOutput() error {
 	small := make([]byte, headroom+smallRead)
 	flows := false // more may be there already
 	for {
-		room := b.awaitRoom()
+		room, echo := b.awaitRoom()
+		if echo != nil {
+			if err := b.skip(echo); err != nil {
+				return err
+			}
+			continue
+		}
 		n, err := 0, error(nil)
 		if flows {
 			n, err = b.carryLarge(nil, room)
@@ -111,18 +117,22 @@ func (b *Bridge) mayGather() bool {
 	return !b.ending && !b.typed && (b.window.limit == 0 || b.window.backlog() > 0)
 }
 
-// awaitRoom waits until output is wanted and tells how many bytes of it.
-func (b *Bridge) awaitRoom() int {
+// awaitRoom waits until output is wanted and tells how many bytes of it, or the
+// echo of an interrupt that was typed meanwhile.
+func (b *Bridge) awaitRoom() (room int, echo []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for {
+		if echo, b.echo = b.echo, nil; echo != nil {
+			return 0, echo
+		}
 		// choked: the client's acks are stuck behind input that the program
 		// does not read, perhaps because we do not read its output.
 		if b.ending || b.choked {
-			return largeRead
+			return largeRead, nil
 		}
 		if room := b.window.room(); room > 0 {
-			return room
+			return room, nil
 		}
 		b.output.Wait()
 	}

@@ -262,6 +262,14 @@ func (p *peer) ack(t testing.TB, n int64) {
 	p.control(t, string(encode(map[string]any{"type": "ack", "bytes": n})))
 }
 
+// ackAll acknowledges everything, from now on at once.
+func (p *peer) ackAll(t testing.TB) {
+	t.Helper()
+	var n int64
+	p.with(func() { p.noAck, n = false, p.received })
+	p.ack(t, n)
+}
+
 // texts are the text frames so far.
 func (p *peer) texts() (all []string) {
 	p.with(func() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 )
 
 // fakeTerm is a terminal in memory. Its program prints what the test tells it
@@ -18,7 +19,8 @@ type fakeTerm struct {
 	writeErr error
 	waitErr  error
 	exit     Exit
-	allowed  int // bytes of input that the program still reads; -1: all
+	deadline time.Time // lateTerm's
+	allowed  int       // bytes of input that the program still reads; -1: all
 	sink     io.Writer
 
 	waiting int      // bytes that a Read that waits has room for; 0: none does
@@ -67,7 +69,7 @@ func (f *fakeTerm) Read(p []byte) (n int, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	defer f.changed.Broadcast()
-	for f.closes == 0 && len(f.out) == 0 && !f.flood && f.readErr == nil {
+	for f.closes == 0 && len(f.out) == 0 && !f.flood && f.readErr == nil && !f.late() {
 		f.waiting = len(p)
 		f.changed.Wait()
 	}
@@ -84,6 +86,8 @@ func (f *fakeTerm) Read(p []byte) (n int, err error) {
 	case f.flood:
 		pattern(f.given, p)
 		n = len(p)
+	case f.readErr == nil:
+		return 0, errLate
 	default:
 		return 0, f.readErr
 	}

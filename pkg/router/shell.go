@@ -18,10 +18,14 @@ type shell struct {
 
 // terminal is the shell for the bridge.
 func (s *shell) terminal() bridge.Terminal {
-	if now, ok := s.Terminal.(bridge.NonBlocking); ok {
-		return &quickShell{s, now}
+	switch t := s.Terminal.(type) {
+	case bridge.NonBlocking:
+		return &quickShell{s, t}
+	case bridge.ReadDeadliner:
+		return &patientShell{s, t}
+	default:
+		return s
 	}
-	return s
 }
 
 func (s *shell) Read(p []byte) (int, error) {
@@ -57,4 +61,10 @@ func (s *quickShell) TryWrite(p []byte) (int, error) {
 	n, err := s.now.TryWrite(p)
 	s.metrics.in.Add(float64(n))
 	return n, err
+}
+
+// patientShell is one that can be read until a deadline.
+type patientShell struct {
+	*shell
+	bridge.ReadDeadliner
 }
