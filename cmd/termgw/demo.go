@@ -239,7 +239,7 @@ func (d *demo) openSession(w http.ResponseWriter, r *http.Request) {
 	}
 	d.mu.Unlock()
 	if !ok {
-		problemJSON(w, http.StatusUnauthorized, "This address was used before. The terminal in which termgw demo runs shows a new one.")
+		problemJSON(w, http.StatusUnauthorized, "This address was used before. Take the new one from the terminal in which termgw demo runs; with --json it prints none: start it again.")
 		return
 	}
 	d.used(d.pageURL())
