@@ -81,7 +81,8 @@ type doctor struct {
 type step struct {
 	name  string
 	run   func(context.Context) (found string, err error)
-	fix   string // when the error itself has no sentence; AWS's always have one
+	fix   string            // when the error itself has no sentence; AWS's always have one
+	fixes map[string]string // instead, by the step that a runner's error names
 	apart bool
 }
 
@@ -114,9 +115,12 @@ func (d *doctor) walk(ctx context.Context, steps []step) bool {
 // the step's.
 func fixOf(s step, err error) string {
 	var sentence interface{ Sentence() string }
+	var failed *runner.Error
 	switch {
 	case errors.As(err, &sentence):
 		return sentence.Sentence()
+	case errors.As(err, &failed) && s.fixes[failed.Step] != "":
+		return s.fixes[failed.Step]
 	case errors.Is(err, store.ErrNotFound):
 		return "Check the id, and that TERMGW_WORKSPACE_QUERY gives a row for it." + seeDocs
 	case errors.Is(err, store.ErrRevoked):
@@ -161,13 +165,17 @@ func (d *doctor) toTheShell() []step {
 		fix: "Start the workspace; or correct container or name in its row, by which the container is found." + seeDocs,
 	}
 	if d.workspace.InstanceID == "" {
-		return []step{
-			{
-				name: "docker", run: d.engine,
-				fix: "Check DOCKER_HOST, that the engine runs, and that the gateway's user may use its socket (`docker info`)." + seeDocs,
-			},
-			container, shell,
-		}
+		const engine = "Check DOCKER_HOST, that the engine runs, and that the gateway's user may use its socket (`docker info`)." + seeDocs
+		container.fixes = map[string]string{"docker": engine}
+		return []step{{name: "docker", run: d.engine, fix: engine}, container, shell}
+	}
+	container.fixes = map[string]string{
+		"docker": "Check that Docker is installed and runs on the instance, and that the OS user may use it (`sudo usermod -aG docker " + d.osUser() + "`, then `docker info` as that user)." + seeDocs,
+	}
+	if !eice.ValidInstanceID(d.workspace.InstanceID) { // AWS is not asked
+		return []step{{name: "instance", run: func(context.Context) (string, error) {
+			return "", &eice.Error{Detail: eice.InstanceID, Err: fmt.Errorf("%q is no instance's id", d.workspace.InstanceID)}
+		}}}
 	}
 	steps := []step{
 		{name: "aws", run: d.locate, fix: "Check the SDK's configuration: AWS_REGION, AWS_PROFILE, the shared configuration file." + seeDocs},

@@ -169,6 +169,10 @@ func TestDoctorRemote(t *testing.T) {
 		{name: "no credentials", environ: []string{"AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY=", "AWS_SESSION_TOKEN="}, ok: toTheRow, failed: "aws", says: []string{"no AWS credentials"}},
 		{name: "no region", environ: []string{"AWS_REGION="}, ok: toTheRow, failed: "aws", says: []string{"AWS_REGION"}},
 		{name: "IAM: DescribeInstances", set: denied(awsplay.DescribeInstances, "UnauthorizedOperation"), ok: toTheRow + " aws", failed: "instance", says: []string{"allow ec2:DescribeInstances"}},
+		{name: "an id that is none", row: "instance_id = 'i-none'", ok: toTheRow, failed: "instance", says: []string{`"i-none"`, "correct it in the workspace's row"}},
+		{name: "a proxy's page for an answer", set: func(*awsplay.Instance) {
+			aws.Fail(awsplay.DescribeInstances, awsplay.Fault{Status: http.StatusOK, Body: `<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><body/></html>`})
+		}, ok: toTheRow, failed: "aws", says: []string{`"html"`}},
 		{name: "the instance is stopped", set: func(i *awsplay.Instance) { i.State = "stopped" }, ok: toTheRow + " aws", failed: "instance", says: []string{"start it"}},
 		{name: "no endpoint", set: func(i *awsplay.Instance) { i.VPC = "vpc-none" }, ok: toTheRow + " aws instance", failed: "endpoint", says: []string{"create one"}},
 		{name: "IAM: SendSSHPublicKey", set: denied(awsplay.SendSSHPublicKey, "AccessDeniedException"), ok: toTheEndpoint + " tunnel", failed: "key", says: []string{"ec2-instance-connect:SendSSHPublicKey"}},
@@ -191,6 +195,15 @@ func TestDoctorRemote(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An OS user that may not use Docker, or has none, is helped there and not in the
+// workspace's row.
+func TestDoctorNoDockerOnInstance(t *testing.T) {
+	p := newPlatform(t)
+	aws := p.newCloud(t, nil)
+	workspace, _ := p.onChangedInstance(t, aws, "ws-any", "", nil)
+	p.diagnose(t, workspace, aws.environ(t)...).want(t, toTheRow+" aws instance endpoint key tunnel login", "container", "fix:   Check that Docker", "usermod -aG docker "+aws.sshd.User)
 }
 
 // Each failure of AWS is told by the step that it belongs to, and by no other.

@@ -129,7 +129,7 @@ func New(cfg Config) *Client {
 		})
 	}
 	sdk.RetryMaxAttempts = 0 // it would go before the Retryer's own
-	compute := ec2.NewFromConfig(sdk)
+	compute := ec2.NewFromConfig(sdk, func(o *ec2.Options) { o.APIOptions = append(o.APIOptions, checkRoot) })
 	c.instances, c.endpoints = compute.DescribeInstances, compute.DescribeInstanceConnectEndpoints
 	c.sendKey = ec2instanceconnect.NewFromConfig(sdk).SendSSHPublicKey
 	c.fips = compute.Options().EndpointOptions.UseFIPSEndpoint == aws.FIPSEndpointStateEnabled

@@ -63,6 +63,7 @@ func TestFaults(t *testing.T) {
 	clock := func(d time.Duration) func(*world, *Config) {
 		return func(w *world, _ *Config) { w.ahead.Store(int64(d)) }
 	}
+	const page = `<?xml version="1.0" encoding="UTF-8"?><!DOCTYPE html><html xmlns="http://www.w3.org/1999/xhtml"><head><title>Sign in</title></head><body/></html>`
 	const instances, endpoints, push, tunnel = awsplay.DescribeInstances, awsplay.DescribeEndpoints, awsplay.SendSSHPublicKey, awsplay.OpenTunnel
 	for name, test := range map[string]struct {
 		step   string // "late": with the change only after the instance was found
@@ -156,6 +157,11 @@ func TestFaults(t *testing.T) {
 		"tunnel hangs":      {"tunnel", fail(tunnel, awsplay.Fault{Hang: true}), Unreachable},
 		"broken XML":        {"locate", fail(instances, awsplay.Fault{Status: 200, Body: "<Describe"}), Answer},
 		"broken XML again":  {"locate", fail(endpoints, awsplay.Fault{Status: 200, Body: "<Describe"}), Answer},
+		"a proxy's page":    {"locate", fail(instances, awsplay.Fault{Status: 200, Body: page}), Answer},
+		"its second page":   {"locate", fail(endpoints, awsplay.Fault{Status: 200, Body: page}), Answer},
+		"nothing at all":    {"locate", fail(instances, awsplay.Fault{Status: 200, Body: " "}), Answer},
+		"nothing, later":    {"locate", fail(endpoints, awsplay.Fault{Status: 200, Body: " "}), Answer},
+		"another answer":    {"locate", fail(endpoints, awsplay.Fault{Status: 200, Body: "<DescribeInstancesResponse/>"}), Answer},
 		"an empty answer":   {"locate", fail(instances, awsplay.Fault{Status: 200, Body: "<DescribeInstancesResponse/>"}), InstanceUnknown},
 		"a server's error":  {"locate", fail(instances, answered(500, "InternalError")), Answer},
 		"a tunnel's error":  {"tunnel", fail(tunnel, answered(500, "InternalError")), Answer},

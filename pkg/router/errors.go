@@ -203,6 +203,7 @@ func (o outcome) tell(err error) bridge.Error {
 		e.Detail = limit.Of
 		if limit.Of == store.LimitTunnels {
 			e.Message = "AWS carries 20 tunnels an endpoint, and all are in use. Close a terminal or try again later. See " + docsPage + "."
+			e.Docs = docsPage
 		}
 	case errors.As(err, &step):
 		e.Detail = step.Step

@@ -126,6 +126,13 @@ func TestOutcomeMessages(t *testing.T) {
 	}
 }
 
+func TestTunnelsInUse(t *testing.T) {
+	err := &store.LimitError{Of: store.LimitTunnels, Max: 20}
+	if e := outcomeOf(err).tell(err); e.Docs != docsPage || !strings.Contains(e.Message, docsPage) || e.Detail != "eice_tunnels" {
+		t.Errorf("told %+v", e)
+	}
+}
+
 func TestEveryOutcomeCanBeReached(t *testing.T) {
 	for i, o := range outcomes {
 		if got := outcomeOf(fmt.Errorf("doing x: %w", o.is)); got != o {

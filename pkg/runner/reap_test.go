@@ -21,9 +21,9 @@ func reap(t *testing.T, cli *client.Client, target Target, cfg DockerConfig) (sw
 	return swept, err
 }
 
-func wantReaped(t *testing.T, cli *client.Client, target Target, cfg DockerConfig, want Swept) {
+func wantReaped(t *testing.T, cli *client.Client, target Target, cfg DockerConfig, want ...Swept) {
 	t.Helper()
-	if swept, err := reap(t, cli, target, cfg); err != nil || !slices.Equal(swept, []Swept{want}) {
+	if swept, err := reap(t, cli, target, cfg); err != nil || !slices.Equal(swept, want) {
 		t.Errorf("reaped %+v, %v; want %+v", swept, err, want)
 	}
 }
@@ -52,7 +52,7 @@ func TestReap(t *testing.T) {
 				alive := open(t, p.runner(t, false), other)
 				alive.ready(t, job("other", "")+" &")
 
-				wantReaped(t, cli, p.target(t), cfg, Swept{}) // a session that never was
+				wantReaped(t, cli, p.target(t), cfg) // a session that never was: nothing is told
 				if got := living(t, s.id); len(got) != jobs+1 {
 					t.Errorf("alive: %q", got)
 				}
@@ -273,6 +273,48 @@ func unpause(t *testing.T, cli *client.Client, container string) {
 	t.Helper()
 	if _, err := cli.ContainerUnpause(t.Context(), container, client.ContainerUnpauseOptions{}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestOwedWhenTheSweepDidNotRun: an engine says the same (126) of a shell that is
+// not there and of one that it could not run in a container that just stops.
+func TestOwedWhenTheSweepDidNotRun(t *testing.T) {
+	engine := env.Docker(t)
+	cli := engine.Client(t)
+	t.Run("once", func(t *testing.T) {
+		t.Parallel()
+		container := engine.RunContainer(t, "")
+		p := newPayer(t, cli)
+		p.cfg.Shells = []string{falseShell(t, engine, container, "[ -e /swept ] || { >/swept; exit 126; }")}
+		id := p.owe(t, container, func() {})
+		eventually(t, "it is paid", func() bool { return len(p.paid()) > 0 })
+		if got, want := p.paid(), []Swept{{Killed: 1}}; !slices.Equal(got, want) {
+			t.Errorf("swept %+v, want %+v", got, want)
+		}
+		wantLiving(t, id)
+	})
+	for range 4 {
+		t.Run("the container is killed", func(t *testing.T) {
+			t.Parallel()
+			container := engine.RunContainer(t, "")
+			p := newPayer(t, cli)
+			s := open(t, by(p.Docker), newTarget(t, container))
+			s.closed = true
+			closed := make(chan struct{})
+			go func() {
+				defer close(closed)
+				_ = s.Close() // which may be put off
+			}()
+			if _, err := cli.ContainerKill(t.Context(), container, client.ContainerKillOptions{}); err != nil {
+				t.Error(err)
+			}
+			<-closed
+			<-s.done
+			eventually(t, "it is paid", func() bool { return len(p.paid()) > 0 })
+			if got := p.paid(); !slices.Equal(got, []Swept{{}}) {
+				t.Errorf("swept %+v", got)
+			}
+		})
 	}
 }
 

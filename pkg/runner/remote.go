@@ -89,9 +89,12 @@ const (
 	sessionLimit = 10
 	// usefulLife is what a connection's tunnel must have left for a new terminal.
 	usefulLife = 15 * time.Minute
-	// loginTime bounds a connection's opening, below startTimeout so that its
-	// own error is told.
-	loginTime = startTimeout - time.Second
+	// openTime bounds a terminal's opening: the promise is startTimeout, and what
+	// was begun is ended after it.
+	openTime = startTimeout - time.Second
+	// loginTime bounds a connection's opening, below openTime so that its own
+	// error is told.
+	loginTime = openTime - time.Second
 	// connectTries bounds the connections that one terminal tries.
 	connectTries = 5
 	// endTime bounds one sweep over a connection: three graces, and the way.
@@ -228,7 +231,7 @@ func (r *Remote) Start(ctx context.Context, t Target, size bridge.Size) (bridge.
 }
 
 func (r *Remote) start(ctx context.Context, t Target, size bridge.Size) (*remoteTerminal, error) {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, openTime)
 	defer cancel()
 	o, err := r.newOrder(t)
 	if err != nil {

@@ -11,7 +11,8 @@
 # direct SHELL KEYS OPENING NAME          opens it in this one, unseen
 # host                                    opens a login shell
 # watch CONTAINER SHELL SID START PID     sweeps when the terminal on fd 4 is gone,
-#   or the gateway; PID is what runs on the terminal
+#   or the gateway, and again for an hour while nothing answers that; PID is what
+#   runs on the terminal
 # end CONTAINER SHELL SID START           sweeps, and reports as sweep.sh does
 #
 # What the gateway is told goes before the shell's first byte, between RS bytes:
@@ -38,10 +39,18 @@ numbers() {
 	done
 }
 
-# soon: sweeps have this long from now on, all together: until $deadline.
+# soon: sweeps, and what goes with them, have this long from now on, all together:
+# until $deadline.
 soon() {
 	read -r now _ </proc/uptime
 	deadline=$((${now%.*} + 2 * grace / 100 + 6))
+}
+
+# bounded COMMAND...: runs it until the deadline, and nothing after that.
+bounded() {
+	read -r now _ </proc/uptime
+	now=${now%.*}
+	[ "$now" -ge "$deadline" ] || timeout -s KILL "$((deadline - now))" "$@"
 }
 
 # one [root] ARGS...: one run of sweep.sh, as the session's user or as root. What
@@ -59,9 +68,7 @@ one() {
 	root*) set -- docker exec -u 0 -e BASH_ENV= -e ENV= "$container" "$shell" -c "$sweep" termgw-sweep "$@" ;;
 	*) set -- docker exec -e BASH_ENV= -e ENV= "$container" "$shell" -c "$sweep" termgw-sweep "$@" ;;
 	esac
-	read -r now _ </proc/uptime
-	now=${now%.*}
-	[ "$now" -ge "$deadline" ] || timeout -s KILL "$((deadline - now))" "$@" | head -c 100
+	bounded "$@" | head -c 100
 }
 
 # all: sweeps as the user; if something is another's, as root and as the user
@@ -71,7 +78,7 @@ all() {
 	set -- $(one "$sid" "$start" "$marker" "$keep" "$grace" 1)
 	if ! numbers 3 "$@"; then
 		running=
-		[ "$target" = container ] && running=$(docker inspect --type container -f '{{.State.Running}}' "$container" 2>&1)
+		[ "$target" = container ] && running=$(bounded docker inspect --type container -f '{{.State.Running}}' "$container" 2>&1 | head -c 300)
 		case $running in false | *[Nn]o\ such*) echo 0 0 0 ;; *) return 1 ;; esac
 		return
 	fi
@@ -201,7 +208,13 @@ watch)
 		left=$((lease - silence))
 		[ "$left" -gt 0 ] || break
 	done
+	exec 4<&-
 	sleep 2 # for the gateway, which counts
+	# A container that is paused, or an engine that is silent, answers later.
+	for pause in 5 10 20 40 80 160 300 300 300 300 300 300 300 300 300 300 300; do
+		all && exit
+		sleep "$pause"
+	done
 	all
 	;;
 end)

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
@@ -170,8 +171,12 @@ func TestRemoteSilentTunnel(t *testing.T) {
 	s.ready(t, job("bg", "$SIG{HUP}=sub{}")+" &")
 	i.tunnel(0).stall()
 	var step *Error
+	began := time.Now()
 	if _, err := r.Start(t.Context(), i.target(t, ""), defaultSize); !errors.As(err, &step) || step.Step != "ssh_timeout" {
 		t.Errorf("a start over it: %v", err)
+	}
+	if took := time.Since(began); took > openTime+patience {
+		t.Errorf("it took %s", took)
 	}
 	open(t, by(r), i.target(t, "")).end(t) // not over it
 	<-swept
@@ -185,16 +190,20 @@ func TestRemoteSilentTunnel(t *testing.T) {
 	wantLiving(t, s.id)
 }
 
-// TestRemoteHungContainer: a container that keeps its sweep or its start waiting
-// costs its own terminal alone, and the instance no tunnel and no process.
+// TestRemoteHungContainer: a container or an engine that keeps a sweep or a start
+// waiting costs its own terminal alone, and the instance no tunnel, and of
+// processes one that waits for it to answer.
 func TestRemoteHungContainer(t *testing.T) {
+	t.Parallel()
+	const start, hang = `while [ "$1" != -c ]; do shift; done; exec /bin/sh -c "$2" /bin/sh`, `echo $$ >>"${0%/*}/hung"; exec sleep 1000`
 	for _, c := range []struct {
-		name  string
-		shell string // how a terminal starts
-		opens bool
+		name            string
+		shell, inspects string // how a terminal starts, and the engine answers
+		opens           bool
 	}{
-		{"its sweep hangs", `while [ "$1" != -c ]; do shift; done; exec /bin/sh -c "$2" /bin/sh`, true},
-		{"its start hangs", `exec sleep 1000`, false},
+		{"its sweep hangs", start, "echo true", true},
+		{"its start hangs", hang, "echo true", false},
+		{"the engine hangs", start, hang, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -203,9 +212,10 @@ func TestRemoteHungContainer(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			docker := "#!/bin/sh\ncase \"$1 $2\" in\n*inspect*) echo true ;;\n*-it*) " + c.shell + " ;;\n*) exec sleep 1000 ;;\nesac\n"
+			docker := "#!/bin/sh\ncase \"$1 $2\" in\n*inspect*) " + c.inspects + " ;;\n*-it*) " + c.shell + " ;;\n*) " + hang + " ;;\nesac\n"
+			program, hung := filepath.Join(account.HomeDir, "docker"), filepath.Join(account.HomeDir, "hung")
 			if err := errors.Join(
-				os.WriteFile(filepath.Join(account.HomeDir, "docker"), []byte(docker), 0o755),
+				os.WriteFile(program, []byte(docker), 0o755), os.WriteFile(hung, nil, 0o666), os.Chmod(hung, 0o666),
 				os.WriteFile(filepath.Join(account.HomeDir, ".bashrc"), []byte("PATH="+account.HomeDir+":$PATH\n"), 0o644),
 			); err != nil {
 				t.Fatal(err)
@@ -240,20 +250,40 @@ func TestRemoteHungContainer(t *testing.T) {
 			}
 			r.mu.Unlock()
 			r.stop() // it would try again
-			within(t, time.Minute, "nothing is left on the instance", func() bool { return len(remnants(t, want.Session)) == 0 })
+			within(t, 2*time.Minute, "all that is left on the instance is what waits", func() bool {
+				return guardWaits(t, want.Session, laterSweeps...) && len(remnants(t, want.Session)) == 1
+			})
+			text, err := os.ReadFile(hung)
+			if err != nil || len(text) == 0 {
+				t.Errorf("%q, %v", text, err)
+			}
+			for _, word := range strings.Fields(string(text)) {
+				if line, _ := os.ReadFile("/proc/" + word + "/cmdline"); string(line) == "sleep\x001000\x00" {
+					t.Errorf("process %s is left", word)
+				}
+			}
+			if err := os.WriteFile(program, []byte("#!/bin/sh\necho 0 0 0\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			within(t, 2*time.Minute, "nothing is left on the instance", func() bool { return len(remnants(t, want.Session)) == 0 })
 		})
 	}
 }
 
-// TestRemoteAlive: how soon a silent tunnel is noticed.
+// TestRemoteAlive: how soon a silent tunnel is noticed, by a terminal and by one
+// that is asked for: 15 s with the second that ending its ssh may take.
 func TestRemoteAlive(t *testing.T) {
+	if limit := openTime + time.Second; limit > 15*time.Second || loginTime >= openTime {
+		t.Errorf("a start ends after %s, its login after %s", limit, loginTime)
+	}
 	if limit := (aliveCount + 1) * aliveEvery; limit > 45*time.Second {
 		t.Errorf("after %s", limit)
 	}
 }
 
 // TestRemoteInstanceEndsByItself leaves everything to the instance: the gateway
-// is killed, and the connection ends with it or not even that.
+// is killed, and the connection ends with it or not even that, or the container
+// is paused meanwhile.
 func TestRemoteInstanceEndsByItself(t *testing.T) {
 	const gateway = "TERMGW_TEST_REMOTE_GATEWAY"
 	if raw := os.Getenv(gateway); raw != "" {
@@ -261,12 +291,21 @@ func TestRemoteInstanceEndsByItself(t *testing.T) {
 	}
 	i, of := bothTargets(t)
 	for _, c := range []struct {
-		target string
-		silent bool
-	}{{TargetHost, false}, {TargetContainer, false}, {TargetHost, true}, {TargetContainer, true}} {
-		t.Run(c.target+map[bool]string{true: "/the tunnel is silent"}[c.silent], func(t *testing.T) {
+		target         string
+		silent, paused bool
+	}{
+		{target: TargetHost},
+		{target: TargetContainer},
+		{target: TargetHost, silent: true},
+		{target: TargetContainer, silent: true},
+		{target: TargetContainer, paused: true},
+	} {
+		t.Run(c.target+map[bool]string{true: "/the tunnel is silent"}[c.silent]+map[bool]string{true: "/paused"}[c.paused], func(t *testing.T) {
 			t.Parallel()
 			want := of[c.target](t)
+			if c.paused {
+				want.Container = env.Docker(t).RunContainer(t, "")
+			}
 			t.Cleanup(func() { killLiving(t, want.Session) })
 			between := newRelay(t, i.sshd.Addr)
 			tmp, err := os.MkdirTemp("", "tgwkill-")
@@ -309,7 +348,7 @@ func TestRemoteInstanceEndsByItself(t *testing.T) {
 					}
 					_, _ = io.WriteString(in, "pushed\n")
 				case "ready":
-					eventually(t, "the instance knows the shell", func() bool { return guardWaits(t, want.Session) })
+					eventually(t, "the instance knows the shell", func() bool { return guardWaits(t, want.Session, "5") })
 					_, _ = io.WriteString(in, "go on\n")
 				case "lost":
 					ready = true
@@ -321,6 +360,12 @@ func TestRemoteInstanceEndsByItself(t *testing.T) {
 			if c.silent {
 				between.stall()
 			}
+			cli := env.Docker(t).Client(t)
+			if c.paused {
+				if _, err := cli.ContainerPause(t.Context(), want.Container, client.ContainerPauseOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
 			if err := cmd.Process.Kill(); err != nil {
 				t.Error(err)
 			}
@@ -328,7 +373,13 @@ func TestRemoteInstanceEndsByItself(t *testing.T) {
 			if !ready || !slices.Equal(alive, []string{"bare", "bg", "nohup", "setsid", "shell"}) {
 				t.Fatalf("ready %v, alive %q", ready, alive)
 			}
-			within(t, time.Minute, "what was told to stay is all that is alive", func() bool {
+			if c.paused {
+				within(t, 2*time.Minute, "the instance waits, having tried twice", func() bool { return guardWaits(t, want.Session, laterSweeps...) })
+				if _, err := cli.ContainerUnpause(t.Context(), want.Container, client.ContainerUnpauseOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			within(t, 2*time.Minute, "what was told to stay is all that is alive", func() bool {
 				return slices.Equal(living(t, want.Session), []string{"nohup", "setsid"})
 			})
 			wantNothingOf(t, want.Session)
@@ -492,9 +543,14 @@ func TestRemoteLeaseTimes(t *testing.T) {
 	}
 }
 
+// laterSweeps are the seconds that a guard sleeps before the third sweep, or one of
+// the next.
+var laterSweeps = []string{"10", "20", "40"}
+
 // guardWaits tells whether what guards a session on the instance has nothing to
-// do but wait for its end.
-func guardWaits(tb testing.TB, session string) bool {
+// do but sleep for so many seconds: 5 while it waits for the session's end, and
+// before it sweeps for the second time.
+func guardWaits(tb testing.TB, session string, seconds ...string) bool {
 	tb.Helper()
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -509,7 +565,8 @@ func guardWaits(tb testing.TB, session string) bool {
 		}
 		own, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "cmdline"))
 		parent, _ := os.ReadFile(filepath.Join("/proc", fields[1], "cmdline"))
-		if string(own) == "sleep\x005\x00" && strings.Contains(string(parent), "\x00watch\x00") && strings.Contains(string(parent), "\x00"+session+"\x00") {
+		said, isSleep := strings.CutPrefix(strings.TrimSuffix(string(own), "\x00"), "sleep\x00")
+		if isSleep && slices.Contains(seconds, said) && strings.Contains(string(parent), "\x00watch\x00") && strings.Contains(string(parent), "\x00"+session+"\x00") {
 			return true
 		}
 	}

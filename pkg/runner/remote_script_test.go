@@ -14,7 +14,8 @@ import (
 )
 
 // runRemote runs remote.sh in a directory whose docker plays a container: what
-// it answers to one sweep after the other.
+// it answers to one sweep after the other, and what a file "inspects" does first
+// when it is asked for its state. What watches does not sleep.
 func runRemote(t *testing.T, dir string, shell []string, mode string, answers ...string) (stdout string, err error) {
 	t.Helper()
 	for n, answer := range answers {
@@ -24,13 +25,22 @@ func runRemote(t *testing.T, dir string, shell []string, mode string, answers ..
 	}
 	const docker = `#!/bin/sh
 cd "${0%/*}" || exit
-[ "$1" = inspect ] && echo true && exit
+if [ "$1" = inspect ]; then
+	[ ! -e inspects ] || . ./inspects
+	echo true
+	exit
+fi
 echo "$@" | tr '\n' ' ' >>asked
 echo >>asked
 . "./answer.$(wc -l <asked)"
 `
 	if err := os.WriteFile(filepath.Join(dir, "docker"), []byte(docker), 0o700); err != nil {
 		t.Fatal(err)
+	}
+	if mode == "watch" {
+		if err := os.WriteFile(filepath.Join(dir, "sleep"), []byte("#!/bin/sh\necho \"$1\" >>\"${0%/*}/slept\"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
 	program, err := exec.LookPath(shell[0])
 	if err != nil {
@@ -118,7 +128,7 @@ func TestRemoteScriptTrustsNoWord(t *testing.T) {
 				if err := os.WriteFile(filepath.Join(dir, "7"), nil, 0o600); err != nil {
 					t.Fatal(err)
 				}
-				if got, err := runRemote(t, dir, shell, "watch", answer(words), answer("a[$(:>pwned)] 0 1")); got != "" || err == nil {
+				if got, err := runRemote(t, dir, shell, "watch", answer(words), answer("a[$(:>pwned)] 0 1"), answer("1 0 0")); got != "1 0 0" || err != nil {
 					t.Errorf("says %q, %v", got, err)
 				}
 				if _, err := os.Stat(filepath.Join(dir, "pwned")); err == nil {
@@ -133,15 +143,79 @@ func TestRemoteScriptTrustsNoWord(t *testing.T) {
 	}
 }
 
-// TestRemoteScriptIsBounded: a sweep ends, whatever the container does.
+// TestRemoteScriptSweepsAgain: while nothing answers, as in a container that is
+// paused, what watches tries again, for an hour and not for ever.
+func TestRemoteScriptSweepsAgain(t *testing.T) {
+	for name, shell := range remoteShells() {
+		for what, c := range map[string]struct {
+			answers  []string // to the question for the shell, then to the sweeps
+			inspects string
+			says     string // nothing: it gives up
+			sweeps   int
+		}{
+			"answers at last":  {[]string{answer("12 345"), "exit 1", "exit 1", "exit 1", answer("2 1 0")}, "", "2 1 0", 4},
+			"runs no more":     {[]string{answer("12 345"), "exit 1", "exit 1"}, "[ $(wc -l <asked) -lt 3 ] || { echo false; exit; }", "0 0 0", 2},
+			"is gone":          {[]string{answer("12 345"), "exit 1"}, "echo Error: No such container: box >&2; exit 1", "0 0 0", 1},
+			"leaves something": {[]string{answer("12 345"), answer("0 0 2"), "exit 1", answer("0 0 2")}, "", "0 0 2", 3},
+			"never answers":    {[]string{answer("12 345")}, "", "", 18},
+		} {
+			if c.says == "" && name == "busybox" {
+				continue // some have a sleep of their own, which is not ours
+			}
+			t.Run(name+"/"+what, func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				if err := os.WriteFile(filepath.Join(dir, "inspects"), []byte(c.inspects), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if got, err := runRemote(t, dir, shell, "watch", c.answers...); got != c.says || (err == nil) != (c.says != "") {
+					t.Errorf("says %q, %v, want %q", got, err, c.says)
+				}
+				asked, err := os.ReadFile(filepath.Join(dir, "asked"))
+				if got := strings.Count(string(asked), "\n") - 1; err != nil || got != c.sweeps {
+					t.Errorf("%d sweeps, %v, want %d", got, err, c.sweeps)
+				}
+				if c.says != "" {
+					return
+				}
+				text, err := os.ReadFile(filepath.Join(dir, "slept"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				slept, last := 0, 0
+				for _, word := range strings.Fields(string(text))[3:] {
+					n, err := strconv.Atoi(word)
+					if err != nil || n < last || n > 300 {
+						t.Errorf("sleeps for %s after %d: %v", word, last, err)
+					}
+					slept, last = slept+n, n
+				}
+				if slept < 3600 || slept > 3700 {
+					t.Errorf("gives up after %d s", slept)
+				}
+			})
+		}
+	}
+}
+
+// TestRemoteScriptIsBounded: a sweep ends, whatever the container or the engine
+// does.
 func TestRemoteScriptIsBounded(t *testing.T) {
 	for name, shell := range remoteShells() {
 		for what, does := range map[string]string{
 			"says nothing": "echo $$ >pid; exec sleep 1000", "says it all the time": "echo $$ >pid; exec yes '1 0 0'", "cannot be told to end": "echo $$ >pid; trap '' HUP INT TERM; while :; do sleep 1; done",
+			"has a silent engine": "exit 1", "has an engine that cannot be told to end": "exit 1", "has an engine that says it all the time": "exit 1",
 		} {
 			t.Run(name+"/"+what, func(t *testing.T) {
 				t.Parallel()
 				dir := t.TempDir()
+				inspects := map[string]string{
+					"has a silent engine": "echo $$ >pid; exec sleep 1000", "has an engine that cannot be told to end": "echo $$ >pid; trap '' HUP INT TERM; while :; do sleep 1; done",
+					"has an engine that says it all the time": "echo $$ >pid; exec yes no",
+				}[what]
+				if err := os.WriteFile(filepath.Join(dir, "inspects"), []byte(inspects), 0o600); err != nil {
+					t.Fatal(err)
+				}
 				began := time.Now()
 				if got, err := runRemote(t, dir, shell, "end", does); got != "" || err == nil {
 					t.Errorf("says %q, %v", got, err)

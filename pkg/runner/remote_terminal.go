@@ -27,6 +27,7 @@ type remoteTerminal struct {
 	stderr  *os.File // ssh's own; the shell's goes to the terminal
 	early   []byte   // output that came with the handshake
 	closing atomic.Bool
+	hungUp  atomic.Bool // ssh did not end by itself
 }
 
 // open opens a terminal by a command line that runs remote.sh.
@@ -199,7 +200,13 @@ func (t *remoteTerminal) Resize(s bridge.Size) error {
 	return nil
 }
 
+// Wait tells of a shell whose terminal we closed what it would tell itself; what
+// ssh says then is its own end.
 func (t *remoteTerminal) Wait() (bridge.Exit, error) {
+	<-t.exited
+	if t.hungUp.Load() && (t.status.Signaled() || t.status.ExitStatus() == 255) {
+		return bridge.Exit{Code: 128 + int(unix.SIGHUP), Signal: signalOf(128 + int(unix.SIGHUP))}, nil
+	}
 	if err := t.lost(); err != nil {
 		return bridge.Exit{}, err
 	}
@@ -209,6 +216,11 @@ func (t *remoteTerminal) Wait() (bridge.Exit, error) {
 
 // disconnect ends ssh, by which the instance's sshd hangs up.
 func (t *remoteTerminal) disconnect() {
+	select {
+	case <-t.exited:
+	default:
+		t.hungUp.Store(true)
+	}
 	_ = t.ptmx.Close()
 	t.signal(unix.SIGHUP)
 	select {

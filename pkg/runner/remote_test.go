@@ -147,6 +147,28 @@ func TestRemoteExits(t *testing.T) {
 	}
 }
 
+// TestRemoteCutExit: of a shell that the gateway ended, ssh says 255.
+func TestRemoteCutExit(t *testing.T) {
+	i, of := bothTargets(t)
+	r := i.remote(t, RemoteConfig{})
+	for name, target := range of {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, by(r), target(t))
+			s.end(t)
+			if exit, err := s.Wait(); err != nil || exit != (bridge.Exit{Code: 129, Signal: "SIGHUP"}) {
+				t.Errorf("ended with %+v, %v", exit, err)
+			}
+			s = open(t, by(r), target(t))
+			s.send(t, "exit 255\n")
+			s.rest(t)
+			s.end(t)
+			if exit, err := s.Wait(); err != nil || exit != (bridge.Exit{Code: 255}) {
+				t.Errorf("a shell that had ended, ended with %+v, %v", exit, err)
+			}
+		})
+	}
+}
+
 // TestRemoteEnds does what TestCloseEndsWhatBelongs does, over ssh.
 func TestRemoteEnds(t *testing.T) {
 	i, of := bothTargets(t)
@@ -607,6 +629,8 @@ func TestRemoteHostKeys(t *testing.T) {
 		_, err := r.Start(t.Context(), target, defaultSize)
 		if !errors.As(err, &step) || step.Step != "ssh_hostkey" || !errors.Is(err, errHostKey) {
 			t.Errorf("with another host key: %v", err)
+		} else if words := err.Error(); strings.Contains(words, r.sockets.dir) || strings.Contains(words, "ssh-keygen") {
+			t.Errorf("ssh's own advice is given: %v", err)
 		}
 	}
 	other := newInstance(t, nil).sshd.HostKey(t)
@@ -641,6 +665,15 @@ func TestRemoteHostKeys(t *testing.T) {
 		target := i.target(t, "")
 		target.HostKey = other
 		wantChanged(t, r, target)
+		// Nor one that known_hosts would revoke, or trust to sign.
+		for _, line := range []string{"@revoked * " + i.sshd.HostKey(t), "@cert-authority * " + i.sshd.HostKey(t), i.sshd.HostKey(t) + "\n @revoked " + i.id + " " + other} {
+			target.HostKey = line
+			asked := len(i.asked())
+			var step *Error
+			if _, err := r.Start(t.Context(), target, defaultSize); !errors.As(err, &step) || step.Step != "ssh_hostkey" || len(i.asked()) != asked {
+				t.Errorf("%q: %v", line, err)
+			}
+		}
 		// Nor one of another type, which says nothing of this one.
 		target.HostKey = "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBGy7k3GQDEJ+cZhzsVyWIZcNFh9nnlKfPhLDyQpNpUt0Jf8e9v4GbeC8xXKaN2JwPOAhgG28Z3d7Pz8gd+jZBr0="
 		if _, err := r.Start(t.Context(), target, defaultSize); err == nil {

@@ -136,7 +136,7 @@ func loginFault(stderr string) error {
 	case strings.Contains(stderr, "Permission denied"), strings.Contains(stderr, "Too many authentication failures"):
 		return &Error{"ssh_auth", fmt.Errorf("%w: %w", errAuth, said)}
 	case strings.Contains(stderr, "Host key verification failed"), strings.Contains(stderr, "host key"):
-		return &Error{"ssh_hostkey", fmt.Errorf("%w: %w", errHostKey, said)}
+		return &Error{"ssh_hostkey", errHostKey} // ssh's advice is about a file of ours that is gone
 	case strings.Contains(stderr, "timed out"), strings.Contains(stderr, "Timeout"):
 		return &Error{"ssh_timeout", fmt.Errorf("sshd does not answer: %w", said)}
 	case strings.TrimSpace(stderr) == "", strings.Contains(stderr, "Connection closed"), strings.Contains(stderr, "Connection reset"), strings.Contains(stderr, "Broken pipe"):

@@ -289,6 +289,9 @@ func hostKeyLines(text string) ([]string, error) {
 		if line == "" {
 			continue
 		}
+		if strings.HasPrefix(line, "@") {
+			return nil, errors.New("a marker, as @revoked, and no public key alone")
+		}
 		_, host, _ := strings.Cut(line, " ") // behind a host's name
 		key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
 		if err != nil {

@@ -58,6 +58,9 @@ func TestLoginFault(t *testing.T) {
 		"Bad configuration option: nonsense":                                                                              "ssh",
 	} {
 		err := spoke(loginFault(said))
+		if want == "ssh_hostkey" && strings.Contains(err.Error(), "verification failed") {
+			t.Errorf("ssh's own words: %v", err)
+		}
 		var step *Error
 		var sentence interface{ Sentence() string }
 		if !errors.As(err, &step) || step.Step != want || !errors.As(err, &sentence) {
