@@ -149,6 +149,7 @@ func TestMintCommandRefuses(t *testing.T) {
 		"half a second": func(c *MintCmd) { c.MaxSession = time.Second / 2 },
 		"unknown mode":  func(c *MintCmd) { c.Mode = "admin" },
 		"a line end":    func(c *MintCmd) { c.Subject = "ada\n" },
+		"not a second":  func(c *MintCmd) { c.MaxSession = 3 * time.Second / 2 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			command := mintCommand(private)
@@ -160,6 +161,9 @@ func TestMintCommandRefuses(t *testing.T) {
 			}
 			if strings.Contains(err.Error(), secret) {
 				t.Errorf("the error shows the key: %v", err)
+			}
+			if command.MaxSession%time.Second != 0 && !strings.Contains(err.Error(), "whole seconds") {
+				t.Errorf("it says %v", err)
 			}
 		})
 	}

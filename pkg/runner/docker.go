@@ -41,9 +41,10 @@ type Docker struct {
 	cfg  DockerConfig
 	owed owed
 
-	sweeps   chan struct{} // as many as may run
-	turnTime time.Duration // a sweep that takes longer waits rather than works; tests shorten it
-	endTime  time.Duration // bounds a session's end; tests shorten it
+	sweeps    chan struct{} // as many as may run
+	turnTime  time.Duration // a sweep that takes longer waits rather than works; tests shorten it
+	startTime time.Duration // bounds a start; tests shorten it
+	endTime   time.Duration // bounds a session's end; tests shorten it
 }
 
 // OpenDocker returns a runner on the engine that DOCKER_HOST and its like name,
@@ -57,7 +58,10 @@ func OpenDocker(cfg DockerConfig) (*Docker, error) {
 }
 
 func newDocker(cli *client.Client, cfg DockerConfig) *Docker {
-	return &Docker{cli: cli, cfg: cfg, sweeps: make(chan struct{}, endsAtOnce), turnTime: Grace + 3*time.Second, endTime: 2 * startTimeout}
+	return &Docker{
+		cli: cli, cfg: cfg, sweeps: make(chan struct{}, endsAtOnce),
+		turnTime: Grace + 3*time.Second, startTime: startTimeout, endTime: 2 * startTimeout,
+	}
 }
 
 // Close closes the connections to the engine. Terminals stay open, and Run has
@@ -81,17 +85,13 @@ const opening = `IFS= read -r s </proc/$$/stat; printf '\036%s\036' "$s"; IFS= r
 
 var opened = regexp.MustCompile(`\x1e(\d+) \([^\x1e]*\) ([^\x1e]*)\x1e`)
 
-// detachKeys replaces Ctrl-P Ctrl-Q, which would leave a live shell behind and
-// delays a typed Ctrl-P. The engine holds back a typed first key until the
-// next, so it is one whose effect is seen only then (NUL: set mark, in Emacs).
-const detachKeys = "ctrl-@,ctrl-^,ctrl-@,ctrl-_,ctrl-@,ctrl-^,ctrl-@,ctrl-_,ctrl-@,ctrl-^,ctrl-@,ctrl-_"
-
 var errNoShell = errors.New("no such shell")
 
 // Start opens a terminal in the workspace's container. Its errors are
-// ErrNotRunning or an *Error; when it fails, nothing is left in the container.
+// ErrNotRunning or an *Error; when it fails, nothing is left in the container, or
+// what may be is owed.
 func (d *Docker) Start(ctx context.Context, t Target, size bridge.Size) (bridge.Terminal, error) {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, d.startTime)
 	defer cancel()
 	term, err := d.start(ctx, t, size)
 	if err != nil {
@@ -133,9 +133,10 @@ func starved(err error) error {
 }
 
 func (d *Docker) open(ctx context.Context, id, shell string, t Target, size bridge.Size) (*dockerTerminal, error) {
+	list, keys := dockerKeys()
 	exec, err := d.cli.ExecCreate(ctx, id, client.ExecCreateOptions{
 		TTY: true, AttachStdin: true, AttachStdout: true, AttachStderr: true,
-		DetachKeys: detachKeys,
+		DetachKeys: list,
 		Env:        []string{"TERM=xterm-256color", Marker + "=" + t.Session},
 		Cmd:        []string{shell, "-c", opening, shell},
 	})
@@ -147,13 +148,17 @@ func (d *Docker) open(ctx context.Context, id, shell string, t Target, size brid
 	}
 	term := &dockerTerminal{
 		docker: d, container: id, exec: exec.ID, shell: shell,
-		session: t.Session, log: t.Log, pid: "none",
+		session: t.Session, log: t.Log, pid: "none", keys: keys,
 	}
 	if err := term.launch(ctx, size); err != nil {
 		if term.conn != nil {
 			_ = term.conn.Close()
 		}
-		if !errors.Is(err, errNoShell) {
+		// Where a start has hung so does its end, for which nobody should wait: a
+		// container that is paused while an exec starts can hang so for good, with
+		// all that the engine is asked about it (20.10).
+		hung := errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded)
+		if !errors.Is(err, errNoShell) && (!hung || !term.putOff(true, err)) {
 			_ = term.end(true) // which logs its own failure
 		}
 		return nil, err
@@ -170,13 +175,15 @@ type dockerTerminal struct {
 	pid, start      string // of the shell, as the container counts
 	log             *slog.Logger
 	closing         atomic.Bool
+	keys            []byte // the detach keys
+	held            int    // how many of them are typed and not sent
 }
 
 // launch starts the exec and makes it the shell. Once asked, the engine starts a
 // process whatever becomes of its client, and while it is not there no sweep
 // finds it: so a cancelled start too waits until the process has told its pid.
 func (t *dockerTerminal) launch(ctx context.Context, size bridge.Size) error {
-	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.docker.startTime)
 	defer cancel()
 	stream, err := t.docker.cli.ExecAttach(patient, t.exec, client.ExecAttachOptions{TTY: true})
 	if err != nil {
@@ -262,7 +269,8 @@ func (t *dockerTerminal) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (t *dockerTerminal) Write(p []byte) (int, error) { return t.conn.Write(p) }
+// SetReadDeadline bounds Read.
+func (t *dockerTerminal) SetReadDeadline(at time.Time) error { return t.conn.SetReadDeadline(at) }
 
 func (t *dockerTerminal) Resize(s bridge.Size) error {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
@@ -331,18 +339,26 @@ func (t *dockerTerminal) Close() error {
 var sweepScript string
 
 // end ends what belongs to the session. What cannot be done now, because the
-// container is paused or its engine away, Run does later; without Run it is left,
-// as it is when the shell that would do it was deleted.
+// container is paused or just stopping or its engine away, Run does later; without
+// Run it is left.
 func (t *dockerTerminal) end(all bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), t.docker.endTime)
 	defer cancel()
 	swept, err := t.sweepInTurn(ctx, all)
-	if err != nil && !errors.Is(err, errNoShell) && t.docker.owed.add(t, all) {
-		t.log.Warn("the shell's end is put off", "container", t.container, failure(err))
+	if err != nil && t.putOff(all, err) {
 		return err
 	}
 	t.report("shell ended", swept, err)
 	return err
+}
+
+// putOff leaves an end to Run, if it is there.
+func (t *dockerTerminal) putOff(all bool, err error) bool {
+	if !t.docker.owed.add(t, all, err) {
+		return false
+	}
+	t.log.Warn("the shell's end is put off", "container", t.container, failure(err))
+	return true
 }
 
 // sweepInTurn sweeps when few others do: each sweep reads every process of its
@@ -364,7 +380,8 @@ func (t *dockerTerminal) sweepInTurn(ctx context.Context, all bool) (Swept, erro
 // sweepAll sweeps: as the shell's own user, who may read the environment of what
 // he started. When something there runs as another user, who is not his to
 // signal, root sweeps first, by the session alone: root of a container may signal
-// all, and read the environment of nothing but root's.
+// all, and read the environment of nothing but root's. So another user's process
+// that has left the session is not found, whatever is to end.
 func (t *dockerTerminal) sweepAll(ctx context.Context, all bool) (Swept, error) {
 	swept, err := t.sweep(ctx, "", all, true)
 	if err == nil && swept.Left > 0 {
@@ -418,7 +435,8 @@ func (t *dockerTerminal) sweep(ctx context.Context, user string, all, yield bool
 }
 
 // runSweep runs sweep.sh in the container and returns what it says, on one line.
-// A shell that is not there is errNoShell.
+// A shell that is not there is errNoShell, and so is one that the engine could not
+// run just then: the exit codes are the same.
 func (t *dockerTerminal) runSweep(ctx context.Context, user string, args ...string) (string, error) {
 	exec, err := t.docker.cli.ExecCreate(ctx, t.container, client.ExecCreateOptions{
 		User: user, AttachStdout: true, AttachStderr: true,

@@ -71,6 +71,9 @@ const (
 	owedEvery = 5 * time.Second
 	// owedTime is how long it is tried. A workspace may be paused overnight.
 	owedTime = 24 * time.Hour
+	// owedShell is how long it is tried without the shell that would do it, which runs in a container that is not just
+	// stopping, unless it was deleted.
+	owedShell = time.Minute
 	// owedLast bounds the last tries, at shutdown.
 	owedLast = 5 * time.Second
 	// owedAtOnce bounds how many are tried at once, on an engine that may just have come back.
@@ -90,12 +93,16 @@ type owedEnd struct {
 	until time.Time
 }
 
-// add takes an end in, if there is somebody to try it again.
-func (o *owed) add(t *dockerTerminal, all bool) bool {
+// add takes in an end that failed, if there is somebody to try it again.
+func (o *owed) add(t *dockerTerminal, all bool, err error) bool {
+	wait := owedTime
+	if errors.Is(err, errNoShell) {
+		wait = owedShell
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.running {
-		o.ends = append(o.ends, owedEnd{t, all, time.Now().Add(owedTime)})
+		o.ends = append(o.ends, owedEnd{t, all, time.Now().Add(wait)})
 	}
 	return o.running
 }

@@ -318,6 +318,31 @@ func TestOwedWhenTheSweepDidNotRun(t *testing.T) {
 	}
 }
 
+// TestOwedOfAStartThatHangs: whoever waits for the start does not wait for its
+// end, which hangs too.
+func TestOwedOfAStartThatHangs(t *testing.T) {
+	engine := env.Docker(t)
+	cli, container := engine.Client(t), engine.RunContainer(t, "")
+	engine.Exec(t, container, "sh", "-ec", `printf '#!/bin/sh\nexec sleep 1000\n' >/hangs; chmod 755 /hangs`)
+	p := newPayer(t, cli)
+	p.cfg.Shells = []string{"/hangs"}
+	p.startTime, p.endTime = 3*time.Second, 2*patience
+	target, began := newTarget(t, container), time.Now()
+	_, err := p.Start(t.Context(), target, defaultSize)
+	wantStep(t, err, "shell")
+	if took := time.Since(began); took > patience {
+		t.Errorf("it took %s", took)
+	}
+	wantLiving(t, target.Session, "sleep")
+	if _, err := cli.ContainerKill(t.Context(), container, client.ContainerKillOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is paid", func() bool { return len(p.paid()) > 0 })
+	if got := p.paid(); !slices.Equal(got, []Swept{{}}) {
+		t.Errorf("swept %+v", got)
+	}
+}
+
 // TestOwedWhileTheEngineRestarts: an engine that stops ends its containers, but while it is away nobody can tell.
 func TestOwedWhileTheEngineRestarts(t *testing.T) {
 	engine := testenv.StartDocker(t)

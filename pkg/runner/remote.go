@@ -249,9 +249,10 @@ func (r *Remote) start(ctx context.Context, t Target, size bridge.Size) (*remote
 	direct := !idForm.MatchString(names[0])
 	for shells := r.cfg.Shells; len(shells) > 0; {
 		o.shell = shells[0]
-		args := append([]string{"choose", o.shell, detachKeys, remoteOpening(size), t.Container}, names...)
+		keys, _ := dockerKeys() // what dockerTerminal.Write does besides needs to see the engine read
+		args := append([]string{"choose", o.shell, keys, remoteOpening(size), t.Container}, names...)
 		if direct {
-			args = []string{"direct", o.shell, detachKeys, remoteOpening(size), names[0]}
+			args = []string{"direct", o.shell, keys, remoteOpening(size), names[0]}
 		}
 		term, err := r.open(ctx, o, size, args...)
 		switch {

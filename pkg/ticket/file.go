@@ -41,9 +41,6 @@ func openFile(config KeysConfig) (*file, error) {
 	if err := f.load(info); err != nil {
 		return nil, fmt.Errorf("%s: %w", f.path, err)
 	}
-	if len(f.set) == 0 {
-		return nil, fmt.Errorf("%s: the JWK Set has no key", f.path)
-	}
 	return f, nil
 }
 

@@ -37,8 +37,8 @@ type origin interface {
 	run(ctx context.Context)
 }
 
-// OpenKeys opens a JWK Set. A file must be there and hold a key. A URL need not
-// answer yet: Run, or the first lookup, fetches it.
+// OpenKeys opens a JWK Set. A file must be there and hold a set, if an empty one.
+// A URL need not answer yet: Run, or the first lookup, fetches it.
 func OpenKeys(config KeysConfig) (*Keys, error) {
 	if config.Now == nil {
 		config.Now = time.Now

@@ -157,6 +157,18 @@ func TestFileRotation(t *testing.T) {
 	if !strings.Contains(log.String(), "empty") {
 		t.Error("an empty set is not told")
 	}
+	// To a gateway that starts, too.
+	log = logs{}
+	keys, err = ticket.OpenKeys(ticket.KeysConfig{Location: path, Now: clock.now, Logger: log.logger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	has(t, keys, newest, false)
+	if !strings.Contains(log.String(), "empty") {
+		t.Error("an empty set is not told at the start")
+	}
+	replace(t, path, publicSet(t, newest))
+	has(t, keys, newest, true)
 }
 
 func TestFileIsReadOnlyWhenItChanges(t *testing.T) {
@@ -205,7 +217,6 @@ func TestOpenKeysRefuses(t *testing.T) {
 		"no JSON":                 {[]byte(secret), "not a JWK Set"},
 		"one JWK, no set":         {[]byte(`{"kty":"oct","kid":"k","k":"` + secret + `"}`), "not a JWK Set"},
 		"keys no array":           {[]byte(`{"keys":"` + secret + `"}`), "not a JWK Set"},
-		"no keys":                 {[]byte(`{"keys":[]}`), "no key"},
 		"a kid for two keys":      {publicSet(t, ed, other), "two different keys"},
 		"a kid for two kinds":     {jwks(t, ed.Public(), octKey(ed.KeyID)), "two different keys"},
 		"only use enc":            {publicSet(t, encryption), "use is not sig"},

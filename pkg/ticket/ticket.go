@@ -196,8 +196,11 @@ func (c Claims) check() error {
 	if c.Mode != ReadWrite && c.Mode != ReadOnly {
 		return errors.New("mode is neither rw nor ro")
 	}
-	if c.MaxSession < 0 || c.MaxSession > maxSessionLimit || c.MaxSession%time.Second != 0 {
+	if c.MaxSession < 0 || c.MaxSession > maxSessionLimit {
 		return errors.New("max_session is out of range")
+	}
+	if c.MaxSession%time.Second != 0 {
+		return errors.New("max_session is not in whole seconds")
 	}
 	switch {
 	case c.IssuedAt.IsZero():

@@ -1,0 +1,118 @@
+package runner
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// dockerKeys returns a terminal's detach keys, as the engine wants them and as
+// bytes. They replace Ctrl-P Ctrl-Q, which would leave a live shell behind and
+// delays a typed Ctrl-P. The engine holds back a typed first key until the next,
+// so it is one whose effect is seen only then (NUL: set mark, in Emacs). Most are
+// random: what nobody knows nobody pastes.
+func dockerKeys() (list string, keys []byte) {
+	random := rand.Text()
+	return "ctrl-@,ctrl-^," + strings.Join(strings.Split(random, ""), ","), []byte("\x00\x1e" + random)
+}
+
+// dockerPiece is less than half of what the engine reads at once (32 KiB).
+const dockerPiece = 15 << 10
+
+// Write writes to the terminal past the engine's search for the detach keys,
+// which cannot be turned off and repeats bytes: when one of its reads ends in a
+// beginning of the keys, and the next one has more of them and then something
+// else, what that one had of them comes twice. When the next one is full
+// besides, its last bytes stay behind until something else is typed (moby/term,
+// proxy.go, from Engine 20.10 to this day). So none of its reads may end there:
+// what has a first key in it goes in pieces, none of which ends in a beginning
+// of the keys, each when the engine has read the one before. A beginning waits
+// for what comes next, as it would in the engine.
+func (t *dockerTerminal) Write(p []byte) (int, error) {
+	if t.held == 0 && bytes.IndexByte(p, t.keys[0]) < 0 {
+		return t.conn.Write(p)
+	}
+	rest := slices.Concat(t.keys[:t.held], p)
+	for len(rest) > 0 {
+		piece := rest[:min(len(rest), dockerPiece)]
+		t.held = matched(t.keys, piece)
+		if t.held == len(rest) {
+			break
+		}
+		n, err := 0, t.taken()
+		if err == nil {
+			n, err = t.conn.Write(piece[:len(piece)-t.held])
+		}
+		rest = rest[n:]
+		if err != nil {
+			return max(0, len(p)-len(rest)), err
+		}
+	}
+	return len(p), nil
+}
+
+// matched counts the keys that the engine has matched after p. As it does, it
+// takes the key that breaks a match for no beginning of another.
+func matched(keys, p []byte) int {
+	n := 0
+	for _, b := range p {
+		if n < len(keys) && b == keys[n] {
+			n++
+		} else {
+			n = 0
+		}
+	}
+	return n % len(keys)
+}
+
+// taken waits until the engine has read what was written, or the stream is
+// closed. Over TCP it is what the engine's machine has received: more nobody can
+// tell there.
+func (t *dockerTerminal) taken() error {
+	raw, err := socket(t.conn)
+	if err != nil {
+		return nil //nolint:nilerr // closed, which the write tells; or nothing can be asked
+	}
+	for pause := 50 * time.Microsecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		var queued int
+		var asked error
+		err := raw.Control(func(fd uintptr) { queued, asked = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+		switch err = errors.Join(err, asked); {
+		case err != nil:
+			return fmt.Errorf("waiting for the engine to read: %w", err)
+		case queued == 0:
+			return nil
+		}
+		time.Sleep(pause)
+	}
+}
+
+// socket is what is below TLS, and below the wrapper that the engine's client
+// puts around a connection when a shell's first words came with its answer. The
+// wrapper shows what it embeds to nobody but reflection.
+func socket(conn net.Conn) (syscall.RawConn, error) {
+	for {
+		switch c := conn.(type) {
+		case syscall.Conn:
+			return c.SyscallConn()
+		case *tls.Conn:
+			conn = c.NetConn()
+		default:
+			v := reflect.Indirect(reflect.ValueOf(conn))
+			if v.Kind() != reflect.Struct || !v.FieldByName("Conn").IsValid() {
+				return nil, fmt.Errorf("a %T has no socket", conn)
+			}
+			conn, _ = v.FieldByName("Conn").Interface().(net.Conn)
+		}
+	}
+}
