@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -257,12 +258,32 @@ func sweepAccounts() error {
 }
 
 func removeAccount(name string) error {
-	// --force: also while a process of a failed test runs.
-	err := run("userdel", "--force", name)
+	endProcesses(name)
+	err := run("userdel", "--force", name) // also while a process of it is just ending
 	if err != nil && strings.Contains(err.Error(), "does not exist") {
 		return nil // another run was faster
 	}
 	return err
+}
+
+// endProcesses kills what an account runs: an instance's part of a terminal goes on for an hour when the engine is gone.
+func endProcesses(name string) {
+	account, err := user.Lookup(name)
+	if err != nil {
+		return // another run has removed it
+	}
+	for range 2 { // what was forked meanwhile, too
+		dirs, _ := filepath.Glob("/proc/[0-9]*")
+		for _, dir := range dirs {
+			info, err := os.Stat(dir)
+			if err != nil || strconv.FormatUint(uint64(info.Sys().(*syscall.Stat_t).Uid), 10) != account.Uid {
+				continue
+			}
+			if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
+				_ = syscall.Kill(pid, syscall.SIGKILL) // gone already
+			}
+		}
+	}
 }
 
 func (s *SSHD) remove() error {

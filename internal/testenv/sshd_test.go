@@ -5,7 +5,9 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -55,9 +57,10 @@ func TestSSHDLetsPushedKeysIn(t *testing.T) {
 	}
 }
 
-// TestSSHDRemovesAccounts of its own, and of test runs that were killed.
+// TestSSHDRemovesAccounts of its own, with what they run, and of test runs that were killed.
 func TestSSHDRemovesAccounts(t *testing.T) {
 	var name, orphan string
+	var stays *exec.Cmd
 	t.Run("owner", func(t *testing.T) {
 		orphan = accountPrefix + "orphan"
 		if os.Geteuid() == 0 {
@@ -66,10 +69,23 @@ func TestSSHDRemovesAccounts(t *testing.T) {
 			}
 		}
 		name = StartSSHD(t, SSHDConfig{}).User
-		if _, err := user.Lookup(name); err != nil {
-			t.Error(err)
+		account, err := user.Lookup(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		uid, _ := strconv.ParseUint(account.Uid, 10, 32)
+		stays = exec.Command("sleep", "1000")
+		stays.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid)}, Pdeathsig: syscall.SIGTERM}
+		if err := stays.Start(); err != nil {
+			t.Fatal(err)
 		}
 	})
+	if stays == nil {
+		return // skipped, with its reason, or failed
+	}
+	if err := stays.Wait(); err == nil || stays.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("what an account ran ended with %v", err)
+	}
 	for _, account := range []string{name, orphan} {
 		if _, err := user.Lookup(account); err == nil {
 			t.Errorf("%s is still there", account)
