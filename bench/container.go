@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"path/filepath"
-	"strings"
 )
 
 // startContainer runs a workspace in the engine that DOCKER_HOST names. Without
@@ -51,9 +50,4 @@ func (s *server) openContainer(ctx context.Context, name string) (session, error
 		return nil, errors.Join(err, term.Close())
 	}
 	return term, nil
-}
-
-// of is the address of another workspace of the demo's.
-func of(workspace, terminal string) string {
-	return strings.Replace(terminal, "/workspaces/"+hostWorkspace+"/", "/workspaces/"+workspace+"/", 1)
 }

@@ -84,21 +84,23 @@ func (b *bench) interruptRound(ctx context.Context, s *server, speed float64, ea
 		key = containerKey(eager, speed)
 		open = func() (session, error) { return s.openContainer(ctx, container) }
 	}
-	term, err := open()
-	if err == nil {
-		var took time.Duration
-		took, err = interrupted(term, speed, eager)
-		_ = term.Close() // perhaps in mid-flood
-		err = errors.Join(err, s.settle())
-		b.report.add(key, s.name, float64(took.Microseconds())/1e3)
-	}
+	took, err := s.interrupted(open, speed, eager)
 	if err != nil {
 		return fmt.Errorf("%s, %g MB/s: %w", s.name, speed, err)
 	}
+	b.report.add(key, s.name, float64(took.Microseconds())/1e3)
 	return nil
 }
 
-func interrupted(term session, speed float64, eager bool) (took time.Duration, err error) {
+func (s *server) interrupted(open func() (session, error), speed float64, eager bool) (took time.Duration, err error) {
+	term, err := open()
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		_ = term.Close() // perhaps in mid-flood
+		err = errors.Join(err, s.settle())
+	}()
 	if err := await(term, prompt); err != nil {
 		return 0, err
 	}

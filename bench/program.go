@@ -98,7 +98,8 @@ func startTermgw(path string) func(context.Context, string, string) (*server, er
 		}
 		s.target = func(ctx context.Context, workspace string) (target, error) {
 			ticket, err := fetchTicket(ctx, at.Tickets, workspace)
-			return target{Kind: "termgw", URL: of(workspace, at.Terminal) + "?cols=80&rows=24", Ticket: ticket}, err
+			address := strings.Replace(at.Terminal, "/workspaces/"+hostWorkspace+"/", "/workspaces/"+workspace+"/", 1)
+			return target{Kind: "termgw", URL: address + "?cols=80&rows=24", Ticket: ticket}, err
 		}
 		return s, nil
 	}

@@ -139,5 +139,16 @@ func (f *FD) HungUp() (gone bool) {
 	return gone
 }
 
+// Unsent is what was written to a socket and has not been taken: over TCP
+// acknowledged by the other machine, over a unix socket read. In bytes, for a
+// unix socket with what the kernel adds.
+func Unsent(socket interface{ Control(f func(uintptr)) error }) (n int, err error) {
+	err = control(socket, func(fd int) (err error) {
+		n, err = unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+		return err
+	})
+	return n, err
+}
+
 // Control runs a function on the descriptor, as syscall.RawConn does.
 func (f *FD) Control(do func(fd uintptr)) error { return f.raw.Control(do) }

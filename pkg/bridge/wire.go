@@ -55,7 +55,7 @@ func (w *wire) Read(p []byte) (n int, err error) {
 // bytes.
 func (w *wire) unacknowledged() (n int) {
 	if w.fd != nil {
-		_ = w.fd.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+		n, _ = pollfd.Unsent(w.fd)
 	}
 	return n
 }

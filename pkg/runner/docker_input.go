@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
 	"reflect"
@@ -13,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/molecule-ai/termgw/internal/pollfd"
 )
 
 // dockerKeys returns a terminal's detach keys, as the engine wants them and as
@@ -84,13 +83,10 @@ func (t *dockerTerminal) taken() error {
 		return nil //nolint:nilerr // closed, which the write tells; or nothing can be asked
 	}
 	for pause := 50 * time.Microsecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		var queued int
-		var asked error
-		err := raw.Control(func(fd uintptr) { queued, asked = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
-		switch err = errors.Join(err, asked); {
+		switch n, err := pollfd.Unsent(raw); {
 		case err != nil:
 			return fmt.Errorf("waiting for the engine to read: %w", err)
-		case queued == 0:
+		case n == 0:
 			return nil
 		}
 		time.Sleep(pause)

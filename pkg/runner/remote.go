@@ -249,7 +249,7 @@ func (r *Remote) start(ctx context.Context, t Target, size bridge.Size) (*remote
 	direct := !idForm.MatchString(names[0])
 	for shells := r.cfg.Shells; len(shells) > 0; {
 		o.shell = shells[0]
-		keys, _ := dockerKeys() // what dockerTerminal.Write does besides needs to see the engine read
+		keys, _ := dockerKeys() // from here nobody can see what the engine reads, as dockerTerminal.Write does
 		args := append([]string{"choose", o.shell, keys, remoteOpening(size), t.Container}, names...)
 		if direct {
 			args = []string{"direct", o.shell, keys, remoteOpening(size), names[0]}

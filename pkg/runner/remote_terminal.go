@@ -205,7 +205,7 @@ func (t *remoteTerminal) Resize(s bridge.Size) error {
 func (t *remoteTerminal) Wait() (bridge.Exit, error) {
 	<-t.exited
 	if t.hungUp.Load() && (t.status.Signaled() || t.status.ExitStatus() == 255) {
-		return bridge.Exit{Code: 128 + int(unix.SIGHUP), Signal: signalOf(128 + int(unix.SIGHUP))}, nil
+		return bridge.Exit{Code: 128 + int(unix.SIGHUP), Signal: unix.SignalName(unix.SIGHUP)}, nil
 	}
 	if err := t.lost(); err != nil {
 		return bridge.Exit{}, err
