@@ -143,11 +143,9 @@ func (f *FD) HungUp() (gone bool) {
 // acknowledged by the other machine, over a unix socket read. In bytes, for a
 // unix socket with what the kernel adds.
 func Unsent(socket interface{ Control(f func(uintptr)) error }) (n int, err error) {
-	err = control(socket, func(fd int) (err error) {
-		n, err = unix.IoctlGetInt(fd, unix.SIOCOUTQ)
-		return err
-	})
-	return n, err
+	var asked error
+	err = socket.Control(func(fd uintptr) { n, asked = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	return n, errors.Join(err, asked)
 }
 
 // Control runs a function on the descriptor, as syscall.RawConn does.
