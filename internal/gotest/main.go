@@ -1,0 +1,139 @@
+// Command gotest runs `go test -json` and prints what a person reads of it: a line for each package that ends, a line of
+// progress when nothing else is printed, and at the end what was slow, what the failed tests printed and the command that
+// repeats them. It decides nothing about what is tested.
+//
+//	gotest ROOT GO ARGUMENT…
+//
+// ROOT is the repository, GO the go command, and the arguments are those of `go test`. The last line counts the tests,
+// and the exit status is go's.
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// quiet is the longest time without a line of output.
+	quiet = 15 * time.Second
+	// patience bounds the end of the tests after an interrupt.
+	patience = 20 * time.Second
+)
+
+func main() {
+	if len(os.Args) < 3 {
+		fmt.Fprintln(os.Stderr, "usage: gotest ROOT GO ARGUMENT…")
+		os.Exit(2)
+	}
+	os.Exit(run(os.Args[1], os.Args[2], os.Args[3:]))
+}
+
+func run(root, goCommand string, args []string) int {
+	// Both death signals are about a thread: this program's is sent when its parent dies, go's when this thread does.
+	runtime.LockOSThread()
+	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+	signals := catchSignals()
+
+	r := newReport(os.Stdout, time.Now)
+	r.saved = filepath.Join(root, ".cache", "test-output")
+	r.verbose = hasFlag(args, "v")
+
+	lines := make(chan []byte)
+	//nolint:gosec // G702: the arguments are those of whoever runs the tests
+	cmd := exec.Command(goCommand, append([]string{"test", "-json"}, args...)...)
+	cmd.Stdout, cmd.Stderr = &lineWriter{lines: lines}, &lineWriter{lines: lines}
+	// In a process group of its own: a terminal's Ctrl-C then reaches go and the tests once, from here.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
+	cmd.WaitDelay = patience // a process that outlives go and holds its output
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, "gotest:", err)
+		return 1
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var interrupt syscall.Signal
+	var giveUp <-chan time.Time
+	for running := true; running; {
+		select {
+		case line := <-lines:
+			r.line(line)
+		case <-tick.C:
+			r.progress()
+		case sig := <-signals:
+			if interrupt == 0 {
+				interrupt = sig.(syscall.Signal)
+				r.printf("\n%s: the tests that run are ended\n", unix.SignalName(interrupt))
+				_ = unix.Kill(-cmd.Process.Pid, interrupt)
+				giveUp = time.After(patience)
+			} else {
+				_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
+			}
+		case <-giveUp:
+			_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
+		case err := <-ended:
+			var exit *exec.ExitError
+			if err != nil && !errors.As(err, &exit) {
+				r.printf("gotest: %v\n", err)
+			}
+			running = false
+		}
+	}
+
+	status := cmd.ProcessState.ExitCode()
+	wait := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	switch {
+	case interrupt != 0:
+		status = 128 + int(interrupt)
+	case wait.Signaled():
+		r.printf("\ngo test was ended by %s\n", unix.SignalName(wait.Signal()))
+		status = 128 + int(wait.Signal())
+	}
+	again := repeat{args: args, goCommand: goCommand, root: root, required: os.Getenv("TERMGW_TEST_REQUIRE") == "1"}
+	return r.end(status, again)
+}
+
+// catchSignals returns the signals that end the run. Those that this program was started to ignore, as nohup and a script's
+// background do, still have no effect here, but go and the tests start with the default dispositions.
+func catchSignals() <-chan os.Signal {
+	ending := make(chan os.Signal, 8)
+	ignored := make(chan os.Signal, 1) // never read
+	for _, sig := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM} {
+		if signal.Ignored(sig) {
+			signal.Notify(ignored, sig)
+		} else {
+			signal.Notify(ending, sig)
+		}
+	}
+	return ending
+}
+
+// lineWriter sends every line that is written, with its end, to a channel.
+type lineWriter struct {
+	lines chan<- []byte
+	part  []byte
+}
+
+func (w *lineWriter) Write(p []byte) (int, error) {
+	w.part = append(w.part, p...)
+	for {
+		end := bytes.IndexByte(w.part, '\n')
+		if end < 0 {
+			return len(p), nil
+		}
+		w.lines <- bytes.Clone(w.part[:end+1])
+		w.part = w.part[end+1:]
+	}
+}
