@@ -173,8 +173,8 @@ func wrongCodes(p *page, _ map[string]*page, s *source) (faults []string) {
 		return nil
 	}
 	known := map[string]bool{}
-	for _, n := range s.closes {
-		known[strconv.Itoa(n)] = true
+	for _, o := range s.outcomes {
+		known[strconv.Itoa(o.close)] = true
 	}
 	for _, m := range closeCode.FindAllStringSubmatch(p.text, -1) {
 		if !known[m[1]] {
@@ -183,8 +183,8 @@ func wrongCodes(p *page, _ map[string]*page, s *source) (faults []string) {
 	}
 	for _, m := range codePair.FindAllStringSubmatch(strings.ReplaceAll(p.text, "\n", " "), -1) {
 		code, number := m[1]+m[4], m[2]+m[3]
-		if n, ok := s.closes[code]; ok && strconv.Itoa(n) != number {
-			faults = append(faults, fmt.Sprintf("%s closes with %d, not %s", code, n, number))
+		if o, ok := s.outcomes[code]; ok && strconv.Itoa(o.close) != number {
+			faults = append(faults, fmt.Sprintf("%s closes with %d, not %s", code, o.close, number))
 		}
 	}
 	for _, row := range p.rows {
@@ -193,8 +193,8 @@ func wrongCodes(p *page, _ map[string]*page, s *source) (faults []string) {
 			told = append(told, m[1])
 		}
 		for _, m := range span.FindAllStringSubmatch(row, -1) {
-			if n, ok := s.closes[m[1]]; ok && n != 0 {
-				right = append(right, strconv.Itoa(n))
+			if o := s.outcomes[m[1]]; o.close != 0 {
+				right = append(right, strconv.Itoa(o.close))
 			}
 		}
 		if len(told) > 0 && len(right) > 0 && !slices.Equal(set(told), set(right)) {

@@ -91,8 +91,8 @@ func TestChecks(t *testing.T) {
 // TestNothingIsMissing: a client's builder finds every code that can come, and an operator every step that can fail.
 func TestNothingIsMissing(t *testing.T) {
 	all, src := pages(t), readSource(t)
-	for code, closes := range src.closes {
-		if closes != 0 && !slices.Contains(all["docs/canvas.md"].codes(), code) {
+	for code, o := range src.outcomes {
+		if o.close != 0 && !slices.Contains(all["docs/canvas.md"].codes(), code) {
 			t.Errorf("docs/canvas.md does not have the code %s", code)
 		}
 	}
@@ -101,7 +101,7 @@ func TestNothingIsMissing(t *testing.T) {
 			t.Errorf("docs/infra/workspace-terminal.md does not have the detail %s", detail)
 		}
 	}
-	if len(src.closes) < 20 || len(src.details) < 40 {
-		t.Errorf("the source is not read as it is written: %d codes, %d details", len(src.closes), len(src.details))
+	if len(src.outcomes) < 20 || len(src.details) < 40 {
+		t.Errorf("the source is not read as it is written: %d codes, %d details", len(src.outcomes), len(src.details))
 	}
 }

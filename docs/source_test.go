@@ -13,8 +13,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-
-	"github.com/coder/websocket"
 )
 
 // source is what the pages are held to.
@@ -23,10 +21,17 @@ type source struct {
 	metrics   map[string]bool // histograms with their suffixes
 	schema    map[string]bool // what is in the schema termgw, and what else begins like it
 	strings   map[string]bool // literals of the program
-	closes    map[string]int  // close code by code; 0: it has none
+	outcomes  map[string]outcome
+	codes     map[string]bool // literals that the gateway sends as codes
 	details   map[string]bool // steps that can fail, as clients are told
 	commands  *command
 	targets   map[string]bool // of make
+}
+
+// outcome is an end of the gateway's table, by its code.
+type outcome struct {
+	close int // 0: there is no close frame
+	retry bool
 }
 
 // command is termgw, or a subcommand.
@@ -51,8 +56,9 @@ var sourceOnce = sync.OnceValues(loadSource)
 
 func loadSource() (*source, error) {
 	s := &source{
-		variables: map[string]bool{}, metrics: map[string]bool{}, strings: map[string]bool{}, closes: map[string]int{},
-		details: map[string]bool{}, schema: map[string]bool{"v1": true, "ticket": true, "schema_migrations": true}, targets: map[string]bool{},
+		variables: map[string]bool{}, metrics: map[string]bool{},
+		strings: map[string]bool{}, outcomes: map[string]outcome{}, codes: map[string]bool{}, details: map[string]bool{},
+		schema: map[string]bool{"v1": true, "ticket": true, "schema_migrations": true}, targets: map[string]bool{},
 	}
 	types := structs{}
 	for _, dir := range []string{"cmd", "pkg", "internal"} {
@@ -86,6 +92,9 @@ func loadSource() (*source, error) {
 		}
 		s.variables["TERMGW_"+strings.ToUpper(name)] = true
 	}
+	if err := s.readOutcomes(); err != nil {
+		return nil, err
+	}
 	s.commands = types.command("cli")
 	migrations, _ := filepath.Glob("../pkg/store/migrations/*.sql")
 	files, err := filepath.Glob("../deploy/*/termgw.*") // files of that name are no tables
@@ -112,6 +121,16 @@ func loadSource() (*source, error) {
 	return s, nil
 }
 
+// readOutcomes reads the golden file that a test of the router holds to the table.
+func (s *source) readOutcomes() error {
+	text, err := os.ReadFile("../pkg/router/testdata/outcomes.golden")
+	for _, m := range regexp.MustCompile(`(?m)^(\w+)\t(\d+)\t\d+\t(true|false)\t`).FindAllStringSubmatch(string(text), -1) {
+		n, _ := strconv.Atoi(m[2])
+		s.outcomes[m[1]] = outcome{close: n, retry: m[3] == "true"}
+	}
+	return err
+}
+
 func (s *source) read(file *ast.File, types structs, isCommand bool) {
 	ast.Inspect(file, func(node ast.Node) bool {
 		switch n := node.(type) {
@@ -134,7 +153,7 @@ func (s *source) read(file *ast.File, types structs, isCommand bool) {
 	})
 }
 
-// readLiteral takes a metric's options (Name), a row of the error table (code, close), or the step of a runner's Error.
+// readLiteral takes a metric's options (Name), a code, or the step of a runner's Error.
 func (s *source) readLiteral(file *ast.File, literal *ast.CompositeLit) {
 	if of, ok := literal.Type.(*ast.Ident); ok && of.Name == "Error" && file.Name.Name == "runner" && stringOf(literal.Elts[0]) != "" {
 		s.details[stringOf(literal.Elts[0])] = true
@@ -155,8 +174,8 @@ func (s *source) readLiteral(file *ast.File, literal *ast.CompositeLit) {
 			}
 		}
 	}
-	if code := stringOf(values["code"]); code != "" && file.Name.Name == "router" {
-		s.closes[code] = max(s.closes[code], closeOf(values["close"]))
+	if code := stringOf(values["code"]) + stringOf(values["Code"]); code != "" && (file.Name.Name == "router" || file.Name.Name == "bridge") {
+		s.codes[code] = true
 	}
 }
 
@@ -166,25 +185,6 @@ func stringOf(e ast.Expr) string {
 		return text
 	}
 	return ""
-}
-
-// closeOf is a close code that is written as a number, or by the library's name; -1 for one that is not known here.
-func closeOf(e ast.Expr) int {
-	switch e := e.(type) {
-	case nil:
-		return 0
-	case *ast.BasicLit:
-		n, _ := strconv.Atoi(e.Value)
-		return n
-	case *ast.SelectorExpr:
-		return map[string]int{
-			"StatusNormalClosure":  int(websocket.StatusNormalClosure),
-			"StatusMessageTooBig":  int(websocket.StatusMessageTooBig),
-			"StatusServiceRestart": int(websocket.StatusServiceRestart),
-			"StatusTryAgainLater":  int(websocket.StatusTryAgainLater),
-		}[e.Sel.Name]
-	}
-	return -1
 }
 
 // command is what kong makes of a struct.
