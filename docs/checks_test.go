@@ -15,7 +15,7 @@ var checks = []check{
 	{"links", brokenLinks},
 	{"paths", missingPaths},
 	{"variables", unknownNames(regexp.MustCompile(`\bTERMGW_[A-Z0-9_]*[A-Z0-9]`), 0, func(s *source) map[string]bool { return s.variables })},
-	{"metrics", unknownNames(regexp.MustCompile(`\btermgw_[a-z0-9_]*[a-z0-9]`), 0, func(s *source) map[string]bool { return s.metrics })},
+	{"metrics", unknownNames(regexp.MustCompile(`\btermgw_[a-z0-9_]*[a-z0-9]`), 0, func(s *source) map[string]bool { return s.series })},
 	{"schema", unknownNames(regexp.MustCompile(`\btermgw\.([a-z_0-9]+)`), 1, func(s *source) map[string]bool { return s.schema })},
 	{"commands", unknownCommands},
 	{"make", unknownTargets},

@@ -87,21 +87,3 @@ func TestChecks(t *testing.T) {
 		}
 	}
 }
-
-// TestNothingIsMissing: a client's builder finds every code that can come, and an operator every step that can fail.
-func TestNothingIsMissing(t *testing.T) {
-	all, src := pages(t), readSource(t)
-	for code, o := range src.outcomes {
-		if o.close != 0 && !slices.Contains(all["docs/canvas.md"].codes(), code) {
-			t.Errorf("docs/canvas.md does not have the code %s", code)
-		}
-	}
-	for detail := range src.details {
-		if !slices.Contains(all["docs/infra/workspace-terminal.md"].codes(), detail) {
-			t.Errorf("docs/infra/workspace-terminal.md does not have the detail %s", detail)
-		}
-	}
-	if len(src.outcomes) < 20 || len(src.details) < 40 {
-		t.Errorf("the source is not read as it is written: %d codes, %d details", len(src.outcomes), len(src.details))
-	}
-}

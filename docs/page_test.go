@@ -114,3 +114,15 @@ func (p *page) section(title string) string {
 	text, _, _ := strings.Cut(rest, "\n"+level+" ")
 	return text
 }
+
+// table is a section's table: the second cell of a row, by each word in code of its first.
+func (p *page) table(title string) map[string]string {
+	table := map[string]string{}
+	_, rows, _ := strings.Cut(p.section(title), "\n|---") // below the head
+	for _, row := range regexp.MustCompile(`(?m)^\| ([^|\n]*) \|([^|\n]*)`).FindAllStringSubmatch(rows, -1) {
+		for _, m := range span.FindAllStringSubmatch(row[1], -1) {
+			table[m[1]] = strings.TrimSpace(row[2])
+		}
+	}
+	return table
+}

@@ -17,15 +17,18 @@ import (
 
 // source is what the pages are held to.
 type source struct {
-	variables map[string]bool
-	metrics   map[string]bool // histograms with their suffixes
-	schema    map[string]bool // what is in the schema termgw, and what else begins like it
-	strings   map[string]bool // literals of the program
-	outcomes  map[string]outcome
-	codes     map[string]bool // literals that the gateway sends as codes
-	details   map[string]bool // steps that can fail, as clients are told
-	commands  *command
-	targets   map[string]bool // of make
+	variables     map[string]bool
+	configuration map[string]string // those of serve, with their defaults
+	metrics       map[string]bool
+	series        map[string]bool // metrics, and a histogram's with their suffixes
+	schema        map[string]bool // what is in the schema termgw, and what else begins like it
+	strings       map[string]bool // literals of the program
+	outcomes      map[string]outcome
+	codes         map[string]bool // literals that the gateway sends as codes
+	details       map[string]bool // steps that can fail, as clients are told
+	claims        map[string]bool // of tickets
+	commands      *command
+	targets       map[string]bool // of make
 }
 
 // outcome is an end of the gateway's table, by its code.
@@ -56,9 +59,9 @@ var sourceOnce = sync.OnceValues(loadSource)
 
 func loadSource() (*source, error) {
 	s := &source{
-		variables: map[string]bool{}, metrics: map[string]bool{},
+		variables: map[string]bool{}, configuration: map[string]string{}, metrics: map[string]bool{}, series: map[string]bool{},
 		strings: map[string]bool{}, outcomes: map[string]outcome{}, codes: map[string]bool{}, details: map[string]bool{},
-		schema: map[string]bool{"v1": true, "ticket": true, "schema_migrations": true}, targets: map[string]bool{},
+		claims: map[string]bool{}, schema: map[string]bool{"v1": true, "ticket": true, "schema_migrations": true}, targets: map[string]bool{},
 	}
 	types := structs{}
 	for _, dir := range []string{"cmd", "pkg", "internal"} {
@@ -90,7 +93,8 @@ func loadSource() (*source, error) {
 		if tags.Get("split_words") == "true" {
 			name = separated(name, "_")
 		}
-		s.variables["TERMGW_"+strings.ToUpper(name)] = true
+		name = "TERMGW_" + strings.ToUpper(name)
+		s.variables[name], s.configuration[name] = true, tags.Get("default")
 	}
 	if err := s.readOutcomes(); err != nil {
 		return nil, err
@@ -139,8 +143,15 @@ func (s *source) read(file *ast.File, types structs, isCommand bool) {
 				s.strings[text] = true
 			}
 		case *ast.TypeSpec:
-			if st, ok := n.Type.(*ast.StructType); ok && isCommand {
+			st, ok := n.Type.(*ast.StructType)
+			if ok && isCommand {
 				types[n.Name.Name] = st
+			}
+			if ok && n.Name.Name == "wireClaims" {
+				for _, field := range st.Fields.List {
+					claim, _, _ := strings.Cut(tagsOf(field).Get("json"), ",")
+					s.claims[claim] = true
+				}
 			}
 		case *ast.CompositeLit:
 			s.readLiteral(file, n)
@@ -167,10 +178,10 @@ func (s *source) readLiteral(file *ast.File, literal *ast.CompositeLit) {
 		}
 	}
 	if name := stringOf(values["Name"]); strings.HasPrefix(name, "termgw_") {
-		s.metrics[name] = true
+		s.metrics[name], s.series[name] = true, true
 		if kind, ok := literal.Type.(*ast.SelectorExpr); ok && kind.Sel.Name == "HistogramOpts" {
 			for _, end := range []string{"_bucket", "_sum", "_count"} {
-				s.metrics[name+end] = true
+				s.series[name+end] = true
 			}
 		}
 	}
