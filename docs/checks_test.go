@@ -220,11 +220,17 @@ func changedSnippets(p *page, _ map[string]*page, _ *source) (faults []string) {
 	return faults
 }
 
-// unknownLogLines looks at the table below the heading Log lines.
+var selected = regexp.MustCompile(`\.msg == "([^"]+)"`)
+
+// unknownLogLines looks at the table below the heading Log lines, and at what queries select.
 func unknownLogLines(p *page, _ map[string]*page, s *source) (faults []string) {
-	for _, m := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(p.section("## Log lines"), -1) {
-		if m[1] != "msg" && !s.strings[m[1]] {
-			faults = append(faults, fmt.Sprintf("nothing logs %q", m[1]))
+	lines := names(p.table("## Log lines"))
+	for _, m := range selected.FindAllStringSubmatch(p.text, -1) {
+		lines = append(lines, m[1])
+	}
+	for _, line := range lines {
+		if !s.strings[line] {
+			faults = append(faults, fmt.Sprintf("nothing logs %q", line))
 		}
 	}
 	return faults

@@ -79,6 +79,7 @@ func TestChecks(t *testing.T) {
 		{"codes", "| `exit` `too_large` | 1000, 1009 |\n| `idle_timeout` | 4409 |", "idle_timeout"},
 		{"snippets", "```go file=examples/ticket.ts\nimport { readFile } from \"node:fs/promises\";\n```\n```ts file=examples/ticket.ts\nlet it = be;\n```", "examples/ticket.ts"},
 		{"log lines", "## Log lines\n\n| `msg` |\n|---|\n| `session ended` |\n| `session vanished` |\n", "session vanished"},
+		{"log lines", "```sh\njq -c 'select(.msg == \"session ended\" or .msg == \"session stopped\")'\n```", "session stopped"},
 	} {
 		p := parsePage("docs/test.md", c.text)
 		found := checkNamed(c.check).faults(p, map[string]*page{p.path: p, security.path: security}, src)
