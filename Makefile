@@ -39,12 +39,17 @@ image_args = --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) --build
 
 .PHONY: web
 ifneq ($(NODE),)
-web: web/node_modules/.package-lock.json ## build the page into web/dist (needs Node)
-	@cd web && npm run --silent build
+web: web/dist/index.html ## build the page into web/dist (needs Node)
+	@:
 else
 web:
 	@echo 'web: skipped, needs Node 20 or newer with npm: https://nodejs.org/' >&2; [[ $${TERMGW_TEST_REQUIRE-} != 1 ]]
 endif
+
+# Nothing is written when nothing has changed: what is embedded may be read at the same time. The build writes this file last.
+web/dist/index.html: web/node_modules/.package-lock.json web/build.mjs $(wildcard web/page/*.* web/client/*.*)
+	@cd web && npm run --silent build
+	@touch $@
 
 # npm writes this file last.
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json
@@ -57,18 +62,46 @@ test: setup web ## run the tests; what this machine lacks is installed as root, 
 	@cd bench && ../scripts/go-test ./...
 	@$(MAKE) --no-print-directory test-web
 
+.PHONY: quick
+quick: export phases = $(quick_phases)
+quick: ## the linters and the tests that need no daemon, in less than a minute
+	@exec scripts/phases quick test-short <<<"$$phases"
+
+# A target, and those that it needs. The upper ones start first.
+define quick_phases
+web:
+test-short: web
+lint-go: web
+lint-page: web
+test-units: web
+endef
+
+.PHONY: test-short
+test-short:
+	@scripts/go-test -short ./...
+
+.PHONY: test-race
+test-race:
+	@scripts/go-test -race -count=1 -timeout 40m ./...
+
+.PHONY: test-bench
+test-bench:
+	@cd bench && ../scripts/go-test -count=1 ./...
+
+no_node = echo 'web tests: skipped, they need Node 20 or newer with npm' >&2; [[ $${TERMGW_TEST_REQUIRE-} != 1 ]]
+
 .PHONY: test-web
 test-web: web build ## run the tests of the page, in Node and in Chromium
-ifneq ($(NODE),)
-	@cd web && npm test
-else
-	@echo 'web tests: skipped, they need Node 20 or newer with npm' >&2
-endif
+	@$(if $(NODE),cd web && npm test,$(no_node))
+
+.PHONY: test-units
+test-units: web
+	@$(if $(NODE),cd web && npm run --silent test:unit,$(no_node))
 
 .PHONY: image-test
 image-test: ## build the images and run them, on base images made here, and check compose.yaml and the systemd unit
 	@$(GO) vet -tags image ./internal/imagetest
-	@$(GO) test -tags image -count=1 -timeout 15m -v ./internal/imagetest | grep -v '^=== '
+	@scripts/go-test -tags image -count=1 -timeout 15m -v ./internal/imagetest
 
 .PHONY: deploy-test
 deploy-test: build ## check deploy/: manifests, policies, proxies before a gateway, rules and the dashboard
@@ -76,21 +109,31 @@ deploy-test: build ## check deploy/: manifests, policies, proxies before a gatew
 
 .PHONY: check
 check: export TERMGW_TEST_REQUIRE := 1
-check: ## what CI runs: nothing is skipped, plus the linters, the race detector and the fuzzers
-	@scripts/phase 'setup' scripts/setup
-	@scripts/phase 'workspace image' scripts/workspace-image
-	@scripts/phase 'AWS CLI' scripts/aws-cli
-	@scripts/phase 'page' $(MAKE) --no-print-directory web
-	@scripts/phase 'modules are tidy' $(MAKE) --no-print-directory tidy-check
-	@scripts/phase 'build' $(MAKE) --no-print-directory build
-	@scripts/phase 'lint' $(MAKE) --no-print-directory lint
-	@scripts/phase 'fuzz' scripts/fuzz $(FUZZTIME)
-	@cd bench && ../scripts/phase 'load generator' ../scripts/go-test -count=1 ./...
-	@scripts/phase 'page tests' $(MAKE) --no-print-directory test-web
-	@scripts/phase 'image' $(MAKE) --no-print-directory image-test
-	@scripts/phase 'deploy' $(MAKE) --no-print-directory deploy-test
-	@printf '\n==> Go tests, race detector\n' # last, and bare, so that the count of tests is the last line
-	@scripts/go-test -race -count=1 -timeout 40m ./...
+check: export phases = $(check_phases)
+check: ## what CI runs: nothing is skipped, plus the linters, the race detector and the fuzzers, side by side
+	@exec scripts/phases check test-race <<<"$$phases"
+
+# The longest first, as soon as they can.
+define check_phases
+setup:
+web:
+workspace-image: setup
+test-race: setup web workspace-image
+lint-go: web
+build: web
+image-test: setup web workspace-image
+test-web: setup web build workspace-image
+aws-cli: setup
+deploy-test: setup build
+test-bench: setup web
+lint-page: web
+tidy-check: web
+fuzz-short: web
+endef
+
+.PHONY: workspace-image aws-cli
+workspace-image aws-cli:
+	@scripts/$@
 
 .PHONY: bench
 bench: build ## measure termgw, and ttyd if it is on PATH, on this machine; quick: BENCH_ARGS=-short
@@ -101,16 +144,27 @@ soak: ## open 1,000 terminals in a minute on one gateway and hold them for SOAK 
 	@cd cmd/termgw && $(GO) test -run '^TestSoak$$' -count=1 -timeout 3h -v -soak $(or $(SOAK),10m)
 
 .PHONY: lint
-lint: ## run go vet, golangci-lint, gofumpt, and the page's type checker and linter
-	@$(GO) vet ./...
-	@$(GO) tool -modfile=tools/go.mod golangci-lint run
-	@cd bench && $(GO) vet ./... && $(GO) tool -modfile=../tools/go.mod golangci-lint run
-	@cd deploy/test && $(GO) vet ./... && $(GO) tool -modfile=../../tools/go.mod golangci-lint run
+lint: lint-go lint-page ## run go vet, golangci-lint, gofumpt, and the page's type checker and linter
+
+# The linters compute all the time: tests that run beside them, and have deadlines, come first.
+golangci_lint = nice $(GO) tool -modfile=$(1)tools/go.mod golangci-lint run --allow-parallel-runners
+
+.PHONY: lint-go
+lint-go:
+	@nice $(GO) vet ./...
+	@$(call golangci_lint)
+	@cd bench && nice $(GO) vet ./... && $(call golangci_lint,../)
+	@cd deploy/test && nice $(GO) vet ./... && $(call golangci_lint,../../)
 	@unformatted=$$($(call go_files) | xargs -r $(GO) tool -modfile=tools/go.mod gofumpt -l); \
 		if [[ -n $$unformatted ]]; then printf 'not formatted, run make fmt:\n%s\n' "$$unformatted" >&2; exit 1; fi
+
+.PHONY: lint-page
 ifneq ($(NODE),)
-	@$(MAKE) --no-print-directory web/node_modules/.package-lock.json
-	@cd web && npm run --silent check
+lint-page: web/node_modules/.package-lock.json
+	@cd web && nice npm run --silent check
+else
+lint-page:
+	@:
 endif
 
 .PHONY: fmt
@@ -123,6 +177,11 @@ go_files = find cmd pkg internal web bench deploy -name node_modules -prune -o -
 .PHONY: fuzz
 fuzz: ## run every fuzz test for FUZZTIME (100000x, that many inputs; or a time)
 	@scripts/fuzz $(FUZZTIME)
+
+# A second of every fuzz test finds a parser that a change has broken; `make fuzz` looks for rare inputs.
+.PHONY: fuzz-short
+fuzz-short:
+	@nice scripts/fuzz 10000x
 
 .PHONY: tidy-check
 tidy-check:

@@ -1,0 +1,137 @@
+// Command phases runs targets of the Makefile side by side, each as soon as the targets that it needs have ended well. It
+// keeps the output of each together and says which run, which failed, and how to repeat those. What a target does is the
+// Makefile's.
+//
+//	phases TITLE LAST <TABLE
+//
+// A line of the table is `TARGET: TARGETS THAT IT NEEDS`; of those that can start, the upper one starts first. A target's
+// output is printed when the target ends, that of LAST after everything else. A target that fails stops only those that
+// need it.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	if len(os.Args) != 3 {
+		fmt.Fprintln(os.Stderr, "usage: phases TITLE LAST <TABLE")
+		os.Exit(2)
+	}
+	status, err := run(os.Args[1], os.Args[2])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "phases:", err)
+	}
+	os.Exit(status)
+}
+
+func run(title, last string) (status int, err error) {
+	table, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return 2, fmt.Errorf("reading the table: %w", err)
+	}
+	phases, err := parse(string(table))
+	if err != nil {
+		return 2, err
+	}
+	// A processor each, and one more: most phases wait more than they compute.
+	most := runtime.NumCPU() + 1
+	if jobs := os.Getenv("PHASES"); jobs != "" {
+		if most, err = strconv.Atoi(jobs); err != nil || most < 1 {
+			return 2, fmt.Errorf("PHASES=%s is no number of phases that run at the same time", jobs)
+		}
+	}
+	logs, err := os.MkdirTemp("", title+"-")
+	if err != nil {
+		return 1, fmt.Errorf("making a folder for the output: %w", err)
+	}
+	again := "make "
+	if os.Getenv("TERMGW_TEST_REQUIRE") == "1" {
+		again = "TERMGW_TEST_REQUIRE=1 make "
+	}
+	r := &runner{
+		title: title, last: last, phases: phases, most: most, logs: logs, out: os.Stdout,
+		command: []string{"make"}, again: again, env: environment(),
+		every: 30 * time.Second, grace: 30 * time.Second,
+	}
+
+	// Both death signals are about a thread: this program's is sent when its parent dies, a phase's when this thread does.
+	runtime.LockOSThread()
+	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0)
+	status = r.run(catchSignals())
+	if status == 0 {
+		err = os.RemoveAll(logs)
+	}
+	return status, err
+}
+
+// environment is that of the phases. They are no part of the make that runs this program, and take no tokens of its -j.
+func environment() []string {
+	var env []string
+	for _, variable := range os.Environ() {
+		switch name, _, _ := strings.Cut(variable, "="); name {
+		case "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PHASES":
+		default:
+			env = append(env, variable)
+		}
+	}
+	return env
+}
+
+// catchSignals returns the signals that end the run. Those that this program was started to ignore, as nohup and a script's
+// background do, still have no effect here, but phases start with the default dispositions.
+func catchSignals() <-chan os.Signal {
+	ending := make(chan os.Signal, 8)
+	ignored := make(chan os.Signal, 1) // never read
+	for _, sig := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM} {
+		if signal.Ignored(sig) {
+			signal.Notify(ignored, sig)
+		} else {
+			signal.Notify(ending, sig)
+		}
+	}
+	return ending
+}
+
+// parse reads the table.
+func parse(table string) ([]*phase, error) {
+	var phases []*phase
+	known := map[string]*phase{}
+	for line := range strings.Lines(table) {
+		if strings.TrimSpace(line) == "" {
+			continue
+		}
+		name, needs, ok := strings.Cut(line, ":")
+		p := &phase{name: strings.TrimSpace(name)}
+		if !ok || p.name == "" || known[p.name] != nil {
+			return nil, fmt.Errorf("the table has the line %q", line)
+		}
+		for _, name := range strings.Fields(needs) {
+			// Only those above it: no circle is possible.
+			if known[name] == nil {
+				return nil, fmt.Errorf("%s needs %s, which is not above it", p.name, name)
+			}
+			p.needs = append(p.needs, known[name])
+		}
+		known[p.name] = p
+		phases = append(phases, p)
+	}
+	if len(phases) == 0 {
+		return nil, errors.New("the table is empty")
+	}
+	return phases, nil
+}
+
+// signalGroup sends a signal to every process of a phase.
+func (p *phase) signalGroup(sig syscall.Signal) { _ = unix.Kill(-p.cmd.Process.Pid, sig) }
