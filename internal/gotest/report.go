@@ -229,14 +229,18 @@ func (r *report) packageEnded(p *testedPackage) {
 	if p.skipped > 0 {
 		counts = append(counts, fmt.Sprintf("%d skipped", p.skipped))
 	}
-	r.printf("%-7s %-50s %8s  %s\n", what, p.name, took, strings.Join(counts, ", "))
+	r.printf("%-7s %-58s %8s  %s\n", what, p.name, took, strings.Join(counts, ", "))
+	skipped := map[string][]string{} // names by their reason
 	for _, name := range slices.Sorted(maps.Keys(p.tests)) {
 		switch t := p.tests[name]; {
 		case t.result == "skip":
-			r.printf("    skipped %s: %s\n", name, t.reason())
+			skipped[t.reason()] = append(skipped[t.reason()], name)
 		case t.result == "pass" && r.verbose && len(t.said) > 0:
 			r.printf("    %s\n%s", name, strings.Join(t.said, ""))
 		}
+	}
+	for _, reason := range slices.Sorted(maps.Keys(skipped)) {
+		r.printf("    skipped, %s: %s\n", reason, strings.Join(skipped[reason], ", "))
 	}
 	if p.result == "fail" {
 		r.save(p)

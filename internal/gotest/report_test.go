@@ -139,7 +139,7 @@ func TestReport(t *testing.T) {
 		last         string
 	}{
 		{"failed test", failed, 1, 1, []string{
-			"FAIL    m/a 3.1 s  1 passed, 1 failed, 1 skipped\n    skipped TestSkip: needs an engine: run as root\n" +
+			"FAIL    m/a 3.1 s  1 passed, 1 failed, 1 skipped\n    skipped, needs an engine: run as root: TestSkip\n" +
 				"--- FAIL: TestFail (0.0 s)\ntime=1 level=INFO msg=x\n    a_test.go:4: got 1\n        want 2\n\n",
 			"The slowest tests:\n     3.0 s  m/a TestPass\n",
 			"\nFAIL m/a\n--- FAIL: TestFail (0.0 s)\n    a_test.go:4: got 1\n        want 2\n\n",
