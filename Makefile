@@ -113,7 +113,7 @@ check: export phases = $(check_phases)
 check: ## what CI runs: nothing is skipped, plus the linters, the race detector and the fuzzers, side by side
 	@exec scripts/phases check test-race <<<"$$phases"
 
-# The longest first, as soon as they can.
+# The longest first, as soon as they can. deploy-test is late: lint-go compiles most of what it needs.
 define check_phases
 setup:
 web:
@@ -124,9 +124,9 @@ build: web
 image-test: setup web workspace-image
 test-web: setup web build workspace-image
 aws-cli: setup
-deploy-test: setup build
 test-bench: setup web
 lint-page: web
+deploy-test: setup build
 tidy-check: web
 fuzz-short: web
 endef

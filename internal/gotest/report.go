@@ -79,8 +79,11 @@ func (r *report) printf(format string, args ...any) {
 	r.printed = r.now()
 }
 
-// line takes a line that go printed. One that is no event is go's own message: an argument that is wrong, a download.
+// line takes a line that go printed. One that is no event is go's own message: an argument that is wrong, say.
 func (r *report) line(line []byte) {
+	if bytes.HasPrefix(line, []byte("go: downloading ")) {
+		return // progress says that go is building: a module's first tests would begin with a hundred of these
+	}
 	var e event
 	if !bytes.HasPrefix(line, []byte("{")) || json.Unmarshal(line, &e) != nil {
 		r.printf("%s", line)

@@ -172,7 +172,7 @@ func TestReport(t *testing.T) {
 			"the run ended before the package\n",
 			again + " ./h ./i\n",
 		}, "go: 2 passed, 4 failed, 0 skipped"},
-		{"killed without a package", "go: killed\n", 137, 137, []string{"go: killed\n"}, "go: 0 passed, 1 failed, 0 skipped"},
+		{"killed without a package", "go: downloading m v1\ngo: killed\n", 137, 137, []string{"go: killed\n"}, "go: 0 passed, 1 failed, 0 skipped"},
 		{"nothing to test", noTests, 0, 1, []string{"no test has run\n"}, "go: 0 passed, 1 failed, 0 skipped"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -185,6 +185,9 @@ func TestReport(t *testing.T) {
 				if !strings.Contains(narrow, want) {
 					t.Errorf("no\n%s", want)
 				}
+			}
+			if strings.Contains(out, "downloading") {
+				t.Error("a download is printed")
 			}
 			if !strings.HasSuffix(out, "\n"+c.last+"\n") {
 				t.Errorf("the last line is not %q", c.last)
