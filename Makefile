@@ -57,17 +57,30 @@ web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 	@touch $@
 
 .PHONY: test
-test: setup web ## run the tests; what this machine lacks is installed as root, or skipped by name
-	@scripts/go-test ./...
-	@cd bench && ../scripts/go-test ./...
-	@$(MAKE) --no-print-directory test-web
+test: export phases = $(test_phases)
+test: ## run the tests; what this machine lacks is installed as root, or skipped by name
+	@exec scripts/phases test test-go <<<"$$phases"
+
+# A target, and those that it needs. The upper ones start first.
+define test_phases
+setup:
+web:
+test-go: setup web
+build: web
+test-web: setup web build
+test-bench: setup web
+endef
+
+# Most tests wait: for three packages at once two processors are enough.
+.PHONY: test-go
+test-go:
+	@scripts/go-test -p 3 -timeout 40m ./...
 
 .PHONY: quick
 quick: export phases = $(quick_phases)
 quick: ## the linters and the tests that need no daemon, in less than a minute
 	@exec scripts/phases quick test-short <<<"$$phases"
 
-# A target, and those that it needs. The upper ones start first.
 define quick_phases
 web:
 test-short: web
@@ -82,11 +95,17 @@ test-short:
 
 .PHONY: test-race
 test-race:
-	@scripts/go-test -race -count=1 -timeout 40m ./...
+	@scripts/go-test -race -count=1 -p 3 -timeout 40m ./...
+
+# The race detector compiles another body of its system calls.
+.PHONY: test-plain
+test-plain:
+	@scripts/go-test -count=1 ./internal/pollfd
 
 .PHONY: test-bench
 test-bench:
-	@cd bench && ../scripts/go-test -count=1 ./...
+	@scripts/sandbox true
+	@cd bench && ../scripts/go-test -count=1 -exec "$(CURDIR)/.cache/sandbox" ./...
 
 no_node = echo 'web tests: skipped, they need Node 20 or newer with npm' >&2; [[ $${TERMGW_TEST_REQUIRE-} != 1 ]]
 
@@ -105,7 +124,8 @@ image-test: ## build the images and run them, on base images made here, and chec
 
 .PHONY: deploy-test
 deploy-test: build ## check deploy/: manifests, policies, proxies before a gateway, rules and the dashboard
-	@cd deploy/test && ../../scripts/go-test -count=1 ./...
+	@scripts/sandbox true
+	@cd deploy/test && ../../scripts/go-test -count=1 -exec "$(CURDIR)/.cache/sandbox" ./...
 
 .PHONY: check
 check: export TERMGW_TEST_REQUIRE := 1
@@ -125,9 +145,11 @@ image-test: setup web workspace-image
 test-web: setup web build workspace-image
 aws-cli: setup
 test-bench: setup web
+test-plain:
 lint-page: web
 deploy-test: setup build
 tidy-check: web
+vet-arm64: web
 fuzz-short: web
 endef
 
@@ -152,11 +174,18 @@ golangci_lint = nice $(GO) tool -modfile=$(1)tools/go.mod golangci-lint run --al
 .PHONY: lint-go
 lint-go:
 	@nice $(GO) vet ./...
+	@nice $(GO) vet -race ./internal/pollfd
 	@$(call golangci_lint)
+	@$(call golangci_lint) --build-tags image,race ./internal/pollfd
 	@cd bench && nice $(GO) vet ./... && $(call golangci_lint,../)
 	@cd deploy/test && nice $(GO) vet ./... && $(call golangci_lint,../../)
 	@unformatted=$$($(call go_files) | xargs -r $(GO) tool -modfile=tools/go.mod gofumpt -l); \
 		if [[ -n $$unformatted ]]; then printf 'not formatted, run make fmt:\n%s\n' "$$unformatted" >&2; exit 1; fi
+
+# What the files of the project decide, of a machine of another kind.
+.PHONY: vet-arm64
+vet-arm64:
+	@GOARCH=arm64 nice $(GO) vet ./...
 
 .PHONY: lint-page
 ifneq ($(NODE),)

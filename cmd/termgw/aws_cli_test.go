@@ -49,6 +49,7 @@ func gone(dir string) bool {
 }
 
 func TestAWSCLI(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	p.onInstance(t, aws, "ws")
@@ -108,6 +109,7 @@ func TestAWSCLI(t *testing.T) {
 
 // What the CLI says becomes what AWS's own answers become; where it says nothing and never ends, time decides.
 func TestAWSCLIFaults(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	endpoint := aws.PutEndpoint(awsplay.Endpoint{ID: "eice-0123456789abcdef0"})
@@ -175,7 +177,7 @@ func TestAWSCLIFaults(t *testing.T) {
 			i := aws.newInstance()
 			p.workspace(t, "of-"+i.ID, i.ID)
 			aws.PutInstance(i)
-			wants(t, p.serve(t, aws.awsCLI(t, environ)...), i.ID, "tunnel", "backend_failed", 4502)
+			wants(t, p.serve(t, aws.awsCLI(t, environ, asProgram+"=15s")...), i.ID, "tunnel", "backend_failed", 4502)
 		})
 	}
 }

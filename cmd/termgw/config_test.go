@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
 )
 
@@ -44,6 +45,7 @@ var defaults = map[string]string{
 }
 
 func TestServeHelpListsTheVariables(t *testing.T) {
+	t.Parallel()
 	c := start(t, command(t, nil, "serve", "--help"))
 	if status := c.wait(t); status != 0 {
 		t.Errorf("exit status %d", status)
@@ -72,6 +74,7 @@ func TestServeHelpListsTheVariables(t *testing.T) {
 }
 
 func TestBasePath(t *testing.T) {
+	t.Parallel()
 	for path, good := range map[string]bool{
 		"": true, "/": true, "/a": true, "/a/b.c/": true, "/..a/...": true,
 		"a": false, "/a//b": false, "//": false, "/a/../b": false, "/.": false, "/a/..": false, "/a b": false, "/%61": false,
@@ -85,6 +88,7 @@ func TestBasePath(t *testing.T) {
 
 // Every fault is named at once, by its variable; a secret in one is not repeated.
 func TestConfigurationFaults(t *testing.T) {
+	t.Parallel()
 	wrong := []string{
 		"TERMGW_LISTEN=8080",
 		"TERMGW_ADMIN_LISTEN=localhost:admin",
@@ -132,6 +136,7 @@ func TestConfigurationFaults(t *testing.T) {
 
 // What is well-formed and does not work is told at the start too.
 func TestServeDoesNotStart(t *testing.T) {
+	t.Parallel()
 	_, jwks := generateTicketKey(t, "EdDSA")
 	good := func(changes ...string) []string {
 		return append([]string{
@@ -184,9 +189,10 @@ func TestServeDoesNotStart(t *testing.T) {
 
 // A person's typing error is answered with the usage and status 2, on standard error.
 func TestUsage(t *testing.T) {
+	t.Parallel()
 	for _, args := range [][]string{{}, {"sevre"}, {"serve", "--fast"}, {"connect"}} {
 		var out, err bytes.Buffer
-		if status := run(t.Context(), args, &stdio{strings.NewReader(""), &out, &err}); status == 0 || err.Len() == 0 {
+		if status := run(t.Context(), args, &stdio{strings.NewReader(""), &out, &err}, runner.Timing{}); status == 0 || err.Len() == 0 {
 			t.Errorf("%q: exit status %d, %q", args, status, err.String())
 		}
 	}

@@ -96,6 +96,7 @@ func (p *person) left(t *testing.T, status int) {
 }
 
 func TestConnect(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	p.workspace(t, "ws", "")
 	container := newBox(t, env.Docker(t), "ws")
@@ -207,6 +208,7 @@ func TestConnect(t *testing.T) {
 
 // What cannot work is said in a sentence, never with the ticket.
 func TestConnectSays(t *testing.T) {
+	t.Parallel()
 	const secret = "eyJub3QiOiJmb3IifQ.c2hvd2luZw.dGlja2V0"
 	hostile := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusForbidden)

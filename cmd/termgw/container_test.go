@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 
 	"github.com/molecule-ai/termgw/internal/testenv"
 )
@@ -23,7 +25,7 @@ type box struct {
 	engine *testenv.Docker
 	id     string
 	init   int    // the pid of its first process, on this machine
-	ns     string // its pid namespace
+	procs  string // the file that lists the processes of its control group
 }
 
 // newBox runs the container of the workspace with an id.
@@ -35,10 +37,27 @@ func newBox(tb testing.TB, engine *testenv.Docker, workspace string) *box {
 		tb.Fatal(err)
 	}
 	b.init = found.Container.State.Pid
-	if b.ns, err = os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", b.init)); err != nil {
-		tb.Fatal(err)
-	}
+	b.procs = cgroupProcs(tb, b.init)
 	return b
+}
+
+// cgroupProcs is the file that lists the processes of a process's control group (cgroups(7)).
+func cgroupProcs(tb testing.TB, pid int) string {
+	tb.Helper()
+	file := ""
+	for line := range strings.Lines(procFile(tb, pid, "cgroup")) {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		switch {
+		case len(fields) == 3 && fields[1] == "pids": // of version 1, which has a hierarchy a controller
+			return filepath.Join("/sys/fs/cgroup/pids", fields[2], "cgroup.procs")
+		case len(fields) == 3 && fields[1] == "": // of version 2
+			file = filepath.Join("/sys/fs/cgroup", fields[2], "cgroup.procs")
+		}
+	}
+	if _, err := os.Stat(file); err != nil {
+		tb.Fatalf("no list of what runs in a container: %v", err)
+	}
+	return file
 }
 
 // process is one that lives in a container.
@@ -50,22 +69,26 @@ type process struct {
 // processes lists what lives in the container besides its first process.
 func (b *box) processes(tb testing.TB) []process {
 	tb.Helper()
-	dirs, err := filepath.Glob("/proc/[0-9]*")
+	pids, err := os.ReadFile(b.procs)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil // the container has ended
+	}
 	if err != nil {
 		tb.Fatal(err)
 	}
 	var found []process
-	for _, dir := range dirs {
-		pid, _ := strconv.Atoi(filepath.Base(dir))
-		// A zombie has no namespace any more: nobody reaps in these containers.
-		if ns, err := os.Readlink(dir + "/ns/pid"); err != nil || ns != b.ns || pid == b.init {
+	for _, field := range strings.Fields(string(pids)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		// A zombie has no command line any more: nobody reaps in these containers.
+		command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if len(command) == 0 || pid == b.init {
 			continue
 		}
-		command, _ := os.ReadFile(dir + "/cmdline")
-		environ, _ := os.ReadFile(dir + "/environ")
-		if len(command) > 0 {
-			found = append(found, process{pid, strings.TrimSpace(strings.ReplaceAll(string(command), "\x00", " ")), string(environ)})
-		}
+		environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		found = append(found, process{pid, strings.TrimSpace(strings.ReplaceAll(string(command), "\x00", " ")), string(environ)})
 	}
 	return found
 }

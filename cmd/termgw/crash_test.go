@@ -6,27 +6,13 @@ import (
 	"strconv"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/molecule-ai/termgw/pkg/store"
 )
 
-// within waits for longer than eventually does: for what happens once in some seconds, on purpose.
-func within(tb testing.TB, long time.Duration, what string, ok func() bool) {
-	tb.Helper()
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	for timeout := time.After(long); !ok(); {
-		select {
-		case <-tick.C:
-		case <-timeout:
-			tb.Fatalf("not so after %s: %s", long, what)
-		}
-	}
-}
-
 // TestKilledGateway: no engine ends a shell when its client goes, so the next gateway does, and spares who lives.
 func TestKilledGateway(t *testing.T) {
+	t.Parallel()
 	const sessions, containers = 100, 4
 	p := newPlatform(t)
 	var boxes []*box
@@ -87,7 +73,7 @@ func TestKilledGateway(t *testing.T) {
 	}
 	want := []string{id, "elsewhere"}
 	slices.Sort(want)
-	within(t, 3*time.Minute, "all sessions but the live one, and one elsewhere, are over", func() bool {
+	eventually(t, "all sessions but the live one, and one elsewhere, are over", func() bool {
 		return slices.Equal(open(), want)
 	})
 	for i, b := range boxes {

@@ -63,7 +63,7 @@ type demo struct {
 }
 
 // Run serves the demo until it is told to end.
-func (c *DemoCmd) Run(ctx context.Context, std *stdio) (err error) {
+func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (err error) {
 	listener, err := listenLoopback(c.Listen)
 	if err != nil {
 		return err
@@ -84,7 +84,7 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio) (err error) {
 	}
 	reg := newRegistry()
 	swept := orphanCounter(reg)
-	docker, err := runner.OpenDocker(runner.DockerConfig{Shells: []string{"/bin/bash", "/bin/sh"}, Swept: swept})
+	docker, err := runner.OpenDocker(runner.DockerConfig{Shells: []string{"/bin/bash", "/bin/sh"}, Swept: swept, Timing: timing})
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio) (err error) {
 	}
 
 	env, home := shellEnvironment()
-	host := runner.NewHost(runner.HostConfig{Command: cmp.Or(c.Shell, loginShell()), Dir: home, Env: env, Swept: swept})
+	host := runner.NewHost(runner.HostConfig{Command: cmp.Or(c.Shell, loginShell()), Dir: home, Env: env, Swept: swept, Timing: timing})
 	rt := router.New(router.Config{
 		Verifier: ticket.NewVerifier(ticket.VerifierConfig{Keys: ticket.StaticKeys(key), Audience: ticket.DefaultAudience, MaxTTL: ticket.DefaultMaxTTL}),
 		// No Since: the key is new, so no older ticket verifies.

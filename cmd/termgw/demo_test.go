@@ -61,6 +61,7 @@ func (a demoAddresses) ticket(t *testing.T) string {
 }
 
 func TestDemo(t *testing.T) {
+	t.Parallel()
 	cmd := demoCommand(t, "TERMGW_DATABASE_URL=postgres://u:not-for-shells@h/d", "AWS_SECRET_ACCESS_KEY=not-for-shells")
 	c, addresses := startDemo(t, cmd)
 	g := addresses.served(t)
@@ -194,6 +195,7 @@ func temporary(cmd *exec.Cmd) string {
 }
 
 func TestDemoListensOnLoopbackOnly(t *testing.T) {
+	t.Parallel()
 	for _, address := range []string{"0.0.0.0:0", "[::]:0", "192.0.2.1:8022", "example.com:8022", "nonsense"} {
 		c := start(t, command(t, nil, "demo", "--listen", address))
 		if status := c.wait(t); status != 1 || !strings.Contains(c.log.String(), "--listen") || c.out.String() != "" {
@@ -203,6 +205,7 @@ func TestDemoListensOnLoopbackOnly(t *testing.T) {
 }
 
 func TestDemoForPeople(t *testing.T) {
+	t.Parallel()
 	cmd := command(t, []string{"DOCKER_HOST=unix:///nonexistent.sock"}, "demo", "--listen", "127.0.0.1:0", "--shell", "exec sh")
 	c := start(t, cmd)
 	eventually(t, "the demo greets", func() bool { return strings.Contains(c.out.String(), "Ctrl-C ends") })
@@ -227,6 +230,7 @@ func TestDemoForPeople(t *testing.T) {
 
 // A gateway that a script starts in its background inherits a deaf SIGINT, and nohup a deaf SIGHUP; its shells must not.
 func TestDemoStartedDeaf(t *testing.T) {
+	t.Parallel()
 	cmd := demoCommand(t)
 	// A plain program, because an interactive bash puts some signals right itself.
 	// But for the signals from 32 on, which C libraries keep to themselves.

@@ -40,8 +40,8 @@ every shell: its subject is "termgw doctor" and who runs it.`
 }
 
 // Run prints the steps.
-func (c *DoctorCmd) Run(ctx context.Context, std *stdio) error {
-	d := &doctor{out: std.Out, id: c.Workspace, session: rand.Text()}
+func (c *DoctorCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) error {
+	d := &doctor{out: std.Out, id: c.Workspace, session: rand.Text(), timing: timing}
 	d.log = slog.New(&d.said)
 	defer d.close()
 	if d.walk(ctx, d.toTheRow()) && d.walk(ctx, d.toTheShell()) {
@@ -57,6 +57,7 @@ type doctor struct {
 	id, session string
 	log         *slog.Logger
 	said        saidOfShell
+	timing      runner.Timing
 
 	cfg       config
 	store     sessionStore
@@ -275,7 +276,7 @@ func (d *doctor) finish() error {
 }
 
 func (d *doctor) engine(ctx context.Context) (string, error) {
-	docker, err := runner.OpenDocker(runner.DockerConfig{Shells: d.cfg.Shells, EndDetached: !d.cfg.KeepDetached})
+	docker, err := runner.OpenDocker(runner.DockerConfig{Shells: d.cfg.Shells, EndDetached: !d.cfg.KeepDetached, Timing: d.timing})
 	if err != nil {
 		return "", err
 	}
@@ -372,7 +373,7 @@ func (d *doctor) tunnel(ctx context.Context) (string, error) {
 }
 
 func (d *doctor) login(ctx context.Context) (string, error) {
-	remote, err := openRemote(ctx, d.cfg, d.store, "termgw doctor", nil, d.log)
+	remote, err := openRemote(ctx, d.cfg, d.store, "termgw doctor", nil, d.timing, d.log)
 	if err != nil {
 		return "", err
 	}

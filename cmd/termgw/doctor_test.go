@@ -64,6 +64,7 @@ func (d diagnosis) want(tb testing.TB, ok, failed string, says ...string) {
 const toTheRow = "configuration database schema workspace"
 
 func TestDoctorLocal(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	p := newPlatform(t)
 	for _, id := range []string{"ws", "stopped", "missing", "shell-less", "deaf"} {
@@ -123,6 +124,7 @@ func TestDoctorLocal(t *testing.T) {
 }
 
 func TestDoctorDatabaseDown(t *testing.T) {
+	t.Parallel()
 	p := &platform{}
 	p.makeKey(t)
 	database := testenv.StartPostgres(t)
@@ -132,6 +134,7 @@ func TestDoctorDatabaseDown(t *testing.T) {
 }
 
 func TestDoctorWithoutDatabase(t *testing.T) {
+	t.Parallel()
 	p := &platform{}
 	p.makeKey(t)
 	container := newBox(t, env.Docker(t), "alone")
@@ -146,6 +149,7 @@ func TestDoctorWithoutDatabase(t *testing.T) {
 }
 
 func TestDoctorRemote(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	container := newBox(t, env.Docker(t), "shared")
@@ -200,6 +204,7 @@ func TestDoctorRemote(t *testing.T) {
 // An OS user that may not use Docker, or has none, is helped there and not in the
 // workspace's row.
 func TestDoctorNoDockerOnInstance(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, nil)
 	workspace, _ := p.onChangedInstance(t, aws, "ws-any", "", nil)
@@ -208,6 +213,7 @@ func TestDoctorNoDockerOnInstance(t *testing.T) {
 
 // Each failure of AWS is told by the step that it belongs to, and by no other.
 func TestDoctorSteps(t *testing.T) {
+	t.Parallel()
 	for detail, want := range map[eice.Detail]string{
 		eice.Credentials: "aws", eice.Clock: "aws", eice.Unreachable: "aws", eice.Throttled: "aws", eice.Region: "aws", eice.Answer: "aws",
 		eice.InstanceUnknown: "instance", eice.IAMInstances: "instance", eice.InstanceIPv6Only: "instance",

@@ -13,6 +13,7 @@ import (
 // The end of a replica, as its clients see it.
 
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	const grace = time.Second
 	p := newPlatform(t)
 	p.workspace(t, "ws", "")
@@ -49,6 +50,7 @@ func TestDrain(t *testing.T) {
 
 // While there is time sessions go on, and end as they like; a second signal cuts what is left.
 func TestDrainHurried(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	p.workspace(t, "ws", "")
 	container := newBox(t, env.Docker(t), "ws")
@@ -96,6 +98,7 @@ func TestDrainHurried(t *testing.T) {
 
 // Nobody is waited for when nobody is there.
 func TestDrainOfNothing(t *testing.T) {
+	t.Parallel()
 	g := newPlatform(t).serve(t, "TERMGW_DRAIN_TIMEOUT=1h")
 	g.signal(t, syscall.SIGINT)
 	if status := g.wait(t); status != 0 {

@@ -9,6 +9,7 @@ import (
 	"database/sql"
 	"encoding/base64"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,8 +18,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,48 +32,31 @@ import (
 
 	"github.com/molecule-ai/termgw/internal/testenv"
 	"github.com/molecule-ai/termgw/pkg/router"
+	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
-var env testenv.Env
+var env = testenv.Env{OwnDocker: true}
 
-func TestMain(m *testing.M) { env.Main(m) }
+func TestMain(m *testing.M) {
+	if start, err := time.ParseDuration(os.Getenv(asProgram)); err == nil {
+		os.Exit(runProcess(runner.Timing{Start: start}))
+	}
+	flag.Parse()
+	// The tests mostly wait for what other processes do.
+	if err := flag.Set("test.parallel", "10"); err != nil {
+		panic(err)
+	}
+	env.Main(m)
+}
 
-const (
-	// patience is how long a test waits for what a busy machine does late.
-	patience = time.Minute
-	// promised is the time in which a session's shell is gone once its client is.
-	promised = 3 * time.Second
-)
+// patience is how long a test waits for what a busy machine does late.
+const patience = 3 * time.Minute
 
-// program is the real termgw, built once, with the race detector if the tests have it. Its file has no name any more
-// when it is built, so that nothing is left however the tests end; the path is that of this process's descriptor.
-var program = sync.OnceValues(func() (path string, err error) {
-	dir, err := os.MkdirTemp("", "termgw-test-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(dir)
-	file := filepath.Join(dir, "termgw")
-	args := []string{"build", "-o", file}
-	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-		args = append(args, "-race")
-	}
-	if out, err := exec.Command("go", append(args, ".")...).CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building termgw: %w\n%s", err, out)
-	}
-	opened, err := os.Open(file)
-	if err != nil {
-		return "", err
-	}
-	// Not closed: it is the program. The file's finalizer would close it, so the descriptor is duplicated.
-	fd, err := syscall.Dup(int(opened.Fd()))
-	if err != nil {
-		return "", err
-	}
-	syscall.CloseOnExec(fd)
-	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), opened.Close()
-})
+// asProgram in the environment makes this test binary the real termgw, with the race detector if the tests have it. Its
+// value is the time that the start of a shell may take: patience, unless a test waits for that time to pass. A machine that
+// has much else to do is no fault of what starts there.
+const asProgram = "TEST_AS_TERMGW"
 
 // child is a running termgw.
 type child struct {
@@ -88,13 +70,13 @@ type child struct {
 // command makes a termgw command with a short environment of its own.
 func command(tb testing.TB, environ []string, args ...string) *exec.Cmd {
 	tb.Helper()
-	path, err := program()
+	path, err := os.Executable()
 	if err != nil {
 		tb.Fatal(err)
 	}
 	cmd := exec.Command(path, args...)
 	cmd.Args[0] = "termgw"
-	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + tb.TempDir(), "TMPDIR=" + tb.TempDir()}, environ...)
+	cmd.Env = append([]string{asProgram + "=" + patience.String(), "PATH=" + os.Getenv("PATH"), "HOME=" + tb.TempDir(), "TMPDIR=" + tb.TempDir()}, environ...)
 	return cmd
 }
 
@@ -494,11 +476,11 @@ func (p *platform) lastRow(tb testing.TB, workspace string) (r row) {
 // eventually waits until ok.
 func eventually(tb testing.TB, what string, ok func() bool) {
 	tb.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for timeout := time.After(patience); !ok(); {
+	// Looking costs: most of what is waited for is asked of a gateway, or read from /proc.
+	pause := 5 * time.Millisecond
+	for timeout := time.After(patience); !ok(); pause = min(pause*3/2, 100*time.Millisecond) {
 		select {
-		case <-tick.C:
+		case <-time.After(pause):
 		case <-timeout:
 			tb.Fatalf("not so after %s: %s", patience, what)
 		}
@@ -552,6 +534,7 @@ func inTime(t *testing.T, handler http.Handler, test func(*testing.T, pipes)) {
 
 // TestStalledClients: nobody holds a descriptor by sending half of a request, or by not taking the answers.
 func TestStalledClients(t *testing.T) {
+	t.Parallel()
 	rt := router.New(router.Config{Log: slog.New(slog.DiscardHandler), Metrics: router.NewMetrics(newRegistry())})
 	for _, test := range []struct {
 		name, sends string
@@ -593,6 +576,7 @@ func TestStalledClients(t *testing.T) {
 
 // TestDeadlinesEndWithTheHandshake: a terminal that is quiet for hours goes on.
 func TestDeadlinesEndWithTheHandshake(t *testing.T) {
+	t.Parallel()
 	echo := func(w http.ResponseWriter, r *http.Request) {
 		ws, err := websocket.Accept(w, r, nil)
 		if err != nil {

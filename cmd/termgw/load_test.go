@@ -203,7 +203,7 @@ func TestSoak(t *testing.T) {
 		t.Errorf("it has grown: %+v", last)
 	}
 	s.leave(t)
-	within(t, time.Minute, "the audit trail is complete", func() bool {
+	eventually(t, "the audit trail is complete", func() bool {
 		var rows, closed int
 		s.query(t, "SELECT count(*), count(*) FILTER (WHERE end_reason = 'client_closed') FROM termgw.sessions", &rows, &closed)
 		if rows != int(opened.Load()) {

@@ -15,6 +15,8 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/molecule-ai/termgw/pkg/runner"
 )
 
 type cli struct {
@@ -46,9 +48,14 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
+	os.Exit(runProcess(runner.Timing{}))
+}
+
+// runProcess runs the command of this process's arguments, and returns its exit status.
+func runProcess(timing runner.Timing) int {
 	// Never undone: a second signal must not end the process in mid-teardown.
 	ctx, _ := signal.NotifyContext(context.Background(), endSignals()...)
-	os.Exit(run(ctx, os.Args[1:], &stdio{os.Stdin, os.Stdout, os.Stderr}))
+	return run(ctx, os.Args[1:], &stdio{os.Stdin, os.Stdout, os.Stderr}, timing)
 }
 
 // endSignals are those that end the process in order.
@@ -62,7 +69,7 @@ func endSignals() []os.Signal {
 	return ends
 }
 
-func run(ctx context.Context, args []string, std *stdio) int {
+func run(ctx context.Context, args []string, std *stdio, timing runner.Timing) int {
 	var c cli
 	status := -1
 	parser, err := kong.New(&c,
@@ -73,7 +80,7 @@ func run(ctx context.Context, args []string, std *stdio) int {
 		kong.Writers(std.Out, std.Err),
 		kong.Exit(func(code int) { status = code }),
 		kong.BindTo(ctx, (*context.Context)(nil)),
-		kong.Bind(std),
+		kong.Bind(std, timing),
 	)
 	if err != nil {
 		panic(err) // the structs above are wrong

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -30,8 +31,8 @@ func (p *platform) serveReplicas(tb testing.TB, n int, environ ...string) *repli
 	tb.Helper()
 	r := &replicas{environ: append([]string{"TERMGW_TRUSTED_PROXIES=127.0.0.1", "TERMGW_LOG_LEVEL=info"}, environ...)}
 	var addresses []string
-	for i := range n {
-		g := p.serve(tb, append(r.environ, fmt.Sprintf("TERMGW_LISTEN=127.0.0.%d:0", i+2))...)
+	for range n {
+		g := p.serve(tb, append(r.environ, fmt.Sprintf("TERMGW_LISTEN=%s:0", ownHost()))...)
 		r.gateways, addresses = append(r.gateways, g), append(addresses, g.address)
 	}
 	fronts := startNginx(tb, addresses)
@@ -123,10 +124,18 @@ func startNginx(tb testing.TB, gateways []string) (fronts []string) {
 	return fronts
 }
 
-// freeAddress is of a loopback address that only these proxies use, so that no outgoing connection takes it meanwhile.
+var hosts atomic.Int64
+
+// ownHost is a loopback address that nobody else uses: no connection begins there, so that a port stays free that was.
+func ownHost() string {
+	n := hosts.Add(1)
+	return fmt.Sprintf("127.1.%d.%d", n/250, n%250+1)
+}
+
+// freeAddress is an address where nobody listens, nor will.
 func freeAddress(tb testing.TB) string {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.9:0")
+	l, err := net.Listen("tcp", ownHost()+":0")
 	if err != nil {
 		tb.Fatal(err)
 	}

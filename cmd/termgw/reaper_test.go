@@ -69,6 +69,7 @@ func (r *reaping) Reap(_ context.Context, t runner.Target) error {
 }
 
 func TestReaperEndsOnlyWhatIsOver(t *testing.T) {
+	t.Parallel()
 	var s reaperStore
 	r := &reaper{store: &s, docker: &reaping{}, replica: "r", log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	for _, id := range []string{"elsewhere", "failing", "here"} {
@@ -81,6 +82,7 @@ func TestReaperEndsOnlyWhatIsOver(t *testing.T) {
 
 // A host that is gone leaves its sessions to be looked for by all others, on whose engines they are not.
 func TestReaperLeavesAloneWhatIsElsewhere(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var (
 			s      reaperStore
@@ -113,6 +115,7 @@ func TestReaperLeavesAloneWhatIsElsewhere(t *testing.T) {
 }
 
 func TestBeatsAgainSoonAfterAFault(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		s := reaperStore{began: time.Now(), away: func(since time.Duration) bool {

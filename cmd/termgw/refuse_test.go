@@ -65,6 +65,7 @@ func (g *served) wantMoved(tb testing.TB, metric string, before float64) {
 }
 
 func TestBadRequests(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	p.workspace(t, "ws", "")
 	container := newBox(t, env.Docker(t), "ws")
@@ -197,6 +198,7 @@ func handshake(tb testing.TB, address, path, header string) *http.Response {
 }
 
 func TestBadTickets(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	p.workspace(t, "ws", "")
 	container := newBox(t, env.Docker(t), "ws")
@@ -354,6 +356,7 @@ func TestBadTickets(t *testing.T) {
 }
 
 func TestNoShellToOpen(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	p := newPlatform(t)
 	for _, id := range []string{"ws", "stopped", "missing"} {
@@ -411,6 +414,7 @@ func TestNoShellToOpen(t *testing.T) {
 
 // Named after the platform's own tests of its handler.
 func TestInstanceIDRoutesToRemoteRunner(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	p.workspace(t, "ws", "i-0123456789abcdef0")
 	container := newBox(t, env.Docker(t), "ws") // has the right name, and must not be used
@@ -427,6 +431,7 @@ func TestInstanceIDRoutesToRemoteRunner(t *testing.T) {
 }
 
 func TestEmptyInstanceIDRoutesToLocalRunner(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	p.workspace(t, "empty", "")
 	p.exec(t, "INSERT INTO workspaces VALUES ('null', NULL, NULL)")
@@ -444,6 +449,7 @@ func TestEmptyInstanceIDRoutesToLocalRunner(t *testing.T) {
 }
 
 func TestBrokenProtocol(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	p.workspace(t, "ws", "")
 	container := newBox(t, env.Docker(t), "ws")
@@ -524,6 +530,7 @@ func endless(typ websocket.MessageType) func(*tty) error {
 }
 
 func TestPostgresStopped(t *testing.T) {
+	t.Parallel()
 	cluster := testenv.StartPostgres(t)
 	p := &platform{}
 	p.makeKey(t)
@@ -574,6 +581,7 @@ func TestPostgresStopped(t *testing.T) {
 
 // The in-process store cannot know what an earlier process has seen, so it refuses it.
 func TestRestartOpensNoReplay(t *testing.T) {
+	t.Parallel()
 	p := &platform{}
 	p.makeKey(t)
 	container := newBox(t, env.Docker(t), "ws")

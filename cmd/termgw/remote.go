@@ -87,7 +87,7 @@ type tunnels struct {
 
 // openRemote returns the runner of workspaces on instances. It asks AWS nothing
 // yet: a gateway without such workspaces needs no credentials.
-func openRemote(ctx context.Context, cfg config, shared tunnelStore, replica string, swept func(runner.Swept), log *slog.Logger) (*runner.Remote, error) {
+func openRemote(ctx context.Context, cfg config, shared tunnelStore, replica string, swept func(runner.Swept), timing runner.Timing, log *slog.Logger) (*runner.Remote, error) {
 	sdk, err := awsconfig.LoadDefaultConfig(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("the AWS configuration: %w", err)
@@ -98,7 +98,7 @@ func openRemote(ctx context.Context, cfg config, shared tunnelStore, replica str
 			shared: shared, replica: replica, cli: cfg.EICETunnel == "aws-cli", log: log,
 		},
 		HostKeys: shared, OSUser: cfg.EICEOSUser, Target: cfg.RemoteTarget,
-		Shells: cfg.Shells, EndDetached: !cfg.KeepDetached, Swept: swept, Log: log,
+		Shells: cfg.Shells, EndDetached: !cfg.KeepDetached, Swept: swept, Timing: timing, Log: log,
 	})
 }
 

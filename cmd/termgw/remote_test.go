@@ -235,6 +235,7 @@ func running(tb testing.TB, text string) (commands []string) {
 }
 
 func TestRemoteTerminal(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	instance := p.onInstance(t, aws, "ws")
@@ -336,6 +337,7 @@ func (p *platform) lastRowOf(tb testing.TB, id string) (r row) {
 }
 
 func TestRemoteHost(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	p.onInstance(t, aws, "own-host")
@@ -359,13 +361,14 @@ func TestRemoteHost(t *testing.T) {
 	if m := c.message(t, "exit"); m.Code != 3.0 {
 		t.Errorf("told %+v", m)
 	}
-	within(t, time.Minute, "nothing of the session is left", func() bool {
+	eventually(t, "nothing of the session is left", func() bool {
 		return len(running(t, "sleep\x001003")) == 0 && len(running(t, id)) == 0
 	})
 }
 
 // An sshd opens ten sessions on a connection: the eleventh terminal has another, and nobody sees that.
 func TestRemoteEleventhTerminal(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	p.onInstance(t, aws, "ws")
@@ -417,6 +420,7 @@ func TestRemoteTwoHundredTerminals(t *testing.T) {
 
 // However a remote terminal ends, what belongs to it goes, and what was told to stay, stays.
 func TestRemoteLeavesNothing(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	g, doomed := p.serve(t, aws.environ(t)...), p.serve(t, aws.environ(t)...)
@@ -474,13 +478,13 @@ func TestRemoteLeavesNothing(t *testing.T) {
 			instance := p.onInstance(t, aws, workspace)
 			container := newBox(t, env.Docker(t), workspace)
 			test.leave(t, workspace, container)
-			within(t, time.Minute, "only what was told to stay is left", func() bool { return slices.Equal(container.commands(t), stay) })
+			eventually(t, "only what was told to stay is left", func() bool { return slices.Equal(container.commands(t), stay) })
 			var session string
 			err := p.db.QueryRowContext(t.Context(), "SELECT id FROM termgw.sessions WHERE workspace_id = $1", workspace).Scan(&session)
 			if err != nil {
 				t.Fatal(err)
 			}
-			within(t, time.Minute, "nothing watches any more", func() bool { return len(running(t, session)) == 0 })
+			eventually(t, "nothing watches any more", func() bool { return len(running(t, session)) == 0 })
 			if test.name == "kill -9 of the gateway" {
 				eventually(t, "its ssh is gone", func() bool { return len(running(t, instance)) == 0 })
 			}
@@ -493,6 +497,7 @@ func TestRemoteLeavesNothing(t *testing.T) {
 
 // Each way to fail has its detail and a sentence, and costs no shell, no tunnel and no process.
 func TestRemoteFaults(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	container := newBox(t, env.Docker(t), "faulty") // no other test's name: an instance looks after a terminal for some seconds more, by its container's name
@@ -624,6 +629,7 @@ func TestRemoteFaults(t *testing.T) {
 
 // Credentials that run out cut nobody who has a connection, nor the next terminal on it.
 func TestRemoteCredentialsRunOut(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	p.onInstance(t, aws, "ws")
@@ -650,6 +656,7 @@ func TestRemoteCredentialsRunOut(t *testing.T) {
 
 // A tunnel that only goes silent, without a close or a reset, keeps a shell for less than two minutes.
 func TestRemoteTunnelGoesSilent(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	p.onInstance(t, aws, "ws")
@@ -659,7 +666,7 @@ func TestRemoteTunnelGoesSilent(t *testing.T) {
 	c.run(t, jobs)
 	container.started(t)
 	aws.Stall()
-	within(t, 2*time.Minute, "the shell is gone", func() bool { return slices.Equal(container.commands(t), stay) })
+	eventually(t, "the shell is gone", func() bool { return slices.Equal(container.commands(t), stay) })
 	if code, m := c.closed(t), c.message(t, "error"); code != 4502 || m.Detail != "tunnel_stalled" || !m.Retryable || !strings.Contains(m.Message, docsPage) {
 		t.Errorf("closed with %d, told %+v", code, m)
 	}
@@ -668,12 +675,13 @@ func TestRemoteTunnelGoesSilent(t *testing.T) {
 		t.Errorf("a new shell says %q", got)
 	}
 	again.close(t)
-	within(t, time.Minute, "the new one is gone", func() bool { return slices.Equal(container.commands(t), stay) })
+	eventually(t, "the new one is gone", func() bool { return slices.Equal(container.commands(t), stay) })
 	g.nothingLeft(t, container, stay...)
 }
 
 // The first gateway that reaches an instance keeps its host key for all.
 func TestRemoteHostKeyChanged(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	p.onInstance(t, aws, "ws")
@@ -703,6 +711,7 @@ func TestRemoteHostKeyChanged(t *testing.T) {
 
 // The places of an endpoint are counted over all gateways, and are free when one ends.
 func TestRemotePlacesAreShared(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	for _, workspace := range []string{"ws1", "ws2", "ws3"} {
@@ -749,6 +758,7 @@ func (freePlaces) ReleaseTunnel(context.Context, string) error { return nil }
 
 // A terminal's end by the hour leaves time to end its shell over the same tunnel.
 func TestRemoteEndsBeforeAWSDoes(t *testing.T) {
+	t.Parallel()
 	play, err := awsplay.New(awsplay.Config{Credentials: awsKeys})
 	if err != nil {
 		t.Fatal(err)
@@ -815,6 +825,7 @@ func (c brokenConn) Write([]byte) (int, error) {
 }
 
 func TestWriterTellsTheEndpointsLastWord(t *testing.T) {
+	t.Parallel()
 	conn := newTellingConn(brokenConn{written: make(chan struct{})})
 	var reader sync.WaitGroup
 	defer reader.Wait()
@@ -829,6 +840,7 @@ func TestWriterTellsTheEndpointsLastWord(t *testing.T) {
 // Every detail that a client can be told, and every one that termgw doctor may print, has its row in the page that the
 // sentences name; no row is of a detail that there is no more.
 func TestDocsHaveEveryDetail(t *testing.T) {
+	t.Parallel()
 	page := readFile(t, "../../"+docsPage)
 	want := map[string]string{ // of other parts, which name few
 		"remote": "pkg/router", "timeout": "pkg/router", store.LimitTunnels: "pkg/store",
@@ -912,6 +924,7 @@ func readFile(tb testing.TB, path string) string {
 
 // AWS's own end of a tunnel, or its own count of them, is told as ours is.
 func TestToldAsOurs(t *testing.T) {
+	t.Parallel()
 	var limit *store.LimitError
 	if err := told(&eice.Error{Detail: eice.TunnelQuota, Err: io.EOF}); !errors.As(err, &limit) || limit.Of != store.LimitTunnels {
 		t.Errorf("the quota becomes %v", err)

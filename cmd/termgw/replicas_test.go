@@ -65,7 +65,7 @@ func (c *tty) first(typ string) (m message, at int) {
 // answer waits for the first message, which says whether the ticket was good: long, for many may want a shell at once.
 func (c *tty) answer(tb testing.TB) message {
 	tb.Helper()
-	for timeout := time.After(time.Minute); ; {
+	for timeout := time.After(patience); ; {
 		c.mu.Lock()
 		messages := slices.Clone(c.messages)
 		c.mu.Unlock()
@@ -82,7 +82,7 @@ func (c *tty) answer(tb testing.TB) message {
 				tb.Fatalf("no answer before %v", ended)
 			}
 		case <-timeout:
-			tb.Fatal("no answer for a minute")
+			tb.Fatal("no answer")
 		}
 	}
 }
@@ -92,8 +92,8 @@ func (c *tty) awaitEnd(tb testing.TB) websocket.StatusCode {
 	tb.Helper()
 	select {
 	case <-c.done:
-	case <-time.After(time.Minute):
-		tb.Error("not closed for a minute")
+	case <-time.After(patience):
+		tb.Error("not closed")
 	}
 	return c.closed(tb)
 }
@@ -286,7 +286,7 @@ func (s *site) showEverywhere(tb testing.TB) {
 			tb.Errorf("a ticket opened %d terminals", won)
 		}
 	})
-	within(tb, time.Minute, "the engine tells of all", func() bool { return opened() >= tickets })
+	eventually(tb, "the engine tells of all", func() bool { return opened() >= tickets })
 	s.checkShells(tb)
 	if n := opened(); n != tickets {
 		tb.Errorf("the engine opened %d terminals", n)
@@ -317,7 +317,7 @@ func (s *site) checkShells(tb testing.TB) {
 	if s.far != nil {
 		boxes = append(slices.Clone(boxes), s.far)
 	}
-	within(tb, time.Minute, fmt.Sprintf("%d shells live, of %d who have a terminal", len(s.shells(tb, boxes)), len(want)), func() bool {
+	eventually(tb, fmt.Sprintf("%d shells live, of %d who have a terminal", len(s.shells(tb, boxes)), len(want)), func() bool {
 		return slices.Equal(s.shells(tb, boxes), want)
 	})
 }
@@ -389,7 +389,7 @@ func (s *site) outlive(tb testing.TB) {
 	// database.
 	s.exec(tb, "UPDATE termgw.sessions SET last_seen_at = last_seen_at - interval '1 minute' WHERE subject = 'lost'")
 	var again *seat
-	within(tb, 2*time.Minute, "the dead one's sessions count no more", func() bool {
+	eventually(tb, "the dead one's sessions count no more", func() bool {
 		c := s.any.dial(tb, "ws0", s.ticketOf(tb, "ws0", "lost"), from(0))
 		switch m := c.answer(tb); {
 		case m.Type == "ready":
@@ -401,7 +401,7 @@ func (s *site) outlive(tb testing.TB) {
 	})
 	again.close(tb)
 	s.lastRowOf(tb, again.session)
-	within(tb, 2*time.Minute, "they are over", func() bool {
+	eventually(tb, "they are over", func() bool {
 		var live int
 		s.query(tb, "SELECT count(*) FROM termgw.sessions WHERE subject = 'lost' AND ended_at IS NULL", &live)
 		return live == 0
@@ -468,7 +468,7 @@ func (s *site) roll(tb testing.TB) (moves []move) {
 		s.nothingLeft(tb)
 		s.restart(tb, i)
 	}
-	within(tb, 2*time.Minute, "all have a terminal again", func() bool {
+	eventually(tb, "all have a terminal again", func() bool {
 		var live int
 		s.query(tb, "SELECT count(*) FROM termgw.sessions WHERE ended_at IS NULL", &live)
 		return live == len(s.seats)
@@ -504,8 +504,8 @@ func (s *site) ended(tb testing.TB, g *served) int {
 	tb.Helper()
 	select {
 	case <-g.exited:
-	case <-time.After(2 * time.Minute): // which is more than router.DrainTeardown
-		tb.Error("the gateway has not ended for two minutes")
+	case <-time.After(patience): // which is more than router.DrainTeardown
+		tb.Error("the gateway has not ended")
 	}
 	return g.wait(tb)
 }
@@ -544,7 +544,7 @@ func (s *site) followed(tb testing.TB, seat *seat, i int, stop <-chan struct{}) 
 		tb.Errorf("closed with %d, told %+v", code, seat.messages)
 		return m, false
 	}
-	for deadline := m.sent.Add(time.Minute); ; {
+	for deadline := m.sent.Add(patience); ; {
 		m.dials++
 		c, _, err := s.any.tryDial(tb, seat.workspace, s.ticketOf(tb, seat.workspace, seat.subject), from(i))
 		var told message
@@ -644,10 +644,10 @@ func TestPostgresRestartsUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	within(t, time.Minute, "all three are busy", came(&opened, 2))
+	eventually(t, "all three are busy", came(&opened, 2))
 	gone := came(&refused, 3)
 	cluster.Stop(t)
-	within(t, time.Minute, "all three refuse", gone)
+	eventually(t, "all three refuse", gone)
 	for i, c := range closing {
 		c.close(t)
 		exiting[i].send(t, "exit 7\r")
@@ -664,7 +664,7 @@ func TestPostgresRestartsUnderLoad(t *testing.T) {
 	}
 	back := came(&opened, 3)
 	cluster.Start(t)
-	within(t, time.Minute, "all three open terminals again", back)
+	eventually(t, "all three open terminals again", back)
 	close(stop)
 	clients.Wait()
 	for _, c := range staying {
@@ -675,7 +675,7 @@ func TestPostgresRestartsUnderLoad(t *testing.T) {
 	}
 	// A terminal whose redemption was answered to nobody has a row without an end, which is not one of these.
 	ended := map[string]string{}
-	within(t, time.Minute, "all ends are written", func() bool {
+	eventually(t, "all ends are written", func() bool {
 		clear(ended)
 		rows, err := p.db.QueryContext(t.Context(), "SELECT id, string_agg(reason, ' ') FROM ends GROUP BY id")
 		if err != nil {
@@ -704,6 +704,7 @@ func TestPostgresRestartsUnderLoad(t *testing.T) {
 // A client behind nginx whose network goes silent looks alive to nginx for as long as it likes: the gateway's pings find
 // it, and nobody else.
 func TestHalfOpenClients(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	p.workspace(t, "ws", "")
 	container := newBox(t, env.Docker(t), "ws")
@@ -724,7 +725,7 @@ func TestHalfOpenClients(t *testing.T) {
 		}
 	}
 	close(network.silent)
-	within(t, time.Minute, "the half-open are found", func() bool {
+	eventually(t, "the half-open are found", func() bool {
 		var lost, others int
 		p.query(t, "SELECT count(*) FILTER (WHERE subject = 'half' AND end_reason = 'client_lost'), count(*) FILTER (WHERE subject = 'whole' AND ended_at IS NOT NULL) FROM termgw.sessions", &lost, &others)
 		if others > 0 {
@@ -732,7 +733,7 @@ func TestHalfOpenClients(t *testing.T) {
 		}
 		return lost == each
 	})
-	within(t, time.Minute, "their shells are gone", func() bool { return len(container.commands(t)) == each })
+	eventually(t, "their shells are gone", func() bool { return len(container.commands(t)) == each })
 	for _, c := range halves {
 		select {
 		case <-c.done:

@@ -30,7 +30,7 @@ func (ServeCmd) Help() string {
 }
 
 // Run serves until it is told to end.
-func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
+func (ServeCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (err error) {
 	cfg, err := loadConfig()
 	maxSessions, limitErr := sessionLimit(cfg.MaxSessions)
 	log := newLogger(std.Err, cfg.LogFormat, cfg.LogLevel)
@@ -41,7 +41,9 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 	}
 	reg := newRegistry()
 	swept, replica := orphanCounter(reg), replicaName()
-	docker, dockerErr := runner.OpenDocker(runner.DockerConfig{Shells: cfg.Shells, EndDetached: !cfg.KeepDetached, Swept: swept})
+	docker, dockerErr := runner.OpenDocker(runner.DockerConfig{
+		Shells: cfg.Shells, EndDetached: !cfg.KeepDetached, Swept: swept, Timing: timing,
+	})
 	if docker != nil {
 		defer func() { err = errors.Join(err, docker.Close()) }()
 	}
@@ -51,7 +53,7 @@ func (ServeCmd) Run(ctx context.Context, std *stdio) (err error) {
 	g := gateway{log: log, drain: cfg.DrainTimeout, jobs: []func(context.Context) error{keys.Run, docker.Run}}
 
 	var remote router.Starter
-	if r, err := openRemote(ctx, cfg, countTunnels(sessions, reg), replica, swept, log); err != nil {
+	if r, err := openRemote(ctx, cfg, countTunnels(sessions, reg), replica, swept, timing, log); err != nil {
 		log.Warn("no terminals on instances", "err", err)
 	} else {
 		remote = r

@@ -48,6 +48,7 @@ type seat struct {
 }
 
 func TestSessions(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	instance := p.onInstance(t, aws, "far")
@@ -174,7 +175,7 @@ func TestSessions(t *testing.T) {
 			}
 			for workspace, container := range containers {
 				want := len(ids(func(s *seat) bool { return s.workspace == workspace }))
-				within(t, time.Minute, "the shells that were cut are gone", func() bool { return container.shells(t) == want })
+				eventually(t, "the shells that were cut are gone", func() bool { return container.shells(t) == want })
 			}
 			if old == "" {
 				return
@@ -205,6 +206,7 @@ func TestSessions(t *testing.T) {
 }
 
 func TestSessionsRefusals(t *testing.T) {
+	t.Parallel()
 	p := newPlatform(t)
 	bare := env.Postgres(t).NewDatabase(t)
 	for _, test := range []struct {
@@ -237,6 +239,7 @@ func TestSessionsRefusals(t *testing.T) {
 
 // Names are others' choice, and an operator's terminal obeys what it is shown.
 func TestSessionsTable(t *testing.T) {
+	t.Parallel()
 	code := 7
 	began := time.Date(2026, 1, 2, 3, 4, 5, 600, time.FixedZone("", 3600))
 	list := []store.Record{

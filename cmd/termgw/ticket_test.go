@@ -52,6 +52,7 @@ func mintCommand(key string) *MintCmd {
 }
 
 func TestTicketCommands(t *testing.T) {
+	t.Parallel()
 	for _, alg := range []string{"EdDSA", "ES256", "RS256"} {
 		t.Run(alg, func(t *testing.T) {
 			private, set := generateTicketKey(t, alg)
@@ -94,6 +95,7 @@ func TestTicketCommands(t *testing.T) {
 }
 
 func TestKeygenFiles(t *testing.T) {
+	t.Parallel()
 	private, set := generateTicketKey(t, "EdDSA")
 	info, err := os.Stat(private)
 	if err != nil {
@@ -131,6 +133,7 @@ func TestKeygenFiles(t *testing.T) {
 }
 
 func TestMintCommandRefuses(t *testing.T) {
+	t.Parallel()
 	private, set := generateTicketKey(t, "EdDSA")
 	secret := jwkMember(t, private, "d")
 	broken := filepath.Join(t.TempDir(), "broken.json")

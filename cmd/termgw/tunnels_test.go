@@ -11,6 +11,7 @@ import (
 
 // The gauge has the tunnels of this replica, by endpoint.
 func TestTunnelsAreCounted(t *testing.T) {
+	t.Parallel()
 	reg := prometheus.NewRegistry()
 	c := countTunnels(store.NewMemory(store.MemoryConfig{}), reg)
 	wantOpen := func(endpoint string, want float64) {

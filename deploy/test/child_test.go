@@ -20,7 +20,7 @@ import (
 )
 
 // patience is for a machine that has much else to do; nothing takes a tenth of it.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // child is a process that serves until its test ends. What it says, on both streams, is in a file.
 type child struct {

@@ -12,11 +12,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/molecule-ai/termgw/internal/sandbox"
 	"github.com/molecule-ai/termgw/internal/testenv"
 )
 
@@ -24,7 +26,7 @@ import (
 const root = "../.."
 
 // patience bounds every wait for something that takes a second on an idle machine.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // The build's arguments.
 const (
@@ -37,18 +39,19 @@ const (
 type engine struct {
 	*testenv.Docker
 	socket string
+	proxy  []string // arguments of a build
 }
 
 // startEngine starts it. Its socket belongs to a group that nobody is in.
 func startEngine(t *testing.T) engine {
 	t.Helper()
 	d := testenv.StartDocker(t)
-	e := engine{d, strings.TrimPrefix(d.Host, "unix://")}
+	e := engine{d, strings.TrimPrefix(d.Host, "unix://"), startProxy(t)}
 	if err := os.Chown(e.socket, 0, socketGroup); err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	if out, err := e.command("../../scripts/base-images").CombinedOutput(); err != nil {
+	if out, err := sandbox.Outside(e.command("../../scripts/base-images")).CombinedOutput(); err != nil {
 		t.Fatalf("making base images: %v\n%s", err, out)
 	}
 	t.Logf("base images: %.0f s", time.Since(began).Seconds())
@@ -78,10 +81,10 @@ func (e engine) docker(t *testing.T, args ...string) string {
 
 // build runs docker build on the repository, as anyone would. With the host's network: the engine has no other.
 func (e engine) build(args ...string) (string, error) {
-	return e.try(append(append([]string{
+	return e.try(slices.Concat([]string{
 		"build", "--network", "host", "--build-arg", "VERSION=" + version,
 		"--build-arg", "COMMIT=" + commit, "--build-arg", "DATE=" + date,
-	}, args...), root)...)
+	}, e.proxy, args, []string{root})...)
 }
 
 // command is a program that runs beside the test, with what it said.

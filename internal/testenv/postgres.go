@@ -75,6 +75,9 @@ func newPostgres() (_ *Postgres, err error) {
 	if err != nil {
 		return nil, missingError("needs Postgres: apt-get install postgresql")
 	}
+	if testing.Short() {
+		return nil, errShort
+	}
 	credential, err := postgresCredential()
 	if err != nil {
 		return nil, err
@@ -138,7 +141,7 @@ func startPostgresOn(server, data, password string, dir *dir, credential *syscal
 		service: service{daemon: daemon{
 			argv: []string{
 				server, "-D", data, "-p", strconv.Itoa(port), "-k", dir.path,
-				"-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200",
+				"-c", "listen_addresses=127.0.0.1", "-c", "max_connections=500",
 				"-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off",
 			},
 			env:        os.Environ(),

@@ -113,11 +113,11 @@ func (s *SSHD) path(name string) string { return filepath.Join(s.server.dir.path
 
 func newSSHD(cfg SSHDConfig) (_ *SSHD, err error) {
 	program, err := lookPath("sshd")
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, missingError("needs an SSH server: apt-get install openssh-server")
-	case os.Geteuid() != 0:
-		return nil, missingError("needs an SSH server with an account of its own: run the tests as root")
+	}
+	if err := own("an SSH server with an account"); err != nil {
+		return nil, err
 	}
 	dir, err := newDir()
 	if err != nil {
@@ -218,11 +218,8 @@ func (s *SSHD) makeHostKey() error {
 	return run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", s.path("hostkey"))
 }
 
-// addAccount makes an account whose home is in the part's directory, after it has removed those whose home is gone.
+// addAccount makes an account, in the sandbox's own /etc, whose home is in the part's directory.
 func (s *SSHD) addAccount(shell string) error {
-	if err := sweepAccounts(); err != nil {
-		return err
-	}
 	if shell == "" {
 		shell = "/bin/bash"
 	}
@@ -236,41 +233,16 @@ func (s *SSHD) addAccount(shell string) error {
 
 func (s *SSHD) removeAccount() error { return removeAccount(s.User) }
 
-func sweepAccounts() error {
-	passwd, err := os.ReadFile("/etc/passwd")
-	if err != nil {
-		return fmt.Errorf("listing accounts: %w", err)
-	}
-	for line := range strings.Lines(string(passwd)) {
-		fields := strings.Split(line, ":")
-		if len(fields) < 7 || !strings.HasPrefix(fields[0], accountPrefix) {
-			continue
-		}
-		// A test run that still starts has made its directory before its account.
-		if _, err := os.Stat(filepath.Dir(fields[5])); !errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err := removeAccount(fields[0]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func removeAccount(name string) error {
 	endProcesses(name)
-	err := run("userdel", "--force", name) // also while a process of it is just ending
-	if err != nil && strings.Contains(err.Error(), "does not exist") {
-		return nil // another run was faster
-	}
-	return err
+	return run("userdel", "--force", name) // also while a process of it is just ending
 }
 
 // endProcesses kills what an account runs: an instance's part of a terminal goes on for an hour when the engine is gone.
 func endProcesses(name string) {
 	account, err := user.Lookup(name)
 	if err != nil {
-		return // another run has removed it
+		return
 	}
 	for range 2 { // what was forked meanwhile, too
 		dirs, _ := filepath.Glob("/proc/[0-9]*")

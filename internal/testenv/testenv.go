@@ -1,8 +1,12 @@
-// Package testenv starts the real parts that tests run against: a Postgres cluster and a Docker engine with an
-// imported workspace image, each in a directory of its own. It owns their processes and files from start to
+// Package testenv starts the real parts that tests run against: a Postgres cluster, a Docker engine with an imported
+// workspace image, and an OpenSSH server, each in a directory of its own. It owns their processes and files from start to
 // removal, and knows nothing of what is tested.
 //
-// A part that this machine cannot run is skipped by name; with TERMGW_TEST_REQUIRE=1 it fails the test instead.
+// As root the tests of a package run in a sandbox (package sandbox): no part touches the machine, and each package sees
+// the processes of its own parts alone.
+//
+// A part that this machine cannot run is skipped by name, and so are all parts with -short; with TERMGW_TEST_REQUIRE=1 a
+// part that is missing fails the test instead.
 //
 // One part for one test is [StartPostgres] or [StartDocker]. The tests of a package share theirs by an [Env]:
 //
@@ -24,17 +28,25 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/molecule-ai/termgw/internal/sandbox"
 )
 
 // Env holds the parts that the tests of one package share: each started by the first test that asks, all stopped by
 // [Env.Main]. The zero value is ready.
 type Env struct {
+	// OwnDocker gives every test that runs an engine that no other test uses meanwhile, because names of containers are
+	// the same in many tests. Subtests have their test's engine. A test that has ended hands its engine on.
+	OwnDocker bool
+
 	postgres lazy[*Postgres]
 	docker   lazy[*Docker]
+	engines  engines
 }
 
-// Main runs the package's tests, stops what they shared, fails the run when a goroutine is left, and exits.
+// Main runs the package's tests in a sandbox, stops what they shared, fails the run when a goroutine is left, and exits.
 func (e *Env) Main(m *testing.M) {
+	sandbox.Enter()
 	code := m.Run()
 	if p, ok := e.postgres.running(); ok {
 		code = report(code, p.remove())
@@ -42,6 +54,7 @@ func (e *Env) Main(m *testing.M) {
 	if d, ok := e.docker.running(); ok {
 		code = report(code, d.remove())
 	}
+	code = report(code, e.engines.remove())
 	if code == 0 {
 		// Only after tests that passed: a test that failed half-way leaves goroutines that explain nothing.
 		code = report(code, goleak.Find())
@@ -58,10 +71,14 @@ func (e *Env) Postgres(tb testing.TB) *Postgres {
 	return p
 }
 
-// Docker returns the package's engine. A test that stops the engine starts its own by [StartDocker].
+// Docker returns the package's engine, or the test's. A test that stops the engine starts its own by [StartDocker].
 func (e *Env) Docker(tb testing.TB) *Docker {
 	tb.Helper()
-	d, err := e.docker.start(newDocker)
+	start := func() (*Docker, error) { return e.docker.start(newDocker) }
+	if e.OwnDocker {
+		start = func() (*Docker, error) { return e.engines.lend(tb) }
+	}
+	d, err := start()
 	check(tb, err)
 	return d
 }
@@ -103,13 +120,29 @@ type missingError string
 
 func (e missingError) Error() string { return string(e) }
 
+// errShort is told of every part in a run of -short.
+const errShort = missingError("needs a part that takes long to start: run without -short")
+
+// own says why a part cannot run here although its program is there; nil: it can. needs names the part.
+func own(needs string) error {
+	switch {
+	case testing.Short():
+		return errShort
+	case os.Geteuid() != 0:
+		return missingError("needs " + needs + " of its own: run the tests as root")
+	case !sandbox.Inside():
+		return missingError("needs " + needs + " in namespaces of its own, which this root may not make (CAP_SYS_ADMIN)")
+	}
+	return nil
+}
+
 // check ends the test when err says that its part is missing or did not start.
 func check(tb testing.TB, err error) {
 	tb.Helper()
 	var missing missingError
 	switch {
 	case err == nil:
-	case errors.As(err, &missing) && os.Getenv("TERMGW_TEST_REQUIRE") != "1":
+	case errors.As(err, &missing) && (missing == errShort || os.Getenv("TERMGW_TEST_REQUIRE") != "1"):
 		tb.Skip(missing)
 	default:
 		tb.Fatal(err)

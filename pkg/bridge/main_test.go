@@ -12,7 +12,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience is how long a test waits for what must happen. It is never waited
 // out unless the test fails.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // watched is state that others change and a test waits on.
 type watched struct {

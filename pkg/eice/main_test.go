@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience is how long a test waits for what a busy machine does late.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 const (
 	instanceID = "i-0123456789abcdef0"

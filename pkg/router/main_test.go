@@ -34,7 +34,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience is how long a test waits for what must happen. It is never waited
 // out unless the test fails.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // signingKey is the platform's, the same in all tests.
 var signingKey = sync.OnceValues(func() (jose.JSONWebKey, error) { return ticket.GenerateKey("") })

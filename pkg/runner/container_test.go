@@ -16,6 +16,7 @@ import (
 const uuid = "0d9f4c52-8a67-4be1-9c3d-5e2f7a1b6c80"
 
 func TestCandidates(t *testing.T) {
+	t.Parallel()
 	long := strings.Repeat("x", 10<<10)
 	cases := []struct {
 		name   string
@@ -55,6 +56,7 @@ func TestCandidates(t *testing.T) {
 // TestHostileNamesNeverReachTheEngine looks at every request that an engine
 // gets, which here has no container at all.
 func TestHostileNamesNeverReachTheEngine(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	var asked []string
 	engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -73,7 +75,7 @@ func TestHostileNamesNeverReachTheEngine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cli.Close()
-	d := newDocker(cli, DockerConfig{Shells: []string{"/bin/sh"}})
+	d := testDocker(cli, DockerConfig{Shells: []string{"/bin/sh"}})
 	for _, name := range []string{"../x", "a/b?c", `"'`, "a\nb", "..", "", strings.Repeat("x", 10<<10)} {
 		_, err := d.findContainer(t.Context(), Target{Container: name, Name: name, WorkspaceID: "fine"})
 		if !errors.Is(err, ErrNotRunning) {
@@ -96,9 +98,10 @@ func TestHostileNamesNeverReachTheEngine(t *testing.T) {
 }
 
 func TestFindContainer(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli := engine.Client(t)
-	d := newDocker(cli, DockerConfig{Shells: []string{"/bin/sh"}})
+	d := testDocker(cli, DockerConfig{Shells: []string{"/bin/sh"}})
 	id := map[string]string{}
 	for _, name := range []string{"row", "ws-0d9f4c52-8a6", "ws-" + uuid, "my-work-space", "stopped", "paused", "ws-11111111-222"} {
 		id[name] = engine.RunContainer(t, name)
@@ -106,9 +109,7 @@ func TestFindContainer(t *testing.T) {
 	if _, err := cli.ContainerKill(t.Context(), id["stopped"], client.ContainerKillOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := cli.ContainerPause(t.Context(), id["paused"], client.ContainerPauseOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	engine.Pause(t, id["paused"])
 	stop := func(t *testing.T, name string) {
 		t.Helper()
 		if _, err := cli.ContainerKill(t.Context(), id[name], client.ContainerKillOptions{}); err != nil {
@@ -132,7 +133,7 @@ func TestFindContainer(t *testing.T) {
 		if !errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), sentence) {
 			t.Errorf("%+v: %v, want %q", target, err, sentence)
 		}
-		if took := time.Since(started); took > startTimeout {
+		if took := time.Since(started); took > d.cfg.Timing.Start {
 			t.Errorf("%+v: refused after %s", target, took)
 		}
 	}
@@ -161,12 +162,13 @@ func TestFindContainer(t *testing.T) {
 }
 
 func TestEngineDown(t *testing.T) {
+	t.Parallel()
 	cli, err := client.New(client.WithHost("unix://" + t.TempDir() + "/docker.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer cli.Close()
-	d := newDocker(cli, DockerConfig{Shells: []string{"/bin/sh"}})
+	d := testDocker(cli, DockerConfig{Shells: []string{"/bin/sh"}})
 	_, err = d.Start(t.Context(), newTarget(t, "c1"), defaultSize)
 	wantStep(t, err, "docker")
 	wantStep(t, d.Ping(t.Context()), "docker")

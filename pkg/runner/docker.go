@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,7 +31,8 @@ type DockerConfig struct {
 	// EndDetached ends also what was told to stay.
 	EndDetached bool
 	// Swept is told what each session's end found. May be nil.
-	Swept func(Swept)
+	Swept  func(Swept)
+	Timing Timing
 }
 
 // Docker opens terminals in the containers of one engine.
@@ -41,10 +41,7 @@ type Docker struct {
 	cfg  DockerConfig
 	owed owed
 
-	sweeps    chan struct{} // as many as may run
-	turnTime  time.Duration // a sweep that takes longer waits rather than works; tests shorten it
-	startTime time.Duration // bounds a start; tests shorten it
-	endTime   time.Duration // bounds a session's end; tests shorten it
+	sweeps chan struct{} // as many as may run
 }
 
 // OpenDocker returns a runner on the engine that DOCKER_HOST and its like name,
@@ -58,10 +55,8 @@ func OpenDocker(cfg DockerConfig) (*Docker, error) {
 }
 
 func newDocker(cli *client.Client, cfg DockerConfig) *Docker {
-	return &Docker{
-		cli: cli, cfg: cfg, sweeps: make(chan struct{}, endsAtOnce),
-		turnTime: Grace + 3*time.Second, startTime: startTimeout, endTime: 2 * startTimeout,
-	}
+	cfg.Timing = cfg.Timing.withDefaults()
+	return &Docker{cli: cli, cfg: cfg, sweeps: make(chan struct{}, endsAtOnce)}
 }
 
 // Close closes the connections to the engine. Terminals stay open, and Run has
@@ -91,7 +86,7 @@ var errNoShell = errors.New("no such shell")
 // ErrNotRunning or an *Error; when it fails, nothing is left in the container, or
 // what may be is owed.
 func (d *Docker) Start(ctx context.Context, t Target, size bridge.Size) (bridge.Terminal, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.startTime)
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timing.Start)
 	defer cancel()
 	term, err := d.start(ctx, t, size)
 	if err != nil {
@@ -183,7 +178,7 @@ type dockerTerminal struct {
 // process whatever becomes of its client, and while it is not there no sweep
 // finds it: so a cancelled start too waits until the process has told its pid.
 func (t *dockerTerminal) launch(ctx context.Context, size bridge.Size) error {
-	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.docker.startTime)
+	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.docker.cfg.Timing.Start)
 	defer cancel()
 	stream, err := t.docker.cli.ExecAttach(patient, t.exec, client.ExecAttachOptions{TTY: true})
 	if err != nil {
@@ -273,7 +268,7 @@ func (t *dockerTerminal) Read(p []byte) (int, error) {
 func (t *dockerTerminal) SetReadDeadline(at time.Time) error { return t.conn.SetReadDeadline(at) }
 
 func (t *dockerTerminal) Resize(s bridge.Size) error {
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), t.docker.cfg.Timing.Start)
 	defer cancel()
 	return t.resize(ctx, s)
 }
@@ -290,7 +285,7 @@ func (t *dockerTerminal) resize(ctx context.Context, s bridge.Size) error {
 // container was stopped, and nothing of one whose container was removed, which
 // kills.
 func (t *dockerTerminal) Wait() (bridge.Exit, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), t.docker.cfg.Timing.Start)
 	defer cancel()
 	code, err := t.exitCode(ctx)
 	if errdefs.IsNotFound(err) {
@@ -328,7 +323,7 @@ func (t *dockerTerminal) exitCode(ctx context.Context) (int, error) {
 // and then the stream is closed.
 func (t *dockerTerminal) Close() error {
 	t.closing.Store(true)
-	stuck := time.AfterFunc(Grace+500*time.Millisecond, func() { _ = t.conn.Close() })
+	stuck := time.AfterFunc(t.docker.cfg.Timing.Unread, func() { _ = t.conn.Close() })
 	err := t.end(t.docker.cfg.EndDetached)
 	stuck.Stop()
 	_ = t.conn.Close()
@@ -342,7 +337,7 @@ var sweepScript string
 // container is paused or just stopping or its engine away, Run does later; without
 // Run it is left.
 func (t *dockerTerminal) end(all bool) error {
-	ctx, cancel := context.WithTimeout(context.Background(), t.docker.endTime)
+	ctx, cancel := context.WithTimeout(context.Background(), t.docker.cfg.Timing.End)
 	defer cancel()
 	swept, err := t.sweepInTurn(ctx, all)
 	if err != nil && t.putOff(all, err) {
@@ -370,7 +365,7 @@ func (t *dockerTerminal) sweepInTurn(ctx context.Context, all bool) (Swept, erro
 	case t.docker.sweeps <- struct{}{}:
 		pass := sync.OnceFunc(func() { <-t.docker.sweeps })
 		defer pass()
-		defer time.AfterFunc(t.docker.turnTime, pass).Stop()
+		defer time.AfterFunc(t.docker.cfg.Timing.Turn, pass).Stop()
 		return t.sweepAll(ctx, all)
 	case <-ctx.Done():
 		return Swept{}, fmt.Errorf("sweeping: too many others end: %w", context.Cause(ctx))
@@ -423,7 +418,7 @@ func (t *dockerTerminal) containerStopped(ctx context.Context) bool {
 func (t *dockerTerminal) sweep(ctx context.Context, user string, all, yield bool) (Swept, error) {
 	flag := map[bool]string{false: "0", true: "1"}
 	said, err := t.runSweep(ctx, user, t.pid, t.start, Marker+"="+t.session,
-		flag[!all], strconv.FormatInt(int64(Grace/(10*time.Millisecond)), 10), flag[yield])
+		flag[!all], hundredths(t.docker.cfg.Timing.Grace), flag[yield])
 	if err != nil {
 		return Swept{}, err
 	}

@@ -26,6 +26,7 @@ func (s *session) takes(tb testing.TB, n int) {
 // TestInputPassesTheDetachKeys types beginnings of the engine's detach keys, and
 // cuts them wherever a client may, so that the engine reads each part alone.
 func TestInputPassesTheDetachKeys(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	p := dockerPlace("", "/bin/bash", engine.Client(t), engine.RunContainer(t, ""))
 	s := open(t, p.runner(t, false), p.target(t))
@@ -54,6 +55,7 @@ func TestInputPassesTheDetachKeys(t *testing.T) {
 
 // TestPasteOfBinary pastes what is rich in beginnings of the detach keys.
 func TestPasteOfBinary(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	p := dockerPlace("", "/bin/bash", engine.Client(t), engine.RunContainer(t, ""))
 	s := open(t, p.runner(t, false), p.target(t))
@@ -85,6 +87,7 @@ func TestPasteOfBinary(t *testing.T) {
 
 // TestWriteEndsWithTheTerminal: what waits for the engine to read.
 func TestWriteEndsWithTheTerminal(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	p := dockerPlace("", "/bin/bash", engine.Client(t), engine.RunContainer(t, ""))
 	s := open(t, p.runner(t, false), p.target(t))
@@ -104,6 +107,7 @@ func TestWriteEndsWithTheTerminal(t *testing.T) {
 // TestSocketOfAWrappedConnection: the engine's answer and the shell's first words
 // may come together.
 func TestSocketOfAWrappedConnection(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "docker.sock")
 	listener, err := net.Listen("unix", path)
 	if err != nil {

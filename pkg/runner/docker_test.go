@@ -55,6 +55,7 @@ func TestEnvironment(t *testing.T) {
 }
 
 func TestSize(t *testing.T) {
+	t.Parallel()
 	for _, p := range places(t) {
 		t.Run(p.name, func(t *testing.T) {
 			term, err := p.runner(t, false)(func(Swept) {}).Start(t.Context(), p.target(t), bridge.Size{Cols: 123, Rows: 45})
@@ -80,10 +81,11 @@ func TestSize(t *testing.T) {
 // TestSizeIsThereBeforeTheFirstByte asks for it in what the shell itself runs
 // first, and sees nothing of the gateway's own words with it.
 func TestSizeIsThereBeforeTheFirstByte(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	container := engine.RunContainer(t, "")
 	engine.Exec(t, container, "sh", "-c", "echo 'stty size; exit 4' >/root/.bashrc")
-	d := newDocker(engine.Client(t), DockerConfig{Shells: []string{"/bin/bash"}})
+	d := testDocker(engine.Client(t), DockerConfig{Shells: []string{"/bin/bash"}})
 	for range 10 {
 		term, err := d.Start(t.Context(), newTarget(t, container), bridge.Size{Cols: 123, Rows: 45})
 		if err != nil {
@@ -101,6 +103,7 @@ func TestSizeIsThereBeforeTheFirstByte(t *testing.T) {
 }
 
 func TestExit(t *testing.T) {
+	t.Parallel()
 	cases := map[string]bridge.Exit{
 		"exit 0":            {},
 		"exit 3":            {Code: 3},
@@ -141,6 +144,7 @@ func flooded() []byte {
 // TestAllOutputBeforeTheEnd also ends shells that leave a job, which holds the
 // terminal: its own end would come never.
 func TestAllOutputBeforeTheEnd(t *testing.T) {
+	t.Parallel()
 	want := flooded()
 	for _, p := range places(t) {
 		for _, c := range []struct {
@@ -178,6 +182,7 @@ func TestAllOutputBeforeTheEnd(t *testing.T) {
 // TestSlowReaderGetsAll reads long after the shell has gone: a client that
 // renders slowly.
 func TestSlowReaderGetsAll(t *testing.T) {
+	t.Parallel()
 	for _, p := range places(t) {
 		for name, before := range map[string]string{"alone": "", "with a job": job("bg", "") + " & "} {
 			t.Run(p.name+"/"+name, func(t *testing.T) {
@@ -211,16 +216,17 @@ func TestSlowReaderGetsAll(t *testing.T) {
 }
 
 func TestShells(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli, container := engine.Client(t), engine.RunContainer(t, "")
 	engine.Exec(t, container, "sh", "-c", "echo not a program >/bin/noexec")
 	start := func(target Target, shells ...string) (bridge.Terminal, error) {
-		return newDocker(cli, DockerConfig{Shells: shells}).Start(t.Context(), target, defaultSize)
+		return testDocker(cli, DockerConfig{Shells: shells}).Start(t.Context(), target, defaultSize)
 	}
 	t.Run("the first that is there", func(t *testing.T) {
 		s := open(t, func(swept func(Swept)) Starter {
 			shells := []string{"/bin/missing", "/missing/too", "/bin/noexec", "/etc", "/bin/dash", "/bin/bash"}
-			return newDocker(cli, DockerConfig{Shells: shells, Swept: swept})
+			return testDocker(cli, DockerConfig{Shells: shells, Swept: swept})
 		}, newTarget(t, container))
 		s.send(t, "readlink /proc/$$/exe\n")
 		s.expect(t, "/bin/dash\r\n")
@@ -249,6 +255,7 @@ func TestShells(t *testing.T) {
 }
 
 func TestDetachKeysReachTheProgram(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	p := dockerPlace("", "/bin/bash", engine.Client(t), engine.RunContainer(t, ""))
 	s := open(t, p.runner(t, false), p.target(t))
@@ -262,6 +269,7 @@ func TestDetachKeysReachTheProgram(t *testing.T) {
 
 // TestContainerEndsUnderASession reads only after the end.
 func TestContainerEndsUnderASession(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli := engine.Client(t)
 	for name, end := range map[string]func(context.Context, string) error{
@@ -282,7 +290,7 @@ func TestContainerEndsUnderASession(t *testing.T) {
 			container := engine.RunContainer(t, "")
 			target := newTarget(t, container)
 			swept := Swept{Left: -1}
-			d := newDocker(cli, DockerConfig{Shells: []string{"/bin/bash"}, Swept: func(s Swept) { swept = s }})
+			d := testDocker(cli, DockerConfig{Shells: []string{"/bin/bash"}, Swept: func(s Swept) { swept = s }})
 			term, err := d.Start(t.Context(), target, defaultSize)
 			if err != nil {
 				t.Fatal(err)
@@ -313,6 +321,7 @@ func TestContainerEndsUnderASession(t *testing.T) {
 }
 
 func TestContainerIsGoneAtClose(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli, container := engine.Client(t), engine.RunContainer(t, "")
 	p := dockerPlace("", "/bin/bash", cli, container)
@@ -320,17 +329,13 @@ func TestContainerIsGoneAtClose(t *testing.T) {
 	paused := open(t, p.runner(t, false), p.target(t))
 
 	// In a paused container nothing can be ended, and that is told.
-	if _, err := cli.ContainerPause(t.Context(), container, client.ContainerPauseOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	engine.Pause(t, container)
 	paused.closed = true
 	if err := paused.Close(); err == nil || *paused.swept != (Swept{Left: 1}) {
 		t.Errorf("Close in a paused container: %v, swept %+v", err, *paused.swept)
 	}
 	paused.rest(t)
-	if _, err := cli.ContainerUnpause(t.Context(), container, client.ContainerUnpauseOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	engine.Unpause(t, container)
 	if _, err := cli.ContainerKill(t.Context(), container, client.ContainerKillOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -342,6 +347,7 @@ func TestContainerIsGoneAtClose(t *testing.T) {
 
 // TestEngineResetsTheStream: unlike an end, it is a failure, and says of what.
 func TestEngineResetsTheStream(t *testing.T) {
+	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -367,6 +373,7 @@ func TestEngineResetsTheStream(t *testing.T) {
 }
 
 func TestEngineIsKilledUnderASession(t *testing.T) {
+	t.Parallel()
 	engine := testenv.StartDocker(t)
 	cli, container := engine.Client(t), engine.RunContainer(t, "")
 	c, err := cli.ContainerInspect(t.Context(), container, client.ContainerInspectOptions{})
@@ -428,7 +435,7 @@ func parent(tb testing.TB, pid int) int {
 func TestStartWithoutADescriptor(t *testing.T) {
 	engine := env.Docker(t)
 	target := newTarget(t, engine.RunContainer(t, ""))
-	d := newDocker(engine.Client(t), DockerConfig{Shells: []string{"/bin/bash"}})
+	d := testDocker(engine.Client(t), DockerConfig{Shells: []string{"/bin/bash"}})
 	var was unix.Rlimit
 	if err := unix.Prlimit(os.Getpid(), unix.RLIMIT_NOFILE, nil, &was); err != nil {
 		t.Fatal(err)
@@ -455,9 +462,10 @@ func TestStartWithoutADescriptor(t *testing.T) {
 
 // TestCancelledStartLeavesNothing cancels at every moment of a start.
 func TestCancelledStartLeavesNothing(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli, container := engine.Client(t), engine.RunContainer(t, "")
-	d := newDocker(cli, DockerConfig{Shells: []string{"/bin/bash"}})
+	d := testDocker(cli, DockerConfig{Shells: []string{"/bin/bash"}})
 	var ids []string
 	for after := time.Duration(0); after < 120*time.Millisecond; after += 8 * time.Millisecond {
 		target := newTarget(t, container)
@@ -481,6 +489,7 @@ func TestCancelledStartLeavesNothing(t *testing.T) {
 // TestStartCancelledWhileTheShellStarts cancels when the engine has just been
 // told to start the shell, which it then does whatever becomes of its client.
 func TestStartCancelledWhileTheShellStarts(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	container := engine.RunContainer(t, "")
 	var ids []string
@@ -496,7 +505,7 @@ func TestStartCancelledWhileTheShellStarts(t *testing.T) {
 		}
 		target := newTarget(t, container)
 		ids = append(ids, target.Session)
-		d := newDocker(cli, DockerConfig{Shells: []string{"/bin/bash"}})
+		d := testDocker(cli, DockerConfig{Shells: []string{"/bin/bash"}})
 		if term, err := d.Start(ctx, target, defaultSize); err == nil {
 			t.Error("started")
 			start(t, term).end(t)

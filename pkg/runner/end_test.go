@@ -37,7 +37,7 @@ func dockerPlace(name, shell string, cli *client.Client, container string) place
 		name: name, bash: strings.HasSuffix(shell, "bash"),
 		runner: func(_ testing.TB, all bool) func(func(Swept)) Starter {
 			return func(swept func(Swept)) Starter {
-				return newDocker(cli, DockerConfig{Shells: []string{shell}, EndDetached: all, Swept: swept})
+				return testDocker(cli, DockerConfig{Shells: []string{shell}, EndDetached: all, Swept: swept})
 			}
 		},
 		target: func(tb testing.TB) Target { return newTarget(tb, container) },
@@ -52,7 +52,7 @@ func hostPlace(command string) place {
 			return func(swept func(Swept)) Starter {
 				return NewHost(HostConfig{
 					Command: command, Dir: tb.TempDir(), Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/"},
-					EndDetached: all, Swept: swept,
+					EndDetached: all, Swept: swept, Timing: timing,
 				})
 			}
 		},
@@ -76,6 +76,7 @@ func places(t *testing.T) []place {
 }
 
 func TestCloseEndsWhatBelongs(t *testing.T) {
+	t.Parallel()
 	cases := []struct {
 		name  string
 		input []string // lines
@@ -242,6 +243,7 @@ func (s *session) ready(tb testing.TB, line string) {
 }
 
 func TestCloseSparesOtherSessions(t *testing.T) {
+	t.Parallel()
 	for _, p := range places(t) {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
@@ -264,6 +266,7 @@ func TestCloseSparesOtherSessions(t *testing.T) {
 }
 
 func TestCloseAsAnotherUser(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli := engine.Client(t)
 	const nobody = "setpriv --reuid=65534 --clear-groups "
@@ -367,6 +370,7 @@ func as(tb testing.TB, cli *client.Client, container, script string) {
 
 // TestCloseInABareContainer takes away what a minimal image may lack.
 func TestCloseInABareContainer(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli := engine.Client(t)
 	for _, missing := range []string{"grep", "sleep", "grep sleep"} {
@@ -398,6 +402,7 @@ func TestCloseInABareContainer(t *testing.T) {
 
 // TestCloseOfAnExitedShell also ends what it has left.
 func TestCloseOfAnExitedShell(t *testing.T) {
+	t.Parallel()
 	for _, p := range places(t) {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
@@ -421,6 +426,7 @@ func TestCloseOfAnExitedShell(t *testing.T) {
 // TestCloseWakesWrite: a program that does not read, and a person who pastes
 // all the same.
 func TestCloseWakesWrite(t *testing.T) {
+	t.Parallel()
 	for _, p := range places(t) {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
@@ -443,6 +449,7 @@ func TestCloseWakesWrite(t *testing.T) {
 // TestCloseWhileNobodyReads: a client that is stuck, and a program that is
 // blocked by that.
 func TestCloseWhileNobodyReads(t *testing.T) {
+	t.Parallel()
 	for _, p := range places(t) {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
@@ -477,12 +484,13 @@ func falseShell(tb testing.TB, engine *testenv.Docker, container, instead string
 
 // TestHostileCounts: what a container says of its end is its own word.
 func TestHostileCounts(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	container := engine.RunContainer(t, "")
 	for _, answer := range []string{"0 -1 0", "-1 0 0", "0 0 99999999999", "1 2", "1 2 3 4", "0x1 0 0", "", "1 0 0; killed"} {
 		shell := falseShell(t, engine, container, "echo '"+answer+"'; exit")
 		var swept Swept
-		d := newDocker(engine.Client(t), DockerConfig{Shells: []string{shell}, Swept: func(s Swept) { swept = s }})
+		d := testDocker(engine.Client(t), DockerConfig{Shells: []string{shell}, Swept: func(s Swept) { swept = s }})
 		term, err := d.Start(t.Context(), newTarget(t, container), defaultSize)
 		if err != nil {
 			t.Fatal(err)
@@ -497,11 +505,13 @@ func TestHostileCounts(t *testing.T) {
 
 // TestEndThatWaitsKeepsNobody: a container can make its own end take long.
 func TestEndThatWaitsKeepsNobody(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	hostile, good := engine.RunContainer(t, ""), engine.RunContainer(t, "")
 	shell := falseShell(t, engine, hostile, ">/waits; sleep 1000")
-	d := newDocker(engine.Client(t), DockerConfig{Shells: []string{shell, "/bin/sh"}})
-	d.turnTime, d.endTime = 10*time.Millisecond, patience
+	d := testDocker(engine.Client(t), DockerConfig{
+		Shells: []string{shell, "/bin/sh"}, Timing: Timing{Turn: 10 * time.Millisecond, End: patience},
+	})
 	waits := open(t, by(d), newTarget(t, hostile))
 	ends := open(t, by(d), newTarget(t, good))
 	for range endsAtOnce - 1 {

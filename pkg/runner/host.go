@@ -31,7 +31,8 @@ type HostConfig struct {
 	// EndDetached ends also what was told to stay.
 	EndDetached bool
 	// Swept is told what each session's end found. May be nil.
-	Swept func(Swept)
+	Swept  func(Swept)
+	Timing Timing
 }
 
 // Host opens shells of this machine. Only the demo uses it: whoever has such a
@@ -39,7 +40,10 @@ type HostConfig struct {
 type Host struct{ cfg HostConfig }
 
 // NewHost returns a runner of cfg.Command.
-func NewHost(cfg HostConfig) *Host { return &Host{cfg} }
+func NewHost(cfg HostConfig) *Host {
+	cfg.Timing = cfg.Timing.withDefaults()
+	return &Host{cfg}
+}
 
 // Start opens a terminal. Its errors are an *Error.
 func (h *Host) Start(_ context.Context, t Target, size bridge.Size) (bridge.Terminal, error) {
@@ -220,7 +224,7 @@ func (t *ptyTerminal) Wait() (bridge.Exit, error) {
 func (t *hostTerminal) Wait() (bridge.Exit, error) {
 	select {
 	case <-t.exited:
-	case <-time.After(Grace):
+	case <-time.After(t.host.cfg.Timing.Grace):
 		t.log.Info("the shell closed its terminal and runs on")
 		_ = t.Close() // which logs its own failure
 	}
@@ -234,7 +238,7 @@ func (t *hostTerminal) Close() error {
 }
 
 func (t *hostTerminal) end() error {
-	swept, err := sweepHost(t.pid, t.start, Marker+"="+t.session, t.host.cfg.EndDetached)
+	swept, err := sweepHost(t.pid, t.start, Marker+"="+t.session, t.host.cfg.EndDetached, t.host.cfg.Timing.Grace)
 	<-t.exited
 	_ = t.ptmx.Close()
 	if t.host.cfg.Swept != nil {

@@ -32,6 +32,7 @@ func TestHostShellThatIsNotThere(t *testing.T) {
 // TestHostExitNamesTheSignal: unlike Docker, a pidfd tells a shell's own exit
 // code from a signal.
 func TestHostExitNamesTheSignal(t *testing.T) {
+	t.Parallel()
 	for command, want := range map[string]bridge.Exit{
 		"exit 143":                    {Code: 143},
 		"kill -TERM $$":               {Code: 143, Signal: "SIGTERM"},
@@ -53,6 +54,7 @@ func TestHostExitNamesTheSignal(t *testing.T) {
 // TestHostResizeKeepsCloseWorking: pty.Setsize would leave the master blocking,
 // and Close would not wake its reader.
 func TestHostResizeKeepsCloseWorking(t *testing.T) {
+	t.Parallel()
 	p := hostPlace(hostShell)
 	s := open(t, p.runner(t, false), p.target(t))
 	if err := s.Resize(bridge.Size{Cols: 100, Rows: 30}); err != nil {

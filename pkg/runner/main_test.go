@@ -2,6 +2,7 @@ package runner
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -16,6 +17,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/moby/moby/client"
 
 	"github.com/molecule-ai/termgw/internal/testenv"
 	"github.com/molecule-ai/termgw/pkg/bridge"
@@ -33,7 +36,24 @@ func TestMain(m *testing.M) {
 }
 
 // patience is how long a test waits for what a busy machine does late.
-const patience = time.Minute
+const patience = 3 * time.Minute
+
+// timing is how long the runners of these tests wait: short where that is waited out, and long where a busy machine has
+// its work done late.
+var timing = Timing{
+	Grace: 500 * time.Millisecond, Unread: 5 * time.Second, Retry: 500 * time.Millisecond, RetryLast: patience,
+	Start: time.Minute,
+}
+
+// testDocker is newDocker with that timing, but for what cfg sets.
+func testDocker(cli *client.Client, cfg DockerConfig) *Docker {
+	cfg.Timing.Grace = cmp.Or(cfg.Timing.Grace, timing.Grace)
+	cfg.Timing.Retry = cmp.Or(cfg.Timing.Retry, timing.Retry)
+	cfg.Timing.RetryLast = cmp.Or(cfg.Timing.RetryLast, timing.RetryLast)
+	cfg.Timing.Unread = cmp.Or(cfg.Timing.Unread, timing.Unread)
+	cfg.Timing.Start = cmp.Or(cfg.Timing.Start, timing.Start)
+	return newDocker(cli, cfg)
+}
 
 var defaultSize = bridge.Size{Cols: 80, Rows: 24}
 
@@ -251,11 +271,11 @@ func eventually(tb testing.TB, what string, ok func() bool) {
 // within is eventually, of what takes its time.
 func within(tb testing.TB, limit time.Duration, what string, ok func() bool) {
 	tb.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for timeout := time.After(limit); !ok(); {
+	// Looking costs: most of what is waited for is read from /proc.
+	pause := 5 * time.Millisecond
+	for timeout := time.After(limit); !ok(); pause = min(pause*3/2, 100*time.Millisecond) {
 		select {
-		case <-tick.C:
+		case <-time.After(pause):
 		case <-timeout:
 			tb.Fatalf("not so after %s: %s", limit, what)
 		}

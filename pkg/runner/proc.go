@@ -15,7 +15,7 @@ import (
 
 // sweepHost does on this machine what sweep.sh does in a container, by the same
 // rules.
-func sweepHost(sid int, start, marker string, all bool) (Swept, error) {
+func sweepHost(sid int, start, marker string, all bool, grace time.Duration) (Swept, error) {
 	var s Swept
 	seen := map[int]bool{}
 	signal := func(pids []int, sig unix.Signal) {
@@ -31,7 +31,7 @@ func sweepHost(sid int, start, marker string, all bool) (Swept, error) {
 	signal(end, unix.SIGHUP)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for deadline := time.Now().Add(Grace); len(end) > 0 && err == nil && time.Now().Before(deadline); <-tick.C {
+	for deadline := time.Now().Add(grace); len(end) > 0 && err == nil && time.Now().Before(deadline); <-tick.C {
 		end, _, err = belonging(sid, start, marker, all)
 	}
 	for tries := 100; len(end) > 0 && err == nil && tries > 0; tries-- {
@@ -56,7 +56,7 @@ func belonging(sid int, start, marker string, all bool) (end []int, kept int, er
 	var living []process
 	for _, dir := range dirs {
 		p, err := readStat(dir)
-		if err != nil || strings.ContainsAny(p.state, "ZXx") {
+		if err != nil || p.exiting || strings.ContainsAny(p.state, "ZXx") {
 			continue
 		}
 		if p.pid == sid && p.start != start {
@@ -84,7 +84,11 @@ func belonging(sid int, start, marker string, all bool) (end []int, kept int, er
 type stat struct {
 	pid, session int
 	state, start string
+	exiting      bool // it is all but a zombie
 }
+
+// pfExiting is the flag of a process that exits (PF_EXITING of Linux's sched.h).
+const pfExiting = 4
 
 // readStat reads /proc/PID/stat (proc_pid_stat(5)). The command's name, in
 // parentheses, may hold anything; no field after it holds a parenthesis.
@@ -100,7 +104,8 @@ func readStat(dir string) (stat, error) {
 	}
 	pid, err1 := strconv.Atoi(filepath.Base(dir))
 	session, err2 := strconv.Atoi(fields[3])
-	return stat{pid, session, fields[0], fields[19]}, errors.Join(err1, err2)
+	flags, err3 := strconv.ParseUint(fields[6], 10, 32)
+	return stat{pid, session, fields[0], fields[19], flags&pfExiting != 0}, errors.Join(err1, err2, err3)
 }
 
 func startTime(pid int) (string, error) {

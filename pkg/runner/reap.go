@@ -17,7 +17,7 @@ import (
 // Its error is ErrNotRunning when no container of the workspace runs on this engine: then another engine may have it, and
 // nothing is known. Without an error nothing is left that could be ended, and the session is over.
 func (d *Docker) Reap(ctx context.Context, t Target) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, 2*d.cfg.Timing.Start)
 	defer cancel()
 	container, err := d.findContainer(ctx, t)
 	if err != nil {
@@ -67,15 +67,8 @@ func (t *dockerTerminal) findShell(ctx context.Context) error {
 }
 
 const (
-	// owedEvery is how long a session's end waits to be tried again.
-	owedEvery = 5 * time.Second
-	// owedTime is how long it is tried. A workspace may be paused overnight.
+	// owedTime is how long a session's end is tried that was put off. A workspace may be paused overnight.
 	owedTime = 24 * time.Hour
-	// owedShell is how long it is tried without the shell that would do it, which runs in a container that is not just
-	// stopping, unless it was deleted.
-	owedShell = time.Minute
-	// owedLast bounds the last tries, at shutdown.
-	owedLast = 5 * time.Second
 	// owedAtOnce bounds how many are tried at once, on an engine that may just have come back.
 	owedAtOnce = 8
 )
@@ -93,11 +86,12 @@ type owedEnd struct {
 	until time.Time
 }
 
-// add takes in an end that failed, if there is somebody to try it again.
+// add takes in an end that failed, if there is somebody to try it again. The shell that would do it is missing in a
+// container that is just stopping, and where it was deleted: then there are fewer tries.
 func (o *owed) add(t *dockerTerminal, all bool, err error) bool {
 	wait := owedTime
 	if errors.Is(err, errNoShell) {
-		wait = owedShell
+		wait = t.docker.cfg.Timing.RetryShell
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -119,14 +113,14 @@ func (o *owed) take(running bool) []owedEnd {
 // Run ends what Close could not, until ctx ends; then it tries once more. What it gives up is counted as left.
 func (d *Docker) Run(ctx context.Context) error {
 	d.owed.take(true)
-	tick := time.NewTicker(owedEvery)
+	tick := time.NewTicker(d.cfg.Timing.Retry)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
 			d.settle(ctx, d.owed.take(true), false)
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), owedLast)
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.cfg.Timing.RetryLast)
 			defer cancel()
 			d.settle(last, d.owed.take(false), true)
 			return nil
@@ -140,7 +134,7 @@ func (d *Docker) settle(ctx context.Context, ends []owedEnd, last bool) {
 	tries.SetLimit(owedAtOnce)
 	for _, end := range ends {
 		tries.Go(func() error {
-			ctx, cancel := context.WithTimeout(ctx, 2*startTimeout)
+			ctx, cancel := context.WithTimeout(ctx, 2*d.cfg.Timing.Start)
 			defer cancel()
 			swept, err := end.term.sweepAll(ctx, end.all)
 			if err == nil || last || time.Now().After(end.until) {

@@ -17,7 +17,7 @@ import (
 func reap(t *testing.T, cli *client.Client, target Target, cfg DockerConfig) (swept []Swept, err error) {
 	t.Helper()
 	cfg.Swept = func(s Swept) { swept = append(swept, s) }
-	err = newDocker(cli, cfg).Reap(t.Context(), target)
+	err = testDocker(cli, cfg).Reap(t.Context(), target)
 	return swept, err
 }
 
@@ -29,6 +29,7 @@ func wantReaped(t *testing.T, cli *client.Client, target Target, cfg DockerConfi
 }
 
 func TestReap(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli := engine.Client(t)
 	const jobs = 4
@@ -78,6 +79,7 @@ func TestReap(t *testing.T) {
 
 // TestReapOfAShellThatBecameRoot: only root sees its marker then.
 func TestReapOfAShellThatBecameRoot(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli := engine.Client(t)
 	container := engine.RunContainerWith(t, "", func(o *client.ContainerCreateOptions) { o.Config.User = "1000:1000" })
@@ -95,6 +97,7 @@ func TestReapOfAShellThatBecameRoot(t *testing.T) {
 
 // TestReapOfAnEndedShell: its jobs are not told from what was told to stay.
 func TestReapOfAnEndedShell(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli := engine.Client(t)
 	p := dockerPlace("", "/bin/bash", cli, engine.RunContainer(t, ""))
@@ -109,6 +112,7 @@ func TestReapOfAnEndedShell(t *testing.T) {
 
 // TestReapElsewhere: what is not known to be over is not called so.
 func TestReapElsewhere(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli, container := engine.Client(t), engine.RunContainer(t, "")
 	p := dockerPlace("", "/bin/bash", cli, container)
@@ -124,15 +128,11 @@ func TestReapElsewhere(t *testing.T) {
 	if swept, err := reap(t, cli, target, DockerConfig{Shells: []string{"/missing"}}); err == nil || swept != nil {
 		t.Errorf("without a shell to look: %+v, %v", swept, err)
 	}
-	if _, err := cli.ContainerPause(t.Context(), container, client.ContainerPauseOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	engine.Pause(t, container)
 	if swept, err := reap(t, cli, target, cfg); !errors.Is(err, ErrNotRunning) || swept != nil {
 		t.Errorf("a paused container: %+v, %v", swept, err)
 	}
-	if _, err := cli.ContainerUnpause(t.Context(), container, client.ContainerUnpauseOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	engine.Unpause(t, container)
 	wantLiving(t, s.id, "bash")
 	wantReaped(t, cli, target, cfg, Swept{Killed: 1})
 	wantLiving(t, s.id)
@@ -150,7 +150,7 @@ type payer struct {
 func newPayer(t *testing.T, cli *client.Client) *payer {
 	t.Helper()
 	p := &payer{}
-	p.Docker = newDocker(cli, DockerConfig{Shells: []string{"/bin/bash"}, Swept: func(s Swept) {
+	p.Docker = testDocker(cli, DockerConfig{Shells: []string{"/bin/bash"}, Swept: func(s Swept) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.swept = append(p.swept, s)
@@ -198,9 +198,10 @@ func (p *payer) owe(t *testing.T, container string, before func()) (id string) {
 
 // Of many ends at once some have to wait; what waits for too long is done later.
 func TestEndsTakeTurns(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	p := newPayer(t, engine.Client(t))
-	p.endTime = time.Second
+	p.cfg.Timing.End = time.Second
 	p.owe(t, engine.RunContainer(t, ""), func() {
 		for range endsAtOnce {
 			p.sweeps <- struct{}{}
@@ -216,6 +217,7 @@ func TestEndsTakeTurns(t *testing.T) {
 }
 
 func TestOwed(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli := engine.Client(t)
 	for _, c := range []struct {
@@ -225,10 +227,10 @@ func TestOwed(t *testing.T) {
 		left  []string
 	}{
 		{"the container runs on", func(t *testing.T, _ *payer, container string) {
-			unpause(t, cli, container)
+			engine.Unpause(t, container)
 		}, Swept{Killed: 1}, nil},
 		{"the container is killed", func(t *testing.T, _ *payer, container string) {
-			unpause(t, cli, container)
+			engine.Unpause(t, container)
 			if _, err := cli.ContainerKill(t.Context(), container, client.ContainerKillOptions{}); err != nil {
 				t.Error(err)
 			}
@@ -239,7 +241,7 @@ func TestOwed(t *testing.T) {
 			}
 		}, Swept{}, nil},
 		{"the gateway ends", func(t *testing.T, p *payer, container string) {
-			unpause(t, cli, container)
+			engine.Unpause(t, container)
 			p.stop()
 		}, Swept{Killed: 1}, nil},
 		{"the gateway ends before the container runs on", func(_ *testing.T, p *payer, _ string) {
@@ -251,9 +253,7 @@ func TestOwed(t *testing.T) {
 			container := engine.RunContainer(t, "")
 			p := newPayer(t, cli)
 			id := p.owe(t, container, func() {
-				if _, err := cli.ContainerPause(t.Context(), container, client.ContainerPauseOptions{}); err != nil {
-					t.Fatal(err)
-				}
+				engine.Pause(t, container)
 			})
 			wantLiving(t, id, "bash", "bg")
 			c.then(t, p, container)
@@ -263,22 +263,16 @@ func TestOwed(t *testing.T) {
 			}
 			wantLiving(t, id, c.left...)
 			if c.left != nil {
-				unpause(t, cli, container)
+				engine.Unpause(t, container)
 			}
 		})
-	}
-}
-
-func unpause(t *testing.T, cli *client.Client, container string) {
-	t.Helper()
-	if _, err := cli.ContainerUnpause(t.Context(), container, client.ContainerUnpauseOptions{}); err != nil {
-		t.Error(err)
 	}
 }
 
 // TestOwedWhenTheSweepDidNotRun: an engine says the same (126) of a shell that is
 // not there and of one that it could not run in a container that just stops.
 func TestOwedWhenTheSweepDidNotRun(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli := engine.Client(t)
 	t.Run("once", func(t *testing.T) {
@@ -321,12 +315,13 @@ func TestOwedWhenTheSweepDidNotRun(t *testing.T) {
 // TestOwedOfAStartThatHangs: whoever waits for the start does not wait for its
 // end, which hangs too.
 func TestOwedOfAStartThatHangs(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli, container := engine.Client(t), engine.RunContainer(t, "")
 	engine.Exec(t, container, "sh", "-ec", `printf '#!/bin/sh\nexec sleep 1000\n' >/hangs; chmod 755 /hangs`)
 	p := newPayer(t, cli)
 	p.cfg.Shells = []string{"/hangs"}
-	p.startTime, p.endTime = 3*time.Second, 2*patience
+	p.cfg.Timing.Start, p.cfg.Timing.End = 3*time.Second, 2*patience
 	target, began := newTarget(t, container), time.Now()
 	_, err := p.Start(t.Context(), target, defaultSize)
 	wantStep(t, err, "shell")
@@ -345,6 +340,7 @@ func TestOwedOfAStartThatHangs(t *testing.T) {
 
 // TestOwedWhileTheEngineRestarts: an engine that stops ends its containers, but while it is away nobody can tell.
 func TestOwedWhileTheEngineRestarts(t *testing.T) {
+	t.Parallel()
 	engine := testenv.StartDocker(t)
 	cli, container := engine.Client(t), engine.RunContainer(t, "")
 	p := newPayer(t, cli)

@@ -81,6 +81,7 @@ type RemoteConfig struct {
 	TempDir string
 	Log     *slog.Logger
 	Now     func() time.Time
+	Timing  Timing
 }
 
 const (
@@ -89,16 +90,8 @@ const (
 	sessionLimit = 10
 	// usefulLife is what a connection's tunnel must have left for a new terminal.
 	usefulLife = 15 * time.Minute
-	// openTime bounds a terminal's opening: the promise is startTimeout, and what
-	// was begun is ended after it.
-	openTime = startTimeout - time.Second
-	// loginTime bounds a connection's opening, below openTime so that its own
-	// error is told.
-	loginTime = openTime - time.Second
 	// connectTries bounds the connections that one terminal tries.
 	connectTries = 5
-	// endTime bounds one sweep over a connection: three graces, and the way.
-	endTime = 3*Grace + 10*time.Second
 	// endsAtOnce bounds the sweeps that run at a time, when hundreds of sessions end.
 	endsAtOnce = 32
 	// endLaterTime bounds the sweeps that are tried after a connection was lost.
@@ -116,8 +109,6 @@ type Remote struct {
 	wg      sync.WaitGroup
 
 	sweeps chan struct{} // as many as may run
-
-	linger, alive, renew, lease time.Duration // tests shorten them
 
 	mu     sync.Mutex
 	conns  map[destination][]*connection
@@ -137,13 +128,13 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	cfg.Timing = cfg.Timing.withDefaults()
 	s, err := newSockets(cfg.TempDir)
 	if err != nil {
 		return nil, err
 	}
 	r := &Remote{
-		cfg: cfg, ssh: program, sockets: s, linger: 30 * time.Second,
-		alive: aliveEvery, renew: renewEvery, lease: leaseTime,
+		cfg: cfg, ssh: program, sockets: s,
 		conns: map[destination][]*connection{}, sweeps: make(chan struct{}, endsAtOnce),
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
@@ -231,7 +222,7 @@ func (r *Remote) Start(ctx context.Context, t Target, size bridge.Size) (bridge.
 }
 
 func (r *Remote) start(ctx context.Context, t Target, size bridge.Size) (*remoteTerminal, error) {
-	ctx, cancel := context.WithTimeout(ctx, openTime)
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timing.open())
 	defer cancel()
 	o, err := r.newOrder(t)
 	if err != nil {
@@ -309,9 +300,10 @@ func remoteOpening(size bridge.Size) string {
 // command is the line for the account's login shell that runs remote.sh.
 func (o *order) command(keep bool, mode string, args ...string) string {
 	flag := map[bool]string{false: "0", true: "1"}
+	timing := o.remote.cfg.Timing
 	argv := []string{
 		"/bin/sh", "-c", `eval "$1"`, "termgw", remoteScript, sweepScript,
-		mode, o.target, o.session, flag[keep], fmt.Sprint(int64(Grace / (10 * time.Millisecond))), fmt.Sprint(int64(o.remote.lease / time.Second)),
+		mode, o.target, o.session, flag[keep], hundredths(timing.Grace), fmt.Sprint(int64(timing.Lease / time.Second)),
 	}
 	return "exec " + quote(append(argv, args...)...)
 }

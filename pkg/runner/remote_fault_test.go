@@ -21,7 +21,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
@@ -85,6 +84,7 @@ func killOne(tb testing.TB, text string) {
 }
 
 func TestRemoteFaults(t *testing.T) {
+	t.Parallel()
 	i, of := bothTargets(t)
 	for name, target := range of {
 		for _, c := range []struct {
@@ -120,12 +120,11 @@ func TestRemoteFaults(t *testing.T) {
 				i := &instance{id: i.id, sshd: i.sshd} // tunnels of its own
 				var mu sync.Mutex
 				var swept []Swept
-				r := i.remote(t, RemoteConfig{Swept: func(s Swept) {
+				r := i.remote(t, RemoteConfig{Timing: Timing{Alive: time.Second}, Swept: func(s Swept) {
 					mu.Lock()
 					defer mu.Unlock()
 					swept = append(swept, s)
 				}})
-				r.alive = time.Second
 				want := target(t)
 				want.InstanceID = i.id
 				s := open(t, by(r), want)
@@ -175,7 +174,7 @@ func TestRemoteSilentTunnel(t *testing.T) {
 	if _, err := r.Start(t.Context(), i.target(t, ""), defaultSize); !errors.As(err, &step) || step.Step != "ssh_timeout" {
 		t.Errorf("a start over it: %v", err)
 	}
-	if took := time.Since(began); took > openTime+patience {
+	if took, limit := time.Since(began), r.cfg.Timing.open(); took > limit+patience {
 		t.Errorf("it took %s", took)
 	}
 	open(t, by(r), i.target(t, "")).end(t) // not over it
@@ -250,7 +249,7 @@ func TestRemoteHungContainer(t *testing.T) {
 			}
 			r.mu.Unlock()
 			r.stop() // it would try again
-			within(t, 2*time.Minute, "all that is left on the instance is what waits", func() bool {
+			within(t, patience, "all that is left on the instance is what waits", func() bool {
 				return guardWaits(t, want.Session, laterSweeps...) && len(remnants(t, want.Session)) == 1
 			})
 			text, err := os.ReadFile(hung)
@@ -265,7 +264,7 @@ func TestRemoteHungContainer(t *testing.T) {
 			if err := os.WriteFile(program, []byte("#!/bin/sh\necho 0 0 0\n"), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			within(t, 2*time.Minute, "nothing is left on the instance", func() bool { return len(remnants(t, want.Session)) == 0 })
+			within(t, patience, "nothing is left on the instance", func() bool { return len(remnants(t, want.Session)) == 0 })
 		})
 	}
 }
@@ -273,10 +272,12 @@ func TestRemoteHungContainer(t *testing.T) {
 // TestRemoteAlive: how soon a silent tunnel is noticed, by a terminal and by one
 // that is asked for: 15 s with the second that ending its ssh may take.
 func TestRemoteAlive(t *testing.T) {
-	if limit := openTime + time.Second; limit > 15*time.Second || loginTime >= openTime {
-		t.Errorf("a start ends after %s, its login after %s", limit, loginTime)
+	t.Parallel()
+	timing := Timing{}.withDefaults()
+	if limit := timing.open() + time.Second; limit > 15*time.Second || timing.login() >= timing.open() {
+		t.Errorf("a start ends after %s, its login after %s", limit, timing.login())
 	}
-	if limit := (aliveCount + 1) * aliveEvery; limit > 45*time.Second {
+	if limit := (aliveCount + 1) * timing.Alive; limit > 45*time.Second {
 		t.Errorf("after %s", limit)
 	}
 }
@@ -285,6 +286,7 @@ func TestRemoteAlive(t *testing.T) {
 // is killed, and the connection ends with it or not even that, or the container
 // is paused meanwhile.
 func TestRemoteInstanceEndsByItself(t *testing.T) {
+	t.Parallel()
 	const gateway = "TERMGW_TEST_REMOTE_GATEWAY"
 	if raw := os.Getenv(gateway); raw != "" {
 		gatewayToKill(t, raw)
@@ -360,11 +362,8 @@ func TestRemoteInstanceEndsByItself(t *testing.T) {
 			if c.silent {
 				between.stall()
 			}
-			cli := env.Docker(t).Client(t)
 			if c.paused {
-				if _, err := cli.ContainerPause(t.Context(), want.Container, client.ContainerPauseOptions{}); err != nil {
-					t.Fatal(err)
-				}
+				env.Docker(t).Pause(t, want.Container)
 			}
 			if err := cmd.Process.Kill(); err != nil {
 				t.Error(err)
@@ -374,12 +373,10 @@ func TestRemoteInstanceEndsByItself(t *testing.T) {
 				t.Fatalf("ready %v, alive %q", ready, alive)
 			}
 			if c.paused {
-				within(t, 2*time.Minute, "the instance waits, having tried twice", func() bool { return guardWaits(t, want.Session, laterSweeps...) })
-				if _, err := cli.ContainerUnpause(t.Context(), want.Container, client.ContainerUnpauseOptions{}); err != nil {
-					t.Fatal(err)
-				}
+				within(t, patience, "the instance waits, having tried twice", func() bool { return guardWaits(t, want.Session, laterSweeps...) })
+				env.Docker(t).Unpause(t, want.Container)
 			}
-			within(t, 2*time.Minute, "what was told to stay is all that is alive", func() bool {
+			within(t, patience, "what was told to stay is all that is alive", func() bool {
 				return slices.Equal(living(t, want.Session), []string{"nohup", "setsid"})
 			})
 			wantNothingOf(t, want.Session)
@@ -402,11 +399,10 @@ func gatewayToKill(t *testing.T, raw string) {
 		answers.Scan()
 		return nil
 	}}
-	r, err := NewRemote(RemoteConfig{Tunnels: i, HostKeys: &i.keys, OSUser: k.User, Shells: []string{"/bin/bash"}})
+	r, err := NewRemote(RemoteConfig{Tunnels: i, HostKeys: &i.keys, OSUser: k.User, Shells: []string{"/bin/bash"}, Timing: Timing{Lease: shortLease, Renew: time.Second}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.lease, r.renew = shortLease, time.Second
 	term, err := r.Start(t.Context(), Target{
 		Session: k.Session, Container: k.Container, RemoteTarget: k.Target, InstanceID: k.Instance,
 		Log: slog.New(slog.DiscardHandler),
@@ -511,15 +507,14 @@ func TestRemoteLease(t *testing.T) {
 	t.Parallel()
 	i := newInstance(t, nil)
 	chatty := func(renew time.Duration) *session {
-		r := i.remote(t, RemoteConfig{})
-		r.lease, r.renew = shortLease, renew
+		r := i.remote(t, RemoteConfig{Timing: Timing{Lease: shortLease, Renew: renew}})
 		s := open(t, by(r), i.target(t, ""))
 		s.send(t, "trap 'echo resized=$((6*7))' WINCH; while :; do echo tick; sleep 0.2; done\n")
 		s.expect(t, "tick\r\n")
 		return s
 	}
 	renewed, lapsed := chatty(time.Second), chatty(time.Hour)
-	within(t, time.Minute, "nothing is left of what nobody renews", func() bool {
+	within(t, patience, "nothing is left of what nobody renews", func() bool {
 		return len(living(t, lapsed.id)) == 0 && len(remnants(t, lapsed.id)) == 0
 	})
 	renewed.send(t, "\x03")
@@ -534,11 +529,13 @@ func TestRemoteLease(t *testing.T) {
 // TestRemoteLeaseTimes: the promise is two minutes, and a gateway that is stopped
 // for one keeps its terminals.
 func TestRemoteLeaseTimes(t *testing.T) {
-	const look, ends = 5 * time.Second, 2*time.Second + 3*Grace
-	if most := leaseTime + look + ends; most > 2*time.Minute-10*time.Second {
+	t.Parallel()
+	timing := Timing{}.withDefaults()
+	look, ends := 5*time.Second, 2*time.Second+3*timing.Grace
+	if most := timing.Lease + look + ends; most > 2*time.Minute-10*time.Second {
 		t.Errorf("a shell may live for %s", most)
 	}
-	if stopped := leaseTime - renewEvery; stopped < time.Minute+10*time.Second {
+	if stopped := timing.Lease - timing.Renew; stopped < time.Minute+10*time.Second {
 		t.Errorf("a gateway may be stopped for %s", stopped)
 	}
 }
@@ -575,6 +572,7 @@ func guardWaits(tb testing.TB, session string, seconds ...string) bool {
 
 // TestRemoteCancelledStart leaves nothing, whenever it is cancelled.
 func TestRemoteCancelledStart(t *testing.T) {
+	t.Parallel()
 	i, of := bothTargets(t)
 	r := i.remote(t, RemoteConfig{})
 	open(t, by(r), of[TargetHost](t)) // the connection is there
@@ -599,6 +597,7 @@ func TestRemoteCancelledStart(t *testing.T) {
 // TestRemoteTunnelCommand: what carries the tunnel is a command with children,
 // which does not hear the end of its stdin.
 func TestRemoteTunnelCommand(t *testing.T) {
+	t.Parallel()
 	i := newInstance(t, nil)
 	mark := "tunnel-of-" + i.sshd.User
 	host, port, _ := strings.Cut(i.sshd.Addr, ":")
@@ -612,7 +611,7 @@ func TestRemoteTunnelCommand(t *testing.T) {
 		t.Fatalf("%d tunnel commands", len(group))
 	}
 	s.end(t)
-	r.linger = 0
+	r.cfg.Timing.Linger = 0
 	open(t, by(r), i.target(t, "")).end(t)
 	eventually(t, "the command and its children are gone", func() bool {
 		return errors.Is(unix.Kill(-group[0], 0), unix.ESRCH)

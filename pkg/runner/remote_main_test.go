@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -195,6 +196,7 @@ func (k *keptKeys) KeepHostKey(_ context.Context, instance, key string) (string,
 func (i *instance) remote(tb testing.TB, cfg RemoteConfig) *Remote {
 	tb.Helper()
 	cfg.Tunnels, cfg.HostKeys = i, &i.keys
+	cfg.Timing.Grace = cmp.Or(cfg.Timing.Grace, timing.Grace)
 	if cfg.OSUser == "" {
 		cfg.OSUser = i.sshd.User
 	}

@@ -62,7 +62,7 @@ func (r *Remote) release(c *connection) {
 	case c.over:
 		c.hangUp()
 	default:
-		c.idle = time.AfterFunc(r.linger, func() {
+		c.idle = time.AfterFunc(r.cfg.Timing.Linger, func() {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			if c.used == 0 {

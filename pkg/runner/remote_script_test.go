@@ -70,6 +70,7 @@ func answer(text string) string { return "cat <<\\END\n" + text + "\nEND\n" }
 // TestRemoteScriptTrustsNoWord: whatever a container answers, none of it is run
 // on the instance, matched with its files, or told to the gateway.
 func TestRemoteScriptTrustsNoWord(t *testing.T) {
+	t.Parallel()
 	words := []string{
 		"a[$(:>pwned)]", "$(:>pwned)", "`:>pwned`", ";:>pwned;", "killed=a[$(:>pwned)]", "1+a[$(:>pwned)]",
 		"?", "*", "-1", "+1", "1.0", "0x1", "08", "01", "1234567890123456", "99999999999999999999", "٣", "²", "\x80", `\060`, "killed", "-n", "",
@@ -146,6 +147,7 @@ func TestRemoteScriptTrustsNoWord(t *testing.T) {
 // TestRemoteScriptSweepsAgain: while nothing answers, as in a container that is
 // paused, what watches tries again, for an hour and not for ever.
 func TestRemoteScriptSweepsAgain(t *testing.T) {
+	t.Parallel()
 	for name, shell := range remoteShells() {
 		for what, c := range map[string]struct {
 			answers  []string // to the question for the shell, then to the sweeps
@@ -201,6 +203,7 @@ func TestRemoteScriptSweepsAgain(t *testing.T) {
 // TestRemoteScriptIsBounded: a sweep ends, whatever the container or the engine
 // does.
 func TestRemoteScriptIsBounded(t *testing.T) {
+	t.Parallel()
 	for name, shell := range remoteShells() {
 		for what, does := range map[string]string{
 			"says nothing": "echo $$ >pid; exec sleep 1000", "says it all the time": "echo $$ >pid; exec yes '1 0 0'", "cannot be told to end": "echo $$ >pid; trap '' HUP INT TERM; while :; do sleep 1; done",
@@ -238,6 +241,7 @@ func TestRemoteScriptIsBounded(t *testing.T) {
 }
 
 func TestReadSwept(t *testing.T) {
+	t.Parallel()
 	for line, want := range map[string]Swept{"0 0 0": {}, "1 2 3": {Killed: 1, Kept: 2, Left: 3}, "9999999 0 0": {Killed: 9999999}} {
 		if got, ok := readSwept(line); !ok || got != want {
 			t.Errorf("%q: %+v, %t", line, got, ok)

@@ -262,7 +262,7 @@ func (c *connection) sweep(ctx context.Context, o *order, keep bool) (Swept, err
 	case <-c.gone:
 		return Swept{}, fmt.Errorf("sweeping: %w", errGone)
 	}
-	ctx, stop := context.WithTimeout(ctx, endTime)
+	ctx, stop := context.WithTimeout(ctx, c.remote.cfg.Timing.sweep())
 	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
 	watched := make(chan struct{})

@@ -45,6 +45,7 @@ func bothTargets(t *testing.T) (i *instance, of map[string]func(testing.TB) Targ
 func by(s Starter) func(func(Swept)) Starter { return func(func(Swept)) Starter { return s } }
 
 func TestRemote(t *testing.T) {
+	t.Parallel()
 	i, of := bothTargets(t)
 	for name, target := range of {
 		t.Run(name, func(t *testing.T) {
@@ -86,6 +87,7 @@ func TestRemote(t *testing.T) {
 
 // TestRemoteFirstSize: the program that is the shell sees it from its start.
 func TestRemoteFirstSize(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	i := newInstance(t, engine)
 	id := engine.RunContainer(t, "")
@@ -100,6 +102,7 @@ func TestRemoteFirstSize(t *testing.T) {
 
 // TestRemoteResizeAtOnce: a browser tells its size as soon as there is a terminal.
 func TestRemoteResizeAtOnce(t *testing.T) {
+	t.Parallel()
 	i, of := bothTargets(t)
 	r := i.remote(t, RemoteConfig{})
 	for name, target := range of {
@@ -118,6 +121,7 @@ func TestRemoteResizeAtOnce(t *testing.T) {
 }
 
 func TestRemoteExits(t *testing.T) {
+	t.Parallel()
 	i, of := bothTargets(t)
 	r := i.remote(t, RemoteConfig{})
 	for name, target := range of {
@@ -149,6 +153,7 @@ func TestRemoteExits(t *testing.T) {
 
 // TestRemoteCutExit: of a shell that the gateway ended, ssh says 255.
 func TestRemoteCutExit(t *testing.T) {
+	t.Parallel()
 	i, of := bothTargets(t)
 	r := i.remote(t, RemoteConfig{})
 	for name, target := range of {
@@ -171,6 +176,7 @@ func TestRemoteCutExit(t *testing.T) {
 
 // TestRemoteEnds does what TestCloseEndsWhatBelongs does, over ssh.
 func TestRemoteEnds(t *testing.T) {
+	t.Parallel()
 	i, of := bothTargets(t)
 	for name, target := range of {
 		for _, c := range []struct {
@@ -248,6 +254,7 @@ func wantNothingOf(tb testing.TB, session string) {
 }
 
 func TestRemoteSharesAConnection(t *testing.T) {
+	t.Parallel()
 	i, of := bothTargets(t)
 	r := i.remote(t, RemoteConfig{})
 	first, second, third := open(t, by(r), of[TargetHost](t)), open(t, by(r), of[TargetContainer](t)), open(t, by(r), of[TargetHost](t))
@@ -274,6 +281,7 @@ func TestRemoteSharesAConnection(t *testing.T) {
 }
 
 func TestRemoteConcurrentStarts(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name                     string
 		lines                    []string
@@ -322,9 +330,9 @@ func TestRemoteConcurrentStarts(t *testing.T) {
 
 // TestRemoteConnectionEnds: after its last terminal, and a while.
 func TestRemoteConnectionEnds(t *testing.T) {
+	t.Parallel()
 	i := newInstance(t, nil)
-	r := i.remote(t, RemoteConfig{})
-	r.linger = 50 * time.Millisecond
+	r := i.remote(t, RemoteConfig{Timing: Timing{Linger: 50 * time.Millisecond}})
 	s := open(t, by(r), i.target(t, ""))
 	s.end(t)
 	eventually(t, "the connection is gone", func() bool {
@@ -341,6 +349,7 @@ func TestRemoteConnectionEnds(t *testing.T) {
 
 // TestRemoteExpires: a tunnel that is soon cut gets no new terminals.
 func TestRemoteExpires(t *testing.T) {
+	t.Parallel()
 	i := newInstance(t, nil)
 	i.life = time.Hour
 	var mu sync.Mutex
@@ -383,6 +392,7 @@ var hostile = []string{
 }
 
 func TestQuote(t *testing.T) {
+	t.Parallel()
 	for _, shell := range []string{"sh", "bash", "dash"} {
 		dir := t.TempDir()
 		cmd := exec.Command(shell, "-c", quote(append([]string{"printf", `%s\0`}, hostile...)...))
@@ -403,6 +413,7 @@ func TestQuote(t *testing.T) {
 // TestRemoteHostile: what a row or a ticket says never becomes an option or a
 // command, here or on the instance.
 func TestRemoteHostile(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	i := newInstance(t, engine)
 	r := i.remote(t, RemoteConfig{Target: TargetContainer})
@@ -449,6 +460,7 @@ func cmpOr(a, b string) string {
 }
 
 func TestRemoteChoosesAContainer(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	cli := engine.Client(t)
 	i := newInstance(t, engine)
@@ -462,9 +474,7 @@ func TestRemoteChoosesAContainer(t *testing.T) {
 	if _, err := cli.ContainerStop(t.Context(), stopped, client.ContainerStopOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := cli.ContainerPause(t.Context(), paused, client.ContainerPauseOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	engine.Pause(t, paused)
 	for _, c := range []struct {
 		name, container, id, workspace string
 		want                           string // "": none
@@ -500,6 +510,7 @@ func TestRemoteChoosesAContainer(t *testing.T) {
 }
 
 func TestRemoteShells(t *testing.T) {
+	t.Parallel()
 	engine := env.Docker(t)
 	i := newInstance(t, engine)
 	name := containerNameOf(t, engine, engine.RunContainer(t, ""))
@@ -517,6 +528,7 @@ func TestRemoteShells(t *testing.T) {
 
 // TestRemoteLoginShells: the command line is for every POSIX login shell.
 func TestRemoteLoginShells(t *testing.T) {
+	t.Parallel()
 	for _, shell := range []string{"/bin/sh", "/bin/bash", "/bin/dash"} {
 		t.Run(shell, func(t *testing.T) {
 			i := newInstanceWith(t, shell)
@@ -528,6 +540,7 @@ func TestRemoteLoginShells(t *testing.T) {
 }
 
 func TestRemoteErrors(t *testing.T) {
+	t.Parallel()
 	awsError := fmt.Errorf("no endpoint: %w", io.ErrNoProgress)
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and nobody reads
 	if err != nil {
@@ -573,7 +586,7 @@ func TestRemoteErrors(t *testing.T) {
 			r := i.remote(t, RemoteConfig{})
 			began := time.Now()
 			_, err := r.Start(t.Context(), target, defaultSize)
-			if took := time.Since(began); took > startTimeout+patience {
+			if took, limit := time.Since(began), r.cfg.Timing.Start; took > limit+patience {
 				t.Errorf("it took %s", took)
 			}
 			if err == nil || c.is != nil && !errors.Is(err, c.is) {
@@ -598,6 +611,7 @@ func TestRemoteErrors(t *testing.T) {
 
 // TestRemoteErrorIsShort: the instance's words go to the log, not without end.
 func TestRemoteErrorIsShort(t *testing.T) {
+	t.Parallel()
 	for _, step := range []string{"not_running", "docker", "a_step_of_its_own"} {
 		t.Run(step, func(t *testing.T) {
 			i := newInstance(t, nil)
@@ -623,6 +637,7 @@ func TestRemoteErrorIsShort(t *testing.T) {
 }
 
 func TestRemoteHostKeys(t *testing.T) {
+	t.Parallel()
 	wantChanged := func(t *testing.T, r *Remote, target Target) {
 		t.Helper()
 		var step *Error

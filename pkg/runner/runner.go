@@ -74,12 +74,6 @@ func readSwept(line string) (s Swept, ok bool) {
 	return s, true
 }
 
-// Grace is the time between the hang-up and the kill.
-const Grace = 2 * time.Second
-
-// startTimeout bounds everything up to the shell's first byte.
-const startTimeout = 15 * time.Second
-
 // Starter starts a shell. The context bounds the start alone.
 type Starter interface {
 	Start(context.Context, Target, bridge.Size) (bridge.Terminal, error)
@@ -107,5 +101,8 @@ func failure(err error) slog.Attr {
 	}
 	return slog.Any("err", err)
 }
+
+// hundredths is a time as the scripts take it, in hundredths of a second.
+func hundredths(d time.Duration) string { return strconv.FormatInt(int64(d/(10*time.Millisecond)), 10) }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

@@ -14,21 +14,9 @@ import (
 // sshEnv is the whole environment of ssh, and of what it starts.
 var sshEnv = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "TERM=xterm-256color"}
 
-// aliveCount probes, aliveEvery apart, go unanswered before ssh gives a
+// aliveCount probes, Timing.Alive apart, go unanswered before ssh gives a
 // connection up: after 45 s.
-const (
-	aliveEvery = 15 * time.Second
-	aliveCount = 2
-)
-
-// An instance that hears nothing of the gateway for leaseTime ends the shells of
-// that connection: nothing else tells it of a tunnel that only went silent while
-// the gateway died. So the gateway sends something every renewEvery, and may be
-// stopped for a minute.
-const (
-	renewEvery = 15 * time.Second
-	leaseTime  = 90 * time.Second
-)
+const aliveCount = 2
 
 // sshCommon are the arguments of every ssh: for an instance and a user, both of
 // which were validated.
@@ -47,7 +35,7 @@ func sshCommon(control, user, instance string) []string {
 // masterArgs are the arguments of a connection's own ssh, which speaks on its
 // stdin and stdout (ProxyCommand=-, since OpenSSH 6.6): the tunnel costs no
 // process, no port and no socket that another program could connect to.
-func masterArgs(control, user, instance, agent, knownHosts string, known bool, alive time.Duration) []string {
+func masterArgs(control, user, instance, agent, knownHosts string, known bool, timing Timing) []string {
 	strict := "accept-new"
 	if known {
 		strict = "yes"
@@ -57,8 +45,8 @@ func masterArgs(control, user, instance, agent, knownHosts string, known bool, a
 		"-o", "LogLevel=INFO", // on which it says that a server does not answer
 		"-o", "ProxyCommand=-",
 		"-o", "ControlPersist=no",
-		"-o", fmt.Sprintf("ConnectTimeout=%d", int(startTimeout/time.Second)),
-		"-o", fmt.Sprintf("ServerAliveInterval=%d", int(alive/time.Second)),
+		"-o", fmt.Sprintf("ConnectTimeout=%d", int(timing.Start/time.Second)),
+		"-o", fmt.Sprintf("ServerAliveInterval=%d", int(timing.Alive/time.Second)),
 		"-o", fmt.Sprintf("ServerAliveCountMax=%d", aliveCount),
 		"-o", "IdentityAgent="+agent,
 		"-o", "IdentityFile=none",

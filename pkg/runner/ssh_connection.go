@@ -87,7 +87,7 @@ func (c *connection) live() {
 // session of its own (sshd counts those) and unseen by any program, is the signal
 // of a new size: it tells those of all its terminals, changed or not.
 func (c *connection) keep(l *login) error {
-	renew := time.NewTicker(c.remote.renew)
+	renew := time.NewTicker(c.remote.cfg.Timing.Renew)
 	defer renew.Stop()
 	for {
 		select {
@@ -101,10 +101,6 @@ func (c *connection) keep(l *login) error {
 	}
 }
 
-// silentTime is longer than an instance that lives takes to answer that it opens
-// a session.
-const silentTime = 5 * time.Second
-
 // listen returns what tells whether the tunnel has been silent since. A session
 // that says nothing is no sign of that: what hangs may be one container, or may
 // want to be taken for the whole instance. Of a tunnel that a command carries
@@ -114,7 +110,7 @@ func (c *connection) listen() (silent func() bool) {
 		return func() bool { return false }
 	}
 	began, heard := time.Now(), c.pump.heard.Load()
-	return func() bool { return time.Since(began) >= silentTime && c.pump.heard.Load() == heard }
+	return func() bool { return time.Since(began) >= c.remote.cfg.Timing.Silent && c.pump.heard.Load() == heard }
 }
 
 func (c *connection) removeFiles() {
@@ -140,7 +136,7 @@ var errSlow = errors.New("it took too long")
 // the key's way to the instance, ssh's own start, and the question for a kept
 // host key.
 func (c *connection) login() (_ *login, err error) {
-	ctx, cancel := context.WithTimeoutCause(c.ctx, loginTime, errSlow)
+	ctx, cancel := context.WithTimeoutCause(c.ctx, c.remote.cfg.Timing.login(), errSlow)
 	defer cancel()
 	appeared := c.remote.sockets.expect(c.serial + ".ctl")
 	l := &login{}
@@ -230,7 +226,7 @@ func (c *connection) startSSH(ctx context.Context, l *login) (near *os.File, kno
 	}
 	defer func() { _ = far.Close() }()
 	argv := append([]string{c.remote.ssh}, masterArgs(c.control, c.to.user, c.to.instance,
-		c.remote.path(c.serial+".key"), knownHosts, len(keys) > 0, c.remote.alive)...)
+		c.remote.path(c.serial+".key"), knownHosts, len(keys) > 0, c.remote.cfg.Timing)...)
 	p, stderr, err := startChild(argv, sshEnv, far, far)
 	if err != nil {
 		_ = near.Close()

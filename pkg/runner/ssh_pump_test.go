@@ -21,6 +21,7 @@ func pumped() (p *pump, ssh, tunnel net.Conn) {
 // TestPumpKnocks: the first byte that ssh says after its login goes ahead, and
 // the rest when something comes, or a while later.
 func TestPumpKnocks(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name    string
 		login   string // what the tunnel says, by which ssh is let in
@@ -77,6 +78,7 @@ func TestPumpKnocks(t *testing.T) {
 // TestPumpCarriesBytes: whatever comes when, in whatever pieces, nothing is lost
 // or changed, and an end at any time ends it.
 func TestPumpCarriesBytes(t *testing.T) {
+	t.Parallel()
 	send := func(to net.Conn, words []byte) {
 		for len(words) > 0 {
 			n := min(len(words), rand.IntN(100)+1)

@@ -27,6 +27,7 @@ func exists(path string) bool {
 // TestSocketsOfTheDead: a start removes what gateways that were killed have left,
 // and nothing else.
 func TestSocketsOfTheDead(t *testing.T) {
+	t.Parallel()
 	parent, err := os.MkdirTemp("", "tgwdead-") // a socket's path is short
 	if err != nil {
 		t.Fatal(err)
@@ -75,6 +76,7 @@ func TestSocketsOfTheDead(t *testing.T) {
 
 // TestSocketsStartTogether: none takes another's directory for abandoned.
 func TestSocketsStartTogether(t *testing.T) {
+	t.Parallel()
 	parent, err := os.MkdirTemp("", "tgwmany-")
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 // What ssh is given, to the letter: a change here changes what runs, and which of
 // the machine's files count.
 func TestSSHArguments(t *testing.T) {
+	t.Parallel()
 	common := []string{
 		"-F", "none", "-S", "/d/1.ctl", "-e", "none", "-l", "ec2-user", "-o", "BatchMode=yes", "-o", "ClearAllForwardings=yes",
 		"-o", "ForwardAgent=no", "-o", "ForwardX11=no", "-o", "PermitLocalCommand=no", "-o", "HostKeyAlias=i-0123456789abcdef0",
@@ -31,8 +32,8 @@ func TestSSHArguments(t *testing.T) {
 	}
 	const control, user, instance = "/d/1.ctl", "ec2-user", "i-0123456789abcdef0"
 	for name, c := range map[string]struct{ got, want []string }{
-		"the connection, a known key": {masterArgs(control, user, instance, "/d/1.key", "/d/1.known", true, aliveEvery), master("yes")},
-		"the connection, no key":      {masterArgs(control, user, instance, "/d/1.key", "/d/1.known", false, aliveEvery), master("accept-new")},
+		"the connection, a known key": {masterArgs(control, user, instance, "/d/1.key", "/d/1.known", true, Timing{}.withDefaults()), master("yes")},
+		"the connection, no key":      {masterArgs(control, user, instance, "/d/1.key", "/d/1.known", false, Timing{}.withDefaults()), master("accept-new")},
 		"a terminal":                  {sessionArgs(control, user, instance, true, "exec 'x'"), session("-tt")},
 		"a command":                   {sessionArgs(control, user, instance, false, "exec 'x'"), session("-T")},
 	} {
@@ -44,6 +45,7 @@ func TestSSHArguments(t *testing.T) {
 
 // What ssh says becomes a step, which has a sentence of its own.
 func TestLoginFault(t *testing.T) {
+	t.Parallel()
 	told := map[string]string{} // steps, by sentence
 	for said, want := range map[string]string{
 		"ec2-user@i-1: Permission denied (publickey).":                                                                  "ssh_auth",

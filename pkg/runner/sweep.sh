@@ -76,6 +76,22 @@ ignores_hup() {
 	return 1
 }
 
+# candidates: the processes that scan looks at, as a list of directories in
+# $candidates. A shell reads a file byte by byte: with grep it reads those files
+# alone that have $sid where the session's id stands, and those of marked
+# processes.
+candidates() {
+	candidates='/proc/[0-9]*'
+	[ "$greps" = 1 ] || return 0
+	candidates=
+	for file in $(grep -sl ") [^)]* $sid [^)]*\$" /proc/[0-9]*/stat); do
+		candidates="$candidates ${file%/stat}"
+	done
+	for pid in $marked; do
+		case "$candidates " in *"/proc/$pid "*) ;; *) candidates="$candidates /proc/$pid" ;; esac
+	done
+}
+
 # scan: $end gets the living processes that are to end, $kept counts the others.
 scan() {
 	end= kept=0
@@ -84,11 +100,13 @@ scan() {
 		set -- ${whole##*) }
 		[ "${20}" = "$start" ] || sid=none
 	fi
-	for dir in /proc/[0-9]*; do
+	candidates
+	for dir in $candidates; do
 		pid=${dir#/proc/}
 		whole "$dir/stat" || continue
-		set -- ${whole##*) } # state ppid pgrp session tty ...; ${20} is the start time
+		set -- ${whole##*) } # state ppid pgrp session tty tpgid flags ...; ${20} is the start time
 		case $1 in Z | X | x | '') continue ;; esac
+		[ $(($7 & 4)) = 0 ] || continue # PF_EXITING: it is all but a zombie
 		case $marked in *" $pid "*) mine=1 ;; *) mine=0 ;; esac
 		if [ "$4" = "$sid" ]; then
 			if [ "$keep" = 1 ] && [ "$pid" != "$sid" ] && ignores_hup "$dir"; then

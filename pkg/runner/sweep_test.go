@@ -39,6 +39,7 @@ func runSweep(t *testing.T, shell []string, args ...string) string {
 // TestSweepScript runs sweep.sh in every shell that it may meet, on sessions of
 // this machine.
 func TestSweepScript(t *testing.T) {
+	t.Parallel()
 	cases := []struct {
 		name  string
 		line  string
@@ -153,6 +154,7 @@ func TestSweepFindsTheShell(t *testing.T) {
 // TestSweepOfAnotherStartTime: when the shell's pid has gone to another
 // process, no process of that one's session is touched.
 func TestSweepOfAnotherStartTime(t *testing.T) {
+	t.Parallel()
 	t.Run("docker", func(t *testing.T) {
 		engine := env.Docker(t)
 		p := dockerPlace("", "/bin/sh", engine.Client(t), engine.RunContainer(t, ""))
@@ -177,7 +179,7 @@ func TestSweepOfAnotherStartTime(t *testing.T) {
 		s.ready(t, job("bg", "")+" &")
 		term := s.Terminal.(*hostTerminal)
 		for _, all := range []bool{false, true} {
-			swept, err := sweepHost(term.pid, term.start+"0", Marker+"=another", all)
+			swept, err := sweepHost(term.pid, term.start+"0", Marker+"=another", all, timing.Grace)
 			if err != nil || swept != (Swept{}) {
 				t.Errorf("swept %+v, %v", swept, err)
 			}
@@ -195,7 +197,7 @@ func TestDockerLeavesNoDescriptor(t *testing.T) {
 	files := descriptors(t)
 	for range 5 {
 		open(t, p.runner(t, false), p.target(t)).end(t)
-		if _, err := newDocker(cli, DockerConfig{Shells: []string{"/missing"}}).Start(t.Context(), p.target(t), defaultSize); err == nil {
+		if _, err := testDocker(cli, DockerConfig{Shells: []string{"/missing"}}).Start(t.Context(), p.target(t), defaultSize); err == nil {
 			t.Error("a shell that is missing has started")
 		}
 	}

@@ -10,6 +10,7 @@ import (
 )
 
 func TestReadWorkspacesFile(t *testing.T) {
+	t.Parallel()
 	all := `[{"id":"a.B_c-1","name":"n","instance_id":"i","container":"c","region":"r","os_user":"u","host_key":"k","remote_target":"host"},
 		{"id":"2","name":null,"instance_id":null,"container":null,"region":null,"os_user":null,"host_key":null,"remote_target":null}]`
 	want := []Workspace{
@@ -68,6 +69,7 @@ func TestReadWorkspacesFile(t *testing.T) {
 }
 
 func TestReadWorkspacesFileThatIsNotThere(t *testing.T) {
+	t.Parallel()
 	if _, err := ReadWorkspacesFile(filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}

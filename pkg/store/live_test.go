@@ -8,6 +8,7 @@ import (
 )
 
 func TestAbandoned(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces+`; INSERT INTO workspaces VALUES ('ws-far', 'far', '', NULL); CREATE SEQUENCE lookups`)
 	db := sqlDB(t, dsn)
 	var c clock

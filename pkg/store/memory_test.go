@@ -10,6 +10,7 @@ import (
 )
 
 func TestMemoryRefusesTicketsFromBeforeItBegan(t *testing.T) {
+	t.Parallel()
 	since := time.Now()
 	m := NewMemory(MemoryConfig{Lookup: LookupIn([]Workspace{{ID: "ws"}}), Since: since})
 	for _, tt := range []struct {
@@ -34,6 +35,7 @@ func TestMemoryRefusesTicketsFromBeforeItBegan(t *testing.T) {
 }
 
 func TestMemoryForgetsWhatExpired(t *testing.T) {
+	t.Parallel()
 	now := time.Now()
 	m := NewMemory(MemoryConfig{Lookup: LookupIn([]Workspace{{ID: "ws"}}), Now: func() time.Time { return now }})
 	redeem := func(i int) {
@@ -68,6 +70,7 @@ func TestMemoryForgetsWhatExpired(t *testing.T) {
 }
 
 func TestMemoryLookupThatFails(t *testing.T) {
+	t.Parallel()
 	broken := errors.New("engine is down")
 	var fail error
 	m := NewMemory(MemoryConfig{Lookup: func(_ context.Context, id string) (Workspace, error) {

@@ -20,6 +20,7 @@ import (
 )
 
 func TestSessionRow(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	db := sqlDB(t, dsn)
 	p := open(t, PostgresConfig{URL: dsn})
@@ -78,6 +79,7 @@ func count(t *testing.T, db *sql.DB, table string) (n int) {
 }
 
 func TestWorkspaceIDTypes(t *testing.T) {
+	t.Parallel()
 	const uuid = "6f1c2a34-9d1e-4a53-8e0b-0a8d3c0f7b11"
 	for _, tt := range []struct {
 		typ, id string
@@ -110,6 +112,7 @@ func TestWorkspaceIDTypes(t *testing.T) {
 }
 
 func TestWorkspaceQueryShapes(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, `
 		CREATE TABLE workspaces (id text PRIMARY KEY, name text, instance_id text, extra json, ws text, j int, termgw_ws text);
 		INSERT INTO workspaces VALUES ('a', 'one', 'i-1', '{"x":1}', 'w', 1, 'x'), ('b', 'one', NULL, NULL, NULL, NULL, NULL);
@@ -171,6 +174,7 @@ func TestWorkspaceQueryShapes(t *testing.T) {
 }
 
 func TestRevocations(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	db := sqlDB(t, dsn)
 	p := open(t, PostgresConfig{URL: dsn})
@@ -271,6 +275,7 @@ func TestRevocations(t *testing.T) {
 }
 
 func TestOneRoundTrip(t *testing.T) {
+	t.Parallel()
 	proxy, dsn := startProxy(t, database(t, textWorkspaces))
 	p := open(t, PostgresConfig{URL: dsn, MaxConns: 1, Limits: Limits{PerWorkspace: 5, PerSubject: 5}})
 	warm := func(i int) {
@@ -299,6 +304,7 @@ func TestOneRoundTrip(t *testing.T) {
 
 // The server committed, and its answer was lost: what is repeated must not take itself for a replay.
 func TestAnswerLost(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	proxy, through := startProxy(t, dsn)
 	p := open(t, PostgresConfig{URL: through, MaxConns: 1})
@@ -330,6 +336,7 @@ func TestAnswerLost(t *testing.T) {
 
 // A peer that is gone without a word ends a call at its deadline, not when TCP gives up.
 func TestSilentPeer(t *testing.T) {
+	t.Parallel()
 	const timeout = time.Second
 	for _, connected := range []bool{true, false} {
 		t.Run(fmt.Sprint("connected=", connected), func(t *testing.T) {
@@ -378,6 +385,7 @@ func TestSilentPeer(t *testing.T) {
 }
 
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	pg := testenv.StartPostgres(t)
 	dsn := pg.NewDatabase(t)
 	prepare(t, dsn, textWorkspaces)
@@ -439,6 +447,7 @@ func TestRestart(t *testing.T) {
 }
 
 func TestOpenPostgresNeedsNoDatabase(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -455,6 +464,7 @@ func TestOpenPostgresNeedsNoDatabase(t *testing.T) {
 }
 
 func TestOpenPostgresRefuses(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct{ url, query, says string }{
 		{url: "", says: "database URL: it is empty"},
 		{url: "postgres://ann:s3cret@host:port/x", says: "percent-encode"},
@@ -491,6 +501,7 @@ func TestOpenPostgresRefuses(t *testing.T) {
 
 // What an operator can get wrong is told in words, and never with the password.
 func TestCauses(t *testing.T) {
+	t.Parallel()
 	good := database(t, textWorkspaces)
 	bare := env.Postgres(t).NewDatabase(t)
 	if _, err := sqlDB(t, bare).Exec(textWorkspaces); err != nil {
@@ -541,6 +552,7 @@ func TestCauses(t *testing.T) {
 }
 
 func TestPurge(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	db := sqlDB(t, dsn)
 	p := open(t, PostgresConfig{URL: dsn})
@@ -592,6 +604,7 @@ func TestPurge(t *testing.T) {
 }
 
 func TestMigrate(t *testing.T) {
+	t.Parallel()
 	dsn := env.Postgres(t).NewDatabase(t)
 	var (
 		wg    sync.WaitGroup
@@ -623,6 +636,7 @@ func TestMigrate(t *testing.T) {
 }
 
 func TestMigrateStopsWithItsContext(t *testing.T) {
+	t.Parallel()
 	dsn := env.Postgres(t).NewDatabase(t)
 	db := sqlDB(t, dsn)
 	tx, err := db.BeginTx(t.Context(), nil)
@@ -644,6 +658,7 @@ func TestMigrateStopsWithItsContext(t *testing.T) {
 
 // A migration that fails leaves nothing behind.
 func TestMigrateFails(t *testing.T) {
+	t.Parallel()
 	dsn := env.Postgres(t).NewDatabase(t)
 	db := sqlDB(t, dsn)
 	if _, err := db.Exec(`CREATE SCHEMA termgw; CREATE TABLE termgw.revocations ()`); err != nil {
@@ -667,6 +682,7 @@ func TestMigrateFails(t *testing.T) {
 
 // A gateway that is newer than 0003 does its work on the schema before it, whose orders of empty strings it puts right.
 func TestOrdersFromBeforeEmptyNames(t *testing.T) {
+	t.Parallel()
 	dsn := env.Postgres(t).NewDatabase(t)
 	db := sqlDB(t, dsn)
 	old := claims("old", "ws-local")
@@ -719,6 +735,7 @@ func migration(t *testing.T, name string) string {
 
 // A secret that was made from a file ends in a newline.
 func TestURLWithWhiteSpace(t *testing.T) {
+	t.Parallel()
 	dsn := " " + env.Postgres(t).NewDatabase(t) + "\r\n"
 	if _, err := Migrate(t.Context(), dsn); err != nil {
 		t.Fatal(err)
@@ -733,6 +750,7 @@ func TestURLWithWhiteSpace(t *testing.T) {
 
 // A schema that is older than the gateway is told in words.
 func TestOldSchema(t *testing.T) {
+	t.Parallel()
 	for _, change := range []string{
 		`DROP TABLE termgw.tunnels`,
 		`ALTER TABLE termgw.revocations DROP COLUMN xid`,
@@ -759,6 +777,7 @@ func TestOldSchema(t *testing.T) {
 
 // A database that takes no writes opens no terminal: a balancer that asks must hear of it.
 func TestReadOnly(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	p := open(t, PostgresConfig{URL: dsn + "&default_transaction_read_only=on"})
 	_, redeemed := p.Redeem(t.Context(), claims("t", "ws-local"), session("s"))

@@ -6,6 +6,7 @@ import (
 )
 
 func TestWorkspaceQuery(t *testing.T) {
+	t.Parallel()
 	const ok = "SELECT name, instance_id FROM w WHERE id = $1"
 	for _, tt := range []struct{ query, want, fault string }{
 		{query: DefaultWorkspaceQuery, want: DefaultWorkspaceQuery},

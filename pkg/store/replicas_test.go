@@ -52,6 +52,7 @@ func execSQL(t *testing.T, dsn, query string, args ...any) {
 
 // Three replicas, one database: what is at the limit is there for all of them.
 func TestLimitsOverReplicas(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		limits  Limits
 		subject func(i int) string
@@ -95,6 +96,7 @@ func TestLimitsOverReplicas(t *testing.T) {
 
 // One ticket, shown to three replicas at once, with limits that make them wait for each other.
 func TestOneTicketAtThreeReplicas(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	var (
 		wg    sync.WaitGroup
@@ -125,6 +127,7 @@ func TestOneTicketAtThreeReplicas(t *testing.T) {
 }
 
 func TestDeadReplicaStopsCounting(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	var c clock
 	config := PostgresConfig{URL: dsn, Limits: Limits{PerWorkspace: 2}, Now: c.now}
@@ -177,6 +180,7 @@ func TestDeadReplicaStopsCounting(t *testing.T) {
 // Who died long ago stays dead, for one that has just started and for one that was out of touch; who was alive when that
 // one lost touch counts, however long it lasted.
 func TestLongDeadStaysDead(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	var c clock
 	config := PostgresConfig{URL: dsn, Limits: Limits{PerWorkspace: 1}, Now: c.now}
@@ -244,6 +248,7 @@ func TestLongDeadStaysDead(t *testing.T) {
 }
 
 func TestPausedReplicaComesBack(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	db := sqlDB(t, dsn)
 	var c clock
@@ -318,6 +323,7 @@ func TestPausedReplicaComesBack(t *testing.T) {
 
 // A redemption whose answer nobody heard has a row that nobody ends. It must not be kept live.
 func TestHeartbeatNotesOnlyItsOwn(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	db := sqlDB(t, dsn)
 	p, other := open(t, PostgresConfig{URL: dsn}), open(t, PostgresConfig{URL: dsn})
@@ -338,6 +344,7 @@ func TestHeartbeatNotesOnlyItsOwn(t *testing.T) {
 
 // Sessions that end while the database is away: each end is written once it is back, with the time it happened.
 func TestEndsWhileTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
 	pg := testenv.StartPostgres(t)
 	dsn := pg.NewDatabase(t)
 	prepare(t, dsn, textWorkspaces)
@@ -391,6 +398,7 @@ func TestEndsWhileTheDatabaseIsAway(t *testing.T) {
 
 // An end that was written and whose answer was lost is written again, and stays as it was.
 func TestEndWrittenTwice(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	proxy, through := startProxy(t, dsn)
 	p := open(t, PostgresConfig{URL: through, MaxConns: 1})
@@ -418,6 +426,7 @@ func TestEndWrittenTwice(t *testing.T) {
 
 // What cannot be recorded is not begun.
 func TestTooManyEndsUnwritten(t *testing.T) {
+	t.Parallel()
 	p := open(t, PostgresConfig{URL: database(t, textWorkspaces)})
 	openAll(t, p, "gw-1", claims("s", "ws-local"))
 	for i := range maxUnwritten {
@@ -438,6 +447,7 @@ func TestTooManyEndsUnwritten(t *testing.T) {
 }
 
 func TestTunnelsOverReplicas(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	const limit = 20
 	var (
@@ -468,6 +478,7 @@ func TestTunnelsOverReplicas(t *testing.T) {
 
 // A place that was taken, and whose answer was lost, is not taken again by the repeated statement.
 func TestTunnelAnswerLost(t *testing.T) {
+	t.Parallel()
 	proxy, dsn := startProxy(t, database(t, textWorkspaces))
 	p := open(t, PostgresConfig{URL: dsn, MaxConns: 1})
 	lease, err := p.AcquireTunnel(t.Context(), "eice", "i-1", "gw-1", 1)
@@ -490,6 +501,7 @@ func TestTunnelAnswerLost(t *testing.T) {
 }
 
 func TestHostKeysOverReplicas(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	var (
 		wg   sync.WaitGroup

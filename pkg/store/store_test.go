@@ -31,6 +31,7 @@ type storeUnderTest interface {
 }
 
 func TestMemoryStore(t *testing.T) {
+	t.Parallel()
 	testStore(t, func(_ *testing.T, l Limits) storeUnderTest {
 		return NewMemory(MemoryConfig{Limits: l, Lookup: LookupIn([]Workspace{
 			{ID: "ws-local", Name: "My Space"},
@@ -40,6 +41,7 @@ func TestMemoryStore(t *testing.T) {
 }
 
 func TestPostgresStore(t *testing.T) {
+	t.Parallel()
 	testStore(t, func(t *testing.T, l Limits) storeUnderTest {
 		t.Helper()
 		return open(t, PostgresConfig{

@@ -41,6 +41,7 @@ func (t issued) redeem(ctx context.Context, p *Postgres) error {
 
 // Every replica hears of an order by anyone's SQL, and soon: not by polling.
 func TestWatchOverReplicas(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	db := sqlDB(t, dsn)
 	a, cutsA := watching(t, PostgresConfig{URL: dsn})
@@ -70,6 +71,7 @@ func TestWatchOverReplicas(t *testing.T) {
 
 // How old an order is, is told by the database's clock, whatever this machine's says.
 func TestWatchTellsTheAge(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	p, cuts := watching(t, PostgresConfig{URL: dsn})
 	if err := as("ann", "s").redeem(t.Context(), p); err != nil {
@@ -87,6 +89,7 @@ func TestWatchTellsTheAge(t *testing.T) {
 
 // The database refuses connections, and orders are given meanwhile: they are followed when it is back.
 func TestWatchCatchesUp(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	db := sqlDB(t, dsn)
 	p, cuts := watching(t, PostgresConfig{URL: dsn})
@@ -138,6 +141,7 @@ func TestWatchCatchesUp(t *testing.T) {
 
 // Only the connection that listens dies, again and again, while orders are given.
 func TestWatchListenerKilled(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	db := sqlDB(t, dsn)
 	p, cuts := watching(t, PostgresConfig{URL: dsn})
@@ -182,6 +186,7 @@ func TestWatchListenerKilled(t *testing.T) {
 
 // Ids are given out in another order than they become visible: an order whose transaction took longer is not passed over.
 func TestWatchSeesLateCommits(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	db := sqlDB(t, dsn)
 	p, cuts := watching(t, PostgresConfig{URL: dsn})
@@ -220,6 +225,7 @@ func TestWatchSeesLateCommits(t *testing.T) {
 
 // More orders than fit a page, from before Watch began.
 func TestWatchReadsManyOrders(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	p := open(t, PostgresConfig{URL: dsn})
 	for _, i := range []int{1, 1000, 1001, 2500} {
@@ -238,6 +244,7 @@ func TestWatchReadsManyOrders(t *testing.T) {
 
 // Orders race redemptions on two replicas: whoever gets in is cut.
 func TestRevokeRacesRedeem(t *testing.T) {
+	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	a, cutsA := watching(t, PostgresConfig{URL: dsn})
 	b, cutsB := watching(t, PostgresConfig{URL: dsn})
@@ -295,6 +302,7 @@ func TestRevokeRacesRedeem(t *testing.T) {
 
 // An order that arrives while a ticket is redeemed, after the look at the orders and before the session is opened.
 func TestOrderDuringRedemption(t *testing.T) {
+	t.Parallel()
 	now := time.Now().Truncate(time.Second)
 	for _, tt := range []struct {
 		name            string
@@ -343,6 +351,7 @@ func TestOrderDuringRedemption(t *testing.T) {
 
 // A peer that is gone without a word: Watch says so, goes on when it is back, and ends at once when told.
 func TestWatchSilentPeer(t *testing.T) {
+	t.Parallel()
 	proxy, dsn := startProxy(t, database(t, textWorkspaces))
 	var c clock
 	p := open(t, PostgresConfig{URL: dsn, Timeout: time.Second, Now: c.now})
@@ -367,6 +376,7 @@ func TestWatchSilentPeer(t *testing.T) {
 }
 
 func TestWatchNeedsNoDatabase(t *testing.T) {
+	t.Parallel()
 	p := open(t, PostgresConfig{URL: "postgres://ann:s3cret@127.0.0.1:1/x?sslmode=disable"})
 	watch(t, p)
 	until(t, func() bool {

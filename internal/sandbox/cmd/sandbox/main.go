@@ -1,0 +1,17 @@
+// Command sandbox runs a command in namespaces of its own: sandbox COMMAND [ARGUMENT…]. Its exit status is the command's.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/molecule-ai/termgw/internal/sandbox"
+)
+
+func main() {
+	if len(os.Args) < 2 {
+		fmt.Fprintln(os.Stderr, "usage: sandbox COMMAND [ARGUMENT…]")
+		os.Exit(2)
+	}
+	sandbox.Run(os.Args[1:])
+}
