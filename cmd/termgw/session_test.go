@@ -258,7 +258,6 @@ func TestGoneClientLeavesNothing(t *testing.T) {
 	if left := g.metric(t, `termgw_orphans_total{outcome="left"}`); left != 0 {
 		t.Errorf("%v processes were left", left)
 	}
-
 }
 
 func (g *served) terminal(workspace string) string {

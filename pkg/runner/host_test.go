@@ -146,6 +146,7 @@ func TestAFloodThatStaysEndsWithTheShell(t *testing.T) {
 func TestIdleHostSessionsAreCheap(t *testing.T) {
 	const n = 100
 	p := hostPlace("echo up=$((6*7)); exec sleep 1000")
+	open(t, p.runner(t, false), p.target(t)).end(t) // what a first session costs once
 	files, threads := descriptors(t), tasks(t)
 	all := make([]*session, n)
 	for i := range all {
