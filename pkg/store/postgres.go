@@ -74,6 +74,7 @@ type Postgres struct {
 	leases   leases
 	steady   steadiness
 	watch    watchHealth
+	poll     time.Duration // watchPoll; tests that want to be notified wait longer
 }
 
 // OpenPostgres checks the configuration and returns a store. It does not connect: the database may come up later, and
@@ -128,6 +129,7 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 		outbox:   newOutbox(),
 		leases:   leases{held: map[string]struct{}{}},
 		steady:   steadiness{deadAfter: c.DeadAfter, sure: c.Now().Add(-outageAtStart)},
+		poll:     watchPoll,
 	}, nil
 }
 

@@ -110,7 +110,7 @@ func (p *Postgres) Watch(ctx context.Context, cut func(order Revocation, session
 	for {
 		err := p.readOrders(ctx, &from, cut)
 		p.watch.hasRead(p.now(), err)
-		wait := watchPoll
+		wait := p.poll
 		if err != nil {
 			wait = watchRetry
 		}
