@@ -47,6 +47,9 @@ func (c *connection) open(ctx context.Context, o *order, size bridge.Size, comma
 	t := &remoteTerminal{ptyTerminal: ssh, conn: c, order: *o, stderr: stderr}
 	stop := context.AfterFunc(ctx, func() { t.signal(unix.SIGKILL) })
 	began, err := t.handshake()
+	if err == nil {
+		t.awaitRaw()
+	}
 	if !stop() {
 		step := "ssh_timeout" // over a connection that went silent, say
 		if began {
@@ -95,6 +98,26 @@ func (t *remoteTerminal) handshake() (began bool, err error) {
 		}
 	}
 	return began, &Error{"shell", errors.New("the account prints without end before its shell starts")}
+}
+
+// awaitRaw waits until ssh has made this end's pty raw, or has ended. The connection's own ssh carries the shell's bytes
+// before the terminal's has done that: on a busy machine what is typed until then would be echoed here too.
+func (t *remoteTerminal) awaitRaw() {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		var mode *unix.Termios
+		var failed error
+		err := t.ptmx.Control(func(fd uintptr) { mode, failed = unix.IoctlGetTermios(int(fd), unix.TCGETS) })
+		if err != nil || failed != nil || mode.Oflag&unix.OPOST == 0 {
+			return
+		}
+		select {
+		case <-t.exited:
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // neverOpened tells why ssh ended before there was a shell.

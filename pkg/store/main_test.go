@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"database/sql"
 	"testing"
 	"time"
@@ -14,6 +15,9 @@ import (
 var env testenv.Env
 
 func TestMain(m *testing.M) { env.Main(m) }
+
+// patience is how long the database may take to answer, and a test waits for what a busy machine does late.
+const patience = 3 * time.Minute
 
 // claims are those of a good ticket, issued just now.
 func claims(jti, workspace string) ticket.Claims {
@@ -67,6 +71,7 @@ func sqlDB(tb testing.TB, url string) *sql.DB {
 
 func open(tb testing.TB, c PostgresConfig) *Postgres {
 	tb.Helper()
+	c.Timeout = cmp.Or(c.Timeout, patience)
 	p, err := OpenPostgres(c)
 	if err != nil {
 		tb.Fatal(err)

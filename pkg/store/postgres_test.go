@@ -150,7 +150,7 @@ func TestWorkspaceQueryShapes(t *testing.T) {
 		{query: `SELECT name, instance_id, pg_sleep(60) FROM workspaces WHERE id = $1`, id: "a", err: ErrUnavailable, says: "statement timeout"},
 	} {
 		t.Run(tt.query, func(t *testing.T) {
-			p := open(t, PostgresConfig{URL: dsn, WorkspaceQuery: tt.query, Timeout: 2 * time.Second})
+			p := open(t, PostgresConfig{URL: dsn, WorkspaceQuery: tt.query, Timeout: 10 * time.Second})
 			c := claims(fmt.Sprint("t", i), tt.id)
 			got, err := p.Redeem(t.Context(), c, session(fmt.Sprint("s", i)))
 			if got != tt.want || !errors.Is(err, tt.err) {
@@ -369,7 +369,7 @@ func TestSilentPeer(t *testing.T) {
 			wg.Wait()
 			proxy.silent.Store(false)
 			// A connection that was begun in the silence is still given its time, and its failure to whoever waits for it.
-			back, cancel := context.WithTimeout(t.Context(), time.Minute)
+			back, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			for {
 				_, err := p.Redeem(back, claims("t", "ws-local"), session("s"))

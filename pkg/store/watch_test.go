@@ -286,7 +286,7 @@ func TestRevokeRacesRedeem(t *testing.T) {
 	}
 	wg.Wait()
 	t.Logf("%d got in, %d were refused", len(live), refused)
-	deadline := time.After(time.Minute)
+	deadline := time.After(patience)
 	for len(live) > 0 {
 		var got cutting
 		select {
