@@ -71,10 +71,10 @@ test-web: setup web build
 test-bench: setup web
 endef
 
-# Most tests wait: for three packages at once two processors are enough.
+# Most tests wait: two packages at a time keep two processors busy.
 .PHONY: test-go
 test-go:
-	@scripts/go-test -p 3 -timeout 40m ./...
+	@scripts/go-test -p 2 -timeout 40m ./...
 
 .PHONY: quick
 quick: export phases = $(quick_phases)
@@ -95,7 +95,7 @@ test-short:
 
 .PHONY: test-race
 test-race:
-	@scripts/go-test -race -count=1 -p 3 -timeout 40m ./...
+	@scripts/go-test -race -count=1 -p 2 -timeout 40m ./...
 
 # The race detector compiles another body of its system calls.
 .PHONY: test-plain
