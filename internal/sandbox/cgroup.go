@@ -45,9 +45,11 @@ func removeCgroups(own string) {
 	}
 }
 
-// abandoned reports whether a group's outer process is gone. In a sandbox the others' processes are not seen.
+// abandoned reports whether a group's outer process is gone, or that of the sandbox around it. In a sandbox the others'
+// processes are not seen.
 func abandoned(name string) bool {
-	pid, err := strconv.Atoi(strings.TrimPrefix(name, cgroupPrefix))
+	outermost, _, _ := strings.Cut(strings.TrimPrefix(name, cgroupPrefix), ".")
+	pid, err := strconv.Atoi(outermost)
 	if err != nil || os.Getenv(cgroupVariable) != "" {
 		return false
 	}
