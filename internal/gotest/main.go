@@ -14,13 +14,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/molecule-ai/termgw/internal/sandbox"
 )
 
 const (
@@ -42,7 +43,7 @@ func run(root, goCommand string, args []string) int {
 	// Both death signals are about a thread: this program's is sent when its parent dies, go's when this thread does.
 	runtime.LockOSThread()
 	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
-	signals := catchSignals()
+	signals := sandbox.CatchSignals()
 
 	r := newReport(os.Stdout, time.Now)
 	r.saved = filepath.Join(root, ".cache", "test-output")
@@ -103,21 +104,6 @@ func run(root, goCommand string, args []string) int {
 	}
 	again := repeat{args: args, goCommand: goCommand, root: root, required: os.Getenv("TERMGW_TEST_REQUIRE") == "1"}
 	return r.end(status, again)
-}
-
-// catchSignals returns the signals that end the run. Those that this program was started to ignore, as nohup and a script's
-// background do, still have no effect here, but go and the tests start with the default dispositions.
-func catchSignals() <-chan os.Signal {
-	ending := make(chan os.Signal, 8)
-	ignored := make(chan os.Signal, 1) // never read
-	for _, sig := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM} {
-		if signal.Ignored(sig) {
-			signal.Notify(ignored, sig)
-		} else {
-			signal.Notify(ending, sig)
-		}
-	}
-	return ending
 }
 
 // lineWriter sends every line that is written, with its end, to a channel.

@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"runtime"
 	"strconv"
 	"strings"
@@ -22,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/molecule-ai/termgw/internal/sandbox"
 )
 
 func main() {
@@ -69,7 +70,7 @@ func run(title, last string) (status int, err error) {
 	// Both death signals are about a thread: this program's is sent when its parent dies, a phase's when this thread does.
 	runtime.LockOSThread()
 	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0)
-	status = r.run(catchSignals())
+	status = r.run(sandbox.CatchSignals())
 	if status == 0 {
 		err = os.RemoveAll(logs)
 	}
@@ -87,21 +88,6 @@ func environment() []string {
 		}
 	}
 	return env
-}
-
-// catchSignals returns the signals that end the run. Those that this program was started to ignore, as nohup and a script's
-// background do, still have no effect here, but phases start with the default dispositions.
-func catchSignals() <-chan os.Signal {
-	ending := make(chan os.Signal, 8)
-	ignored := make(chan os.Signal, 1) // never read
-	for _, sig := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM} {
-		if signal.Ignored(sig) {
-			signal.Notify(ignored, sig)
-		} else {
-			signal.Notify(ending, sig)
-		}
-	}
-	return ending
 }
 
 // parse reads the table.

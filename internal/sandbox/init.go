@@ -34,7 +34,7 @@ func runInit(argv []string, path string) {
 		cmd.Path, cmd.Err = path, nil
 	}
 	cmd.Env = append(os.Environ(), stageVariable+"="+stageInside, "TMPDIR="+tempDir)
-	quits := catchSignals()
+	quits := CatchSignals()
 	child, err := start(cmd)
 	if err != nil {
 		exitAs(0, err)

@@ -83,7 +83,7 @@ func Outside(cmd *exec.Cmd) *exec.Cmd {
 func runOuter() {
 	runtime.LockOSThread() // Pdeathsig is about the thread that has started the child
 	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
-	interrupted := catchSignals()
+	interrupted := CatchSignals()
 
 	cmd := command(os.Args)
 	cmd.Path = self()
@@ -113,21 +113,20 @@ func runOuter() {
 	exitAs(status, err)
 }
 
-// catchSignals lets every child start with default dispositions: a child inherits what its parent ignores, and nohup
-// and a script's background ignore SIGHUP, SIGINT and SIGQUIT. It returns those that are to end the tests.
-func catchSignals() <-chan os.Signal {
+// CatchSignals returns the signals that end the run. A signal that this process was started to ignore, as nohup and a
+// script's background do, has no effect here. Every child starts with default dispositions: a child inherits what its
+// parent ignores, never what its parent catches.
+func CatchSignals() <-chan os.Signal {
 	ending := make(chan os.Signal, 8)
-	ignored := make(chan os.Signal, 1) // nobody reads it
-	for _, sig := range []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM} {
-		if signal.Ignored(sig) {
-			signal.Notify(ignored, sig)
-		} else {
-			signal.Notify(ending, sig)
-		}
-	}
+	ignored := make(chan os.Signal, 1) // never read
 	for sig := unix.Signal(1); sig < 32; sig++ {
 		if signal.Ignored(sig) {
 			signal.Notify(ignored, sig)
+			continue
+		}
+		switch sig {
+		case unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM:
+			signal.Notify(ending, sig)
 		}
 	}
 	return ending

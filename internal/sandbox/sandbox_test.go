@@ -128,6 +128,7 @@ func TestMachineStaysAsItWas(t *testing.T) {
 		return
 	}
 	addBridge(t, "docker0")
+	testenv.MakeWorkspaceImage(t)
 	for name, end := range map[string]func(outer *os.Process, stdin io.Closer) error{
 		"by itself": func(_ *os.Process, stdin io.Closer) error { return stdin.Close() },
 		"Ctrl-C":    func(outer *os.Process, _ io.Closer) error { return unix.Kill(-outer.Pid, unix.SIGINT) },

@@ -263,6 +263,15 @@ func (d *Docker) with(f func(*client.Client) error) error {
 	return errors.Join(f(cli), cli.Close())
 }
 
+// MakeWorkspaceImage makes the root file system of the engines' image, unless an earlier caller on this machine has made
+// it. Only a test whose engine runs in a sandbox of a sandbox calls it: the inner sandbox has no way to a package mirror.
+func MakeWorkspaceImage(tb testing.TB) {
+	tb.Helper()
+	check(tb, own("an engine"))
+	_, err := workspaceRootfs()
+	check(tb, err)
+}
+
 // workspaceRootfs returns the image's root file system, which the first caller on a machine makes.
 func workspaceRootfs() (string, error) {
 	return debootstrapped("workspace-image", "the workspace image")
