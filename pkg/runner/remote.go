@@ -199,9 +199,15 @@ func (r *Remote) newOrder(t Target) (*order, error) {
 	case o.target != TargetContainer && o.target != TargetHost:
 		return nil, &Error{"remote_target", fmt.Errorf("%q is neither %s nor %s", o.target, TargetContainer, TargetHost)}
 	}
-	keys, err := hostKeyLines(t.HostKey)
+	if t.HostKey == "" {
+		return o, nil
+	}
+	keys, err := hostKeyLines(t.HostKey, o.to.instance)
 	if err != nil {
-		return nil, &Error{"ssh_hostkey", fmt.Errorf("host_key in the workspace's row: %w", err)}
+		return nil, &spoken{
+			&Error{"ssh_hostkey", fmt.Errorf("host_key in the workspace's row is malformed: %w", err)},
+			"host_key in the workspace's row is malformed: " + err.Error() + ".",
+		}
 	}
 	o.to.hostKey = strings.Join(keys, "\n")
 	return o, nil

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 )
 
@@ -245,7 +244,10 @@ func (c *connection) knownHostKeys(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking for the kept host key: %w", err)
 	}
-	keys, err := hostKeyLines(kept)
+	if kept == "" {
+		return nil, nil
+	}
+	keys, err := hostKeyLines(kept, c.to.instance)
 	if err != nil {
 		return nil, fmt.Errorf("the kept host key: %w", err)
 	}
@@ -259,7 +261,7 @@ func (c *connection) keepHostKey(ctx context.Context) error {
 	if err != nil {
 		return &Error{"ssh_hostkey", fmt.Errorf("reading the accepted key: %w", err)}
 	}
-	accepted, err := hostKeyLines(string(b))
+	accepted, err := hostKeyLines(string(b), c.to.instance)
 	if err == nil && len(accepted) != 1 {
 		err = fmt.Errorf("%d keys", len(accepted))
 	}
@@ -270,35 +272,10 @@ func (c *connection) keepHostKey(ctx context.Context) error {
 	if err != nil {
 		return &Error{"ssh_hostkey", fmt.Errorf("keeping the host key: %w", err)}
 	}
-	if keys, err := hostKeyLines(kept); err != nil || len(keys) != 1 || keys[0] != accepted[0] {
+	if keys, err := hostKeyLines(kept, c.to.instance); err != nil || len(keys) != 1 || keys[0] != accepted[0] {
 		return &Error{"ssh_hostkey", fmt.Errorf("%w: another gateway has seen another key", errHostKey)}
 	}
 	return nil
-}
-
-// hostKeyLines reads public keys, one a line, as in authorized_keys or in
-// known_hosts, and writes them as "type base64".
-func hostKeyLines(text string) ([]string, error) {
-	var keys []string
-	for line := range strings.Lines(text) {
-		line = strings.TrimSpace(line)
-		if line == "" {
-			continue
-		}
-		if strings.HasPrefix(line, "@") {
-			return nil, errors.New("a marker, as @revoked, and no public key alone")
-		}
-		_, host, _ := strings.Cut(line, " ") // behind a host's name
-		key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
-		if err != nil {
-			key, _, _, _, err = ssh.ParseAuthorizedKey([]byte(host))
-		}
-		if err != nil {
-			return nil, errors.New("not a public key as in authorized_keys")
-		}
-		keys = append(keys, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))))
-	}
-	return keys, nil
 }
 
 // carry joins ssh's stream and the tunnel. It takes both.

@@ -28,8 +28,12 @@ type spoken struct {
 func (s *spoken) Unwrap() error    { return s.error }
 func (s *spoken) Sentence() string { return s.sentence + seeDocs }
 
-// spoke gives an error its step's sentence, if that has one.
+// spoke gives an error its step's sentence, if the step has one and the error none of its own.
 func spoke(err error) error {
+	var has *spoken
+	if errors.As(err, &has) {
+		return err
+	}
 	var failed *Error
 	if errors.As(err, &failed) && sentences[failed.Step] != "" {
 		return &spoken{err, sentences[failed.Step]}
