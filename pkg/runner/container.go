@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -15,17 +16,17 @@ import (
 // anything else never reaches the engine, where it would be part of a path.
 var containerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 
-// generatedName is a container name made of another workspace's id, a UUID. A
-// workspace's own name is its owner's choice and must not lead there.
-var generatedName = regexp.MustCompile(`^ws-[0-9a-f]{8}-[0-9a-f]{3}`)
+// generatedPrefix begins the names of containers that are made of workspaces' ids. An id may be any word, so any name that
+// begins so may be another workspace's, and a workspace's own name, which is its owner's choice, must not lead there.
+const generatedPrefix = "ws-"
 
 // candidates are the names that a workspace's container may have, in order.
 func candidates(t Target) []string {
 	names := []string{t.Container}
 	if t.WorkspaceID != "" {
-		names = append(names, "ws-"+t.WorkspaceID[:min(12, len(t.WorkspaceID))], "ws-"+t.WorkspaceID)
+		names = append(names, generatedPrefix+t.WorkspaceID[:min(12, len(t.WorkspaceID))], generatedPrefix+t.WorkspaceID)
 	}
-	if name := strings.ReplaceAll(strings.ToLower(t.Name), " ", "-"); !generatedName.MatchString(name) {
+	if name := chosenName(t); !strings.HasPrefix(name, generatedPrefix) {
 		names = append(names, name)
 	}
 	var valid []string
@@ -35,6 +36,23 @@ func candidates(t Target) []string {
 		}
 	}
 	return valid
+}
+
+// chosenName is the container's name that a workspace's own name makes.
+func chosenName(t Target) string { return strings.ReplaceAll(strings.ToLower(t.Name), " ", "-") }
+
+// explainName adds to an ErrNotRunning that the workspace's name was not looked for, if that is so because of what it begins
+// with.
+func explainName(t Target, err error) error {
+	name := chosenName(t)
+	if !errors.Is(err, ErrNotRunning) || !strings.HasPrefix(name, generatedPrefix) || slices.Contains(candidates(t), name) {
+		return err
+	}
+	return &spoken{
+		fmt.Errorf("%w; the workspace's name was not looked for, because it begins with %s", err, generatedPrefix),
+		"The workspace's container is not running. Its name is not used to find one, because it begins with \"" + generatedPrefix +
+			"\" and could be made of another workspace's id: rename the workspace, or let the workspace query return container.",
+	}
 }
 
 // Container is a running container, by its name.
@@ -62,6 +80,11 @@ func (d *Docker) Containers(ctx context.Context) ([]Container, error) {
 
 // findContainer returns the id of the first candidate that runs.
 func (d *Docker) findContainer(ctx context.Context, t Target) (string, error) {
+	id, err := d.findCandidate(ctx, t)
+	return id, explainName(t, err)
+}
+
+func (d *Docker) findCandidate(ctx context.Context, t Target) (string, error) {
 	var seen []string
 	for _, name := range candidates(t) {
 		found, err := d.cli.ContainerInspect(ctx, name, client.ContainerInspectOptions{})

@@ -2,6 +2,7 @@ package runner
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -41,7 +42,14 @@ func TestCandidates(t *testing.T) {
 		{"not ASCII", Target{Container: "é", Name: "ſs"}, nil},
 		{"named like another's full id", Target{Name: "ws-" + uuid}, nil},
 		{"named like another's short id", Target{Name: "WS 0d9f4c52 8a6"}, nil},
-		{"named like nobody's id", Target{Name: "WS Paris"}, []string{"ws-paris"}},
+		{"named like another's id that is a word", Target{WorkspaceID: "def", Name: "WS abc"}, []string{"ws-def"}},
+		{"named like another's id with a sign", Target{WorkspaceID: "7", Name: "ws-_.x-Y"}, []string{"ws-7"}},
+		{"named by a letter that becomes one of these", Target{Name: "W\u017f-abc"}, nil},
+		{"named like its own id", Target{WorkspaceID: "abc", Name: "WS abc"}, []string{"ws-abc"}},
+		{"named like another's id in capitals", Target{WorkspaceID: "abc", Name: "WS-ABC"}, []string{"ws-abc"}},
+		{"a name that only has the letters", Target{Name: "News ws-x"}, []string{"news-ws-x"}},
+		{"a name without the sign", Target{Name: "Wsx"}, []string{"wsx"}},
+		{"the row's container", Target{Container: "ws-abc", WorkspaceID: "def"}, []string{"ws-abc", "ws-def"}},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -159,6 +167,37 @@ func TestFindContainer(t *testing.T) {
 	refuse(t, Target{Name: other[:12]}, "looked for "+other[:12])
 	refuse(t, Target{Name: other}, "looked for "+other)
 	refuse(t, Target{Name: "ws-11111111-222"}, "looked for")
+}
+
+// TestNameOfAnothersContainer: a workspace that is named like what another's id makes, whatever the form of ids.
+func TestNameOfAnothersContainer(t *testing.T) {
+	t.Parallel()
+	engine := env.Docker(t)
+	i := newInstance(t, engine)
+	remote := i.remote(t, RemoteConfig{Target: TargetContainer})
+	local := testDocker(engine.Client(t), DockerConfig{Shells: []string{"/bin/sh"}})
+	unique := fmt.Sprint(time.Now().UnixNano())
+	for _, id := range []string{"abc" + unique, "42" + unique, "a_b." + unique, unique[:3]} {
+		engine.RunContainer(t, "ws-"+id)
+		for _, runner := range []Starter{local, remote} {
+			target := i.target(t, "")
+			target.WorkspaceID, target.Name = "another", "WS "+id
+			term, err := runner.Start(t.Context(), target, defaultSize)
+			if err == nil {
+				t.Errorf("%T: a workspace named %q opens the container of workspace %s", runner, target.Name, id)
+				_ = term.Close()
+				continue
+			}
+			var told interface{ Sentence() string }
+			if !errors.Is(err, ErrNotRunning) || !errors.As(err, &told) || !strings.Contains(told.Sentence(), "let the workspace query return container") {
+				t.Errorf("%T: %v", runner, err)
+			}
+			// Who may write the row may say so.
+			target = i.target(t, "ws-"+id)
+			target.WorkspaceID = "another"
+			open(t, by(runner), target).end(t)
+		}
+	}
 }
 
 func TestEngineDown(t *testing.T) {

@@ -222,7 +222,7 @@ var idForm = regexp.MustCompile(`^[0-9a-f]+$`)
 func (r *Remote) Start(ctx context.Context, t Target, size bridge.Size) (bridge.Terminal, error) {
 	term, err := r.start(ctx, t, size)
 	if err != nil {
-		return nil, spoke(err)
+		return nil, spoke(explainName(t, err))
 	}
 	return term, nil
 }
