@@ -20,6 +20,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/molecule-ai/termgw/internal/logline"
 	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/router"
 	"github.com/molecule-ai/termgw/pkg/runner"
@@ -90,7 +91,7 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 	}
 	defer func() { err = errors.Join(err, docker.Close()) }()
 
-	log := newLogger(std.Err, "text", slog.LevelInfo)
+	log := logline.New(std.Err, "text", slog.LevelInfo)
 	d := &demo{
 		origin: "http://" + listener.Addr().String(), secret: rand.Text(), once: rand.Text(),
 		minter: minter, docker: docker, log: log, tokens: map[string]bool{},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -20,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/molecule-ai/termgw/internal/logline"
 	"github.com/molecule-ai/termgw/pkg/router"
 	"github.com/molecule-ai/termgw/pkg/runner"
 )
@@ -57,8 +59,22 @@ func (g *gateway) server(handler http.Handler) *http.Server {
 		Handler: handler, Protocols: &protocols,
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: answerTimeout,
 		IdleTimeout: time.Minute, MaxHeaderBytes: maxHeader,
-		ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+		ErrorLog: log.New(httpErrors{g.log, logline.NewBound(g.log)}, "", 0),
 	}
+}
+
+// httpErrors logs what net/http has to say of connections and handlers, at level
+// debug. Connections are anybody's, so its lines have a bound.
+type httpErrors struct {
+	log   *slog.Logger
+	lines *logline.Bound
+}
+
+func (e httpErrors) Write(p []byte) (int, error) {
+	if e.log.Enabled(context.Background(), slog.LevelDebug) {
+		e.lines.Do("http", func() { e.log.Debug(strings.TrimSuffix(string(p), "\n")) })
+	}
+	return len(p), nil
 }
 
 // run serves until ctx ends or a part fails; then it ends the sessions, and

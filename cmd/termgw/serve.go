@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/molecule-ai/termgw/internal/logline"
 	"github.com/molecule-ai/termgw/pkg/router"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
@@ -33,7 +34,7 @@ func (ServeCmd) Help() string {
 func (ServeCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (err error) {
 	cfg, err := loadConfig()
 	maxSessions, limitErr := sessionLimit(cfg.MaxSessions)
-	log := newLogger(std.Err, cfg.LogFormat, cfg.LogLevel)
+	log := logline.New(std.Err, cfg.LogFormat, cfg.LogLevel)
 	keys, keysErr := openKeys(cfg, log)
 	sessions, storeErr := openStore(ctx, cfg, log)
 	if sessions != nil {
@@ -181,14 +182,6 @@ func replicaName() string {
 		host = "unknown"
 	}
 	return host + "-" + strings.ToLower(rand.Text()[:6])
-}
-
-func newLogger(w io.Writer, format string, level slog.Level) *slog.Logger {
-	options := &slog.HandlerOptions{Level: level}
-	if format == "text" {
-		return slog.New(slog.NewTextHandler(w, options))
-	}
-	return slog.New(slog.NewJSONHandler(w, options))
 }
 
 // MigrateCmd brings the schema up to date.

@@ -40,6 +40,7 @@ const drainNotice = "This gateway goes away for an update and closes this termin
 // It fails if sessions are left DrainTeardown after that.
 func (rt *Router) Drain(hurry context.Context, grace time.Duration) error {
 	rt.Metrics.draining.Set(1)
+	defer rt.lines.Flush()
 	return rt.live.drain(hurry.Done(), grace, rt.Log)
 }
 

@@ -1,6 +1,7 @@
 package router
 
 import (
+	"net/http"
 	"net/netip"
 	"sync"
 	"time"
@@ -19,7 +20,7 @@ const (
 	knownAddresses = 4096
 )
 
-// pacer bounds the handshakes of each client address.
+// pacer bounds the requests of each client address.
 //
 // It forgets what it has not seen for the longest, so that one who has more addresses than it remembers makes it larger
 // by nothing and shuts nobody out. He has to be bounded by something before it.
@@ -34,15 +35,23 @@ func newPacer(now func() time.Time) *pacer {
 	return &pacer{now: now, recent: map[netip.Prefix]*rate.Limiter{}}
 }
 
-// allow counts a handshake, and tells whether there may be one more.
+// allow counts a request of an address, and reports whether there may be one more: a handshake that is well made, or
+// anything else.
 //
-// This machine's own address is free. No packet from elsewhere carries it, so it is a process here, or a proxy here that
-// is not trusted and hides everybody behind itself. It can be claimed in X-Forwarded-For only by who is behind trusted
-// proxies alone, and who is can claim as many others.
-func (p *pacer) allow(addr netip.Addr) bool {
-	if addr.IsLoopback() {
+// Handshakes of this machine's own address are free. No packet from elsewhere carries that address, so it is a process
+// here, or a proxy here that is not trusted and hides everybody behind itself. One that is trusted and names its client
+// is not meant: the name can be anybody's claim.
+func (rt *Router) allow(r *http.Request, addr netip.Addr, handshake bool) bool {
+	switch {
+	case !handshake:
+		return rt.strays.allow(addr)
+	case peerAddr(r).IsLoopback() && (len(r.Header["X-Forwarded-For"]) == 0 || !rt.trusts(peerAddr(r))):
 		return true
 	}
+	return rt.pace.allow(addr)
+}
+
+func (p *pacer) allow(addr netip.Addr) bool {
 	network := client(addr)
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -41,8 +41,6 @@ func TestPace(t *testing.T) {
 		{"IPv6", "2001:db8::1", 0, handshakesAtOnce},
 		{"the same /64", "2001:db8::ffff:1", 0, 0},
 		{"the next /64", "2001:db8:0:1::1", 0, handshakesAtOnce},
-		{"this machine", "127.0.0.1", 0, 1000},
-		{"this machine, IPv6", "::1", 0, 1000},
 	} {
 		clock.pass(step.after)
 		if got := allowed(p, step.addr, 1000); got != step.want {
@@ -97,9 +95,6 @@ func TestRateLimited(t *testing.T) {
 	if len(g.store.sessions) > 0 {
 		t.Error("the store was asked")
 	}
-	if n := strings.Count(g.logs.String(), `"code":"rate_limited"`); n != 1 {
-		t.Errorf("%d lines were logged", n)
-	}
 	// A page elsewhere uses up nothing of its visitor's.
 	clock.pass(time.Second / handshakesPerSecond)
 	for range 3 {
@@ -109,4 +104,75 @@ func TestRateLimited(t *testing.T) {
 	}
 	g.ask(t, terminal("ws-1", raw, v1, from("192.0.2.1"))).message("ready")
 	g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1, from("192.0.2.2"))).message("ready")
+}
+
+// What is refused before the upgrade has a pace of its own, whatever is wrong with it, and also from this machine.
+func TestStraysArePaced(t *testing.T) {
+	for name, stray := range map[string]struct {
+		ask    *ask
+		status int
+	}{
+		"a foreign page":      {terminal("ws-1", "x", with("Origin", "https://evil.example")), http.StatusForbidden},
+		"no WebSocket":        {terminal("ws-1", "x", with("Upgrade", "h2c")), http.StatusUpgradeRequired},
+		"a bad handshake":     {terminal("ws-1", "x", with("Sec-WebSocket-Key", "short")), http.StatusBadRequest},
+		"an id that is none":  {terminal("ws'1", "x"), http.StatusNotFound},
+		"no path of ours":     {terminal("ws-1", "x", func(a *ask) { a.target = "/wp-login.php" }), http.StatusNotFound},
+		"a method of no path": {terminal("ws-1", "x", func(a *ask) { a.method, a.target = http.MethodPost, "/readyz" }), http.StatusNotFound},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := open(t)
+			g.strays.now = (&played{time.Unix(1e9, 0)}).now
+			for i := range handshakesAtOnce + 3 {
+				want := stray.status
+				if i >= handshakesAtOnce {
+					want = http.StatusTooManyRequests
+				}
+				if p := g.ask(t, stray.ask); p.status != want {
+					t.Fatalf("request %d: status %d, want %d", i, p.status, want)
+				}
+			}
+			g.wantMetric(3, "termgw_sessions_total", "code=rate_limited", "target=none")
+			if n := strings.Count(g.logs.String(), `"msg":"request refused"`); n > 110 {
+				t.Errorf("%d lines were logged", n)
+			}
+			g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1)).message("ready")
+		})
+	}
+}
+
+// Only who connects from this machine and is no proxy that names its clients is free.
+func TestWhoIsFree(t *testing.T) {
+	for _, test := range []struct {
+		name, remote, forwarded string
+		free                    bool
+	}{
+		{"this machine", "127.0.0.1:1", "", true},
+		{"this machine, IPv6", "[::1]:1", "", true},
+		{"this machine, IPv4 on an IPv6 socket", "[::ffff:127.0.0.1]:1", "", true},
+		{"a proxy here that nobody trusts", "127.0.0.2:1", "127.0.0.1", true},
+		{"a trusted proxy here, whose client says so", "127.0.0.1:1", "127.0.0.1", false},
+		{"a trusted proxy here, of another address here", "127.0.0.1:1", "127.0.0.2", false},
+		{"a trusted network", "10.0.0.7:1", "127.0.0.1", false},
+		{"a trusted network, IPv6", "10.0.0.7:1", "::1", false},
+		{"a trusted network, mapped", "10.0.0.7:1", "::ffff:127.0.0.1", false},
+		{"a trusted network, with a port", "10.0.0.7:1", "127.0.0.1:80", false},
+		{"elsewhere", "192.0.2.1:1", "", false},
+		{"elsewhere, and it claims to be here", "192.0.2.1:1", "127.0.0.1", false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			rt := &Router{pace: newPacer((&played{time.Unix(1e9, 0)}).now), strays: newPacer(time.Now)}
+			rt.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32"), netip.MustParsePrefix("10.0.0.0/8")}
+			r := &http.Request{RemoteAddr: test.remote, Header: http.Header{}}
+			if test.forwarded != "" {
+				r.Header.Set("X-Forwarded-For", test.forwarded)
+			}
+			free := true
+			for range handshakesAtOnce + 1 {
+				free = rt.allow(r, rt.clientAddr(r), true)
+			}
+			if free != test.free {
+				t.Errorf("free: %t", free)
+			}
+		})
+	}
 }

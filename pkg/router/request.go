@@ -106,19 +106,43 @@ func normalOrigin(s string) string {
 }
 
 // clientAddr is the address of the person's machine: the nearest one that is no
-// trusted proxy. What stands before it in X-Forwarded-For is anyone's claim. It
+// trusted proxy. What stands before it in X-Forwarded-For is anyone's claim, and
+// so is what cannot be a client's address: the hop that wrote it counts then. It
 // is not valid if the peer has none.
 func (rt *Router) clientAddr(r *http.Request) netip.Addr {
 	addr := peerAddr(r)
 	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
 	for i := len(hops) - 1; i >= 0 && rt.trusts(addr); i-- {
 		hop, err := parseHop(strings.TrimSpace(hops[i]))
-		if err != nil {
+		hop = hop.Unmap().WithZone("") // a zone can be any text, and means nothing elsewhere
+		if err != nil || !isClientOf(addr, hop) {
 			break
 		}
-		addr = hop.Unmap().WithZone("") // a zone can be any text, and means nothing elsewhere
+		addr = hop
 	}
 	return addr
+}
+
+// nowhere are the addresses that no client connects from (RFC 6890): of no
+// machine, of many, reserved, and IPv4 in IPv6 as nobody writes it any more.
+var nowhere = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("224.0.0.0/3"),
+	netip.MustParsePrefix("::/96"), netip.MustParsePrefix("ff00::/8"),
+}
+
+// isClientOf reports whether a proxy can have had a client of this address. A
+// loopback address is one of the machine that wrote it, and so of this one only
+// if that is this one.
+func isClientOf(proxy, client netip.Addr) bool {
+	if client.IsLoopback() {
+		return proxy.IsLoopback()
+	}
+	for _, p := range nowhere {
+		if p.Contains(client) {
+			return false
+		}
+	}
+	return true
 }
 
 // parseHop reads one address of X-Forwarded-For. There may be a port after it,

@@ -25,7 +25,7 @@ import (
 
 const proxy = "10.0.0.1:40000"
 
-var proxies = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}
+var proxies = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8"), netip.MustParsePrefix("127.0.0.9/32")}
 
 func TestOrigin(t *testing.T) {
 	for _, test := range []struct {
@@ -189,6 +189,21 @@ func TestClientAddr(t *testing.T) {
 		{"garbage", proxy, []string{"unknown"}, "10.0.0.1"},
 		{"garbage behind a proxy", proxy, []string{"1.1.1.1, <script>, 10.2.2.2"}, "10.2.2.2"},
 		{"a zone could say anything", proxy, []string{"fe80::1%\xff<script>"}, "fe80::1"},
+		{"this machine, of another one", proxy, []string{"127.0.0.1"}, "10.0.0.1"},
+		{"this machine in IPv6", proxy, []string{"::1"}, "10.0.0.1"},
+		{"this machine, mapped", proxy, []string{"::ffff:127.0.0.1"}, "10.0.0.1"},
+		{"this machine, mapped in hexadecimal, with a zone and a port", proxy, []string{"[::ffff:7f00:1%1]:80"}, "10.0.0.1"},
+		{"this machine as IPv6 of old", proxy, []string{"::127.0.0.1"}, "10.0.0.1"},
+		{"any of the loopback network", proxy, []string{"127.99.0.1:5"}, "10.0.0.1"},
+		{"this machine in the second header", proxy, []string{"192.0.2.1", "127.0.0.1"}, "10.0.0.1"},
+		{"this machine before a proxy", proxy, []string{"127.0.0.1, 10.2.2.2"}, "10.2.2.2"},
+		{"no machine", proxy, []string{"0.0.0.0"}, "10.0.0.1"},
+		{"no machine in IPv6", proxy, []string{"::"}, "10.0.0.1"},
+		{"many machines", proxy, []string{"224.0.0.1"}, "10.0.0.1"},
+		{"all machines", proxy, []string{"255.255.255.255"}, "10.0.0.1"},
+		{"many machines in IPv6", proxy, []string{"ff02::1"}, "10.0.0.1"},
+		{"a proxy here, whose client is here", "127.0.0.9:1", []string{"127.99.0.1"}, "127.99.0.1"},
+		{"a proxy here, whose client is elsewhere and says it is here", "127.0.0.9:1", []string{"127.0.0.1, 10.2.2.2"}, "10.2.2.2"},
 		{"no address", "@", nil, ""},
 		{"no address, but a claim", "@", []string{"198.51.100.1"}, ""},
 	} {
@@ -336,7 +351,7 @@ func FuzzRequest(f *testing.F) {
 				r.Header[name] = []string{value}
 			}
 		}
-		rt.pace = newPacer(time.Now) // the fuzzer is faster than anybody may be
+		rt.pace, rt.strays = newPacer(time.Now), newPacer(time.Now) // the fuzzer is faster than anybody may be
 		w := httptest.NewRecorder()
 		rt.ServeHTTP(hijackable{w}, r)
 		switch w.Code {

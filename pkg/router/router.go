@@ -17,8 +17,8 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
-	"golang.org/x/time/rate"
 
+	"github.com/molecule-ai/termgw/internal/logline"
 	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
@@ -77,19 +77,23 @@ type Router struct {
 	live  *sessions
 	parts parts
 	turns bridge.Turns
-	pace  *pacer
-	flood rate.Sometimes // tells that an address is refused
+	lines *logline.Bound // of what is refused
+
+	// Each address has a pace for handshakes, and one for what is refused before
+	// the upgrade: a page elsewhere, whose origin is wrong, must not use up what
+	// its visitor's address has.
+	pace, strays *pacer
 }
 
 // New returns a router; Drain ends its sessions.
 func New(cfg Config) *Router {
 	rt := &Router{
 		Config: cfg, mux: chi.NewRouter(), live: newSessions(cfg.MaxSessions), turns: bridge.NewTurns(),
-		pace: newPacer(time.Now), flood: rate.Sometimes{Interval: 10 * time.Second}, parts: parts{now: time.Now},
+		lines: logline.NewBound(cfg.Log), pace: newPacer(time.Now), strays: newPacer(time.Now), parts: parts{now: time.Now},
 	}
 	rt.mux.Use(middleware.GetHead) // some probes ask /healthz by HEAD
-	rt.mux.NotFound(func(w http.ResponseWriter, r *http.Request) { problem(w, errUnknown) })
-	rt.mux.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) { problem(w, errUnknown) })
+	rt.mux.NotFound(rt.notFound)
+	rt.mux.MethodNotAllowed(rt.notFound)
 	rt.mux.Get("/healthz", func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusOK, "application/json", map[string]string{"status": "ok"})
 	})
@@ -109,6 +113,16 @@ func (rt *Router) Cut(ids []string, age time.Duration) {
 	}
 }
 
+// notFound answers what is at no path. It logs nothing.
+func (rt *Router) notFound(w http.ResponseWriter, r *http.Request) {
+	err := errUnknown
+	if !rt.allow(r, rt.clientAddr(r), false) {
+		err = errRate
+		rt.Metrics.over("none", outcomeOf(err).code)
+	}
+	problem(w, err)
+}
+
 // problem answers an error that is told before the upgrade (RFC 9457).
 func problem(w http.ResponseWriter, err error) {
 	o := outcomeOf(err)
@@ -119,6 +133,7 @@ func problem(w http.ResponseWriter, err error) {
 		w.Header().Set("Sec-WebSocket-Version", "13")
 	case http.StatusTooManyRequests: // RFC 6585, 4
 		w.Header().Set("Retry-After", "1")
+		w.Header().Set("Connection", "close") // the next try costs a connection, too
 	}
 	writeJSON(w, o.status, "application/problem+json", map[string]any{
 		"title":  http.StatusText(o.status),

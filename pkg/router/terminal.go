@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -25,6 +27,7 @@ type session struct {
 	log                     *slog.Logger
 	target                  string // "local", "remote"; "none" until it is known
 	started                 time.Time
+	admitted                bool   // its ticket was good, and is spent
 	recorded                bool   // the audit trail has it, without an end
 	shell                   *shell // nil: it has none yet
 }
@@ -97,16 +100,17 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 	}
 	s.log = rt.Log.With("session", s.id, "workspace", s.workspaceID, "client", s.client)
 	err := rt.checkRequest(r, s.workspaceID)
-	if err == nil && !rt.pace.allow(addr) {
-		err = errRate // after the origin: a page elsewhere must not use up what its visitor's address has
+	if !rt.allow(r, addr, err == nil) {
+		err = errRate
 	}
 	if err != nil {
-		s.refuseRequest(w, err)
+		s.notUpgraded(err)
+		problem(w, err)
 		return
 	}
 	ws, err := bridge.Accept(w, r, rt.turns)
 	if err != nil {
-		s.log.Info("request refused", "code", outcomeOf(errHandshake).code, "err", err)
+		s.notUpgraded(fmt.Errorf("%w: %w", errHandshake, err)) // which is answered
 		return
 	}
 	goesOn := false
@@ -124,20 +128,16 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 	goesOn = true
 }
 
-// refuseRequest answers what is told by an HTTP status.
-func (s *session) refuseRequest(w http.ResponseWriter, err error) {
-	s.Metrics.over(s.target, outcomeOf(err).code)
-	log := func() {
-		s.log.Info("request refused", "code", outcomeOf(err).code, "origin", s.request.Header.Get("Origin"), "err", err)
+// notUpgraded counts and logs a request that is refused by an HTTP status.
+func (s *session) notUpgraded(err error) {
+	code := outcomeOf(err).code
+	s.Metrics.over(s.target, code)
+	if errors.Is(err, errUnknown) {
+		return
 	}
-	switch {
-	case errors.Is(err, errUnknown):
-	case errors.Is(err, errRate):
-		s.flood.Do(log) // a line for each would be work without a bound
-	default:
-		log()
-	}
-	problem(w, err)
+	s.lines.Do(code, func() {
+		s.log.Info("request refused", "code", code, "origin", s.request.Header.Get("Origin"), "err", err)
+	})
 }
 
 // checkTicket reads the request: who, and the terminal's first size.
@@ -163,7 +163,7 @@ func (s *session) redeem(ctx context.Context, claims ticket.Claims) (store.Works
 	defer s.Metrics.timeStore("redeem", time.Now())
 	s.recorded = true // it may be from now on
 	workspace, err := s.Store.Redeem(ctx, claims, store.Session{ID: s.id, Replica: s.Replica, ClientAddr: s.client})
-	s.recorded = err == nil
+	s.recorded, s.admitted = err == nil, err == nil
 	if errors.Is(err, store.ErrUsed) || errors.Is(err, store.ErrRevoked) {
 		s.Metrics.rejections.WithLabelValues(outcomeOf(err).code).Inc()
 	}
@@ -250,7 +250,11 @@ func (s *session) refuse(ws *bridge.Socket, err error) {
 	o := outcomeOf(err)
 	s.Metrics.over(s.target, o.code)
 	ws.Refuse(o.close, o.tell(err))
-	s.logEnd(err)
+	if s.admitted {
+		s.logEnd(err)
+	} else {
+		s.lines.Do(o.code, func() { s.logEnd(err) })
+	}
 }
 
 func (s *session) logEnd(err error) {
@@ -268,7 +272,7 @@ func (s *session) recovered(ws *bridge.Socket) {
 	if fault == nil {
 		return
 	}
-	s.log.Error("panic in a session", "panic", fault, "stack", string(debug.Stack()))
+	s.log.Error("panic in a session", "panic", fault, "stack", strings.Split(string(debug.Stack()), "\n"))
 	ws.CloseNow()
 	if s.shell != nil {
 		_ = s.shell.Close() // as above; or waits for the bridge, which does it in a goroutine of its own
