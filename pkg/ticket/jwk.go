@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	jose "github.com/go-jose/go-jose/v4"
 )
@@ -124,24 +125,31 @@ func (s keySet) key(kid string) (jose.JSONWebKey, error) {
 // trusted as a whole is an error. Symmetric keys are secrets, so they count only
 // where secretsAllowed: in a set that nobody served.
 func parseKeySet(data []byte, secretsAllowed bool) (set keySet, notes []string, err error) {
-	var document struct {
-		Keys *[]json.RawMessage `json:"keys"`
+	document, err := members(data)
+	if err != nil && !errors.Is(err, errNotObject) {
+		return nil, nil, fmt.Errorf("the JWK Set is ambiguous: %w", err)
 	}
+	var raws []json.RawMessage
 	// The decoder's own errors may quote the document, which may hold secrets.
-	if err := json.Unmarshal(data, &document); err != nil || document.Keys == nil {
+	if err != nil || json.Unmarshal(document["keys"], &raws) != nil || raws == nil {
 		return nil, nil, errors.New(`not a JWK Set: want a JSON object with an array "keys"`)
 	}
-	if len(*document.Keys) > maxSetKeys {
+	if len(raws) > maxSetKeys {
 		return nil, nil, fmt.Errorf("the JWK Set has more than %d keys", maxSetKeys)
 	}
 
-	keys := make([]jose.JSONWebKey, 0, len(*document.Keys))
-	for i, raw := range *document.Keys {
-		var key jose.JSONWebKey
-		if err := json.Unmarshal(raw, &key); err != nil {
+	keys := make([]readKey, 0, len(raws))
+	for i, raw := range raws {
+		var key readKey
+		parameters, err := members(raw)
+		if err != nil && !errors.Is(err, errNotObject) {
+			return nil, nil, fmt.Errorf("key %d of the JWK Set is ambiguous: %w", i, err)
+		}
+		if err != nil || json.Unmarshal(raw, &key.JSONWebKey) != nil {
 			notes = append(notes, fmt.Sprintf("key %d is malformed or of an unsupported type", i))
 			continue
 		}
+		key.unusable = mayVerify(parameters["key_ops"])
 		keys = append(keys, key)
 	}
 	set, more, err := newKeySet(keys, secretsAllowed)
@@ -157,15 +165,46 @@ func parseKeySet(data []byte, secretsAllowed bool) (set keySet, notes []string, 
 	}
 	// An empty set is an order to trust nobody. A set whose every key is
 	// unusable is a mistake.
-	if usable == 0 && len(*document.Keys) > 0 {
+	if usable == 0 && len(raws) > 0 {
 		return nil, notes, fmt.Errorf("no key of the JWK Set can be used: %s", notes[0])
 	}
 	return set, notes, nil
 }
 
-func newKeySet(keys []jose.JSONWebKey, secretsAllowed bool) (set keySet, notes []string, err error) {
+// readKey is a key as it was read, and why it may not be used, as far as the
+// library does not tell.
+type readKey struct {
+	jose.JSONWebKey
+	unusable error
+}
+
+// mayVerify reads a key's "key_ops" (RFC 7517, section 4.3), nil for none: what
+// the key is for. A key for something else is not used.
+func mayVerify(keyOps json.RawMessage) error {
+	if keyOps == nil {
+		return nil
+	}
+	var operations []string
+	if json.Unmarshal(keyOps, &operations) != nil || operations == nil {
+		return errors.New("its key_ops is not an array of strings")
+	}
+	verify := false
+	for i, operation := range operations {
+		if slices.Contains(operations[:i], operation) {
+			return errors.New("its key_ops names an operation twice")
+		}
+		verify = verify || operation == "verify"
+	}
+	if !verify {
+		return errors.New("its key_ops does not have verify")
+	}
+	return nil
+}
+
+func newKeySet(keys []readKey, secretsAllowed bool) (set keySet, notes []string, err error) {
 	set = make(keySet, len(keys))
-	for i, key := range keys {
+	for i, read := range keys {
+		key := read.JSONWebKey
 		if key.KeyID == "" {
 			notes = append(notes, fmt.Sprintf("key %d has no kid", i))
 			continue
@@ -173,6 +212,8 @@ func newKeySet(keys []jose.JSONWebKey, secretsAllowed bool) (set keySet, notes [
 		entry := keyEntry{}
 		if _, err := algorithm(key); err != nil {
 			entry.unusable = err
+		} else if read.unusable != nil {
+			entry.unusable = read.unusable
 		} else if isSymmetric(key) && !secretsAllowed {
 			entry.unusable = errors.New("an oct key counts only in a local file")
 		} else {

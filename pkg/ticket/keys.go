@@ -70,7 +70,7 @@ func OpenKeys(config KeysConfig) (*Keys, error) {
 func StaticKeys(keys ...jose.JSONWebKey) *Keys {
 	set := make(keySet, len(keys))
 	for _, key := range keys {
-		one, _, err := newKeySet([]jose.JSONWebKey{key}, true)
+		one, _, err := newKeySet([]readKey{{JSONWebKey: key}}, true)
 		if _, taken := set[key.KeyID]; err != nil || taken {
 			continue
 		}

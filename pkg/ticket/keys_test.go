@@ -208,6 +208,9 @@ func TestOpenKeysRefuses(t *testing.T) {
 		many[i] = ed.Public()
 	}
 	const secret = "c2VjcmV0LXNlY3JldC1zZWNyZXQ"
+	one := string(publicSet(t, ed))
+	oneKey := one[len(`{"keys":[`) : len(one)-len(`]}`)]
+	within := func(member string) []byte { return []byte(strings.Replace(one, `"kid":`, member+`,"kid":`, 1)) }
 
 	for name, test := range map[string]struct {
 		data   []byte
@@ -224,6 +227,25 @@ func TestOpenKeysRefuses(t *testing.T) {
 		"only a malformed key":    {[]byte(`{"keys":[{"kty":"oct","kid":"k","k":7,"x":"` + secret + `"}]}`), "malformed"},
 		"only a short oct":        {[]byte(`{"keys":[{"kty":"oct","kid":"k","k":"` + secret + `"}]}`), "at least 32 bytes"},
 		"101 keys":                {jwks(t, many...), "more than 100 keys"},
+		"keys twice":              {[]byte(`{"keys":[],"keys":[` + oneKey + `]}`), `"keys" is there twice`},
+		"keys twice, escaped":     {[]byte(`{"k\u0065ys":[],"keys":[` + oneKey + `]}`), `"keys" is there twice`},
+		"keys and Keys":           {[]byte(`{"keys":[` + oneKey + `],"Keys":[]}`), `"Keys" is there twice`},
+		"keys and keys that fold": {[]byte(`{"\u212aey\u017f":[],"keys":[` + oneKey + `]}`), `"keys" is there twice`},
+		"KEYS alone":              {[]byte(`{"KEYS":[` + oneKey + `]}`), "not a JWK Set"},
+		"keys null":               {[]byte(`{"keys":null}`), "not a JWK Set"},
+		"a set and more":          {[]byte(one + one), "not a JWK Set"},
+		"a kid twice":             {within(`"kid":"` + secret[:4] + `"`), `key 0 of the JWK Set is ambiguous: the member "kid" is there twice`},
+		"a kid and a Kid":         {within(`"Kid":"another"`), `"kid" is there twice`},
+		"an x twice":              {within(`"x":"` + secret + `","X":"` + secret + `"`), "is there twice"},
+		"use twice":               {within(`"use":"enc"`), "is there twice"},
+		"key_ops twice":           {within(`"key_ops":["sign"],"key_ops":["verify"]`), "is there twice"},
+		"only key_ops sign":       {within(`"key_ops":["sign"]`), "does not have verify"},
+		"only key_ops of nothing": {within(`"key_ops":[]`), "does not have verify"},
+		"only Verify":             {within(`"key_ops":["Verify"]`), "does not have verify"},
+		"verify twice":            {within(`"key_ops":["verify","verify"]`), "names an operation twice"},
+		"key_ops a string":        {within(`"key_ops":"verify"`), "not an array of strings"},
+		"key_ops null":            {within(`"key_ops":null`), "not an array of strings"},
+		"key_ops of numbers":      {within(`"key_ops":["verify",1]`), "not an array of strings"},
 		"over 1 MiB":              {append(publicSet(t, ed), bytes.Repeat([]byte(" "), 1<<20)...), "larger than"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -253,11 +275,17 @@ func TestOpenKeysRefuses(t *testing.T) {
 
 func TestFileKeepsWhatIsUsable(t *testing.T) {
 	ed, es, served := newKey(t, "EdDSA"), newKey(t, "ES256"), newKey(t, "RS256")
+	forEncryption, forVerifying := newKey(t, "EdDSA"), newKey(t, "EdDSA")
 	disagreeing := newKey(t, "EdDSA")
 	disagreeing.Algorithm = "RS256"
 	sameKidOtherUse := newKey(t, "RS256")
 	sameKidOtherUse.KeyID, sameKidOtherUse.Use = ed.KeyID, "enc"
 	set := jwks(t, sameKidOtherUse.Public(), ed.Public(), ed.Public(), es.Public(), served, disagreeing.Public(), octKey("oct"))
+	withOps := func(key jose.JSONWebKey, ops string) string {
+		one := string(publicSet(t, key))
+		return strings.Replace(one[len(`{"keys":[`):len(one)-len(`]}`)], "{", `{"key_ops":`+ops+`,`, 1) + ","
+	}
+	set = bytes.Replace(set, []byte(`{"keys":[`), []byte(`{"keys":[`+withOps(forEncryption, `["deriveKey"]`)+withOps(forVerifying, `["sign","verify"]`)), 1)
 	set = bytes.Replace(set, []byte(`{"keys":[`), []byte(`{"keys":[{"kty":"new","kid":"n"},{"kty":"EC","kid":"e","crv":"P-256"},7,`), 1)
 
 	var log logs
@@ -267,7 +295,8 @@ func TestFileKeepsWhatIsUsable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range []jose.JSONWebKey{ed, es, served} {
+	has(t, keys, forEncryption, false)
+	for _, key := range []jose.JSONWebKey{ed, es, served, forVerifying} {
 		has(t, keys, key, true) // public even where the set has the private part
 	}
 	if oct, err := keys.Key(t.Context(), "oct"); err != nil || !bytes.Equal(oct.Key.([]byte), octKey("").Key.([]byte)) {
@@ -276,7 +305,7 @@ func TestFileKeepsWhatIsUsable(t *testing.T) {
 	if _, err := keys.Key(t.Context(), disagreeing.KeyID); err == nil || !strings.Contains(err.Error(), "alg is not") {
 		t.Errorf("err = %v, want it to say that the key's alg disagrees", err)
 	}
-	for _, note := range []string{"private part", "use is not sig", "malformed", "alg is not"} {
+	for _, note := range []string{"private part", "use is not sig", "malformed", "alg is not", "key_ops does not have verify"} {
 		if !strings.Contains(log.String(), note) {
 			t.Errorf("the log does not tell %q:\n%s", note, log.String())
 		}

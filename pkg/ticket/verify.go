@@ -144,9 +144,9 @@ func parseHeader(data []byte) (header, error) {
 	if !utf8.Valid(data) {
 		return header{}, errors.New("the header is not UTF-8")
 	}
-	var parameters map[string]json.RawMessage
-	if err := json.Unmarshal(data, &parameters); err != nil {
-		return header{}, errors.New("the header is not a JSON object")
+	parameters, err := members(data)
+	if err != nil {
+		return header{}, fmt.Errorf("the header is ambiguous or no object: %w", err)
 	}
 	for _, name := range refusedParameters {
 		if _, ok := parameters[name]; ok {
