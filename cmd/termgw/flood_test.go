@@ -16,16 +16,22 @@ import (
 	"unicode"
 )
 
-// serveAlone starts a gateway that needs neither a database nor an engine, and returns the address of its terminals.
-func (p *platform) serveAlone(t *testing.T, environ ...string) (*child, string) {
+// workspacesFile is a list of one workspace, ws.
+func workspacesFile(t *testing.T) string {
 	t.Helper()
-	p.makeKey(t)
 	file := filepath.Join(t.TempDir(), "workspaces.json")
 	if err := os.WriteFile(file, []byte(`[{"id":"ws","name":""}]`), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return file
+}
+
+// serveAlone starts a gateway that needs neither a database nor an engine, and returns the address of its terminals.
+func (p *platform) serveAlone(t *testing.T, environ ...string) (*child, string) {
+	t.Helper()
+	p.makeKey(t)
 	gateway := start(t, command(t, append([]string{
-		"TERMGW_LISTEN=127.0.0.1:0", "TERMGW_ADMIN_LISTEN=127.0.0.1:0", "TERMGW_TICKET_JWKS=" + p.jwks, "TERMGW_WORKSPACES_FILE=" + file,
+		"TERMGW_LISTEN=127.0.0.1:0", "TERMGW_ADMIN_LISTEN=127.0.0.1:0", "TERMGW_TICKET_JWKS=" + p.jwks, "TERMGW_WORKSPACES_FILE=" + workspacesFile(t),
 		"TERMGW_LOG_LEVEL=debug", "TERMGW_DRAIN_TIMEOUT=0", "DOCKER_HOST=unix:///nonexistent.sock",
 	}, environ...), "serve"))
 	serving := regexp.MustCompile(`serving terminals"[, ]"?address"?[:=]"?([^" ]+)`)

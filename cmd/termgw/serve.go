@@ -96,7 +96,7 @@ func (ServeCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (err 
 		if err != nil {
 			return errors.Join(fmt.Errorf("TERMGW_ADMIN_LISTEN: %w", err), terminals.Close())
 		}
-		g.servers = append(g.servers, server{admin, adminHandler(reg)})
+		g.servers = append(g.servers, server{admin, adminHandler(reg, cfg.AdminListen)})
 		log.Info("serving metrics", "address", admin.Addr().String())
 	}
 	log.Info("serving terminals", "address", terminals.Addr().String(), "version", version, "max_sessions", maxSessions)

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// admin serves /metrics and pprof, which are for operators alone. There is no
+// password; what keeps a browser's pages from reading it is the Host.
+type admin struct {
+	mux       *http.ServeMux
+	ownNames  []string   // lower case
+	recording sync.Mutex // held for as long as a profile or a trace is taken
+}
+
+// adminHandler returns the handler for the address that it listens at.
+func adminHandler(reg *prometheus.Registry, listen string) http.Handler {
+	a := &admin{mux: http.NewServeMux()}
+	machine, _ := os.Hostname() // without one there is no such name
+	for _, name := range []string{hostOf(listen), machine} {
+		if name != "" {
+			a.ownNames = append(a.ownNames, strings.ToLower(name))
+		}
+	}
+	a.mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	a.mux.HandleFunc("GET /debug/pprof/", a.bounded(pprof.Index, false))
+	a.mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	a.mux.HandleFunc("GET /debug/pprof/profile", a.bounded(pprof.Profile, true))
+	a.mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	a.mux.HandleFunc("GET /debug/pprof/trace", a.bounded(pprof.Trace, true))
+	return a
+}
+
+func (a *admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch site := r.Header.Get("Sec-Fetch-Site"); {
+	case !a.knows(hostOf(r.Host)):
+		http.Error(w, "The admin port answers to an IP address, localhost, its machine's name, the host of TERMGW_ADMIN_LISTEN, "+
+			"and names that only a private network has: without a dot, or under .svc, .local, .internal or .localhost.", http.StatusMisdirectedRequest)
+	case site != "" && site != "none" && site != "same-origin", len(r.Header["Origin"]) > 0:
+		http.Error(w, "The admin port is for no other page.", http.StatusForbidden)
+	default:
+		a.mux.ServeHTTP(w, r)
+	}
+}
+
+// knows reports whether a Host is an address, or a name that no page from the
+// internet can have: a page whose name leads to its own server first and then here
+// (DNS rebinding) shares its origin with this server, and reads all that it
+// answers. Nobody can register a name without a dot or under one of these ends
+// (RFC 6761, RFC 6762, ICANN's .internal; .svc is Kubernetes's), and so
+// Prometheus may ask by a service's name.
+func (a *admin) knows(host string) bool {
+	if _, err := netip.ParseAddr(host); err == nil {
+		return true
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	for _, name := range a.ownNames {
+		if host == name {
+			return true
+		}
+	}
+	switch host[strings.LastIndexByte(host, '.')+1:] {
+	case "svc", "local", "internal", "localhost":
+		return true
+	}
+	return host != "" && !strings.Contains(host, ".")
+}
+
+// hostOf returns an address's host, which may have a port, without brackets.
+func hostOf(address string) string {
+	if host, _, err := net.SplitHostPort(address); err == nil {
+		return host
+	}
+	return strings.Trim(address, "[]")
+}
+
+// longestRecording bounds a profile or a trace, in seconds. Both slow every
+// terminal, and a trace has some 10 MB a second.
+const longestRecording = 60
+
+// bounded bounds what records for a time: so long, and one at once. Any profile
+// does so when it is asked for the change in some seconds; always says that it
+// does so without being asked, too.
+func (a *admin) bounded(next http.HandlerFunc, always bool) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		asked := r.FormValue("seconds")
+		if asked == "" && !always {
+			next(w, r)
+			return
+		}
+		if n, err := strconv.ParseFloat(asked, 64); asked != "" && (err != nil || !(n > 0 && n <= longestRecording)) {
+			http.Error(w, fmt.Sprintf("seconds must be a number above 0, and %d at most.", longestRecording), http.StatusBadRequest)
+			return
+		}
+		if !a.recording.TryLock() {
+			w.Header().Set("Retry-After", "10")
+			http.Error(w, "Another profile or trace is being taken. Try again when it is done.", http.StatusTooManyRequests)
+			return
+		}
+		defer a.recording.Unlock()
+		next(w, r)
+	}
+}

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// ask sends a request byte by byte and returns the answer, whose body is not read.
+func (g *served) askAdmin(t *testing.T, path, host, header string) *http.Response {
+	t.Helper()
+	conn, err := net.Dial("tcp", g.admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\n%s\r\n", path, host, header); err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response
+}
+
+// A page whose name leads to the admin port (DNS rebinding) reads nothing, and who scrapes it by an address or a name of
+// its network does.
+func TestAdminHost(t *testing.T) {
+	t.Parallel()
+	p := &platform{}
+	p.makeKey(t)
+	g := p.serve(t, "TERMGW_WORKSPACES_FILE="+workspacesFile(t), "DOCKER_HOST=unix:///nonexistent.sock")
+	machine, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(g.admin)
+	for _, path := range []string{"/metrics", "/debug/pprof/", "/debug/pprof/heap", "/debug/pprof/cmdline", "/debug/pprof/symbol", "/no/such"} {
+		for _, test := range []struct {
+			host, header string
+			answered     bool
+		}{
+			{"127.0.0.1:" + port, "", true},
+			{"10.20.30.40:9090", "", true},
+			{"[::1]:9090", "", true},
+			{"[fd00::1]", "", true},
+			{"localhost:9090", "", true},
+			{"LOCALHOST", "", true},
+			{"termgw:9090", "", true},
+			{"termgw-admin.platform.svc:9090", "", true},
+			{"termgw-admin.platform.svc.cluster.local:9090", "", true},
+			{"ip-10-0-0-1.eu-west-1.compute.internal:9090", "", true},
+			{machine + ":9090", "", true},
+			{"127.0.0.1", "Sec-Fetch-Site: none\r\n", true},
+			{"127.0.0.1", "Sec-Fetch-Site: same-origin\r\n", true},
+			{"evil.example", "", false},
+			{"evil.example:" + port, "", false},
+			{"127.0.0.1.evil.example", "", false},
+			{"127.0.0.1.nip.io:9090", "", false},
+			{"localhost.evil.example", "", false},
+			{"svc.evil.example", "", false},
+			{"evil.example.", "", false},
+			{"evil.dev", "", false},
+			{"127.0.0.1:80@evil.example", "", false},
+			{"", "", false},
+			{"127.0.0.1", "Sec-Fetch-Site: cross-site\r\n", false},
+			{"127.0.0.1", "Sec-Fetch-Site: same-site\r\n", false},
+			{"127.0.0.1", "Origin: http://127.0.0.1:80\r\n", false},
+			{"127.0.0.1", "Origin: null\r\n", false},
+		} {
+			response := g.askAdmin(t, path, test.host, test.header)
+			want := http.StatusOK
+			if path == "/no/such" {
+				want = http.StatusNotFound
+			}
+			if (response.StatusCode == want) != test.answered {
+				t.Errorf("%s of host %q, %q: %s", path, test.host, test.header, response.Status)
+			}
+			if !test.answered {
+				body, err := io.ReadAll(io.LimitReader(response.Body, 4<<10))
+				if err != nil || strings.Contains(string(body), "termgw_") || strings.Contains(string(body), "serve\x00") || len(body) > 1<<10 {
+					t.Errorf("%s of host %q answers %v %q", path, test.host, err, body)
+				}
+			}
+		}
+	}
+}
+
+// The host of TERMGW_ADMIN_LISTEN may be any name.
+func TestAdminOwnName(t *testing.T) {
+	handler := adminHandler(newRegistry(), "Metrics.Corp.Example:9090")
+	for host, want := range map[string]int{
+		"metrics.corp.example:9090": http.StatusOK, "METRICS.corp.example.": http.StatusOK, "corp.example:9090": http.StatusMisdirectedRequest,
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+		r.Host = host
+		w := httptest.NewRecorder()
+		if handler.ServeHTTP(w, r); w.Code != want {
+			t.Errorf("%s: %d, want %d", host, w.Code, want)
+		}
+	}
+}
+
+// A recording has a longest time, and is one at once.
+func TestProfilesAreBounded(t *testing.T) {
+	t.Parallel()
+	p := &platform{}
+	p.makeKey(t)
+	g := p.serve(t, "TERMGW_WORKSPACES_FILE="+workspacesFile(t), "DOCKER_HOST=unix:///nonexistent.sock")
+	timed := []string{"profile", "trace", "heap", "allocs", "goroutine", "mutex", "block", "threadcreate"}
+	for _, profile := range timed {
+		for _, seconds := range []string{"61", "86400", "1e9", "9223372036854775807", "Inf", "NaN", "-1", "0", "x", "60.001", "61&seconds=1"} {
+			if response := g.askAdmin(t, "/debug/pprof/"+profile+"?seconds="+seconds, "127.0.0.1", ""); response.StatusCode != http.StatusBadRequest {
+				t.Errorf("%s of %s s: %s", profile, seconds, response.Status)
+			}
+		}
+	}
+	if response := g.askAdmin(t, "/debug/pprof/trace?seconds=0.01", "127.0.0.1", ""); response.StatusCode != http.StatusOK {
+		t.Errorf("a short trace: %s", response.Status)
+	}
+	// One that lasts, until its client goes.
+	conn, err := net.Dial("tcp", g.admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "GET /debug/pprof/profile?seconds=60 HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	for _, profile := range timed {
+		eventually(t, profile+" waits for the profile that is taken", func() bool {
+			return g.askAdmin(t, "/debug/pprof/"+profile+"?seconds=0.01", "127.0.0.1", "").StatusCode == http.StatusTooManyRequests
+		})
+	}
+	if response := g.askAdmin(t, "/debug/pprof/heap", "127.0.0.1", ""); response.StatusCode != http.StatusOK {
+		t.Errorf("the heap meanwhile: %s", response.Status)
+	}
+	_ = conn.Close()
+	eventually(t, "another may be taken", func() bool {
+		return g.askAdmin(t, "/debug/pprof/trace?seconds=0.01", "127.0.0.1", "").StatusCode == http.StatusOK
+	})
+}
