@@ -46,7 +46,7 @@ func (c *ConnectCmd) Run(ctx context.Context, std *stdio) error {
 	err := c.carry(ctx, std)
 	var status exitStatus
 	if err != nil && !errors.As(err, &status) {
-		_, _ = fmt.Fprintf(std.Err, "termgw: %s\n", printable(err.Error()))
+		_, _ = fmt.Fprintf(std.Err, "termgw: %s\n", said(err.Error()))
 		return gatewayFailed
 	}
 	return err
@@ -74,13 +74,13 @@ func (c *ConnectCmd) carry(ctx context.Context, std *stdio) error {
 	defer cancel()
 	//nolint:bodyclose // the library's documentation: it never needs to be
 	ws, response, err := websocket.Dial(dialing, target.String(), &websocket.DialOptions{
-		HTTPHeader: header, Subprotocols: []string{bridge.Subprotocol},
+		HTTPClient: ticketClient(), HTTPHeader: header, Subprotocols: []string{bridge.Subprotocol},
 	})
 	if err != nil {
 		return dialError(target, response, err)
 	}
 	defer func() { _ = ws.CloseNow() }()
-	ws.SetReadLimit(-1) // the gateway's frames are its own business
+	ws.SetReadLimit(-1) // no message is held whole but a control message, which has a limit of its own
 	t.ws = ws
 	return t.run(ctx)
 }
@@ -132,11 +132,14 @@ func fetchTicket(ctx context.Context, file string, target *url.URL) (string, err
 		return "", fmt.Errorf("%s does not hold an address", file)
 	}
 	request.Header.Set("Content-Type", "application/json")
-	response, err := http.DefaultClient.Do(request)
+	response, err := ticketClient().Do(request)
 	if err != nil {
 		return "", fmt.Errorf("the ticket endpoint in %s does not answer: %w", file, errors.Unwrap(err))
 	}
 	defer func() { _ = response.Body.Close() }()
+	if response.Header.Get("Location") != "" {
+		return "", fmt.Errorf("the ticket endpoint in %s redirects (%s), which is not followed: the endpoint carries a secret", file, response.Status)
+	}
 	var answer struct{ Ticket, Detail string }
 	if err := json.NewDecoder(io.LimitReader(response.Body, 64<<10)).Decode(&answer); err != nil || answer.Ticket == "" {
 		return "", fmt.Errorf("the ticket endpoint in %s gave no ticket: %s %s", file, response.Status, answer.Detail)
@@ -144,9 +147,26 @@ func fetchTicket(ctx context.Context, file string, target *url.URL) (string, err
 	return answer.Ticket, nil
 }
 
+// ticketClient sends a ticket, or what a ticket is got with, to the address that
+// was given and to no other: a redirect is an answer like any other. It takes no
+// more of an answer's header than a gateway sends.
+func ticketClient() *http.Client {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxResponseHeaderBytes = 64 << 10
+	transport.DisableKeepAlives = true // it is used once
+	return &http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
 func dialError(target *url.URL, response *http.Response, err error) error {
 	if response == nil || response.Body == nil {
 		return fmt.Errorf("connecting to %s: %w", target.Host, err)
+	}
+	if to, err := response.Location(); err == nil {
+		return fmt.Errorf("%s redirects to %s://%s (%s), which is not followed: the ticket is for the address that you gave",
+			target.Host, to.Scheme, to.Host, response.Status)
 	}
 	var problem struct{ Detail string }
 	if json.NewDecoder(io.LimitReader(response.Body, 64<<10)).Decode(&problem) == nil && problem.Detail != "" {
@@ -220,13 +240,27 @@ func (t *connection) run(ctx context.Context) error {
 	}
 }
 
+// maxMessage bounds a control message from the gateway, in bytes. The longest is
+// an error with its sentence.
+const maxMessage = 64 << 10
+
 // show prints what the gateway sends, and acknowledges it once it is printed.
 func (t *connection) show() error {
-	var rendered, acked int64
+	var shown output
 	var end *bridge.Error
 	exit := -1
 	for {
-		typ, p, err := t.ws.Read(context.Background())
+		typ, r, err := t.ws.Reader(context.Background())
+		if err == nil && typ == websocket.MessageBinary {
+			if err := t.print(r, &shown); err != nil {
+				return err
+			}
+			continue
+		}
+		var p []byte
+		if err == nil {
+			p, err = io.ReadAll(io.LimitReader(r, maxMessage+1))
+		}
 		switch {
 		case err != nil && exit >= 0:
 			return exitStatus(exit)
@@ -237,17 +271,8 @@ func (t *connection) show() error {
 			return fmt.Errorf("%s (%s)", end.Message, end.Code)
 		case err != nil:
 			return fmt.Errorf("the connection to the gateway is lost: %w", err)
-		case typ == websocket.MessageBinary:
-			if _, err := t.out.Write(p); err != nil {
-				return fmt.Errorf("writing to the terminal: %w", err)
-			}
-			rendered += int64(len(p))
-			// What is shown is told at once when little is under way, else
-			// every 4 KiB: the contract asks for at least every 8.
-			if rendered-acked >= 4<<10 || len(p) < 4<<10 {
-				acked = rendered
-				t.send(map[string]any{"type": "ack", "bytes": rendered})
-			}
+		case len(p) > maxMessage:
+			return fmt.Errorf("the gateway sent a control message of more than %d bytes", maxMessage)
 		default:
 			var m struct {
 				Type    string
@@ -268,6 +293,37 @@ func (t *connection) show() error {
 			case "notice":
 				t.say("%s", m.Message)
 			}
+		}
+	}
+}
+
+// output counts the shell's bytes.
+type output struct {
+	rendered, acked int64
+	buf             [32 << 10]byte
+}
+
+// print prints one message, of any length, as it comes. What is shown is told at
+// once when little is under way, else every 4 KiB: termgw.v1 asks for at least
+// every 8.
+func (t *connection) print(r io.Reader, o *output) error {
+	const often = 4 << 10
+	for size := 0; ; {
+		n, err := r.Read(o.buf[:])
+		if _, err := t.out.Write(o.buf[:n]); err != nil {
+			return fmt.Errorf("writing to the terminal: %w", err)
+		}
+		size += n
+		o.rendered += int64(n)
+		if over := err != nil; o.rendered-o.acked >= often || over && size < often && o.rendered > o.acked {
+			o.acked = o.rendered
+			t.send(map[string]any{"type": "ack", "bytes": o.rendered})
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf("the connection to the gateway is lost: %w", err)
 		}
 	}
 }
@@ -384,9 +440,19 @@ func (t *connection) send(m map[string]any) {
 	_ = t.ws.Write(context.Background(), websocket.MessageText, b) // show finds out
 }
 
+// said is what others say, as it may be shown: on one line that acts on no
+// terminal, and a few of such lines long at most.
+func said(s string) string {
+	const limit = 1000 // in bytes
+	if len(s) > limit {
+		s = strings.ToValidUTF8(s[:limit], "") + "…"
+	}
+	return printable(s)
+}
+
 // say tells the person something that is not the shell's.
 func (t *connection) say(format string, args ...any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	_, _ = fmt.Fprintf(t.err, "\r\ntermgw: %s\r\n", printable(fmt.Sprintf(format, args...))) // words of others
+	_, _ = fmt.Fprintf(t.err, "\r\ntermgw: %s\r\n", said(fmt.Sprintf(format, args...)))
 }
