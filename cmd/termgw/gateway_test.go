@@ -373,7 +373,7 @@ func (g *served) stop(tb testing.TB) {
 // ownWords are the messages of the gateway itself, which belong to no session.
 var ownWords = []string{
 	"serving terminals", "serving metrics", "ending", "cutting sessions", "not ready", "ready again", "old rows were not purged",
-	"sessions were not noted as live", "abandoned sessions were not looked for",
+	"revocations are not read", "revocations are read again", "sessions were not noted as live", "abandoned sessions were not looked for",
 	"no database: sessions are kept in this process, which must be the only replica",
 	"no terminals on instances", // the temporary directory of a test with a long name is too long for a socket
 	"sessions are revoked",      // it names all sessions of an order

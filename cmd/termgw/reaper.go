@@ -110,6 +110,11 @@ func (r *reaper) end(ctx context.Context, a store.Abandoned) {
 		return
 	}
 	log := r.log.With("session", a.SessionID, "workspace", a.Workspace.ID)
+	if a.Err != nil {
+		r.elsewhere.add(a.Workspace.ID, time.Now().Add(lookAgain))
+		log.Warn("an abandoned session was not ended", "err", a.Err)
+		return
+	}
 	err := r.docker.Reap(ctx, runner.Target{
 		Session: a.SessionID, WorkspaceID: a.Workspace.ID, Name: a.Workspace.Name, Container: a.Workspace.Container, Log: log,
 	})
@@ -125,7 +130,8 @@ func (r *reaper) end(ctx context.Context, a store.Abandoned) {
 	}
 }
 
-// elsewhere has the workspaces whose container did not run here, and until when that is taken for granted.
+// elsewhere has the workspaces whose container did not run here or was not to be found out, and until when that is taken
+// for granted.
 type elsewhere struct {
 	mu    sync.Mutex
 	until map[string]time.Time

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/molecule-ai/termgw/internal/logline"
 	"github.com/molecule-ai/termgw/pkg/router"
 	"github.com/molecule-ai/termgw/pkg/runner"
@@ -67,9 +69,12 @@ func (ServeCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (err 
 			g.router.Cut(ids, order.Age)
 		})
 	})
-	var watching func() error
+	var orders, watching func() error
 	if shared, ok := sessions.(*store.Postgres); ok {
-		watching = shared.Watching
+		orders, watching = shared.Reading, shared.Watching
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "termgw_orders_age_seconds", Help: "How long ago the orders to cut sessions were last read.",
+		}, func() float64 { return shared.OrdersAge().Seconds() }))
 		r := &reaper{store: shared, docker: docker, replica: replica, log: log}
 		g.jobs = append(g.jobs, shared.Run, r.beat, r.reap, purging(shared, log))
 		defer flush(shared, log) // once the sessions are over
@@ -79,12 +84,13 @@ func (ServeCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (err 
 		Verifier: ticket.NewVerifier(ticket.VerifierConfig{
 			Keys: keys, Issuer: cfg.TicketIssuer, Audience: cfg.TicketAudience, MaxTTL: cfg.TicketMaxTTL,
 		}),
-		Store: sessions, Local: docker, Remote: remote, Docker: docker.Ping, Watching: watching,
+		Store: sessions, Local: docker, Remote: remote, Docker: docker.Ping, Orders: orders, Watching: watching,
 		BasePath: cfg.BasePath, AllowedOrigins: cfg.AllowedOrigins, TrustedProxies: cfg.TrustedProxies,
 		PingInterval: cfg.PingInterval, IdleTimeout: cfg.IdleTimeout, MaxSession: cfg.MaxSession,
 		MaxSessions: maxSessions, Replica: replica,
 		Log: log, Metrics: router.NewMetrics(reg),
 	})
+	reg.MustRegister(g.router)
 
 	terminals, err := listen(cfg.Listen)
 	if err != nil {
@@ -131,7 +137,9 @@ func openStore(ctx context.Context, cfg config, log *slog.Logger) (sessionStore,
 	case cfg.DatabaseURL == "" && cfg.WorkspacesFile == "":
 		return nil, nil
 	case cfg.DatabaseURL != "":
-		shared, err := store.OpenPostgres(store.PostgresConfig{URL: cfg.DatabaseURL, WorkspaceQuery: cfg.WorkspaceQuery, Limits: cfg.Limits})
+		shared, err := store.OpenPostgres(store.PostgresConfig{
+			URL: cfg.DatabaseURL, WorkspaceQuery: cfg.WorkspaceQuery, Limits: cfg.Limits, Logger: log,
+		})
 		if err != nil {
 			return nil, fmt.Errorf("TERMGW_DATABASE_URL, TERMGW_WORKSPACE_QUERY: %w", err)
 		}

@@ -19,9 +19,10 @@ type Metrics struct {
 	storeSeconds *prometheus.HistogramVec
 	draining     prometheus.Gauge
 	revocation   prometheus.Histogram
+	ready        *prometheus.GaugeVec // told by Router.Collect
 }
 
-// NewMetrics registers the router's metrics.
+// NewMetrics registers the router's metrics, but for that which the Router itself is.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	bytes := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "termgw_bytes_total", Help: "Terminal bytes: in to shells, out of them.",
@@ -63,6 +64,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "termgw_revocation_seconds", Help: "From a revocation's row to the end of a session that it cuts here: the shell is gone, and its client is told.",
 			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}),
+		ready: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "termgw_ready", Help: "1 while a part is as it should be. Of them, store and orders decide /readyz.",
+		}, []string{"part"}),
 	}
 	reg.MustRegister(m.active, m.total, m.duration, m.startSeconds, bytes, m.rejections, m.backlog, m.rttSeconds, m.storeSeconds, m.draining, m.revocation)
 	for _, target := range []string{"local", "remote"} {

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 const (
@@ -23,19 +25,20 @@ const (
 // itself is for the log alone: anybody may ask.
 const (
 	noStore    = "No terminal is opened: the database does not answer, or refuses what a terminal needs. Check that it runs and takes writes, that this gateway reaches it, TERMGW_DATABASE_URL and TERMGW_WORKSPACE_QUERY, and that 'termgw migrate' was run. The gateway's log has the error."
+	noOrders   = "Revocations are not read, so nobody who is revoked would be cut: this replica takes no new terminals. Check that the database answers and that the gateway's role may read termgw.revocations. The gateway's log has the error."
 	noDocker   = "The Docker engine does not answer, so no terminal is opened in its containers. Check that it runs, and DOCKER_HOST. This does not make the gateway unready."
 	notWatched = "Revocations do not arrive at once, but within five seconds while the database answers. Check that no connection pooler in transaction mode is before the database: LISTEN needs a connection of its own. This does not make the gateway unready."
 	isDraining = "This replica was told to end and takes no new terminals. Others take over; there is nothing to do."
 )
 
-// ready answers 200 while the store answers and the replica takes sessions.
+// ready answers 200 while the store answers, orders are read and the replica takes sessions.
 // Docker is told but does not decide: a gateway for remote workspaces has none.
 // Nor does how revocations arrive: without a listener they are polled for.
 func (rt *Router) ready(w http.ResponseWriter, _ *http.Request) {
 	states, problems := rt.askParts()
 	draining := rt.live.isDraining() // of now, however old the rest is
 	status, word := http.StatusOK, "ready"
-	if states["store"] != "ok" || draining {
+	if states["store"] != "ok" || states["orders"] == "unavailable" || draining {
 		status, word = http.StatusServiceUnavailable, "unavailable"
 	}
 	if draining {
@@ -98,6 +101,9 @@ func (rt *Router) askParts() (states map[string]string, problems []string) {
 	if rt.Docker != nil {
 		answer("docker", docker, noDocker)
 	}
+	if rt.Orders != nil {
+		answer("orders", rt.Orders(), noOrders)
+	}
 	if rt.Watching != nil {
 		answer("revocations", rt.Watching(), notWatched)
 	}
@@ -129,4 +135,20 @@ func (p *parts) tell(log *slog.Logger, part string, err error) {
 		p.faults[part] = told{err.Error(), p.now()}
 		log.Warn("not ready", "part", part, "err", err)
 	}
+}
+
+// Describe and Collect make the router a metric: termgw_ready, as /readyz tells.
+func (rt *Router) Describe(descs chan<- *prometheus.Desc) { rt.Metrics.ready.Describe(descs) }
+
+// Collect asks the parts, or knows the answer.
+func (rt *Router) Collect(metrics chan<- prometheus.Metric) {
+	states, _ := rt.askParts()
+	for part, state := range states {
+		value := 0.0
+		if state == "ok" {
+			value = 1
+		}
+		rt.Metrics.ready.WithLabelValues(part).Set(value)
+	}
+	rt.Metrics.ready.Collect(metrics)
 }

@@ -55,6 +55,14 @@ func TestHealth(t *testing.T) {
 			body: `{"draining":false,"problems":["` + notWatched + `"],"revocations":"unavailable","sessions":0,"status":"ready","store":"ok"}`,
 		},
 		{
+			name: "orders are read", target: "/readyz", edit: func(c *Config) { c.Orders = func() error { return nil } }, status: 200,
+			body: `{"draining":false,"orders":"ok","sessions":0,"status":"ready","store":"ok"}`,
+		},
+		{
+			name: "orders are not read", target: "/readyz", edit: func(c *Config) { c.Orders = func() error { return down } }, status: 503,
+			body: `{"draining":false,"orders":"unavailable","problems":["` + noOrders + `"],"sessions":0,"status":"unavailable","store":"ok"}`,
+		},
+		{
 			name: "without the store", target: "/readyz", arrange: func(g *gateway) { g.store.pingErr = down }, status: 503,
 			body: `{"draining":false,"problems":["` + noStore + `"],"sessions":0,"status":"unavailable","store":"unavailable"}`,
 		},
@@ -198,4 +206,25 @@ func TestProbeThatLeaves(t *testing.T) {
 	if p := g.ask(t, get("/readyz")); !strings.Contains(string(p.body), `"docker":"ok"`) {
 		t.Errorf("the next is told %s", p.body)
 	}
+}
+
+// TestReadyMetric: what /readyz tells, a scrape tells too.
+func TestReadyMetric(t *testing.T) {
+	var orders error
+	g := open(t, func(c *Config) {
+		c.Orders = func() error { return orders }
+		c.Docker = func(context.Context) error { return errors.New("down") }
+	})
+	clock := &played{time.Unix(1e9, 0)}
+	g.parts.now = clock.now
+	g.reg.MustRegister(g.Router)
+	g.wantMetric(1, "termgw_ready", "part=store")
+	g.wantMetric(0, "termgw_ready", "part=docker")
+	g.wantMetric(1, "termgw_ready", "part=orders")
+	orders = errors.New("not read")
+	clock.pass(readyAge)
+	g.wantMetric(0, "termgw_ready", "part=orders")
+	g.store.pingErr = errors.New("down")
+	clock.pass(readyAge)
+	g.wantMetric(0, "termgw_ready", "part=store")
 }

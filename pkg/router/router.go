@@ -52,8 +52,11 @@ type Config struct {
 	Remote   Starter // of workspaces on an instance; nil: refused
 	// Docker tells whether the engine answers, for /readyz alone. May be nil.
 	Docker func(context.Context) error
-	// Watching tells whether orders to cut sessions arrive at once, for /readyz
-	// alone. May be nil.
+	// Orders tells whether orders to cut sessions are read: else the gateway is
+	// not ready. May be nil.
+	Orders func() error
+	// Watching tells whether such orders arrive at once, for /readyz alone. May
+	// be nil.
 	Watching func() error
 
 	BasePath       string         // before /workspaces; empty or "/prefix"

@@ -22,14 +22,15 @@ import (
 // session is one request for a terminal and what has been learnt of it.
 type session struct {
 	*Router
-	id, workspaceID, client string
-	request                 *http.Request
-	log                     *slog.Logger
-	target                  string // "local", "remote"; "none" until it is known
-	started                 time.Time
-	admitted                bool   // its ticket was good, and is spent
-	recorded                bool   // the audit trail has it, without an end
-	shell                   *shell // nil: it has none yet
+	id, client  string
+	workspaceID string // the path's, then the row's own
+	request     *http.Request
+	log         *slog.Logger
+	target      string // "local", "remote"; "none" until it is known
+	started     time.Time
+	admitted    bool   // its ticket was good, and is spent
+	recorded    bool   // the audit trail has it, without an end
+	shell       *shell // nil: it has none yet
 }
 
 // terminal is the way of a request: the ticket says who, the store says where,
@@ -50,6 +51,10 @@ func (s *session) terminal(ws *bridge.Socket) error {
 	workspace, err := s.redeem(ctx, claims)
 	if err != nil {
 		return err
+	}
+	if workspace.ID != s.workspaceID { // the path spells it in another way
+		s.workspaceID = workspace.ID
+		s.log = s.logger().With("subject", claims.Subject)
 	}
 
 	b, err := s.open(ctx, ws, claims, workspace, size)
@@ -98,7 +103,7 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 		Router: rt, request: r, target: "none", started: time.Now(),
 		id: newSessionID(), workspaceID: chi.URLParam(r, "workspace_id"), client: addrString(addr),
 	}
-	s.log = rt.Log.With("session", s.id, "workspace", s.workspaceID, "client", s.client)
+	s.log = s.logger()
 	err := rt.checkRequest(r, s.workspaceID)
 	if !rt.allow(r, addr, err == nil) {
 		err = errRate
@@ -126,6 +131,10 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	goesOn = true
+}
+
+func (s *session) logger() *slog.Logger {
+	return s.Log.With("session", s.id, "workspace", s.workspaceID, "client", s.client)
 }
 
 // notUpgraded counts and logs a request that is refused by an HTTP status.

@@ -24,7 +24,10 @@ const (
 // Abandoned is a session whose gateway is gone without having ended it.
 type Abandoned struct {
 	SessionID string
+	// Workspace has its ID, Name, InstanceID and Container; of one whose row is gone the ID alone.
 	Workspace Workspace
+	// Err says that the database answers the workspace query with a failure for this workspace, of which only the ID is set.
+	Err error
 }
 
 // Only what this process knows as its own is noted: a row whose redemption nobody heard the answer of goes silent. A session
@@ -47,9 +50,9 @@ const lookupSQL = `WITH termgw_ws AS (
 ), found AS (
   SELECT to_jsonb(termgw_ws.*) AS j FROM termgw_ws LIMIT 1
 )
-SELECT COALESCE(j->>'name', ''), COALESCE(j->>'instance_id', ''), COALESCE(j->>'container', ''), COALESCE(j->>'region', ''),
-  COALESCE(j->>'os_user', ''), COALESCE(j->>'host_key', ''), COALESCE(j->>'remote_target', '')
-FROM found`
+SELECT COALESCE(NULLIF(rtrim(j->>'id', ' '), ''), $1::text), COALESCE(j->>'name', ''), COALESCE(j->>'instance_id', ''), COALESCE(j->>'container', '')
+FROM found
+WHERE COALESCE(greatest(octet_length(j->>'name'), octet_length(j->>'instance_id'), octet_length(j->>'container')) <= 16384, true)`
 
 // steadiness knows since when this process has been in touch with the database without a break.
 //
@@ -135,19 +138,28 @@ func (p *Postgres) Abandoned(ctx context.Context, silence time.Duration, leaveOu
 	if err != nil {
 		return nil, unavailable(op, err)
 	}
-	found := map[string]Workspace{}
+	type lookup struct {
+		w   Workspace
+		err error
+	}
+	found := map[string]lookup{}
 	for i := range list {
 		id := list[i].Workspace.ID
-		w, ok := found[id]
+		l, ok := found[id]
 		if !ok {
-			w.ID = id
-			err := p.one(ctx, p.lookup, []any{id}, &w.Name, &w.InstanceID, &w.Container, &w.Region, &w.OSUser, &w.HostKey, &w.RemoteTarget)
-			if err != nil && !errors.Is(err, errNoRow) && !refusesID(err) {
-				return nil, unavailable(op, err)
+			l.w.ID = id
+			l.err = p.one(ctx, p.lookup, []any{id}, &l.w.ID, &l.w.Name, &l.w.InstanceID, &l.w.Container)
+			switch {
+			case errors.Is(l.err, errNoRow), refusesID(l.err):
+				l.err = nil
+			case l.err != nil && !refusal(l.err):
+				return nil, unavailable(op, l.err)
+			case l.err != nil:
+				l.err = unavailable("looking up the workspace", l.err)
 			}
-			found[id] = w
+			found[id] = l
 		}
-		list[i].Workspace = w
+		list[i].Workspace, list[i].Err = l.w, l.err
 	}
 	return list, nil
 }

@@ -55,7 +55,11 @@ func TestAbandoned(t *testing.T) {
 	}
 	steadily(t, p, &c, "gw-1", time.Minute)
 	local := Workspace{ID: "ws-local", Name: "My Space", Container: "box-ws-local"}
-	want := []Abandoned{{"dead", local}, {"dead-far", Workspace{ID: "ws-far", Name: "far", Container: "box-ws-far"}}, {"dead-too", local}}
+	want := []Abandoned{
+		{SessionID: "dead", Workspace: local},
+		{SessionID: "dead-far", Workspace: Workspace{ID: "ws-far", Name: "far", Container: "box-ws-far"}},
+		{SessionID: "dead-too", Workspace: local},
+	}
 	if _, err := db.Exec(`SELECT setval('lookups', 1000)`); err != nil {
 		t.Fatal(err)
 	}

@@ -15,8 +15,9 @@ import (
 
 // MemoryConfig tells an in-process store what it cannot know by itself.
 type MemoryConfig struct {
-	// Lookup returns the workspace with an id, or ErrNotFound; any other error is told as ErrUnavailable. It is called
-	// from many goroutines at once. LookupIn makes one from a list.
+	// Lookup returns the workspace with an id, or ErrNotFound; any other error is told as ErrUnavailable. Where an id has
+	// several spellings, the workspace's ID is the one by which it is counted; an empty one means the id as given. Lookup is
+	// called from many goroutines at once. LookupIn makes one from a list.
 	Lookup func(ctx context.Context, id string) (Workspace, error)
 	// Since is when the process began. Tickets issued before are refused, for an earlier process may have seen them.
 	// Tickets carry whole seconds, so one that is issued within the second of Since is refused too. A process that has
@@ -84,10 +85,10 @@ func (m *Memory) Redeem(ctx context.Context, claims ticket.Claims, s Session) (W
 		m.unspend(key)
 		return Workspace{}, fmt.Errorf("%s: %w: %w", op, ErrUnavailable, err)
 	}
-	if err := m.open(claims, s, w.InstanceID, err); err != nil {
+	w.ID = cmp.Or(w.ID, claims.WorkspaceID)
+	if err := m.open(claims, s, w, err); err != nil {
 		return Workspace{}, fmt.Errorf("%s: %w", op, err)
 	}
-	w.ID = claims.WorkspaceID
 	return w, nil
 }
 
@@ -131,13 +132,14 @@ func (m *Memory) unspend(key ticketKey) {
 }
 
 // open enters a session as live unless an order, what the lookup found or a limit forbids it.
-func (m *Memory) open(claims ticket.Claims, s Session, instance string, found error) error {
+func (m *Memory) open(claims ticket.Claims, s Session, w Workspace, found error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e := m.sessions.begin(claims, s)
 	defer m.sessions.drop(e)
+	e.place(w)
 	for _, o := range m.orders {
-		if o.names(e.WorkspaceID, e.Subject, e.ID, instance) && !e.issued.After(o.CreatedAt) {
+		if o.names(e.Record, e.presented) && !e.issued.After(o.CreatedAt) {
 			return ErrRevoked
 		}
 	}
@@ -153,14 +155,18 @@ func (m *Memory) open(claims ticket.Claims, s Session, instance string, found er
 	case l.PerSubject > 0 && m.sessions.count(func(r *Record) bool { return r.Subject == e.Subject }) >= l.PerSubject:
 		return l.reached(LimitSubject)
 	}
-	m.sessions.open(e, instance, m.c.Now())
+	m.sessions.open(e, m.c.Now())
 	return nil
 }
 
 // Revoke does what Postgres.Revoke does.
-func (m *Memory) Revoke(_ context.Context, r Revocation) (Revocation, []string, error) {
+func (m *Memory) Revoke(ctx context.Context, r Revocation) (Revocation, []string, error) {
 	if err := r.check(); err != nil {
 		return Revocation{}, nil, fmt.Errorf("revoking: %w", err)
+	}
+	if r.WorkspaceID != "" {
+		w, _ := m.c.Lookup(ctx, r.WorkspaceID) // that there is none is no fault: the order holds as it is
+		r.RowID = w.ID
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -170,7 +176,7 @@ func (m *Memory) Revoke(_ context.Context, r Revocation) (Revocation, []string, 
 	m.ordered = make(chan struct{})
 	var sessions []string
 	for _, s := range m.sessions.list() {
-		if r.names(s.WorkspaceID, s.Subject, s.ID, s.InstanceID) {
+		if r.names(s, "") {
 			sessions = append(sessions, s.ID)
 		}
 	}
@@ -203,7 +209,7 @@ func (m *Memory) Watch(ctx context.Context, cut func(order Revocation, sessions 
 func (m *Memory) Sessions(_ context.Context, f SessionFilter) ([]Record, error) {
 	list := slices.DeleteFunc(m.sessions.list(), func(r Record) bool {
 		match := Revocation{WorkspaceID: f.WorkspaceID, Subject: f.Subject, SessionID: f.SessionID, InstanceID: f.InstanceID}
-		return !match.names(r.WorkspaceID, r.Subject, r.ID, r.InstanceID) || f.Replica != "" && f.Replica != r.Replica
+		return !match.names(r, "") || f.Replica != "" && f.Replica != r.Replica
 	})
 	slices.SortFunc(list, func(a, b Record) int { return cmp.Or(b.Started.Compare(a.Started), cmp.Compare(a.ID, b.ID)) })
 	return list[:min(len(list), f.limit())], nil

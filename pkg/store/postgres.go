@@ -7,6 +7,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strconv"
@@ -24,8 +25,9 @@ type PostgresConfig struct {
 	// URL is a postgres:// URL or a key=value string; state sslmode in it (lib/pq's own default is require, which
 	// encrypts but checks no certificate).
 	URL string
-	// WorkspaceQuery reads the row of the workspace whose id is $1: the columns instance_id and name, and optionally
-	// container, region, os_user, host_key and remote_target. NULL is read as empty. Default: DefaultWorkspaceQuery.
+	// WorkspaceQuery reads the row of the workspace whose id is $1: the columns instance_id and name, and optionally id,
+	// container, region, os_user, host_key and remote_target. NULL is read as empty. The id is the row's own, whatever
+	// spelling of it $1 is, and the query must find the row by it. Default: DefaultWorkspaceQuery.
 	WorkspaceQuery string
 	// Timeout bounds every call, from the wait for a connection to the answer. Default: 5 s.
 	Timeout time.Duration
@@ -38,6 +40,8 @@ type PostgresConfig struct {
 	DeadAfter time.Duration
 	// Now is the clock, used for durations only. Default: time.Now.
 	Now func() time.Time
+	// Logger is told of orders that Watch cannot read. Default: none is told.
+	Logger *slog.Logger
 }
 
 const (
@@ -68,6 +72,8 @@ type Postgres struct {
 	now          func() time.Time
 	redeem, ping string
 	lookup       string
+	rowID        string
+	log          *slog.Logger
 
 	sessions *registry
 	outbox   *outbox
@@ -94,6 +100,9 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	url, cfg, urlErr := parseURL(c.URL)
 	query, queryErr := workspaceQuery(c.WorkspaceQuery)
@@ -125,10 +134,13 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 		redeem:   fmt.Sprintf(redeemSQL, query),
 		ping:     fmt.Sprintf(pingSQL, query),
 		lookup:   fmt.Sprintf(lookupSQL, query),
+		rowID:    fmt.Sprintf(rowIDSQL, query),
+		log:      c.Logger,
 		sessions: newRegistry(),
 		outbox:   newOutbox(),
 		leases:   leases{held: map[string]struct{}{}},
 		steady:   steadiness{deadAfter: c.DeadAfter, sure: c.Now().Add(-outageAtStart)},
+		watch:    watchHealth{since: c.Now()},
 		poll:     watchPoll,
 	}, nil
 }
@@ -150,9 +162,9 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 		return Workspace{}, fmt.Errorf("%s: %w: the id is not text", op, ErrNotFound)
 	}
 	var (
-		w                                           = Workspace{ID: claims.WorkspaceID}
+		w                                           Workspace
 		rows                                        int64
-		spent, complete, revoked, opened            bool
+		spent, complete, fits, revoked, opened      bool
 		over                                        string
 		started                                     time.Time
 		id, attempt                                 = claims.WorkspaceID, rand.Text()
@@ -164,8 +176,8 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 	err := p.one(ctx, p.redeem, []any{
 		id, issuer, jti, attempt, claims.Expires, id, claims.IssuedAt, subject, session, string(claims.Mode), replica, src,
 		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), p.silence(),
-	}, &spent, &rows, &complete, &revoked, &over, &opened, &started,
-		&w.Name, &w.InstanceID, &w.Container, &w.Region, &w.OSUser, &w.HostKey, &w.RemoteTarget)
+	}, &spent, &rows, &complete, &fits, &revoked, &over, &opened, &started,
+		&w.ID, &w.Name, &w.InstanceID, &w.Container, &w.Region, &w.OSUser, &w.HostKey, &w.RemoteTarget)
 	switch {
 	case err != nil && refusesID(err):
 		return Workspace{}, fmt.Errorf("%s: %w: %w", op, ErrNotFound, err)
@@ -181,12 +193,15 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 		return Workspace{}, fmt.Errorf("%s: %w: the workspace query returned more than one row for one id", op, ErrUnavailable)
 	case !complete:
 		return Workspace{}, fmt.Errorf("%s: %w: %w", op, ErrUnavailable, ErrQuery)
+	case !fits:
+		return Workspace{}, fmt.Errorf("%s: %w: a value in the workspace's row is too long: the id has 256 bytes at most, any other 16384", op, ErrUnavailable)
 	case over != "":
 		return Workspace{}, fmt.Errorf("%s: %w", op, p.limits.reached(over))
 	case !opened:
 		return Workspace{}, fmt.Errorf("%s: %w: another session has the same id", op, ErrUnavailable)
 	}
-	if !p.sessions.open(e, w.InstanceID, started) {
+	e.place(w)
+	if !p.sessions.open(e, started) {
 		_ = p.Finish(ctx, s.ID, End{Reason: "revoked"}) // written, or kept: the session is of this process
 		return Workspace{}, fmt.Errorf("%s: %w: while the ticket was redeemed", op, ErrRevoked)
 	}
@@ -358,6 +373,20 @@ func refusesID(err error) bool {
 	return false
 }
 
+// refusal reports whether err is the database's answer to a statement, and would be its answer the next time too: the
+// statement or the data are to blame, and not the connection, the server's state or the time.
+func refusal(err error) bool {
+	pe, ok := errors.AsType[*pq.Error](err)
+	if !ok {
+		return false
+	}
+	switch pe.Code.Class() { // PostgreSQL manual, appendix A
+	case "08", "25", "40", "53", "55", "57", "58":
+		return false
+	}
+	return true
+}
+
 // unavailable wraps a cause so that an operator knows what to do; nil stays nil.
 func unavailable(op string, err error) error {
 	if err == nil {
@@ -368,7 +397,7 @@ func unavailable(op string, err error) error {
 	switch {
 	case pe != nil && pe.Code == "42P01" && strings.Contains(pe.Message, `"termgw.`):
 		return fmt.Errorf("%s: %w: the schema is missing or old, run `termgw migrate`: %w", op, ErrUnavailable, err)
-	case pe != nil && pe.Code == "42703" && (strings.Contains(pe.Message, `of relation "`) || strings.Contains(pe.Message, "r.xid") || strings.Contains(pe.Message, `"xid"`)),
+	case pe != nil && pe.Code == "42703" && (strings.Contains(pe.Message, `of relation "`) || strings.Contains(pe.Message, "row_id")),
 		pe != nil && pe.Code == "42883" && strings.Contains(pe.Message, "function termgw."):
 		return fmt.Errorf("%s: %w: the schema is old, run `termgw migrate`: %w", op, ErrUnavailable, err)
 	case pe != nil && pe.Code == "25006":

@@ -7,7 +7,7 @@ import (
 )
 
 // DefaultWorkspaceQuery reads the platform's own table.
-const DefaultWorkspaceQuery = `SELECT COALESCE(instance_id,'') AS instance_id, COALESCE(name,'') AS name FROM workspaces WHERE id = $1`
+const DefaultWorkspaceQuery = `SELECT id::text AS id, COALESCE(instance_id,'') AS instance_id, COALESCE(name,'') AS name FROM workspaces WHERE id = $1`
 
 // redeemSQL is one statement, and so one transaction and one round trip: either all of it happened or nothing.
 //
@@ -15,6 +15,10 @@ const DefaultWorkspaceQuery = `SELECT COALESCE(instance_id,'') AS instance_id, C
 //     Postgres infers the parameter's type from it (uuid, text, bigint). The id goes into the session as $6 again.
 //   - Its columns are read through jsonb, by name: which ones are there, and their types, is the operator's choice. The
 //     `.*` makes it the row, whatever the columns are called.
+//   - One row is found by several spellings of its id: ABCDEF01-… for a uuid, 01 for a bigint, any case for citext. So what
+//     is counted, recorded and compared with orders is the row's own id: the column id or, where the query returns none, the
+//     parameter as its type writes it. char(n) pads with blanks. An order may also name the spelling that was presented.
+//   - A value that is too long for any use is refused here, before it costs the gateway its memory.
 //   - Two redemptions of one ticket meet at the primary key: the second waits for the first to commit, finds another
 //     attempt's row, and gets none. That reasoning is READ COMMITTED's, which the connection sets.
 //   - The limits are counted in a function, because this statement's own snapshot is older than the lock that makes the
@@ -33,34 +37,47 @@ const redeemSQL = `WITH termgw_ws AS (
 ), found AS (
   SELECT count(*) AS n, (array_agg(r.j))[1] AS j
   FROM (SELECT to_jsonb(termgw_ws.*) AS j FROM termgw_ws LIMIT 2) r
+), own AS (
+  SELECT COALESCE(NULLIF(rtrim(found.j->>'id', ' '), ''), $1::text) AS id,
+    COALESCE(greatest(octet_length(found.j->>'name'), octet_length(found.j->>'instance_id'), octet_length(found.j->>'container'),
+      octet_length(found.j->>'region'), octet_length(found.j->>'os_user'), octet_length(found.j->>'host_key'),
+      octet_length(found.j->>'remote_target')) <= 16384, true) AS fits
+  FROM found
 ), verdict AS MATERIALIZED (
-  SELECT found.n, found.j,
+  SELECT found.n, own.id, own.fits AND octet_length(own.id) <= 256 AS fits,
+    CASE WHEN own.fits THEN found.j END AS j,
     EXISTS (SELECT FROM spent) AS first,
     COALESCE(found.j ?& ARRAY['instance_id', 'name'], true) AS complete,
     EXISTS (
       SELECT FROM termgw.revocations r
       WHERE r.created_at >= $7::timestamptz
-        AND (r.workspace_id IS NULL OR r.workspace_id = $6::text)
+        AND (r.workspace_id IS NULL OR r.workspace_id IN ($6::text, own.id) OR r.row_id = own.id)
         AND (r.subject IS NULL OR r.subject = $8::text)
         AND (r.session_id IS NULL OR r.session_id = $9::text)
         AND (r.instance_id IS NULL OR r.instance_id = COALESCE(found.j->>'instance_id', ''))
     ) AS revoked
-  FROM found
+  FROM found, own
 ), judged AS (
-  SELECT verdict.*, CASE WHEN first AND n = 1 AND complete AND NOT revoked AND ($13::integer > 0 OR $14::integer > 0)
-    THEN termgw.over_limit($9::text, $6::text, $8::text, $13::integer, $14::integer, $15::double precision) END AS over
+  SELECT verdict.*, CASE WHEN first AND n = 1 AND complete AND fits AND NOT revoked AND ($13::integer > 0 OR $14::integer > 0)
+    THEN termgw.over_limit($9::text, id, $8::text, $13::integer, $14::integer, $15::double precision) END AS over
   FROM verdict
 ), opened AS (
   INSERT INTO termgw.sessions AS s (id, workspace_id, subject, issuer, jti, mode, instance_id, replica, client_addr)
-  SELECT $9::text, $6::text, $8::text, $2::text, $3::text, $10::text, COALESCE(j->>'instance_id', ''), $11::text, $12::text
-  FROM judged WHERE first AND n = 1 AND complete AND NOT revoked AND over IS NULL
+  SELECT $9::text, judged.id, $8::text, $2::text, $3::text, $10::text, COALESCE(j->>'instance_id', ''), $11::text, $12::text
+  FROM judged WHERE first AND n = 1 AND complete AND fits AND NOT revoked AND over IS NULL
   ON CONFLICT (id) DO UPDATE SET id = s.id WHERE s.issuer = excluded.issuer AND s.jti = excluded.jti
   RETURNING true
 )
-SELECT first, n, complete, revoked, COALESCE(over, ''), EXISTS (SELECT FROM opened), now(),
+SELECT first, n, complete, fits, revoked, COALESCE(over, ''), EXISTS (SELECT FROM opened), now(), id,
   COALESCE(j->>'name', ''), COALESCE(j->>'instance_id', ''), COALESCE(j->>'container', ''), COALESCE(j->>'region', ''),
   COALESCE(j->>'os_user', ''), COALESCE(j->>'host_key', ''), COALESCE(j->>'remote_target', '')
 FROM judged`
+
+// rowIDSQL returns the id that a workspace has in its own row, as redeemSQL does.
+const rowIDSQL = `WITH termgw_ws AS (
+%s
+)
+SELECT COALESCE((SELECT NULLIF(rtrim(to_jsonb(termgw_ws.*)->>'id', ' '), '') FROM termgw_ws LIMIT 1), $1::text)`
 
 // pingSQL has Postgres check, without running it, everything a redemption needs: the operator's query, our tables and
 // the right to read them. Its one row tells whether this server takes no writes, a standby say; its other columns are the
@@ -68,7 +85,7 @@ FROM judged`
 const pingSQL = `WITH termgw_ws AS (
 %s
 ) SELECT current_setting('transaction_read_only')::boolean, w.* FROM (VALUES (1)) AS one LEFT JOIN (
-  SELECT termgw_ws.*, r.xid AS termgw_xid
+  SELECT termgw_ws.*, r.row_id AS termgw_row_id
   FROM termgw_ws, termgw.spent_tickets, termgw.sessions, termgw.revocations r, termgw.tunnels, termgw.host_keys LIMIT 0
 ) w ON true`
 

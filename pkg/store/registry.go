@@ -20,10 +20,11 @@ type registry struct {
 }
 
 type entry struct {
-	Record
-	issued time.Time    // the ticket
-	orders []Revocation // that came while it was pending
-	cut    bool         // an order covers it, and it was told
+	Record                 // WorkspaceID is the one presented until place is called
+	presented string       // the workspace's id in the ticket
+	issued    time.Time    // the ticket
+	orders    []Revocation // that came while it was pending
+	cut       bool         // an order covers it, and it was told
 }
 
 func newRegistry() *registry {
@@ -32,7 +33,7 @@ func newRegistry() *registry {
 
 // begin enters a session that is about to be redeemed. The caller owes open or drop.
 func (r *registry) begin(claims ticket.Claims, s Session) *entry {
-	e := &entry{issued: claims.IssuedAt, Record: Record{
+	e := &entry{presented: claims.WorkspaceID, issued: claims.IssuedAt, Record: Record{
 		ID: s.ID, WorkspaceID: claims.WorkspaceID, Subject: text(claims.Subject), Mode: claims.Mode,
 		Replica: text(s.Replica), ClientAddr: text(s.ClientAddr),
 	}}
@@ -49,12 +50,15 @@ func (r *registry) drop(e *entry) {
 	delete(r.pending, e)
 }
 
+// place notes what the workspace's row says, before the session is opened.
+func (e *entry) place(w Workspace) { e.WorkspaceID, e.InstanceID = w.ID, w.InstanceID }
+
 // open tells whether the session may live: no order that came meanwhile covers it. If so it is live, until close.
-func (r *registry) open(e *entry, instance string, started time.Time) bool {
+func (r *registry) open(e *entry, started time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.pending, e)
-	e.InstanceID, e.Started, e.LastSeen = instance, started, started
+	e.Started, e.LastSeen = started, started
 	r.live[e.ID] = e
 	covered := slices.ContainsFunc(e.orders, e.coveredBy)
 	e.orders = nil
@@ -129,6 +133,6 @@ func (r *registry) list() []Record {
 // session that was opened after the order, by the store's clock, with a ticket issued after it, by the platform's; so
 // an order that is delivered late, or again, spares who was let in since.
 func (e *entry) coveredBy(o Revocation) bool {
-	return o.names(e.WorkspaceID, e.Subject, e.ID, e.InstanceID) &&
+	return o.names(e.Record, e.presented) &&
 		(!e.Started.After(o.CreatedAt) || !e.issued.After(o.CreatedAt))
 }

@@ -17,55 +17,113 @@ type Revocation struct {
 	// Age is how old the order was when Watch read it, by the clock of CreatedAt, which need not be this machine's.
 	Age time.Duration
 
+	// WorkspaceID is a workspace's id as its row has it, or in another spelling by which the row is found.
 	WorkspaceID, Subject, SessionID, InstanceID string
+	// RowID is the id of the workspace's row where WorkspaceID is another spelling of it. The store finds it.
+	RowID string
 
 	Reason string // why, for the record
 	By     string // who gave it, for the record
 }
 
+// The greatest lengths in an order, in bytes, as in 0004_bounds.sql. A longer name matches nobody.
+const (
+	maxName = 256
+	maxNote = 4096
+)
+
 var errNamesNothing = errors.New("a revocation must name a workspace, subject, session or instance")
 
-func (r Revocation) names(workspace, subject, session, instance string) bool {
+// names reports whether the order names a session: by its workspace's own id, or by the spelling that the ticket had.
+func (r Revocation) names(s Record, presented string) bool {
 	matches := func(order, is string) bool { return order == "" || order == is }
-	return matches(r.WorkspaceID, workspace) && matches(r.Subject, subject) &&
-		matches(r.SessionID, session) && matches(r.InstanceID, instance)
+	return (matches(r.WorkspaceID, s.WorkspaceID) || r.WorkspaceID == presented || r.RowID != "" && r.RowID == s.WorkspaceID) &&
+		matches(r.Subject, s.Subject) && matches(r.SessionID, s.ID) && matches(r.InstanceID, s.InstanceID)
 }
 
 func (r Revocation) check() error {
 	if r.WorkspaceID == "" && r.Subject == "" && r.SessionID == "" && r.InstanceID == "" {
 		return errNamesNothing
 	}
+	for _, name := range []string{r.WorkspaceID, r.Subject, r.SessionID, r.InstanceID} {
+		if len(text(name)) > maxName {
+			return fmt.Errorf("a name in a revocation has %d bytes, and %d at most: %.40q…", len(text(name)), maxName, name)
+		}
+	}
+	for _, note := range []string{r.Reason, r.By} {
+		if len(text(note)) > maxNote {
+			return fmt.Errorf("the reason for a revocation, or who gave it, has %d bytes, and %d at most: %.40q…", len(text(note)), maxNote, note)
+		}
+	}
 	return nil
 }
 
-const revokeSQL = `WITH made AS (
-  INSERT INTO termgw.revocations (workspace_id, subject, session_id, instance_id, reason, revoked_by)
-  VALUES (NULLIF($1::text, ''), NULLIF($2::text, ''), NULLIF($3::text, ''), NULLIF($4::text, ''), NULLIF($5::text, ''), NULLIF($6::text, ''))
-  RETURNING id, created_at
-)
-SELECT id, created_at, ARRAY(
-  SELECT s.id FROM termgw.sessions s
-  WHERE s.ended_at IS NULL AND s.last_seen_at > now() - make_interval(secs => $7)
-    AND ($1 = '' OR s.workspace_id = $1) AND ($2 = '' OR s.subject = $2)
-    AND ($3 = '' OR s.id = $3) AND ($4 = '' OR s.instance_id = $4)
-  ORDER BY s.id)
-FROM made`
+const revokeSQL = `INSERT INTO termgw.revocations (workspace_id, subject, session_id, instance_id, reason, revoked_by)
+VALUES (NULLIF($1::text, ''), NULLIF($2::text, ''), NULLIF($3::text, ''), NULLIF($4::text, ''), NULLIF($5::text, ''), NULLIF($6::text, ''))
+RETURNING id, created_at`
 
-// Revoke writes an order and returns it as written, with the sessions, on all replicas, that were live then and match.
-// They are cut by whoever runs Watch there. A call whose answer was lost may have written the order twice, which does no
-// harm.
+const setRowIDSQL = `UPDATE termgw.revocations SET row_id = $2 WHERE id = $1 AND row_id IS DISTINCT FROM $2`
+
+const coveredSQL = `SELECT ARRAY(
+  SELECT s.id FROM termgw.sessions s
+  WHERE s.ended_at IS NULL AND s.last_seen_at > now() - make_interval(secs => $1)
+    AND ($2 = '' OR s.workspace_id IN ($2, $3)) AND ($4 = '' OR s.subject = $4)
+    AND ($5 = '' OR s.id = $5) AND ($6 = '' OR s.instance_id = $6)
+  ORDER BY s.id)`
+
+// Revoke writes an order and returns it as written, with the sessions, on all replicas, that are live and match. They are
+// cut by whoever runs Watch there; Live says which of them are not cut yet. With an order that is written (its ID is not 0)
+// an error says that the sessions could not be listed. A call whose answer was lost may have written the order twice, which
+// does no harm.
 func (p *Postgres) Revoke(ctx context.Context, r Revocation) (Revocation, []string, error) {
 	const op = "revoking"
 	if err := r.check(); err != nil {
 		return Revocation{}, nil, fmt.Errorf("%s: %w", op, err)
 	}
-	var sessions []string
 	err := p.one(ctx, revokeSQL, []any{
 		text(r.WorkspaceID), text(r.Subject), text(r.SessionID), text(r.InstanceID), text(r.Reason), text(r.By),
-		p.silence(),
-	}, &r.ID, &r.CreatedAt, pq.Array(&sessions))
+	}, &r.ID, &r.CreatedAt)
 	if err != nil {
 		return Revocation{}, nil, unavailable(op, err)
 	}
-	return r, sessions, nil
+	if r.WorkspaceID != "" {
+		if r.RowID, err = p.findRowID(ctx, r.ID, r.WorkspaceID); err != nil {
+			return r, nil, unavailable(op, err)
+		}
+	}
+	var sessions []string
+	err = p.one(ctx, coveredSQL, []any{
+		p.silence(), text(r.WorkspaceID), text(r.RowID), text(r.Subject), text(r.SessionID), text(r.InstanceID),
+	}, pq.Array(&sessions))
+	return r, sessions, unavailable("listing the revoked sessions", err)
+}
+
+// findRowID looks up how the workspace's row spells its id, and notes that in the order where the order spells it in
+// another way; then all replicas read the order again. The answer is empty where there is no other spelling. So it is where
+// the database refuses the id or the query: the order still holds for the spelling that it has.
+func (p *Postgres) findRowID(ctx context.Context, order int64, workspace string) (string, error) {
+	id, err := p.rowIDOf(ctx, workspace)
+	if err != nil || id == workspace {
+		return "", err
+	}
+	if err := p.one(ctx, setRowIDSQL, []any{order, id}); err != nil {
+		return "", err
+	}
+	return id, nil
+}
+
+// rowIDOf returns the id that a workspace has in its row. Where there is no row it is the id as the type of the id's column
+// writes it, and where the database refuses the id or the query, it is the id as given.
+func (p *Postgres) rowIDOf(ctx context.Context, workspace string) (id string, err error) {
+	err = p.one(ctx, p.rowID, []any{text(workspace)}, &id)
+	if _, refused := errors.AsType[*pq.Error](err); refused || err == nil && len(id) > maxName {
+		return workspace, nil
+	}
+	return id, err
+}
+
+// Live returns those of the sessions that have not ended, of all replicas, with when they were last noted as live.
+func (p *Postgres) Live(ctx context.Context, sessions []string) ([]Record, error) {
+	list, err := p.listSessions(ctx, liveSQL, []any{pq.Array(sessions)})
+	return list, unavailable("asking which sessions are live", err)
 }

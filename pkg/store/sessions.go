@@ -25,7 +25,10 @@ type Record struct {
 
 // SessionFilter tells which sessions to list: those that match every field that is not empty.
 type SessionFilter struct {
-	WorkspaceID, Subject, SessionID, InstanceID, Replica string
+	// WorkspaceID may be any spelling by which the workspace's row is found.
+	WorkspaceID string
+
+	Subject, SessionID, InstanceID, Replica string
 	// All lists also what has ended, as long as the audit trail is kept, and what nobody has noted as live for so long that
 	// it does not count any more.
 	All bool
@@ -40,21 +43,41 @@ func (f SessionFilter) limit() int {
 	return f.Limit
 }
 
-const sessionsSQL = `SELECT id, workspace_id, subject, mode, instance_id, replica, client_addr, started_at, last_seen_at,
-  ended_at, COALESCE(end_reason, ''), exit_code, bytes_in, bytes_out
-FROM termgw.sessions
+// Times are read within the years that Go and JSON know: a row from before 0004_bounds.sql must not hide the others.
+const sessionColumns = `SELECT id, workspace_id, subject, mode, instance_id, replica, client_addr,
+  greatest(least(started_at, '9999-12-31Z'), '1970-01-01Z'), greatest(least(last_seen_at, '9999-12-31Z'), '1970-01-01Z'),
+  CASE WHEN ended_at IS NOT NULL THEN greatest(least(ended_at, '9999-12-31Z'), '1970-01-01Z') END,
+  COALESCE(end_reason, ''), exit_code, bytes_in, bytes_out
+FROM termgw.sessions `
+
+const sessionsSQL = sessionColumns + `
 WHERE ($1 OR ended_at IS NULL AND last_seen_at > now() - make_interval(secs => $2))
-  AND ($3 = '' OR workspace_id = $3) AND ($4 = '' OR subject = $4) AND ($5 = '' OR id = $5)
+  AND ($3 = '' OR workspace_id IN ($3, $9)) AND ($4 = '' OR subject = $4) AND ($5 = '' OR id = $5)
   AND ($6 = '' OR instance_id = $6) AND ($7 = '' OR replica = $7)
 ORDER BY started_at DESC, id LIMIT $8`
 
+const liveSQL = sessionColumns + `WHERE id = ANY ($1) AND ended_at IS NULL ORDER BY id`
+
 // Sessions lists sessions of all replicas, the newest first.
 func (p *Postgres) Sessions(ctx context.Context, f SessionFilter) ([]Record, error) {
-	var list []Record
-	err := p.each(ctx, sessionsSQL, []any{
+	const op = "listing sessions"
+	rowID := f.WorkspaceID
+	if f.WorkspaceID != "" {
+		var err error
+		if rowID, err = p.rowIDOf(ctx, f.WorkspaceID); err != nil {
+			return nil, unavailable(op, err)
+		}
+	}
+	list, err := p.listSessions(ctx, sessionsSQL, []any{
 		f.All, p.silence(), text(f.WorkspaceID), text(f.Subject), text(f.SessionID), text(f.InstanceID), text(f.Replica),
-		int64(f.limit()),
-	}, func(rows *sql.Rows) error {
+		int64(f.limit()), text(rowID),
+	})
+	return list, unavailable(op, err)
+}
+
+func (p *Postgres) listSessions(ctx context.Context, query string, args []any) ([]Record, error) {
+	var list []Record
+	err := p.each(ctx, query, args, func(rows *sql.Rows) error {
 		var (
 			r     Record
 			ended sql.NullTime
@@ -71,7 +94,7 @@ func (p *Postgres) Sessions(ctx context.Context, f SessionFilter) ([]Record, err
 		return err
 	})
 	if err != nil {
-		return nil, unavailable("listing sessions", err)
+		return nil, err
 	}
 	return list, nil
 }

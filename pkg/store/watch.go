@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -25,18 +26,35 @@ const (
 	reconnectAfter  = 100 * time.Millisecond
 	reconnectAtMost = 2 * time.Second
 	ordersPage      = 1000
+	// spelledFor is how old an order may be for the id of its workspace's row to be looked up: no ticket from before it is
+	// valid any more, and sessions from before it were compared with it long ago.
+	spelledFor = 25 * time.Hour
 )
 
-// The snapshot's xmin comes even without a row. See 0002_replicas.sql for why it is the place to go on from.
-const ordersSQL = `SELECT x.xmin::text::bigint, r.id, r.created_at, extract(epoch FROM clock_timestamp() - r.created_at)::float8,
-  r.workspace_id, r.subject, r.session_id, r.instance_id, r.reason, r.revoked_by
-FROM (SELECT pg_snapshot_xmin(pg_current_snapshot()) AS xmin) x LEFT JOIN LATERAL (
-  SELECT * FROM termgw.revocations WHERE xid >= $1::text::xid8 AND id > $2 ORDER BY id LIMIT $3
-) r ON true ORDER BY r.id`
+// See 0002_replicas.sql for why xmin is the place to go on from.
+const xminSQL = `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`
+
+// Whatever is in a row, this reads it: a time beyond the years that Go knows is the nearest that it knows, an age is at most
+// thirty years, a note that is too long is left out, and with a name that is too long the order matches nobody (fits). Rows
+// that the table's constraints refuse may be from before 0004_bounds.sql.
+const ordersSQL = `SELECT id, created, greatest(-1e9, least(1e9, extract(epoch FROM clock_timestamp() - created)))::float8, fits,
+  CASE WHEN fits THEN workspace_id END, CASE WHEN fits THEN subject END, CASE WHEN fits THEN session_id END,
+  CASE WHEN fits THEN instance_id END, CASE WHEN fits THEN row_id END,
+  CASE WHEN octet_length(reason) <= 4096 THEN reason END, CASE WHEN octet_length(revoked_by) <= 4096 THEN revoked_by END
+FROM (
+  SELECT *, greatest(least(created_at, '9999-12-31Z'), '1970-01-01Z') AS created,
+    COALESCE(greatest(octet_length(workspace_id), octet_length(subject), octet_length(session_id), octet_length(instance_id),
+      octet_length(row_id)) <= 256, true) AS fits
+  FROM termgw.revocations WHERE xid >= $1::text::xid8 AND id > $2 ORDER BY id LIMIT $3
+) r ORDER BY id`
+
+const nextOrderSQL = `SELECT COALESCE(min(id), $2) FROM termgw.revocations WHERE xid >= $1::text::xid8 AND id > $2`
 
 var errNotYet = errors.New("not yet")
 
 type watchHealth struct {
+	since time.Time // the store's beginning
+
 	mu        sync.Mutex
 	connected bool
 	listening bool // the server took LISTEN once; the listener repeats it when it reconnects
@@ -59,29 +77,52 @@ func (h *watchHealth) hasListened(err error) {
 	h.listenErr = err
 }
 
-func (h *watchHealth) hasRead(now time.Time, err error) {
+// hasRead reports whether the outcome is another than the last one's.
+func (h *watchHealth) hasRead(now time.Time, err error) (turned bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	turned = (err == nil) != (h.readErr == nil)
 	h.readErr = err
 	if err == nil {
 		h.read = now
 	}
+	return turned
 }
 
-// Watching tells how Watch does: nil while orders arrive at once, else an ErrUnavailable that says what is wrong. Orders
-// that nobody notified are read within five seconds all the same, as long as the database answers.
+// Watching tells whether a connection listens: nil while orders arrive at once, else an ErrUnavailable that says what is
+// wrong. Orders that nobody notified of are read within five seconds all the same, as Reading tells.
 func (p *Postgres) Watching() error {
-	const op = "watching for revocations"
 	h := &p.watch
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	switch {
-	case h.read.IsZero() || p.now().Sub(h.read) > watchStale:
-		return fmt.Errorf("%s: %w: the orders cannot be read: %w", op, ErrUnavailable, cmp.Or(h.readErr, errNotYet))
-	case !h.connected || !h.listening:
-		return fmt.Errorf("%s: %w: no connection that listens: %w", op, ErrUnavailable, cmp.Or(h.listenErr, errNotYet))
+	if !h.connected || !h.listening {
+		return fmt.Errorf("listening for revocations: %w: %w", ErrUnavailable, cmp.Or(h.listenErr, errNotYet))
 	}
 	return nil
+}
+
+// Reading tells whether Watch reads the orders: nil while it does, else an ErrUnavailable that says why it has not read
+// them yet, or for fifteen seconds.
+func (p *Postgres) Reading() error {
+	h := &p.watch
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.read.IsZero() && p.now().Sub(h.read) <= watchStale {
+		return nil
+	}
+	return cmp.Or(h.readErr, fmt.Errorf("reading revocations: %w: %w", ErrUnavailable, errNotYet))
+}
+
+// OrdersAge is how long ago Watch last read the orders, or the store was opened if Watch has not read them yet.
+func (p *Postgres) OrdersAge() time.Duration {
+	h := &p.watch
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	last := h.read
+	if last.IsZero() {
+		last = h.since
+	}
+	return max(0, p.now().Sub(last))
 }
 
 // Watch tells which sessions of this process an order cuts, each session once, until the context is done; it returns nil
@@ -106,13 +147,22 @@ func (p *Postgres) Watch(ctx context.Context, cut func(order Revocation, session
 		keeper.Wait()
 	}()
 
-	var from int64
+	r := orderReader{Postgres: p, cut: cut}
 	for {
-		err := p.readOrders(ctx, &from, cut)
-		p.watch.hasRead(p.now(), err)
+		err := r.read(ctx)
+		if p.watch.hasRead(p.now(), err) && ctx.Err() == nil {
+			if err != nil {
+				p.log.Warn("revocations are not read", "err", err)
+			} else {
+				p.log.Info("revocations are read again")
+			}
+		}
 		wait := p.poll
-		if err != nil {
+		switch {
+		case err != nil || !r.findRowIDs(ctx):
 			wait = watchRetry
+		case len(r.spelled) > 0:
+			wait = 0
 		}
 		select {
 		case <-ctx.Done():
@@ -157,52 +207,129 @@ func keepListening(ctx context.Context, l *pq.Listener, h *watchHealth, listened
 	}
 }
 
-// readOrders applies the orders that became visible since from, and moves it.
-func (p *Postgres) readOrders(ctx context.Context, from *int64, cut func(Revocation, []string)) error {
-	var next, last int64
-	for page := 0; ; page++ {
-		var (
-			orders []Revocation
-			xmin   int64
-		)
-		err := p.each(ctx, ordersSQL, []any{fmt.Sprint(*from), last, int64(ordersPage)}, func(rows *sql.Rows) error {
-			var (
-				id                                                sql.NullInt64
-				created                                           sql.NullTime
-				age                                               sql.NullFloat64
-				workspace, subject, session, instance, reason, by sql.NullString
-			)
-			err := rows.Scan(&xmin, &id, &created, &age, &workspace, &subject, &session, &instance, &reason, &by)
-			if id.Valid {
-				orders = append(orders, Revocation{
-					ID: id.Int64, CreatedAt: created.Time, Age: time.Duration(age.Float64 * float64(time.Second)),
-					WorkspaceID: workspace.String, Subject: subject.String,
-					SessionID: session.String, InstanceID: instance.String, Reason: reason.String, By: by.String,
-				})
+// orderReader reads the orders for one Watch.
+type orderReader struct {
+	*Postgres
+	cut  func(order Revocation, sessions []string)
+	from int64 // orders with a lower xid were read
+	// seen has the orders from there on of which nothing is left to do or to tell but to apply them.
+	seen    map[int64]struct{}
+	spelled []Revocation // their workspace is to be looked up
+}
+
+// read applies the orders that became visible since the last time. An order that cannot be read does not stop the others.
+func (r *orderReader) read(ctx context.Context) error {
+	const op = "reading revocations"
+	var next int64
+	if err := r.one(ctx, xminSQL, nil, &next); err != nil {
+		return unavailable(op, err)
+	}
+	if next < r.from { // another cluster, restored from a dump: its counter is younger
+		r.from = 0
+	}
+	seen := map[int64]struct{}{}
+	last, size := int64(math.MinInt64), ordersPage
+	for {
+		orders, err := r.page(ctx, last, size)
+		switch {
+		case err != nil && size > 1 && ofRow(err):
+			size /= 2 // one of them: the others come first
+			continue
+		case err != nil && ofRow(err):
+			id := last
+			if err := r.one(ctx, nextOrderSQL, []any{fmt.Sprint(r.from), last}, &id); err != nil {
+				return unavailable(op, err)
 			}
-			return err
-		})
-		if err != nil {
-			return unavailable("reading revocations", err)
-		}
-		if page == 0 {
-			if xmin < *from { // another cluster, restored from a dump: its counter is younger
-				*from, page = 0, -1
-				continue
+			if id == last { // it is gone, or the fault is not an order's
+				return unavailable(op, err)
 			}
-			next = xmin // the first page's: what became visible since is read again
+			r.tellUnreadable(id, err, seen)
+			last, size = id, ordersPage
+			continue
+		case err != nil:
+			return unavailable(op, err)
 		}
-		for _, order := range orders {
-			last = order.ID
-			if sessions := p.sessions.apply(order); len(sessions) > 0 {
-				cut(order, sessions)
-			}
+		for _, o := range orders {
+			last = o.ID
+			r.take(o, seen)
 		}
-		if len(orders) < ordersPage {
-			*from = next
+		if len(orders) < size {
+			r.from, r.seen = next, seen
 			return nil
 		}
+		size = ordersPage
 	}
+}
+
+// ofRow reports whether an error is about what is in a row, as far as the database says.
+func ofRow(err error) bool {
+	pe, _ := errors.AsType[*pq.Error](err)
+	return refusal(err) && pe.Code.Class() != "42" // syntax error or access rule violation
+}
+
+// order is a row of termgw.revocations. Its names are there if it fits.
+type order struct {
+	Revocation
+	fits bool
+}
+
+// page reads so many orders at most, the next ones after an id.
+func (r *orderReader) page(ctx context.Context, after int64, size int) (orders []order, err error) {
+	err = r.each(ctx, ordersSQL, []any{fmt.Sprint(r.from), after, int64(size)}, func(rows *sql.Rows) error {
+		var (
+			o                                                        order
+			age                                                      float64
+			workspace, subject, session, instance, rowID, reason, by sql.NullString
+		)
+		err := rows.Scan(&o.ID, &o.CreatedAt, &age, &o.fits, &workspace, &subject, &session, &instance, &rowID, &reason, &by)
+		o.Age = time.Duration(age * float64(time.Second))
+		o.WorkspaceID, o.Subject, o.SessionID, o.InstanceID = workspace.String, subject.String, session.String, instance.String
+		o.RowID, o.Reason, o.By = rowID.String, reason.String, by.String
+		orders = append(orders, o)
+		return err
+	})
+	return orders, err
+}
+
+// take applies an order.
+func (r *orderReader) take(o order, seen map[int64]struct{}) {
+	if !o.fits {
+		r.tellUnreadable(o.ID, fmt.Errorf("a name has more than %d bytes", maxName), seen)
+		return
+	}
+	if sessions := r.sessions.apply(o.Revocation); len(sessions) > 0 {
+		r.cut(o.Revocation, sessions)
+	}
+	if o.WorkspaceID == "" || o.RowID != "" || o.Age > spelledFor {
+		return
+	}
+	if _, again := r.seen[o.ID]; !again {
+		r.spelled = append(r.spelled, o.Revocation)
+	}
+	seen[o.ID] = struct{}{}
+}
+
+func (r *orderReader) tellUnreadable(id int64, err error, seen map[int64]struct{}) {
+	if _, told := r.seen[id]; !told {
+		r.log.Error("a revocation cannot be read", "order", id, "err", err)
+	}
+	seen[id] = struct{}{}
+}
+
+// findRowIDs looks up the workspaces of a page of orders. An order in which another spelling was found is read again, by
+// all replicas. It reports whether the database answered; if not, the rest is for the next time.
+func (r *orderReader) findRowIDs(ctx context.Context) bool {
+	for range min(len(r.spelled), ordersPage) {
+		o := r.spelled[0]
+		if _, err := r.findRowID(ctx, o.ID, o.WorkspaceID); err != nil {
+			if !refusal(err) {
+				return false
+			}
+			r.log.Error("a revocation holds for one spelling of its workspace alone", "order", o.ID, "workspace", o.WorkspaceID, "err", err)
+		}
+		r.spelled = r.spelled[1:]
+	}
+	return true
 }
 
 // listenDialer makes lib/pq's listener keep deadlines and end with the context: by itself it would wait for a silent peer

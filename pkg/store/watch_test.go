@@ -28,7 +28,7 @@ func watchingEvery(t *testing.T, poll time.Duration, c PostgresConfig) (*Postgre
 	p := open(t, c)
 	p.poll = poll
 	cuts := watch(t, p)
-	until(t, func() bool { return p.Watching() == nil })
+	until(t, func() bool { return p.Watching() == nil && p.Reading() == nil })
 	return p, cuts
 }
 
@@ -325,14 +325,16 @@ func TestOrderDuringRedemption(t *testing.T) {
 			if got := r.apply(tt.order); got != nil {
 				t.Errorf("cut %v, which is not open", got)
 			}
-			if got := r.open(e, "i-1", tt.started); got != tt.want {
+			e.place(Workspace{ID: "ws", InstanceID: "i-1"})
+			if got := r.open(e, tt.started); got != tt.want {
 				t.Errorf("open: %v, want %v", got, tt.want)
 			}
 			r.close("s")
 
 			// The same once it is open.
 			e = r.begin(c, session("s"))
-			if !r.open(e, "i-1", tt.started) {
+			e.place(Workspace{ID: "ws", InstanceID: "i-1"})
+			if !r.open(e, tt.started) {
 				t.Fatal("not opened")
 			}
 			if got := r.apply(tt.order); (len(got) == 0) != tt.want {
@@ -366,11 +368,14 @@ func TestWatchSilentPeer(t *testing.T) {
 	until(t, func() bool { return p.Watching() == nil })
 	proxy.silent.Store(true)
 	c.advance(watchStale)
-	if err := p.Watching(); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("watching: %v, want ErrUnavailable", err)
+	if err := p.Reading(); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("reading: %v, want ErrUnavailable", err)
+	}
+	if age := p.OrdersAge(); age < watchStale {
+		t.Errorf("read %s ago, of %s at least", age, watchStale)
 	}
 	proxy.silent.Store(false)
-	until(t, func() bool { return p.Watching() == nil })
+	until(t, func() bool { return p.Watching() == nil && p.Reading() == nil && p.OrdersAge() < watchStale })
 	proxy.silent.Store(true)
 	cancel()
 	wg.Wait()
@@ -384,7 +389,9 @@ func TestWatchNeedsNoDatabase(t *testing.T) {
 		err := p.Watching()
 		return err != nil && strings.Contains(err.Error(), "refused")
 	})
-	if err := p.Watching(); !errors.Is(err, ErrUnavailable) || strings.Contains(err.Error(), "s3cret") {
-		t.Errorf("watching: %v", err)
+	for _, err := range []error{p.Watching(), p.Reading()} {
+		if !errors.Is(err, ErrUnavailable) || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("watching: %v", err)
+		}
 	}
 }
