@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/user"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -203,10 +204,18 @@ type RevokeSessionsCmd struct {
 // Help says what an order does.
 func (RevokeSessionsCmd) Help() string {
 	return "Writes a row into termgw.revocations (TERMGW_DATABASE_URL). Names at least one of workspace, subject, session or instance; " +
-		"cut is what matches all that are named. A ticket that is minted afterwards opens again."
+		"cut is what matches all that are named. A ticket that is minted afterwards opens again. " +
+		"Waits up to 30 s for the gateways to end the sessions and prints which they have ended; the exit status is 1 if one is left."
 }
 
-// Run writes the order and prints which sessions it cuts.
+// cutTime is how long the command waits for the gateways: they read an order within
+// 5 s, and a shell may take some seconds to end. cutPoll is how often it asks.
+const (
+	cutTime = 30 * time.Second
+	cutPoll = 200 * time.Millisecond
+)
+
+// Run writes the order, and prints which sessions it has cut.
 func (c *RevokeSessionsCmd) Run(ctx context.Context, std *stdio) error {
 	if err := c.check(); err != nil {
 		return err
@@ -215,19 +224,53 @@ func (c *RevokeSessionsCmd) Run(ctx context.Context, std *stdio) error {
 		return errors.New("whose sessions? Name one or more of --workspace, --subject, --session and --instance")
 	}
 	return withDatabase(func(shared *store.Postgres) error {
-		order, cut, err := shared.Revoke(ctx, store.Revocation{
+		order, covered, err := shared.Revoke(ctx, store.Revocation{
 			WorkspaceID: orEmpty(c.Workspace), Subject: orEmpty(c.Subject), SessionID: orEmpty(c.Session), InstanceID: orEmpty(c.Instance),
 			Reason: c.Reason, By: operator(),
 		})
-		if err != nil {
+		if order.ID == 0 {
 			return err
 		}
-		_, err = fmt.Fprintf(std.Out, "order %d cuts %d session(s), and refuses tickets issued until %s\n", order.ID, len(cut), moment(order.CreatedAt))
-		for _, id := range cut {
-			_, err = fmt.Fprintln(std.Out, printable(id))
+		left, err := untilCut(ctx, shared, covered, err)
+		isLeft := func(id string) bool {
+			return slices.ContainsFunc(left, func(r store.Record) bool { return r.ID == id })
 		}
-		return err
+		cut := slices.DeleteFunc(covered, isLeft)
+		_, _ = fmt.Fprintf(std.Out, "order %d cuts %d session(s), and refuses tickets issued until %s\n", order.ID, len(cut), moment(order.CreatedAt))
+		for _, id := range cut {
+			_, _ = fmt.Fprintln(std.Out, printable(id))
+		}
+		for _, r := range left {
+			_, _ = fmt.Fprintf(std.Err, "termgw: NOT cut: session %s on replica %s, which last noted it as live at %s\n",
+				printable(r.ID), printable(r.Replica), moment(r.LastSeen))
+		}
+		switch {
+		case err != nil:
+			return fmt.Errorf("order %d is written, but whom it has cut is not known; see `termgw sessions list`: %w", order.ID, err)
+		case len(left) > 0:
+			return fmt.Errorf("order %d is written, but %d session(s) are not cut yet. "+
+				"The gateways above may be gone, or do not read the orders: see `orders` in their /readyz", order.ID, len(left))
+		}
+		return nil
 	})
+}
+
+// untilCut waits until none of the sessions is live, and returns those that are left.
+func untilCut(ctx context.Context, shared *store.Postgres, sessions []string, err error) ([]store.Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, cutTime)
+	defer cancel()
+	var left []store.Record
+	for err == nil && len(sessions) > 0 {
+		if left, err = shared.Live(context.WithoutCancel(ctx), sessions); len(left) == 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return left, nil
+		case <-time.After(cutPoll):
+		}
+	}
+	return left, err
 }
 
 // withDatabase lends the replicas' store.
@@ -236,9 +279,9 @@ func withDatabase(use func(*store.Postgres) error) (err error) {
 	if url == "" {
 		return errors.New("TERMGW_DATABASE_URL is not set: sessions are known to the database that replicas share")
 	}
-	shared, err := store.OpenPostgres(store.PostgresConfig{URL: url})
+	shared, err := store.OpenPostgres(store.PostgresConfig{URL: url, WorkspaceQuery: os.Getenv("TERMGW_WORKSPACE_QUERY")})
 	if err != nil {
-		return fmt.Errorf("TERMGW_DATABASE_URL: %w", err)
+		return fmt.Errorf("TERMGW_DATABASE_URL, TERMGW_WORKSPACE_QUERY: %w", err)
 	}
 	defer func() { err = errors.Join(err, shared.Close()) }()
 	return use(shared)
