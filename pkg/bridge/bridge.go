@@ -90,6 +90,7 @@ const (
 // Options are the limits of one session.
 type Options struct {
 	Ready        Ready         // sent first; its mode and times are the session's
+	Size         Size          // that the terminal has; zero: not known
 	PingInterval time.Duration // two unanswered: the client is gone; 0: no pings
 	TunnelEnds   time.Time     // when the way to the terminal is cut; zero: never
 	// RTT is told each ping's round trip, Backlog each change of the bytes
@@ -111,8 +112,8 @@ type Summary struct {
 // Two goroutines work in it: the caller's carries output, terminal to
 // WebSocket; the reader carries input the other way. A byte changes hands
 // nowhere: each hand-over between goroutines costs a keystroke some 30 µs.
-// Others live for as long as input waits for the terminal, or a control message
-// for the client.
+// Others live for as long as input waits for the terminal, a control message
+// for the client, or the terminal takes a new size.
 type Bridge struct {
 	ws     *Socket
 	term   Terminal
@@ -144,6 +145,7 @@ type Bridge struct {
 	echo     []byte    // of an interrupt that was typed; carryOutput takes it
 	bytesIn  int64
 	life     lifetime
+	sizes    resizing
 }
 
 // New joins an accepted WebSocket and a started terminal. The WebSocket speaks
@@ -154,6 +156,7 @@ func New(ws *Socket, term Terminal, opt Options) *Bridge {
 		v1:     ws.v1(),
 		hangUp: sync.OnceFunc(func() { _ = term.Close() }), // its owner reports what failed
 		gone:   make(chan struct{}),
+		sizes:  newResizing(opt.Size),
 	}
 	b.now, _ = term.(NonBlocking)
 	b.output.L, b.queue.L = &b.mu, &b.mu
@@ -208,6 +211,7 @@ func (b *Bridge) Run(ctx context.Context) Summary {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.stopLifetime()
+	b.stopResizing()
 	b.observeBacklog(-b.window.backlog())
 	sum.BytesIn, sum.BytesOut = b.bytesIn, b.sent
 	return sum

@@ -95,9 +95,9 @@ func (b *Bridge) receiveControl(p []byte) error {
 	}
 	switch m.Type {
 	case "resize":
-		// In order with input, so that what is typed after it sees the new
-		// size. It fails when the shell has just ended, which shows elsewhere.
-		_ = b.term.Resize(m.Size)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.resize(m.Size)
 	case "ping":
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -134,6 +134,7 @@ func (b *Bridge) receiveInput(p []byte) {
 	if b.opt.Ready.Mode == "ro" {
 		return
 	}
+	b.awaitSize()
 	b.interrupt(p)
 	for !b.ending && b.typing+len(b.input)+len(p) > maxQueued {
 		b.choked = true

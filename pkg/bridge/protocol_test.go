@@ -221,39 +221,6 @@ func TestSubprotocolIsExact(t *testing.T) {
 	}
 }
 
-func TestWhatIsTypedAfterAResizeSeesTheNewSize(t *testing.T) {
-	s := start(t, setup{opt: Options{Ready: someReady}})
-	var want []string
-	for i := range 50 {
-		cols := string(encode(i + 1))
-		s.control(t, `{"type":"resize","cols":`+cols+`,"rows":24}`)
-		s.input(t, "<"+cols+">")
-		want = append(want, "resize "+cols+"x24", "input <"+cols+">")
-	}
-	s.term.until(t, "all input", func() bool {
-		n := len(s.term.events)
-		return n > 0 && strings.HasSuffix(s.term.events[n-1], "<50>")
-	})
-	at := make(map[string]int)
-	for i, e := range s.term.log() {
-		// Input that waited may arrive in one piece.
-		if in, ok := strings.CutPrefix(e, "input "); ok {
-			for _, piece := range strings.SplitAfter(in, ">") {
-				at["input "+piece] = i
-			}
-			continue
-		}
-		at[e] = i
-	}
-	for i := 0; i < len(want); i += 2 {
-		r, ok := at[want[i]]
-		in, ok2 := at[want[i+1]]
-		if !ok || !ok2 || in < r {
-			t.Errorf("%q (%d) does not come before %q (%d)", want[i], r, want[i+1], in)
-		}
-	}
-}
-
 func TestPongCarriesTheIDAsWritten(t *testing.T) {
 	s := start(t, setup{opt: Options{Ready: someReady}})
 	for _, id := range []string{"7", "0", "-1", "12345678901234567890123", "1.50", "1E5"} {

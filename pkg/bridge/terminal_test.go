@@ -22,6 +22,7 @@ type fakeTerm struct {
 	deadline time.Time // lateTerm's
 	allowed  int       // bytes of input that the program still reads; -1: all
 	sink     io.Writer
+	resizing time.Duration // that the engine takes for a size
 
 	waiting int      // bytes that a Read that waits has room for; 0: none does
 	given   int64    // bytes that the bridge has read
@@ -163,6 +164,7 @@ func (f *fakeTerm) Write(p []byte) (n int, err error) {
 }
 
 func (f *fakeTerm) Resize(s Size) error {
+	time.Sleep(f.resizing)
 	f.with(func() { f.events = append(f.events, fmt.Sprintf("resize %dx%d", s.Cols, s.Rows)) })
 	return nil
 }

@@ -191,6 +191,7 @@ func (s *session) open(ctx context.Context, ws *bridge.Socket, claims ticket.Cla
 	}
 	s.shell = &shell{Terminal: term, metrics: s.Metrics}
 	opt := s.options(claims)
+	opt.Size = size
 	if tunneled, ok := term.(interface{ Expires() time.Time }); ok {
 		opt.TunnelEnds = tunneled.Expires()
 	}

@@ -1,0 +1,130 @@
+package bridge
+
+import (
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// A new size is a call to the engine, of some 4 ms, and makes a full-screen program
+// draw all anew; a client may tell hundreds a second. So the first is given to the
+// terminal at once, and of those that follow only the last, resizeEvery after it.
+// What is typed after a new size must see it, so for input the size does not wait,
+// resizesAtOnce times in a row: more than a person drags a window and types.
+const (
+	resizeEvery   = 300 * time.Millisecond
+	resizesAtOnce = 3
+	// resizeWait is how long input waits for the terminal to take a size, where
+	// that hangs.
+	resizeWait = 250 * time.Millisecond
+)
+
+// resizing gives sizes to the terminal, one at a time.
+type resizing struct {
+	wanted, given Size
+	turns         *rate.Limiter
+	last          time.Time     // when the latest size was given
+	running       chan struct{} // closed when the terminal has taken it; nil: it has
+	timer         *time.Timer   // nil: never armed
+	armed         bool          // giveLater is going to run
+}
+
+func newResizing(first Size) resizing {
+	return resizing{wanted: first, given: first, turns: rate.NewLimiter(rate.Every(resizeEvery), resizesAtOnce)}
+}
+
+// resize notes the size that the client has now. A size that the terminal has
+// costs nothing. The lock is held.
+func (b *Bridge) resize(s Size) {
+	b.sizes.wanted = s
+	b.giveSize(false)
+}
+
+// giveSize gives the terminal the size that is wanted, at once or in its time; for
+// what is typed it may be early. The lock is held.
+func (b *Bridge) giveSize(early bool) {
+	z := &b.sizes
+	if b.ending || z.wanted == z.given || z.running != nil {
+		return // of a size that was told meanwhile, whoever gives one sees to it
+	}
+	now := time.Now()
+	if left := resizeEvery - now.Sub(z.last); left > 0 && !(early && z.turns.AllowN(now, 1)) {
+		b.giveSizeIn(left)
+		return
+	} else if left <= 0 {
+		z.turns.AllowN(now, 1)
+	}
+	size, running := z.wanted, make(chan struct{})
+	z.given, z.last, z.running = size, now, running
+	b.wg.Add(1)
+	go func() {
+		defer b.wg.Done()
+		err := b.term.Resize(size)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		z.running = nil
+		close(running)
+		if err != nil && z.wanted == size {
+			// The shell has just ended, which shows elsewhere; or the engine
+			// failed, and the same size may be told again.
+			z.wanted, z.given = Size{}, Size{}
+		}
+		b.giveSize(false)
+	}()
+}
+
+func (b *Bridge) giveSizeIn(left time.Duration) {
+	z := &b.sizes
+	if z.armed {
+		return
+	}
+	b.wg.Add(1)
+	z.armed = true
+	if z.timer == nil {
+		z.timer = time.AfterFunc(left, b.giveLater)
+	} else {
+		z.timer.Reset(left)
+	}
+}
+
+func (b *Bridge) giveLater() {
+	defer b.wg.Done()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sizes.armed = false
+	b.giveSize(false)
+}
+
+// stopResizing is called with the lock held, once the session is ending.
+func (b *Bridge) stopResizing() {
+	if z := &b.sizes; z.armed && z.timer.Stop() {
+		z.armed = false
+		b.wg.Done()
+	}
+}
+
+// awaitSize is called by the reader before it takes input: what the client told
+// before is done, if it may be now. The lock is held, but not while it waits.
+func (b *Bridge) awaitSize() {
+	z := &b.sizes
+	if z.wanted == z.given && z.running == nil {
+		return
+	}
+	wait := time.NewTimer(resizeWait)
+	defer wait.Stop()
+	for range 2 { // the size that the terminal takes now, and the last
+		b.giveSize(true)
+		running := z.running
+		if running == nil {
+			return
+		}
+		b.mu.Unlock()
+		select {
+		case <-running:
+			b.mu.Lock()
+		case <-wait.C:
+			b.mu.Lock()
+			return
+		}
+	}
+}
