@@ -119,8 +119,15 @@ func (b *box) shells(tb testing.TB) (n int) {
 func (b *box) empty(tb testing.TB, but ...string) {
 	tb.Helper()
 	slices.Sort(but)
-	eventually(tb, fmt.Sprintf("only %q left in the container, not %q", but, b.commands(tb)), func() bool {
-		return slices.Equal(b.commands(tb), append([]string{}, but...))
+	var left []string
+	defer func() {
+		if tb.Failed() {
+			tb.Logf("the container has %q", left)
+		}
+	}()
+	eventually(tb, fmt.Sprintf("the container has only %q", but), func() bool {
+		left = b.commands(tb)
+		return slices.Equal(left, but)
 	})
 }
 

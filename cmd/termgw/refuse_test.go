@@ -346,9 +346,11 @@ func TestBadTickets(t *testing.T) {
 				t.Errorf("told %+v", m)
 			}
 		}
-		if opened != 1 || container.execs(t)-execs != 1 || container.shells(t) != 1 {
-			t.Errorf("%d were let in, %d execs, %d shells; want one", opened, container.execs(t)-execs, container.shells(t))
+		if opened != 1 || container.execs(t)-execs != 1 {
+			t.Errorf("%d were let in, %d execs; want one", opened, container.execs(t)-execs)
 		}
+		// A shell that starts can have a child.
+		eventually(t, "one shell", func() bool { return container.shells(t) == 1 })
 		if n := g.metric(t, metric) - used; n != 199 {
 			t.Errorf("%v replays were counted", n)
 		}

@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -478,7 +477,7 @@ func TestRemoteLeavesNothing(t *testing.T) {
 			instance := p.onInstance(t, aws, workspace)
 			container := newBox(t, env.Docker(t), workspace)
 			test.leave(t, workspace, container)
-			eventually(t, "only what was told to stay is left", func() bool { return slices.Equal(container.commands(t), stay) })
+			container.empty(t, stay...)
 			var session string
 			err := p.db.QueryRowContext(t.Context(), "SELECT id FROM termgw.sessions WHERE workspace_id = $1", workspace).Scan(&session)
 			if err != nil {
@@ -666,7 +665,7 @@ func TestRemoteTunnelGoesSilent(t *testing.T) {
 	c.run(t, jobs)
 	container.started(t)
 	aws.Stall()
-	eventually(t, "the shell is gone", func() bool { return slices.Equal(container.commands(t), stay) })
+	container.empty(t, stay...)
 	if code, m := c.closed(t), c.message(t, "error"); code != 4502 || m.Detail != "tunnel_stalled" || !m.Retryable || !strings.Contains(m.Message, docsPage) {
 		t.Errorf("closed with %d, told %+v", code, m)
 	}
@@ -675,7 +674,7 @@ func TestRemoteTunnelGoesSilent(t *testing.T) {
 		t.Errorf("a new shell says %q", got)
 	}
 	again.close(t)
-	eventually(t, "the new one is gone", func() bool { return slices.Equal(container.commands(t), stay) })
+	container.empty(t, stay...)
 	g.nothingLeft(t, container, stay...)
 }
 
