@@ -175,9 +175,10 @@ func (d *demo) writeEndpoint() (path string, remove func() error, err error) {
 	return path, remove, nil
 }
 
-// contentPolicy lets the page load nothing but itself. xterm.js sets styles of
-// its own, hence the one 'unsafe-inline'.
-const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self' ws:; " +
+// contentPolicy lets the page load nothing but itself, and connect to nothing
+// else: 'self' is also the WebSockets of its own host and port (CSP 3, section
+// 6.7.2.8). xterm.js sets styles of its own, hence the one 'unsafe-inline'.
+const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; " +
 	"img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 func (d *demo) handler(rt http.Handler) http.Handler {

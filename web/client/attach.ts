@@ -10,6 +10,7 @@ import { WebLinksAddon } from "@xterm/addon-web-links";
 import type { IDisposable, Terminal } from "@xterm/xterm";
 import type { EndCode } from "./codes.js";
 import { MAX_SIZE, type State, type TerminalConnection } from "./connection.js";
+import { guardOutput } from "./guard.js";
 
 /**
  * Undoes what a program may have left on when its session ended under it: mouse
@@ -34,6 +35,11 @@ const OFFLINE = new Set<EndCode>([
   "no_answer",
   "ticket_unavailable",
 ]);
+/**
+ * Bytes that xterm.js parses at once: between two pieces it lets the page's other terminals go on,
+ * once it has worked for 12 ms.
+ */
+const PIECE = 1024;
 /** Who has pressed no key for so long has seen that the shell is another one. */
 const PAUSE_MS = 1_000;
 /** What xterm.js answers to programs, and keys that run nothing; a paste in brackets is neither. */
@@ -103,6 +109,7 @@ export function attachTerminal(
     return addon;
   };
 
+  guardOutput(terminal);
   // Widths as programs know them since 2019: xterm.js's own table is of 2010, without emoji.
   terminal.options.allowProposedApi = true;
   load(new Unicode11Addon());
@@ -230,10 +237,18 @@ function render(terminal: Terminal, connection: TerminalConnection): () => void 
   const stop = connection.on("output", ({ bytes, hold }) => {
     const release = hold();
     held.add(release);
-    terminal.write(bytes, () => {
-      held.delete(release);
-      release();
-    });
+    for (let start = 0; start < bytes.length; start += PIECE) {
+      const isLast = start + PIECE >= bytes.length;
+      terminal.write(
+        bytes.subarray(start, start + PIECE),
+        isLast
+          ? () => {
+              held.delete(release);
+              release();
+            }
+          : undefined,
+      );
+    }
   });
   return () => {
     stop();

@@ -10,6 +10,7 @@ import {
 import type { Platform, Workspace } from "./platform.js";
 import { settings } from "./settings.js";
 import { currentTheme } from "./theme.js";
+import { type Visible, visible } from "./visible.js";
 
 const FONT =
   'ui-monospace, "SF Mono", "JetBrains Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace';
@@ -17,10 +18,12 @@ const FONT =
 const calm = new Set(["exit", "closed", "idle_timeout", "session_expired", "tunnel_expired"]);
 
 /** A program's wish to put text on the clipboard, until somebody answers. */
-export interface CopyRequest {
-  text: string;
+export interface CopyRequest extends Visible {
   answer(allowed: boolean): void;
 }
+
+/** Characters of a title: a program may send ten million, which a page takes seconds to lay out. */
+const MAX_TITLE = 200;
 
 const calmMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -119,7 +122,7 @@ export class TerminalSession {
       changed();
     });
     this.terminal.onTitleChange((title) => {
-      this.title = title;
+      this.title = title.slice(0, MAX_TITLE);
       changed();
     });
     this.terminal.onResize(changed);
@@ -169,7 +172,7 @@ export class TerminalSession {
     if (this.status.state !== "open") return Promise.resolve(false);
     return new Promise((resolve) => {
       this.copyRequest = {
-        text,
+        ...visible(text),
         answer: (allowed) => {
           this.copyRequest = undefined;
           resolve(allowed);

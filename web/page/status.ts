@@ -17,6 +17,8 @@ interface Words {
   kind: "notice" | "bad" | "calm";
   title: string;
   message: string;
+  /** A program's text, below the message. */
+  quote?: string;
   more: string;
   /** The first is the one that Enter presses. */
   primary?: Button;
@@ -41,6 +43,7 @@ export class StatusView {
   private readonly panel = element("panel");
   private readonly title = element("panel-title");
   private readonly message = element("panel-message");
+  private readonly quote = element("panel-quote");
   private readonly more = element("panel-more");
   private readonly primary = element<HTMLButtonElement>("again");
   private readonly second = element<HTMLButtonElement>("second");
@@ -114,6 +117,8 @@ export class StatusView {
     this.panel.dataset.kind = words.kind;
     setText(this.title, words.title);
     setText(this.message, words.message);
+    setText(this.quote, words.quote ?? "");
+    this.quote.hidden = words.quote === undefined;
     setText(this.more, words.more);
     this.more.hidden = !words.more;
     setText(this.primary, words.primary?.words ?? "");
@@ -165,7 +170,8 @@ function panelWords(session: TerminalSession): Words | undefined {
     return {
       kind: "notice",
       title: "A program wants to copy",
-      message: `${copyRequest.text.length} characters to your clipboard: “${excerpt(copyRequest.text)}”`,
+      message: `To your clipboard: ${copyRequest.size}.`,
+      quote: copyRequest.shown,
       more: "",
       primary: { words: "Allow", press: answer(true) },
       second: { words: "Do not", press: answer(false) },
@@ -225,11 +231,6 @@ function stateWords({ status }: TerminalSession): string {
     default:
       return status.end ? "Reconnecting…" : "Connecting…";
   }
-}
-
-function excerpt(text: string): string {
-  const line = text.replace(/\s+/g, " ").trim();
-  return line.length > 60 ? `${line.slice(0, 60)}…` : line;
 }
 
 function seconds(ms: number): string {

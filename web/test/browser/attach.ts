@@ -59,7 +59,15 @@ class Rig {
   }
 
   print(text: string): void {
-    this.sockets.at(-1)?.onmessage?.({ data: encoder.encode(text).buffer });
+    this.feed(encoder.encode(text));
+  }
+
+  /** Output in frames of so many bytes. */
+  feed(bytes: Uint8Array, frame = bytes.length): void {
+    for (let start = 0; start < bytes.length; start += frame) {
+      const data = bytes.slice(start, start + frame).buffer;
+      this.sockets.at(-1)?.onmessage?.({ data });
+    }
   }
 
   /** Everything that was written to the terminal is parsed. */

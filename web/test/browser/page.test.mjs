@@ -326,14 +326,23 @@ test("a program may copy to the clipboard when somebody allows it", { skip }, as
     type(tab, `printf '\\e]52;c;%s\\a' "$(printf '${text}' | base64)"`);
 
   await copy("refused");
-  await shows(tab, "#panel", /wants to copy.*“refused”/);
+  await shows(tab, "#panel", /wants to copy.*7 characters\. ?refused/);
   await tab.locator("#second").click();
   await until(async () => String(await tab.locator("#panel").isVisible()), /false/);
   assert.equal(await clipboard(), "");
   await copy("allowed");
-  await shows(tab, "#panel", /“allowed”/);
+  await shows(tab, "#panel", /allowed/);
   await tab.locator("#again").click();
   await until(clipboard, /^allowed$/);
+
+  // What a paste would run is seen: line ends, and marks that turn text around.
+  await copy("ls \\u202e# \\n  rm\\t-rf\\033");
+  await shows(tab, "#panel", /16 characters with 1 line end/);
+  assert.equal(
+    await tab.locator("#panel-quote").textContent(),
+    "ls \\u{202e}# \\n\n  rm\\t-rf\\u{1b}",
+  );
+  await tab.locator("#second").click();
 
   // A question ends with its session: the button does what it says then.
   const end = async () => {
@@ -344,7 +353,7 @@ test("a program may copy to the clipboard when somebody allows it", { skip }, as
     assert.equal(await clipboard(), "allowed");
   };
   await copy("stale");
-  await shows(tab, "#panel", /“stale”/);
+  await shows(tab, "#panel", /stale/);
   await type(tab, "exit");
   await end();
   await type(tab, `printf '\\e]52;c;%s\\a' "$(printf last | base64)"; exit`);
@@ -356,6 +365,56 @@ test("a program may copy to the clipboard when somebody allows it", { skip }, as
     String.raw`stty -echo -icanon min 0 time 5; printf '\e]52;c;?\a'; od -c; stty sane`,
   );
   await sees(tab, /^0000000 033 +\] +5 +2 +; +c +; +\\a\n0000010$/m);
+});
+
+test("output of one terminal leaves the page's others alone", { skip }, async (t) => {
+  const demo = await startDemo(t);
+  const tab = await openTab(t, await openBrowser(), demo.page);
+  await tab.goto(demo.page);
+  await shows(tab, "#state", /^Connected$/);
+  await tab.keyboard.press("Control+Shift+O");
+  await tab.keyboard.type("mach");
+  await shows(tab, "#picker-list", /^This machine/);
+  await tab.keyboard.press("Enter");
+  await until(async () => String(await tab.locator(".tab").count()), /^2$/);
+  await shows(tab, "#state", /^Connected$/);
+  const attacks = ["S", "T", "L", "M", "I", "Z", "b"].map(
+    (final) => `x\\033[H\\033[2147483647${final}`,
+  );
+  const more = ["\\033]2;%999999s\\a", "\\033[999;999H\\033[1J", "\\033[?12h\\033[?12l"];
+  await type(
+    tab,
+    `for i in 1 2 3; do printf '${[...attacks, ...more].join("")}'; done; printf '\\r\\nstill %s\\n' here`,
+  );
+  await tab.keyboard.press("Control+Shift+ArrowLeft");
+  await type(tab, "printf 'other %s' answers");
+  await sees(tab, /other answers/);
+  await tab.keyboard.press("Control+Shift+ArrowRight");
+  await sees(tab, /still here/);
+  assert.ok((await tab.title()).length < 300, "a title has an end");
+});
+
+test("the page connects to nothing but its own origin", { skip }, async (t) => {
+  const demo = await startDemo(t);
+  const tab = await openTab(t, await openBrowser(), demo.page, {
+    expected: /Content Security Policy/,
+  });
+  await tab.goto(demo.page);
+  await shows(tab, "#state", /^Connected$/);
+  const refused = await tab.evaluate(async () => {
+    const violation = new Promise((resolve) => {
+      document.addEventListener("securitypolicyviolation", ({ effectiveDirective, blockedURI }) =>
+        resolve(`${effectiveDirective} ${blockedURI}`),
+      );
+    });
+    try {
+      new WebSocket("ws://127.0.0.2:9/").close();
+    } catch {
+      // Browsers differ in whether this throws.
+    }
+    return violation;
+  });
+  assert.match(String(refused), /^connect-src ws:\/\/127\.0\.0\.2:9/);
 });
 
 test("the one-time link lets one tab in", { skip }, async (t) => {

@@ -18,7 +18,7 @@ const TYPES = new Map([
 // As strict as the demo's own (cmd/termgw/demo.go).
 const POLICY =
   "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; " +
-  "connect-src 'self' ws:; img-src 'self'";
+  "connect-src 'self'; img-src 'self'";
 
 /** @typedef {{workspace: string, mode?: "rw" | "ro"}} Wanted */
 
