@@ -1,7 +1,9 @@
 package deploy
 
 import (
+	"bufio"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -9,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -300,4 +303,94 @@ func TestProxyTimeouts(t *testing.T) {
 			t.Errorf("%s: %s, and has to be %s", test.file, found[0][0], test.least)
 		}
 	}
+}
+
+// A flood of an address ends at nginx and fills no log, whatever is asked for; a page whose ten terminals come back at
+// once, and a company whose 150 do, are never refused.
+func TestFloodThroughNginx(t *testing.T) {
+	gateway, upstream, _ := serve(t)
+	p := startNginx(t, upstream, false)
+
+	t.Run("honest", func(t *testing.T) {
+		var all sync.WaitGroup
+		for range 150 {
+			all.Go(func() {
+				conn, err := net.Dial("tcp", p.address)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer conn.Close()
+				if status := ask(conn, bufio.NewReader(conn), handshake); status != http.StatusSwitchingProtocols {
+					t.Errorf("a handshake got %d", status)
+				}
+			})
+		}
+		all.Wait()
+	})
+
+	evil := "eyJhbGciOiJFZERTQSJ9.c2VjcmV0c2VjcmV0.c2lnbmF0dXJl"
+	for name, request := range map[string]string{
+		"a wrong origin":     strings.Replace(handshake, "\r\n\r\n", "\r\nOrigin: https://evil.example/"+strings.Repeat("x", 8<<10)+"\r\n\r\n", 1),
+		"a bad handshake":    strings.Replace(handshake, "Sec-WebSocket-Key", "X", 1),
+		"no WebSocket":       "GET /workspaces/ws1/terminal HTTP/1.1\r\nHost: " + host + "\r\n\r\n",
+		"another path":       "GET /" + evil + strings.Repeat("x", 8<<10) + " HTTP/1.1\r\nHost: " + host + "\r\n\r\n",
+		"another path still": "GET /" + strings.Repeat("x", 8<<10) + "\u009b2J HTTP/1.1\r\nHost: " + host + "\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			began, proxyBefore, gatewayBefore := time.Now(), len(p.said(t)), len(gateway.said(t))
+			const requests = 2000
+			statuses := map[int]int{}
+			for asked := 0; asked < requests; {
+				conn, err := net.Dial("tcp", p.address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for r := bufio.NewReader(conn); asked < requests; {
+					asked++
+					status := ask(conn, r, request)
+					if statuses[status]++; status == 0 || status == http.StatusBadRequest {
+						break
+					}
+				}
+				conn.Close()
+			}
+			most := 201 + int(time.Since(began).Seconds()+1)*50
+			if passed := requests - statuses[http.StatusTooManyRequests] - statuses[0]; passed > most {
+				t.Errorf("%d of %d pass, of at most %d: %v", passed, requests, most, statuses)
+			}
+			for who, said := range map[string]string{"nginx": p.said(t)[proxyBefore:], "the gateway": gateway.said(t)[gatewayBefore:]} {
+				if n := strings.Count(said, "\n"); n > most+requests/20 {
+					t.Errorf("%s logs %d lines", who, n)
+				}
+				if n := len(said) / (strings.Count(said, "\n") + 1); n > 2<<10 {
+					t.Errorf("the lines of %s have %d bytes", who, n)
+				}
+				if strings.Contains(said, "c2VjcmV0") || strings.ContainsAny(said, "\x1b\u009b") {
+					t.Errorf("%s logs what it must not", who)
+				}
+			}
+		})
+	}
+}
+
+// handshake is well made, without a ticket.
+const handshake = "GET /workspaces/ws1/terminal HTTP/1.1\r\nHost: " + host + "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
+	"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+
+// ask sends bytes and returns the answer's status, or 0 where the connection is over.
+func ask(conn net.Conn, r *bufio.Reader, request string) int {
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(conn, request); err != nil {
+		return 0
+	}
+	response, err := http.ReadResponse(r, nil)
+	if err != nil {
+		return 0
+	}
+	if response.StatusCode != http.StatusSwitchingProtocols {
+		_, _ = io.Copy(io.Discard, response.Body)
+		response.Body.Close()
+	}
+	return response.StatusCode
 }

@@ -161,8 +161,16 @@ func TestTraefik(t *testing.T) {
 				EntryPoints []string  `json:"entryPoints"`
 				Rule        string    `json:"rule"`
 				Service     string    `json:"service"`
+				Middlewares []string  `json:"middlewares"`
 				TLS         *struct{} `json:"tls"`
 			} `json:"routers"`
+			Middlewares map[string]struct {
+				RateLimit struct {
+					Average int    `json:"average"`
+					Period  string `json:"period"`
+					Burst   int    `json:"burst"`
+				} `json:"rateLimit"`
+			} `json:"middlewares"`
 			Services map[string]struct {
 				LoadBalancer struct {
 					PassHostHeader   bool                `json:"passHostHeader"`
@@ -200,6 +208,9 @@ func TestTraefik(t *testing.T) {
 		if _, ok := static.EntryPoints[name]; !ok {
 			t.Errorf("there is no entry point %s", name)
 		}
+	}
+	if len(router.Middlewares) != 1 || dynamic.HTTP.Middlewares[router.Middlewares[0]].RateLimit.Average != 50 {
+		t.Errorf("the router has the middlewares %v, of %v", router.Middlewares, dynamic.HTTP.Middlewares)
 	}
 	service := dynamic.HTTP.Services[router.Service].LoadBalancer
 	if !service.PassHostHeader || len(service.Servers) != 1 || service.Servers[0]["url"] != "http://termgw:8080" || service.HealthCheck["path"] != "/readyz" {
