@@ -74,8 +74,9 @@ var (
 
 const (
 	// maxQueued bounds the input that waits for a program that does not read,
-	// in bytes. Past it the WebSocket is no longer read.
-	maxQueued = 32 << 20
+	// in bytes; the budget may bound it sooner. Past it the WebSocket is no longer
+	// read.
+	maxQueued = 16 << 20
 	// maxMessages bounds the control messages that wait for a client that does
 	// not read. Past it pings go unanswered.
 	maxMessages = 64
@@ -93,6 +94,10 @@ type Options struct {
 	Size         Size          // that the terminal has; zero: not known
 	PingInterval time.Duration // two unanswered: the client is gone; 0: no pings
 	TunnelEnds   time.Time     // when the way to the terminal is cut; zero: never
+	// Budget bounds what the sessions of the process hold together, and Owner is
+	// whose share of it the session uses. May be nil.
+	Budget *Budget
+	Owner  string
 	// RTT is told each ping's round trip, Backlog each change of the bytes
 	// sent and not yet acknowledged. Both may be nil.
 	RTT     func(time.Duration)
@@ -137,8 +142,8 @@ type Bridge struct {
 	messages []message // to send, oldest first
 	telling  bool      // sendMessages runs
 	queue    sync.Cond // the reader waits here for the input queue
-	input    []byte    // input for the terminal, oldest first
-	typing   int       // bytes that typeInput has in hand
+	input    queue     // for the terminal
+	toType   int       // of input, in bytes; the rest is of a message whose end has not come
 	typist   bool      // typeInput runs
 	choked   bool      // the reader waits for the input queue and hears no acks
 	typed    bool      // input has come since the last output
@@ -157,6 +162,7 @@ func New(ws *Socket, term Terminal, opt Options) *Bridge {
 		hangUp: sync.OnceFunc(func() { _ = term.Close() }), // its owner reports what failed
 		gone:   make(chan struct{}),
 		sizes:  newResizing(opt.Size),
+		input:  queue{budget: opt.Budget, owner: opt.Owner, limit: maxQueued},
 	}
 	b.now, _ = term.(NonBlocking)
 	b.output.L, b.queue.L = &b.mu, &b.mu
@@ -230,7 +236,7 @@ func (b *Bridge) Close(code websocket.StatusCode, e *Error) {
 			break
 		}
 		b.mu.Lock()
-		b.tell(opClose, closing(code))
+		b.tell(opClose, closing(code, "exit"))
 		b.mu.Unlock()
 		b.awaitAnswer()
 	}
@@ -253,6 +259,12 @@ func (b *Bridge) awaitAnswer() {
 	over := b.over
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	var lingered func()
+	defer func() {
+		if lingered != nil {
+			lingered()
+		}
+	}()
 	for left := b.ws.wire.unacknowledged(); ; {
 		select {
 		case <-b.gone:
@@ -260,6 +272,9 @@ func (b *Bridge) awaitAnswer() {
 		case <-over:
 			over, end = nil, time.Now().Add(closeTime)
 		case now := <-tick.C:
+			if lingered == nil {
+				lingered = b.ws.lingers()
+			}
 			n := b.ws.wire.unacknowledged()
 			if b.ws.wire.heard.Swap(false) || n < left {
 				moved = now
@@ -285,7 +300,10 @@ func (b *Bridge) cut() {
 func (b *Bridge) stopInput() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.ending, b.input = true, nil
+	b.ending = true
+	if !b.typist { // else it does
+		b.input.clear()
+	}
 	b.output.Broadcast()
 	b.queue.Broadcast()
 }

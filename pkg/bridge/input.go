@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/coder/websocket"
@@ -16,13 +17,13 @@ import (
 func (b *Bridge) readClient() {
 	defer b.wg.Done()
 	defer close(b.gone)
-	var scratch [256]byte // larger than a keystroke or a common control message
+	var small [256]byte // larger than a keystroke or a common control message
 	for {
 		// Never with a context that ends: that would end the connection, and
 		// with it the close frame that tells the client why.
 		typ, r, err := b.ws.ws.Reader(context.Background())
 		if err == nil {
-			err = b.receive(typ, r, scratch[:0])
+			err = b.receive(typ, r, small[:0])
 		}
 		switch {
 		case err == nil:
@@ -43,41 +44,30 @@ func (b *Bridge) readClient() {
 }
 
 // receive takes one message.
-func (b *Bridge) receive(typ websocket.MessageType, r io.Reader, buf []byte) error {
-	isControl := b.v1 && typ == websocket.MessageText
-	limit := MaxInput
-	if isControl {
-		limit = MaxControl
+func (b *Bridge) receive(typ websocket.MessageType, r io.Reader, small []byte) error {
+	if !b.v1 || typ != websocket.MessageText {
+		return b.receiveInput(r, small)
 	}
-	p, err := readMessage(r, buf, limit)
+	p, err := readControl(r, small)
 	if err != nil {
 		return err
 	}
 	b.mu.Lock()
 	ending := b.ending
 	b.mu.Unlock()
-	switch {
-	case ending:
-		return nil
-	case isControl:
-		return b.receiveControl(p)
-	default:
-		b.receiveInput(p)
+	if ending {
 		return nil
 	}
+	return b.receiveControl(p)
 }
 
-// readMessage reads a whole message, into buf if it fits. A message over the
-// limit, in however many fragments, is ErrTooLarge.
-func readMessage(r io.Reader, buf []byte, limit int) ([]byte, error) {
+// readControl reads a whole control message, into buf if it fits.
+func readControl(r io.Reader, buf []byte) ([]byte, error) {
 	for {
-		if len(buf) == cap(buf) {
-			buf = append(buf, 0)[:len(buf)]
-		}
-		n, err := r.Read(buf[len(buf):cap(buf)])
+		n, err := readFull(r, buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
-		if len(buf) > limit {
-			return nil, fmt.Errorf("%w of %d bytes", ErrTooLarge, limit)
+		if len(buf) > MaxControl {
+			return nil, tooLarge(MaxControl)
 		}
 		if errors.Is(err, io.EOF) {
 			return buf, nil
@@ -85,8 +75,23 @@ func readMessage(r io.Reader, buf []byte, limit int) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
+		buf = slices.Grow(buf, 1)
 	}
 }
+
+// readFull reads until p is full or the message over; then its error is io.EOF,
+// which io.ReadFull's is not.
+func readFull(r io.Reader, p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		var m int
+		m, err = r.Read(p[n:])
+		n += m
+	}
+	return n, err
+}
+
+// tooLarge is the error of a message over its limit, in however many fragments.
+func tooLarge(limit int) error { return fmt.Errorf("%w of %d bytes", ErrTooLarge, limit) }
 
 func (b *Bridge) receiveControl(p []byte) error {
 	m, err := parseControl(p)
@@ -120,31 +125,44 @@ func (b *Bridge) receiveControl(p []byte) error {
 	return nil
 }
 
-// receiveInput queues input for the terminal. It waits only when the program
-// has left maxQueued bytes unread; then acks cannot be heard either, and the
-// window is lifted until it goes on.
-func (b *Bridge) receiveInput(p []byte) {
+// receiveInput takes a message of input, in pieces as they come.
+func (b *Bridge) receiveInput(r io.Reader, small []byte) error {
+	n, err := readFull(r, small[:cap(small)])
+	if errors.Is(err, io.EOF) {
+		b.takeMessage(small[:n])
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	b.takePiece(small[:n], false)
+	large := blocks.Get().(*block)
+	defer blocks.Put(large)
+	for total := n; ; {
+		n, err := r.Read(large[:])
+		last := errors.Is(err, io.EOF)
+		if total += n; total > MaxInput {
+			return tooLarge(MaxInput)
+		}
+		if err != nil && !last {
+			return err
+		}
+		b.takePiece(large[:n], last)
+		if last {
+			return nil
+		}
+	}
+}
+
+// takeMessage takes a whole message of input, which may be an interrupt.
+func (b *Bridge) takeMessage(p []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(p) == 0 {
-		return // nothing was typed
-	}
-	b.life.input(time.Now())
-	b.typed = true
-	if b.opt.Ready.Mode == "ro" {
+	if !b.mayType(p) {
 		return
 	}
 	b.awaitSize()
 	b.interrupt(p)
-	for !b.ending && b.typing+len(b.input)+len(p) > maxQueued {
-		b.choked = true
-		b.output.Signal()
-		b.queue.Wait()
-	}
-	b.choked = false
-	if b.ending {
-		return
-	}
 	if b.now != nil && !b.typist {
 		n, err := b.now.TryWrite(p)
 		b.bytesIn += int64(n)
@@ -152,37 +170,83 @@ func (b *Bridge) receiveInput(p []byte) {
 			return // after an error the shell is gone, which carryOutput finds out
 		}
 	}
-	b.input = append(b.input, p...)
-	if !b.typist {
+	b.queueInput(p, true)
+}
+
+// takePiece takes a piece of a message of input.
+func (b *Bridge) takePiece(p []byte, last bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.mayType(p) || len(p) == 0 { // nothing of a reader's is queued
+		b.queueInput(p, last)
+	}
+}
+
+// mayType notes that somebody has typed, and reports whether that goes to the
+// terminal. The lock is held.
+func (b *Bridge) mayType(p []byte) bool {
+	if b.ending || len(p) == 0 {
+		return false
+	}
+	b.life.input(time.Now())
+	b.typed = true
+	return b.opt.Ready.Mode != "ro"
+}
+
+// queueInput queues input. Nothing of a message is typed before the last of it has
+// come, so that nothing of one over the limit is, unless the queue may hold no more
+// of it. Then queueInput waits; acks cannot be heard meanwhile either, and the
+// window is lifted. The lock is held.
+func (b *Bridge) queueInput(p []byte, last bool) {
+	for !b.ending {
+		p = p[b.input.push(p):]
+		if last || len(p) > 0 {
+			b.toType = b.input.size()
+			b.startTyping()
+		}
+		if len(p) == 0 {
+			break
+		}
+		if !b.choked {
+			b.choked = true
+			b.ws.wire.limitUnsent() // what is sent has no other bound now
+			b.output.Signal()
+		}
+		b.queue.Wait()
+	}
+	b.choked = false
+}
+
+func (b *Bridge) startTyping() {
+	if b.toType > 0 && !b.typist {
 		b.typist = true
 		b.wg.Add(1)
 		go b.typeInput()
 	}
 }
 
-// typeInput writes queued input to the terminal until there is none. Writing
-// blocks for as long as the program does not read; the reader must not.
+// typeInput writes queued input to the terminal until there is none to type.
+// Writing blocks for as long as the program does not read; the reader must not.
 func (b *Bridge) typeInput() {
 	defer b.wg.Done()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for len(b.input) > 0 {
-		p := b.input
-		b.input = nil
-		for len(p) > 0 && !b.ending {
-			piece := p[:min(len(p), 32<<10)]
-			b.typing = len(p)
-			b.mu.Unlock()
-			n, err := b.term.Write(piece)
-			b.mu.Lock()
-			b.bytesIn += int64(n)
-			p = p[n:]
-			if err != nil {
-				p = nil // the shell is gone, which the pump finds out
-			}
-			b.queue.Signal()
+	for b.toType > 0 && !b.ending {
+		p := b.input.front()
+		p = p[:min(len(p), b.toType)]
+		b.mu.Unlock()
+		n, err := b.term.Write(p)
+		b.mu.Lock()
+		b.bytesIn += int64(n)
+		if err != nil {
+			n = b.toType // the shell is gone, which carryOutput finds out
 		}
-		b.typing = 0
+		b.input.drop(n)
+		b.toType -= n
+		b.queue.Signal()
 	}
 	b.typist = false
+	if b.ending {
+		b.input.clear()
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,7 +18,7 @@ import (
 // A paste into a program that reads slowly arrives whole and in order, while
 // everything else is still served.
 func TestLargePaste(t *testing.T) {
-	const size, piece = 20 << 20, 1 << 20
+	const size, piece = maxQueued, 1 << 20
 	paste := make([]byte, size)
 	pattern(0, paste)
 	term := newTerm()
@@ -43,7 +44,7 @@ func TestLargePaste(t *testing.T) {
 	if got, want := sum.Sum(nil), sha256.Sum256(paste); !slices.Equal(got, want[:]) {
 		t.Error("the paste did not arrive as it was sent")
 	}
-	term.until(t, "the last size", func() bool { return slices.Contains(term.events, "resize 20x24") })
+	term.until(t, "the last size", func() bool { return slices.Contains(term.events, fmt.Sprintf("resize %dx24", size>>20)) })
 	s.term.quit(Exit{})
 	if sum := s.wait(t); sum.BytesIn != size {
 		t.Errorf("BytesIn = %d", sum.BytesIn)
@@ -126,9 +127,9 @@ func TestTheClientGoesWhileItsInputWaits(t *testing.T) {
 			term := newTerm()
 			term.allowed = 0
 			s := start(t, setup{term: term, opt: Options{Ready: someReady, PingInterval: time.Hour}})
-			s.bridge.mu.Lock()
-			s.bridge.input, s.bridge.typist = make([]byte, maxQueued), true // as if much had been pasted
-			s.bridge.mu.Unlock()
+			for range maxQueued / MaxInput {
+				s.input(t, strings.Repeat("x", MaxInput))
+			}
 			s.input(t, "one more")
 			s.input(t, "before the end")
 			eventually(t, "the input waits, and the next ping's time", func() bool {
@@ -157,6 +158,7 @@ func TestReadOnly(t *testing.T) {
 	ready.Mode = "ro"
 	s := start(t, setup{opt: Options{Ready: ready}})
 	s.input(t, "rm -rf /\r")
+	s.input(t, strings.Repeat("rm -rf /\r", 10_000))
 	s.control(t, `{"type":"resize","cols":90,"rows":30}`)
 	s.term.until(t, "the size", func() bool { return len(s.term.events) > 0 })
 	s.term.print([]byte("output"))

@@ -51,39 +51,59 @@ func (b *Bridge) interrupt(typed []byte) {
 func (b *Bridge) skip(echo []byte) error {
 	large := largeBuffers.Get().(*largeBuffer)
 	defer largeBuffers.Put(large)
-	var ahead []byte
+	ahead := queue{budget: b.opt.Budget, owner: b.opt.Owner, limit: maxAhead}
+	defer ahead.clear()
 	var failed error
 	for {
 		if echo != nil && failed == nil {
-			ahead, failed = b.look(ahead, echo, large[headroom:])
+			failed = b.look(&ahead, echo)
 		}
-		if len(ahead) == 0 {
+		if ahead.size() == 0 {
 			return failed
 		}
 		var room int
 		if room, echo = b.awaitRoom(); echo != nil {
 			continue // typed again
 		}
-		n := copy(large[headroom:], ahead[:min(len(ahead), room)])
-		ahead = ahead[n:]
+		p := ahead.front()
+		n := copy(large[headroom:], p[:min(len(p), room)])
+		ahead.drop(n)
 		b.sendOutput(large[:headroom+n])
 	}
 }
 
-// look reads on after what was read ahead until the echo is there.
-func (b *Bridge) look(ahead, echo, p []byte) ([]byte, error) {
-	for end := time.Now().Add(lookTime); len(ahead) < maxAhead && time.Now().Before(end); {
+// look reads on after what was read ahead until the echo is there, or no more may
+// be held.
+func (b *Bridge) look(ahead *queue, echo []byte) error {
+	for end := time.Now().Add(lookTime); time.Now().Before(end); {
+		p := ahead.space()
+		if len(p) == 0 {
+			return nil
+		}
 		n, err := b.readSoon(p)
-		from := max(0, len(ahead)-len(echo)+1) // its first byte may have been the last
-		ahead = append(ahead, p[:n]...)
-		if i := bytes.Index(ahead[from:], echo); i >= 0 {
-			return withoutLines(ahead, from+i), err
+		from := ahead.size()
+		ahead.wrote(n)
+		if i := echoIn(ahead, echo, from, p[:n]); i >= 0 {
+			withoutLines(ahead, i)
+			return err
 		}
 		if n == 0 || err != nil {
-			return ahead, err
+			return err
 		}
 	}
-	return ahead, nil
+	return nil
+}
+
+// echoIn returns where the two bytes of an echo begin in the queue, the last piece
+// of which begins at from; -1: nowhere.
+func echoIn(q *queue, echo []byte, from int, piece []byte) int {
+	if from > 0 && len(piece) > 0 && *q.at(from - 1) == echo[0] && piece[0] == echo[1] {
+		return from - 1
+	}
+	if i := bytes.Index(piece, echo); i >= 0 {
+		return from + i
+	}
+	return -1
 }
 
 // readSoon reads what is there, or comes soon.
@@ -112,17 +132,26 @@ func (b *Bridge) readSoon(p []byte) (int, error) {
 
 // withoutLines drops the lines before the one with the echo, which begins at i,
 // but for the rest of the first, of which the client has a part.
-func withoutLines(p []byte, i int) []byte {
-	first := bytes.IndexByte(p[:i], '\n') + 1
-	if first > maxLine {
-		first = 0
+func withoutLines(q *queue, i int) {
+	first := 0 // where the second line begins; 0: the first is too long
+	for k := range min(i, maxLine) {
+		if *q.at(k) == '\n' {
+			first = k + 1
+			break
+		}
 	}
-	last := bytes.LastIndexByte(p[:i], '\n') + 1
-	if i-last > maxLine {
-		last = i
+	last := i // where the line with the echo begins, unless it is too long
+	for k := i; i-k <= maxLine; k-- {
+		if k == 0 || *q.at(k - 1) == '\n' {
+			last = k
+			break
+		}
 	}
 	if first >= last {
-		return p
+		return
 	}
-	return append(p[:first], p[last:]...)
+	for k := first - 1; k >= 0; k-- {
+		*q.at(k + last - first) = *q.at(k)
+	}
+	q.drop(last - first)
 }

@@ -17,6 +17,11 @@ import (
 // Socket is a client's WebSocket. The library shakes hands, reads, and closes;
 // what the session sends goes to the wire directly.
 type Socket struct {
+	// Lingers is called once the client was told the end, and only its answer is
+	// waited for; what it returns is called when that is over. Drop ends the waiting.
+	// May be nil; set it before Refuse, or before the Bridge is closed.
+	Lingers func(drop func()) (over func())
+
 	ws   *websocket.Conn
 	wire *wire
 	pong func(payload []byte) // set before the first read
@@ -108,17 +113,30 @@ func (s *Socket) CloseNow() { _ = s.ws.CloseNow() }
 func (s *Socket) farewell(code websocket.StatusCode, e Error) {
 	now := time.Now()
 	_ = s.wire.SetWriteDeadline(now.Add(flushTime))
-	if err := s.wire.send(opText, framed(e.Encode(s.v1()))); err != nil {
+	err := s.wire.send(opText, framed(e.Encode(s.v1())))
+	if err == nil {
+		err = s.wire.send(opClose, framed(closing(code, e.Code)))
+	}
+	if err != nil {
 		s.CloseNow() // nobody takes it
 		return
 	}
+	defer s.lingers()()
 	_ = s.wire.SetDeadline(now.Add(closeTime))
-	_ = s.ws.Close(code, e.Code) // fails when the client left first, which is no fault
+	_ = s.ws.Close(code, e.Code) // waits; fails when the client left first, which is no fault
 }
 
-// closing is the payload of the close frame after the shell's own end.
-func closing(code websocket.StatusCode) []byte {
-	return append(binary.BigEndian.AppendUint16(nil, uint16(code)), "exit"...) //nolint:gosec // RFC 6455, 7.4: 16 bits
+// lingers tells that the client is waited for; it returns what tells the end of that.
+func (s *Socket) lingers() (over func()) {
+	if s.Lingers == nil {
+		return func() {}
+	}
+	return s.Lingers(func() { _ = s.wire.Close() })
+}
+
+// closing is the payload of a close frame.
+func closing(code websocket.StatusCode, reason string) []byte {
+	return append(binary.BigEndian.AppendUint16(nil, uint16(code)), reason...) //nolint:gosec // RFC 6455, 7.4: 16 bits
 }
 
 func (s *Socket) v1() bool { return s.ws.Subprotocol() == Subprotocol }

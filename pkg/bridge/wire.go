@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -18,7 +19,7 @@ import (
 // their coming through send.
 type wire struct {
 	net.Conn
-	fd    *pollfd.FD  // nil: not TCP
+	fd    *pollfd.FD  // nil: not a socket
 	turns Turns       // nil: none are taken
 	heard atomic.Bool // something has come; cleared by whoever asks
 
@@ -26,15 +27,23 @@ type wire struct {
 	failed error      // nothing can follow: a frame was cut off, or the close frame was sent
 }
 
+// socket is a connection of the kernel's: net.TCPConn, and what embeds it. Its
+// descriptor is read and written past it.
+type socket interface {
+	syscall.Conn
+	SetReadBuffer(bytes int) error
+}
+
 var errCloseSent = errors.New("the close frame was sent")
 
 func newWire(conn net.Conn, turns Turns) (*wire, error) {
 	w := &wire{Conn: conn, turns: turns}
-	if tcp, ok := conn.(*net.TCPConn); ok {
+	if socket, ok := conn.(socket); ok {
 		var err error
-		if w.fd, err = pollfd.New(tcp); err != nil {
+		if w.fd, err = pollfd.New(socket); err != nil {
 			return nil, err
 		}
+		_ = socket.SetReadBuffer(receiveBuffer) // without it the kernel may hold more
 	}
 	return w, nil
 }
@@ -152,10 +161,14 @@ func (w *wire) writeAll(p []byte) (done int, err error) {
 	}
 }
 
-// unsentLimit is what the kernel takes of a raw session's output before it has
-// sent the rest, in bytes. Nothing else bounds the backlog of a client that
-// never acknowledges; what is under way, and the client's own receive buffer,
-// are TCP's.
+// receiveBuffer is what the kernel holds of a client's input, in bytes; it takes
+// up to twice that of memory (socket(7), SO_RCVBUF). By itself it would hold
+// net.ipv4.tcp_rmem of a client that sends faster than a program reads: 6 MiB and more.
+const receiveBuffer = 128 << 10
+
+// unsentLimit is what the kernel takes of output before it has sent the rest, in
+// bytes, in a session whose acknowledgements are not heard: nothing else bounds the
+// backlog then. What is under way, and the client's own receive buffer, are TCP's.
 const unsentLimit = 16 << 10
 
 func (w *wire) limitUnsent() {

@@ -67,6 +67,7 @@ type Config struct {
 	IdleTimeout  time.Duration
 	MaxSession   time.Duration
 	MaxSessions  int    // at once on this replica; 0: no limit
+	HeldBytes    int64  // that all sessions together may hold for their clients, see bridge.Budget; 0: no limit
 	Replica      string // this process, in the audit trail
 
 	Log     *slog.Logger
@@ -76,11 +77,13 @@ type Config struct {
 // Router serves the terminal endpoint, /healthz and /readyz.
 type Router struct {
 	Config
-	mux   chi.Router
-	live  *sessions
-	parts parts
-	turns bridge.Turns
-	lines *logline.Bound // of what is refused
+	mux       chi.Router
+	live      *sessions
+	lingering lingering
+	parts     parts
+	turns     bridge.Turns
+	budget    *bridge.Budget // nil: without a limit
+	lines     *logline.Bound // of what is refused
 
 	// Each address has a pace for handshakes, and one for what is refused before
 	// the upgrade: a page elsewhere, whose origin is wrong, must not use up what
@@ -93,6 +96,10 @@ func New(cfg Config) *Router {
 	rt := &Router{
 		Config: cfg, mux: chi.NewRouter(), live: newSessions(cfg.MaxSessions), turns: bridge.NewTurns(),
 		lines: logline.NewBound(cfg.Log), pace: newPacer(time.Now), strays: newPacer(time.Now), parts: parts{now: time.Now},
+		lingering: lingering{of: map[owner][]*connection{}},
+	}
+	if cfg.HeldBytes > 0 {
+		rt.budget = bridge.NewBudget(cfg.HeldBytes)
 	}
 	rt.mux.Use(middleware.GetHead) // some probes ask /healthz by HEAD
 	rt.mux.NotFound(rt.notFound)

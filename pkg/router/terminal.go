@@ -24,6 +24,7 @@ type session struct {
 	*Router
 	id, client  string
 	workspaceID string // the path's, then the row's own
+	owner       owner  // of the connection, when it lingers
 	request     *http.Request
 	log         *slog.Logger
 	target      string // "local", "remote"; "none" until it is known
@@ -33,14 +34,10 @@ type session struct {
 	shell       *shell // nil: it has none yet
 }
 
-// terminal is the way of a request: the ticket says who, the store says where,
-// the runner starts a shell there, and the bridge carries bytes until either
-// side ends.
-func (s *session) terminal(ws *bridge.Socket) error {
-	claims, size, err := s.checkTicket()
-	if err != nil {
-		return err
-	}
+// terminal is the way of a request whose ticket is good: the store says where, the
+// runner starts a shell there, and the bridge carries bytes until either side ends.
+func (s *session) terminal(ws *bridge.Socket, claims ticket.Claims, size bridge.Size) error {
+	s.owner = owner{subject: claims.Subject}
 	s.log = s.log.With("subject", claims.Subject)
 
 	ctx, err := s.live.add(s.id)
@@ -62,13 +59,12 @@ func (s *session) terminal(ws *bridge.Socket) error {
 		s.finish(store.End{Reason: outcomeOf(err).code})
 		return err
 	}
-	s.request = nil
 	go s.carry(ctx, ws, b)
 	return nil
 }
 
-// carry is the life of a session. It has a goroutine of its own, since that of
-// net/http holds 25 KiB of buffers and stack for which a session has no use.
+// carry is the life of a session. It has a goroutine of its own, since the stack of
+// the one that started the shell has become larger than a session needs.
 func (s *session) carry(ctx context.Context, ws *bridge.Socket, b *bridge.Bridge) {
 	defer s.live.remove(s.id)
 	defer s.Metrics.left(s.target)
@@ -101,7 +97,7 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 	addr := rt.clientAddr(r)
 	s := &session{
 		Router: rt, request: r, target: "none", started: time.Now(),
-		id: newSessionID(), workspaceID: chi.URLParam(r, "workspace_id"), client: addrString(addr),
+		id: newSessionID(), workspaceID: strings.Clone(chi.URLParam(r, "workspace_id")), client: addrString(addr),
 	}
 	s.log = s.logger()
 	err := rt.checkRequest(r, s.workspaceID)
@@ -113,11 +109,24 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 		problem(w, err)
 		return
 	}
+	s.owner = owner{network: client(addr)}
 	ws, err := bridge.Accept(w, r, rt.turns)
 	if err != nil {
 		s.notUpgraded(fmt.Errorf("%w: %w", errHandshake, err)) // which is answered
 		return
 	}
+	defer s.recovered(ws)
+	ws.Lingers = func(drop func()) func() { return s.lingering.add(s.owner, drop) }
+	claims, size, err := s.checkTicket()
+	s.request = nil
+	go s.serve(ws, claims, size, err)
+}
+
+// serve opens the terminal, or refuses it for the ticket's error. It has a goroutine
+// of its own, since what net/http holds of a request, a megabyte for a header of
+// 32 KiB that is made for it, would wait with it for the store, the engine, and the
+// client's answer to a refusal.
+func (s *session) serve(ws *bridge.Socket, claims ticket.Claims, size bridge.Size, err error) {
 	goesOn := false
 	defer func() {
 		if !goesOn {
@@ -125,7 +134,10 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	defer s.recovered(ws)
-	if err := s.terminal(ws); err != nil {
+	if err == nil {
+		err = s.terminal(ws, claims, size)
+	}
+	if err != nil {
 		s.live.release(s.id)
 		s.refuse(ws, err)
 		return
@@ -237,6 +249,8 @@ func (s *session) options(claims ticket.Claims) bridge.Options {
 			IdleTimeout: s.IdleTimeout, MaxSession: longest,
 		},
 		PingInterval: s.PingInterval,
+		Budget:       s.budget,
+		Owner:        claims.Subject,
 		RTT:          s.Metrics.rtt,
 		Backlog:      s.Metrics.backlogged,
 	}

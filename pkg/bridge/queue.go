@@ -1,0 +1,146 @@
+package bridge
+
+import (
+	"slices"
+	"sync"
+)
+
+// blockSize is the unit in which bytes are held, in bytes.
+const blockSize = 32 << 10
+
+type block [blockSize]byte
+
+var blocks = sync.Pool{New: func() any { return new(block) }}
+
+// Budget bounds the memory in which all sessions of a process hold bytes: input
+// that programs have not read, and output that was read ahead of an interrupt.
+//
+// An owner may take more for as long as the budget has more left than he holds
+// (dynamic thresholds: Choudhury and Hahne, 1998). So n owners who take all they can
+// have 1/(n+1) of the budget each, and as much is left for whoever comes next.
+type Budget struct {
+	mu   sync.Mutex
+	left int64            // bytes
+	held map[string]int64 // bytes, by owner
+}
+
+// NewBudget returns a budget of so many bytes. A nil Budget has no bound.
+func NewBudget(bytes int64) *Budget { return &Budget{left: bytes, held: map[string]int64{}} }
+
+// take takes a block, and reports whether there was one.
+func (b *Budget) take(owner string) bool {
+	if b == nil {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	held := b.held[owner] + blockSize
+	if held > b.left {
+		return false
+	}
+	b.held[owner] = held
+	b.left -= blockSize
+	return true
+}
+
+func (b *Budget) giveBack(owner string) {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.left += blockSize
+	if b.held[owner] -= blockSize; b.held[owner] == 0 {
+		delete(b.held, owner)
+	}
+}
+
+// queue holds bytes in order. Its first block is its own, so that no session
+// stands still for what others hold; each further one is taken from the budget.
+//
+// What front has returned may be read while bytes are added.
+type queue struct {
+	budget *Budget
+	owner  string   // whose share of the budget it takes
+	limit  int      // of its size, in bytes
+	blocks []*block // oldest first; full but for the first's beginning and the last's end
+	head   int      // where the bytes begin in the first block
+	tail   int      // where they end in the last
+}
+
+// size is how many bytes the queue holds.
+func (q *queue) size() int {
+	if len(q.blocks) == 0 {
+		return 0
+	}
+	return (len(q.blocks)-1)*blockSize + q.tail - q.head
+}
+
+// space is where bytes may be added, of which wrote then tells the number. It is
+// empty when the limit is reached, or the budget has nothing left.
+func (q *queue) space() []byte {
+	last := len(q.blocks) - 1
+	if last < 0 || q.tail == blockSize {
+		if last >= 0 && ((last+1)*blockSize >= q.limit || !q.budget.take(q.owner)) {
+			return nil
+		}
+		q.blocks = append(q.blocks, blocks.Get().(*block))
+		q.tail = 0
+		last++
+	}
+	return q.blocks[last][q.tail:]
+}
+
+func (q *queue) wrote(n int) { q.tail += n }
+
+// push adds what there is space for, and returns how many bytes that was.
+func (q *queue) push(p []byte) (n int) {
+	for n < len(p) {
+		space := q.space()
+		if len(space) == 0 {
+			break
+		}
+		m := copy(space, p[n:])
+		q.wrote(m)
+		n += m
+	}
+	return n
+}
+
+// front is the oldest bytes, as many as are in one block; empty if the queue is.
+func (q *queue) front() []byte {
+	if len(q.blocks) == 0 {
+		return nil
+	}
+	return q.blocks[0][q.head:q.end(0)]
+}
+
+// end is where the bytes end in a block.
+func (q *queue) end(i int) int {
+	if i == len(q.blocks)-1 {
+		return q.tail
+	}
+	return blockSize
+}
+
+// at is the byte i of the queue.
+func (q *queue) at(i int) *byte {
+	i += q.head
+	return &q.blocks[i/blockSize][i%blockSize]
+}
+
+// drop removes the n oldest bytes, and gives back the blocks in which none is left.
+func (q *queue) drop(n int) {
+	for q.head += n; len(q.blocks) > 0 && q.head >= q.end(0); {
+		q.head -= q.end(0)
+		blocks.Put(q.blocks[0])
+		if len(q.blocks) == 1 {
+			q.blocks, q.head, q.tail = nil, 0, 0
+			return
+		}
+		q.budget.giveBack(q.owner)
+		q.blocks = slices.Delete(q.blocks, 0, 1)
+	}
+}
+
+func (q *queue) clear() { q.drop(q.size()) }
