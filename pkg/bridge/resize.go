@@ -48,11 +48,14 @@ func (b *Bridge) giveSize(early bool) {
 		return // of a size that was told meanwhile, whoever gives one sees to it
 	}
 	now := time.Now()
-	if left := resizeEvery - now.Sub(z.last); left > 0 && !(early && z.turns.AllowN(now, 1)) {
+	left := resizeEvery - now.Sub(z.last)
+	due := left <= 0
+	if due || early {
+		due = z.turns.AllowN(now, 1) || due // a turn is used up either way
+	}
+	if !due {
 		b.giveSizeIn(left)
 		return
-	} else if left <= 0 {
-		z.turns.AllowN(now, 1)
 	}
 	size, running := z.wanted, make(chan struct{})
 	z.given, z.last, z.running = size, now, running

@@ -3,6 +3,7 @@ package router
 import (
 	"encoding/binary"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
@@ -174,5 +175,21 @@ func TestWhoIsFree(t *testing.T) {
 				t.Errorf("free: %t", free)
 			}
 		})
+	}
+}
+
+// A handshake that only the library refuses is counted as one that is refused before.
+func TestHandshakeThatCannotBeUpgraded(t *testing.T) {
+	g := open(t)
+	r := httptest.NewRequest(http.MethodGet, "/workspaces/ws-1/terminal", nil)
+	for name, value := range map[string]string{
+		"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+	} {
+		r.Header.Set(name, value)
+	}
+	g.ServeHTTP(httptest.NewRecorder(), r) // which has no connection to take over
+	g.wantMetric(1, "termgw_sessions_total", "code=bad_handshake", "target=none")
+	if !strings.Contains(g.logs.String(), `"code":"bad_handshake"`) {
+		t.Errorf("it is not logged:\n%s", g.logs.String())
 	}
 }

@@ -210,13 +210,15 @@ func newKeySet(keys []readKey, secretsAllowed bool) (set keySet, notes []string,
 			continue
 		}
 		entry := keyEntry{}
-		if _, err := algorithm(key); err != nil {
+		_, err := algorithm(key)
+		switch {
+		case err != nil:
 			entry.unusable = err
-		} else if read.unusable != nil {
+		case read.unusable != nil:
 			entry.unusable = read.unusable
-		} else if isSymmetric(key) && !secretsAllowed {
+		case isSymmetric(key) && !secretsAllowed:
 			entry.unusable = errors.New("an oct key counts only in a local file")
-		} else {
+		default:
 			entry.key = verificationPart(key)
 			if !isSymmetric(key) && !key.IsPublic() {
 				notes = append(notes, fmt.Sprintf("key %s holds its private part: whoever reads the set can mint tickets", brief(key.KeyID)))
