@@ -27,8 +27,8 @@ const (
 	remoteSilence = 10 * time.Minute
 	// beatAgain is how soon a heartbeat that failed is tried again: when the database is back, nobody should count as dead.
 	beatAgain = time.Second
-	// reapAtOnce bounds how many sessions are reaped at once.
-	reapAtOnce = 8
+	// reapAtOnce bounds how many of a workspace's sessions are reaped at once.
+	reapAtOnce = 4
 	// lookAgain is how long a workspace is left alone whose container did not run here: most likely it is another host's.
 	lookAgain = 5 * time.Minute
 )
@@ -61,6 +61,8 @@ type reaper struct {
 	log     *slog.Logger
 
 	elsewhere elsewhere
+	busy      sync.Map // the workspaces whose sessions are being ended
+	ending    sync.WaitGroup
 }
 
 // beat runs apart from reap, which may take longer than silence. A fault is logged once, not at each try.
@@ -84,7 +86,10 @@ func (r *reaper) beat(ctx context.Context) error {
 	}
 }
 
+// reap waits for no workspace: its container may take long. A workspace's first session is ended before the others, so that
+// a container which is not here is looked for once.
 func (r *reaper) reap(ctx context.Context) error {
+	defer r.ending.Wait()
 	return every(ctx, beatEvery, func() {
 		abandoned, err := r.store.Abandoned(ctx, silence, r.elsewhere.workspaces(time.Now()))
 		if err == nil {
@@ -93,15 +98,28 @@ func (r *reaper) reap(ctx context.Context) error {
 		if err != nil {
 			r.log.Warn("abandoned sessions were not looked for", "err", err)
 		}
-		var group errgroup.Group
-		group.SetLimit(reapAtOnce)
+		workspaces := map[string][]store.Abandoned{}
 		for _, a := range abandoned {
-			group.Go(func() error {
-				r.end(ctx, a)
-				return nil
+			workspaces[a.Workspace.ID] = append(workspaces[a.Workspace.ID], a)
+		}
+		for workspace, sessions := range workspaces {
+			if _, busy := r.busy.LoadOrStore(workspace, true); busy {
+				continue
+			}
+			r.ending.Go(func() {
+				defer r.busy.Delete(workspace)
+				r.end(ctx, sessions[0])
+				var group errgroup.Group
+				group.SetLimit(reapAtOnce)
+				for _, a := range sessions[1:] {
+					group.Go(func() error {
+						r.end(ctx, a)
+						return nil
+					})
+				}
+				_ = group.Wait() // nothing in it fails
 			})
 		}
-		_ = group.Wait() // nothing in it fails
 	})
 }
 

@@ -57,11 +57,14 @@ func (s *reaperStore) Finish(_ context.Context, id string, end store.End) error 
 // reaping answers by the session's id.
 type reaping struct{ looked atomic.Int64 }
 
-func (r *reaping) Reap(_ context.Context, t runner.Target) error {
+func (r *reaping) Reap(ctx context.Context, t runner.Target) error {
 	r.looked.Add(1)
 	switch t.Session {
 	case "elsewhere":
 		return fmt.Errorf("%w: looked for ws-1", runner.ErrNotRunning)
+	case "hangs":
+		<-ctx.Done()
+		return ctx.Err()
 	case "failing":
 		return errors.New("the engine does not answer")
 	}
@@ -97,8 +100,7 @@ func TestReaperLeavesAloneWhatIsElsewhere(t *testing.T) {
 		if err := r.reap(ctx); err != nil {
 			t.Fatal(err)
 		}
-		// Those that are looked for at the same time may each ask the engine.
-		if n := docker.looked.Load(); n < 10 || n > 10*reapAtOnce {
+		if n := docker.looked.Load(); n < 10 || n > 11 {
 			t.Errorf("looked for %d times in %v", n, 10*lookAgain)
 		}
 		// Others are looked for meanwhile.
@@ -110,6 +112,37 @@ func TestReaperLeavesAloneWhatIsElsewhere(t *testing.T) {
 		}
 		if !slices.Equal(s.ended, []string{"here replica_lost"}) {
 			t.Errorf("ended %q", s.ended)
+		}
+	})
+}
+
+// A container whose sweeps hang keeps no other workspace's sessions waiting, and is not asked again meanwhile.
+func TestReaperWaitsForNoWorkspace(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var (
+			s      reaperStore
+			docker reaping
+		)
+		for n := range 100 {
+			s.abandoned = append(s.abandoned, store.Abandoned{SessionID: "hangs", Workspace: store.Workspace{ID: fmt.Sprint("bad", n%10)}})
+		}
+		s.abandoned = append(s.abandoned, store.Abandoned{SessionID: "here", Workspace: store.Workspace{ID: "good"}})
+		r := &reaper{store: &s, docker: &docker, replica: "r", log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.reap(ctx) }()
+		time.Sleep(3*beatEvery + time.Second)
+		synctest.Wait()
+		s.mu.Lock()
+		ended := len(s.ended)
+		s.mu.Unlock()
+		if n := docker.looked.Load(); ended != 4 || n != 10+4 { // "here" stays listed
+			t.Errorf("%d sessions of the good workspace were ended, and %d asked for", ended, n)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -12,7 +12,6 @@ import (
 	"os"
 	"regexp"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,7 +40,8 @@ type Docker struct {
 	cfg  DockerConfig
 	owed owed
 
-	sweeps chan struct{} // as many as may run
+	turns *turns
+	stray strays
 }
 
 // OpenDocker returns a runner on the engine that DOCKER_HOST and its like name,
@@ -56,7 +56,7 @@ func OpenDocker(cfg DockerConfig) (*Docker, error) {
 
 func newDocker(cli *client.Client, cfg DockerConfig) *Docker {
 	cfg.Timing = cfg.Timing.withDefaults()
-	return &Docker{cli: cli, cfg: cfg, sweeps: make(chan struct{}, endsAtOnce)}
+	return &Docker{cli: cli, cfg: cfg, owed: owed{retry: cfg.Timing.Retry}, turns: newTurns(cfg.Timing.Turn)}
 }
 
 // Close closes the connections to the engine. Terminals stay open, and Run has
@@ -78,7 +78,7 @@ func (d *Docker) Ping(ctx context.Context) error {
 // (API 1.41).
 const opening = `IFS= read -r s </proc/$$/stat; printf '\036%s\036' "$s"; IFS= read -r s; exec "$0"`
 
-var opened = regexp.MustCompile(`\x1e(\d+) \([^\x1e]*\) ([^\x1e]*)\x1e`)
+var opened = regexp.MustCompile(`\x1e(\d{1,10}) \([^\x1e]*\) ([^\x1e]*)\x1e`)
 
 var errNoShell = errors.New("no such shell")
 
@@ -99,6 +99,9 @@ func (d *Docker) start(ctx context.Context, t Target, size bridge.Size) (bridge.
 	id, err := d.findContainer(ctx, t)
 	if err != nil {
 		return nil, err
+	}
+	if n := d.strays(ctx, id); n >= strayLimit {
+		return nil, &Error{"shell", fmt.Errorf("%d shells and sweeps that were ended still run in container %s: restart it", n, id)}
 	}
 	for _, shell := range d.cfg.Shells {
 		term, err := d.open(ctx, id, shell, t, size)
@@ -169,6 +172,7 @@ type dockerTerminal struct {
 	shell, session  string
 	pid, start      string // of the shell, as the container counts
 	log             *slog.Logger
+	abandoned       bool // by another gateway: only the session is known
 	closing         atomic.Bool
 	keys            []byte // the detach keys
 	held            int    // how many of them are typed and not sent
@@ -210,7 +214,7 @@ func (t *dockerTerminal) handshake(ctx context.Context) error {
 		got = append(got, buf[:n]...)
 		if m := opened.FindSubmatch(got); m != nil {
 			fields := strings.Fields(string(m[2]))
-			if len(fields) < 20 {
+			if len(fields) < 20 || !toldStart.MatchString(fields[19]) {
 				return &Error{"shell", errors.New("its /proc has no start times")}
 			}
 			t.pid, t.start = string(m[1]), fields[19]
@@ -297,13 +301,19 @@ func (t *dockerTerminal) Wait() (bridge.Exit, error) {
 	return bridge.Exit{Code: code, Signal: signalOf(code)}, nil
 }
 
-// exitCode waits until the engine has noted the exec's end, which may be some
+// exitCode waits until the engine has noted the terminal's end, which may be some
 // milliseconds after the end of its output.
 func (t *dockerTerminal) exitCode(ctx context.Context) (int, error) {
+	return t.docker.exitCode(ctx, t.exec)
+}
+
+var errRunsOn = errors.New("the engine closed the stream of an exec that runs on")
+
+func (d *Docker) exitCode(ctx context.Context, exec string) (int, error) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for range 200 {
-		r, err := t.docker.cli.ExecInspect(ctx, t.exec, client.ExecInspectOptions{})
+		r, err := d.cli.ExecInspect(ctx, exec, client.ExecInspectOptions{})
 		if err != nil {
 			return 0, fmt.Errorf("inspecting an exec: %w", err)
 		}
@@ -312,7 +322,7 @@ func (t *dockerTerminal) exitCode(ctx context.Context) (int, error) {
 		}
 		<-tick.C
 	}
-	return 0, errors.New("the engine closed the terminal of a shell that runs on")
+	return 0, errRunsOn
 }
 
 // Close ends the shell and what belongs to it inside the container. No engine
@@ -334,21 +344,27 @@ func (t *dockerTerminal) Close() error {
 var sweepScript string
 
 // end ends what belongs to the session. What cannot be done now, because the
-// container is paused or just stopping or its engine away, Run does later; without
-// Run it is left.
+// container is paused or just stopping or its engine away, or because the
+// container does not let it, Run does later; without Run it is left.
 func (t *dockerTerminal) end(all bool) error {
+	if t.docker.owed.join(t, all) {
+		t.noteStray()
+		t.log.Warn("the shell's end is put off", "container", t.container, failure(errOwed))
+		return errOwed
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), t.docker.cfg.Timing.End)
 	defer cancel()
 	swept, err := t.sweepInTurn(ctx, all)
 	if err != nil && t.putOff(all, err) {
 		return err
 	}
-	t.report("shell ended", swept, err)
+	t.report(swept, err)
 	return err
 }
 
 // putOff leaves an end to Run, if it is there.
 func (t *dockerTerminal) putOff(all bool, err error) bool {
+	t.noteStray()
 	if !t.docker.owed.add(t, all, err) {
 		return false
 	}
@@ -356,19 +372,54 @@ func (t *dockerTerminal) putOff(all bool, err error) bool {
 	return true
 }
 
-// sweepInTurn sweeps when few others do: each sweep reads every process of its
-// container, so that hundreds at once, after a revocation or a proxy's end, would
-// keep each other until all are late. A container can make its sweep wait for
-// ever, but not the others for it.
+// sweepInTurn sweeps when few others do. Its error is a misconduct when the
+// container is to blame.
 func (t *dockerTerminal) sweepInTurn(ctx context.Context, all bool) (Swept, error) {
-	select {
-	case t.docker.sweeps <- struct{}{}:
-		pass := sync.OnceFunc(func() { <-t.docker.sweeps })
-		defer pass()
-		defer time.AfterFunc(t.docker.cfg.Timing.Turn, pass).Stop()
-		return t.sweepAll(ctx, all)
-	case <-ctx.Done():
-		return Swept{}, fmt.Errorf("sweeping: too many others end: %w", context.Cause(ctx))
+	done, err := t.docker.turns.take(ctx, t.container)
+	if err != nil {
+		return Swept{}, err
+	}
+	defer done()
+	if t.abandoned {
+		if err := t.findShell(ctx); err != nil {
+			return Swept{}, t.blame(err)
+		}
+	}
+	swept, err := t.sweepAll(ctx, all)
+	if err != nil {
+		return Swept{}, t.blame(err)
+	}
+	switch {
+	case swept.Left > 0:
+	case t.abandoned && t.pid != "none":
+		swept.Killed++ // the shell, which nobody else has ended
+	case t.runsOn():
+		swept.Left = 1 // whatever the container says
+	}
+	if swept.Left > 0 {
+		t.noteStray()
+	}
+	return swept, nil
+}
+
+// runsOn reports whether the shell runs, as the engine says, after a sweep that
+// has left nothing.
+func (t *dockerTerminal) runsOn() bool {
+	if t.exec == "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), t.docker.cfg.Timing.Start)
+	defer cancel()
+	for {
+		_, err := t.exitCode(ctx)
+		switch {
+		case err == nil, errdefs.IsNotFound(err):
+			return false
+		case ctx.Err() != nil:
+			return true
+		case !errors.Is(err, errRunsOn): // of the engine, which cannot tell
+			return false
+		}
 	}
 }
 
@@ -388,18 +439,55 @@ func (t *dockerTerminal) sweepAll(ctx context.Context, all bool) (Swept, error) 
 			err = rootErr
 		}
 	}
-	if err != nil && t.containerStopped(ctx) {
-		err = nil // and everything in it with it
-	}
 	return swept, err
 }
 
+// engineFault is a sweep's error that is the engine's own word, before anything of
+// the container runs.
+type engineFault struct{ error }
+
+func (e engineFault) Unwrap() error { return e.error }
+
+// blame tells whose doing a failed sweep is. Nobody's is one in a container that
+// has ended, and everything in it with it. The container's is one that the engine
+// has started, if the engine still answers and has not paused the container: the
+// sweep runs on its programs, and in its limits.
+func (t *dockerTerminal) blame(err error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), t.docker.cfg.Timing.Start)
+	defer cancel()
+	c, lookErr := t.docker.cli.ContainerInspect(ctx, t.container, client.ContainerInspectOptions{})
+	known := lookErr == nil && c.Container.State != nil
+	var fault engineFault
+	switch {
+	case errdefs.IsNotFound(lookErr), known && !c.Container.State.Running:
+		return nil
+	case known && c.Container.State.Paused, errors.As(err, &fault):
+		return err
+	case !known:
+		ping, cancel := context.WithTimeout(context.Background(), t.docker.cfg.Timing.Start)
+		defer cancel()
+		if t.docker.Ping(ping) != nil {
+			return err
+		}
+	}
+	return misconduct{err}
+}
+
 // report counts and logs what a session's end found. An end that failed has left
-// the shell at least.
-func (t *dockerTerminal) report(message string, swept Swept, err error) {
+// the shell at least. Of an abandoned session another gateway, which was sooner,
+// has told.
+func (t *dockerTerminal) report(swept Swept, err error) {
+	message := "shell ended"
+	if t.abandoned {
+		message = "abandoned session ended"
+	}
 	if err != nil {
 		swept.Left++
 	}
+	if t.abandoned && swept == (Swept{}) {
+		return
+	}
+	swept = swept.claimed()
 	if t.docker.cfg.Swept != nil {
 		t.docker.cfg.Swept(swept)
 	}
@@ -408,11 +496,6 @@ func (t *dockerTerminal) report(message string, swept Swept, err error) {
 		log = t.log.Error
 	}
 	log(message, "container", t.container, "killed", swept.Killed, "kept", swept.Kept, "left", swept.Left, failure(err))
-}
-
-func (t *dockerTerminal) containerStopped(ctx context.Context) bool {
-	c, err := t.docker.cli.ContainerInspect(ctx, t.container, client.ContainerInspectOptions{})
-	return errdefs.IsNotFound(err) || err == nil && c.Container.State != nil && !c.Container.State.Running
 }
 
 func (t *dockerTerminal) sweep(ctx context.Context, user string, all, yield bool) (Swept, error) {
@@ -429,20 +512,34 @@ func (t *dockerTerminal) sweep(ctx context.Context, user string, all, yield bool
 	return s, nil
 }
 
+var errHung = errors.New("sweeping: the last sweep still runs in the container")
+
 // runSweep runs sweep.sh in the container and returns what it says, on one line.
 // A shell that is not there is errNoShell, and so is one that the engine could not
 // run just then: the exit codes are the same.
-func (t *dockerTerminal) runSweep(ctx context.Context, user string, args ...string) (string, error) {
-	exec, err := t.docker.cli.ExecCreate(ctx, t.container, client.ExecCreateOptions{
+//
+// Nothing ends a sweep that hangs: no engine ends an exec, or a program that prints
+// without end when nobody listens. So no other is started while one does.
+func (t *dockerTerminal) runSweep(ctx context.Context, user string, args ...string) (said string, err error) {
+	d := t.docker
+	if d.sweepHangs(ctx, t.container) {
+		return "", errHung
+	}
+	exec, err := d.cli.ExecCreate(ctx, t.container, client.ExecCreateOptions{
 		User: user, AttachStdout: true, AttachStderr: true,
 		Env: []string{"BASH_ENV=", "ENV="},
 		Cmd: append([]string{t.shell, "-c", sweepScript, "termgw-sweep"}, args...),
 	})
 	if err != nil {
-		return "", fmt.Errorf("sweeping: %w", err)
+		err = fmt.Errorf("sweeping: %w", err)
+		if ctx.Err() == nil { // else the engine may answer for every other container
+			err = engineFault{err}
+		}
+		return "", err
 	}
-	stream, err := t.docker.cli.ExecAttach(ctx, exec.ID, client.ExecAttachOptions{})
+	stream, err := d.cli.ExecAttach(ctx, exec.ID, client.ExecAttachOptions{})
 	if err != nil {
+		d.stray.add(t.container, exec.ID, true) // it may have started
 		return "", fmt.Errorf("sweeping: %w", err)
 	}
 	defer stream.Close()
@@ -450,12 +547,16 @@ func (t *dockerTerminal) runSweep(ctx context.Context, user string, args ...stri
 	defer stop()
 	var stdout, stderr bytes.Buffer
 	if _, err := stdcopy.StdCopy(&stdout, &stderr, io.LimitReader(stream.Reader, 64<<10)); err != nil {
-		return "", fmt.Errorf("sweeping: %w", err)
+		d.stray.add(t.container, exec.ID, true)
+		return "", fmt.Errorf("sweeping: %w", errors.Join(err, context.Cause(ctx)))
 	}
-	said := oneLine(stdout.String() + stderr.String())
+	code, endErr := d.exitCode(ctx, exec.ID)
+	if endErr != nil {
+		d.stray.add(t.container, exec.ID, true)
+	}
+	said = oneLine(stdout.String() + stderr.String())
 	if !strings.HasPrefix(said, "none") && !strings.ContainsAny(said[:min(len(said), 1)], "0123456789") {
-		ended, err := t.docker.cli.ExecInspect(ctx, exec.ID, client.ExecInspectOptions{})
-		if err == nil && (ended.ExitCode == 126 || ended.ExitCode == 127) {
+		if endErr == nil && (code == 126 || code == 127) {
 			return "", fmt.Errorf("sweeping: %w: %s", errNoShell, t.shell)
 		}
 		return "", fmt.Errorf("sweeping: the container answered %q", said[:min(len(said), 200)])

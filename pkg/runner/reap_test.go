@@ -204,11 +204,11 @@ func TestEndsTakeTurns(t *testing.T) {
 	p.cfg.Timing.End = time.Second
 	p.owe(t, engine.RunContainer(t, ""), func() {
 		for range endsAtOnce {
-			p.sweeps <- struct{}{}
+			p.turns.permits <- struct{}{}
 		}
 	})
 	for range endsAtOnce {
-		<-p.sweeps
+		<-p.turns.permits
 	}
 	eventually(t, "it is paid", func() bool { return len(p.paid()) > 0 })
 	if got, want := p.paid(), []Swept{{Killed: 1}}; !slices.Equal(got, want) {

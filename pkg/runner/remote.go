@@ -92,8 +92,6 @@ const (
 	usefulLife = 15 * time.Minute
 	// connectTries bounds the connections that one terminal tries.
 	connectTries = 5
-	// endsAtOnce bounds the sweeps that run at a time, when hundreds of sessions end.
-	endsAtOnce = 32
 	// endLaterTime bounds the sweeps that are tried after a connection was lost.
 	endLaterTime = 2 * time.Minute
 )
@@ -108,7 +106,7 @@ type Remote struct {
 	ctx     context.Context // ends with Close
 	wg      sync.WaitGroup
 
-	sweeps chan struct{} // as many as may run
+	turns *turns
 
 	mu     sync.Mutex
 	conns  map[destination][]*connection
@@ -135,7 +133,7 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 	}
 	r := &Remote{
 		cfg: cfg, ssh: program, sockets: s,
-		conns: map[destination][]*connection{}, sweeps: make(chan struct{}, endsAtOnce),
+		conns: map[destination][]*connection{}, turns: newTurns(cfg.Timing.Turn),
 	}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	r.wg.Go(s.watch)

@@ -11,9 +11,10 @@
 # direct SHELL KEYS OPENING NAME          opens it in this one, unseen
 # host                                    opens a login shell
 # watch CONTAINER SHELL SID START PID     sweeps when the terminal on fd 4 is gone,
-#   or the gateway, and again for an hour while nothing answers that; PID is what
-#   runs on the terminal
-# end CONTAINER SHELL SID START           sweeps, and reports as sweep.sh does
+#   or the gateway, and again for an hour while the engine does not answer that;
+#   PID is what runs on the terminal
+# end CONTAINER SHELL SID START           sweeps, and reports as sweep.sh does, or
+#   "nonsense" where the container does not answer
 #
 # What the gateway is told goes before the shell's first byte, between RS bytes:
 # "in CONTAINER", then the shell's /proc/PID/stat; or "error STEP WORDS".
@@ -71,15 +72,56 @@ one() {
 	bounded "$@" | head -c 100
 }
 
+# look: what the engine says of the container, in $state: gone, running, crowded
+# by execs, or unknown, as when it is paused.
+look() {
+	set -- $(bounded docker inspect --type container -f '{{.State.Running}} {{.State.Paused}} {{len .ExecIDs}}' "$container" 2>&1 | head -c 300)
+	state=unknown
+	case "$*" in
+	false\ * | *[Nn]o\ such\ [co]*) state=gone ;; # container, object; not the engine's socket, a file
+	true\ false\ *)
+		state=running
+		if numbers 3 0 0 "$3" && [ "$3" -ge 128 ]; then state=crowded; fi
+		;;
+	esac
+}
+
+# unanswered: what a sweep means that has not answered. A container that does not
+# run has nothing left; one that runs is to blame itself: "nonsense", and 2.
+unanswered() {
+	if [ "$target" = container ]; then
+		read -r now _ </proc/uptime
+		deadline=$((${now%.*} + 3))
+		look
+		case $state in
+		gone)
+			echo 0 0 0
+			return 0
+			;;
+		running | crowded)
+			echo nonsense
+			return 2
+			;;
+		esac
+	fi
+	return 1
+}
+
 # all: sweeps as the user; if something is another's, as root and as the user
-# again. A container that does not run has nothing left.
+# again. No engine ends an exec, and a sweep that hangs stays when its docker
+# command is killed: so none is started in a container where many execs run.
 all() {
 	soon
+	if [ "$target" = container ]; then
+		look
+		if [ "$state" = crowded ]; then
+			echo nonsense
+			return 2
+		fi
+	fi
 	set -- $(one "$sid" "$start" "$marker" "$keep" "$grace" 1)
 	if ! numbers 3 "$@"; then
-		running=
-		[ "$target" = container ] && running=$(bounded docker inspect --type container -f '{{.State.Running}}' "$container" 2>&1 | head -c 300)
-		case $running in false | *[Nn]o\ such*) echo 0 0 0 ;; *) return 1 ;; esac
+		unanswered
 		return
 	fi
 	killed=$1
@@ -88,7 +130,10 @@ all() {
 		numbers 3 "$@" || set -- 0 # nobody may be root, say: the next tells what is left
 		killed=$1
 		set -- $(one "$sid" "$start" "$marker" "$keep" "$grace" 0)
-		numbers 3 "$@" || return 1
+		if ! numbers 3 "$@"; then
+			unanswered
+			return
+		fi
 		killed=$((killed + $1))
 	fi
 	echo "$killed $2 $3"
@@ -139,7 +184,7 @@ choose() {
 			*/*truefalse | */*truetrue | */*falsefalse) ;;
 			*)
 				case "$id $path $running $paused $more" in
-				*[Nn]o\ such*) ;;
+				*[Nn]o\ such\ [co]*) ;; # as in look
 				*) other=$id\ $path\ $running\ $paused\ $more ;;
 				esac
 				continue
@@ -193,7 +238,9 @@ watch)
 		sleep 1
 		resized
 		soon
-		set -- $(one find print "$marker")
+		look
+		set --
+		[ "$state" = crowded ] || set -- $(one find print "$marker")
 		if numbers 2 "$@"; then sid=$1 start=$2; fi
 	fi
 	# A terminal that was hung up is none any more. Nothing tells a shell script
@@ -210,9 +257,13 @@ watch)
 	done
 	exec 4<&-
 	sleep 2 # for the gateway, which counts
-	# A container that is paused, or an engine that is silent, answers later.
+	# A container that is paused, or an engine that is silent, answers later. One
+	# that runs and does not answer has few tries.
+	tries=4
 	for pause in 5 10 20 40 80 160 300 300 300 300 300 300 300 300 300 300 300; do
 		all && exit
+		[ $? != 2 ] || tries=$((tries - 1))
+		[ "$tries" -gt 0 ] || exit
 		sleep "$pause"
 	done
 	all

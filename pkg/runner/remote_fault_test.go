@@ -200,8 +200,8 @@ func TestRemoteHungContainer(t *testing.T) {
 		shell, inspects string // how a terminal starts, and the engine answers
 		opens           bool
 	}{
-		{"its sweep hangs", start, "echo true", true},
-		{"its start hangs", hang, "echo true", false},
+		{"its sweep hangs", start, "echo true false 1", true},
+		{"its start hangs", hang, "echo true false 1", false},
 		{"the engine hangs", start, hang, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -277,16 +277,6 @@ func (t *remoteTerminal) Close() error {
 // reserved. sshd may not have noticed yet that it is free. A connection on which
 // nothing at all comes meanwhile gets no more terminals.
 func (c *connection) sweep(ctx context.Context, o *order, keep bool) (Swept, error) {
-	select {
-	case c.remote.sweeps <- struct{}{}:
-		defer func() { <-c.remote.sweeps }()
-	case <-ctx.Done():
-		return Swept{}, fmt.Errorf("sweeping: %w", context.Cause(ctx))
-	case <-c.gone:
-		return Swept{}, fmt.Errorf("sweeping: %w", errGone)
-	}
-	ctx, stop := context.WithTimeout(ctx, c.remote.cfg.Timing.sweep())
-	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
 	defer func() { cancel(nil); <-watched }()
@@ -298,6 +288,16 @@ func (c *connection) sweep(ctx context.Context, o *order, keep bool) (Swept, err
 		case <-ctx.Done():
 		}
 	}()
+	turns, lane := c.remote.turns, o.lane()
+	patient, stop := context.WithTimeout(ctx, c.remote.cfg.Timing.End)
+	done, err := turns.take(patient, lane)
+	stop()
+	if err != nil {
+		return Swept{}, err
+	}
+	defer done()
+	ctx, stop = context.WithTimeout(ctx, c.remote.cfg.Timing.sweep())
+	defer stop()
 	silent := c.listen()
 	command := o.command(keep, "end", o.container, o.shell, o.sid, o.start)
 	argv := append([]string{c.remote.ssh}, sessionArgs(c.control, c.to.user, c.to.instance, false, command)...)
@@ -309,8 +309,14 @@ func (c *connection) sweep(ctx context.Context, o *order, keep bool) (Swept, err
 		if err != nil {
 			return Swept{}, fmt.Errorf("sweeping: %w", err)
 		}
-		if s, ok := readSwept(lastLine(stdout)); ok && status.ExitStatus() == 0 {
+		last := lastLine(stdout)
+		if s, ok := readSwept(last); ok && status.ExitStatus() == 0 {
+			turns.worked(lane)
 			return s, nil
+		}
+		if last == "nonsense" {
+			turns.failed(lane, c.remote.cfg.Timing.Retry)
+			return Swept{}, misconduct{errors.New("sweeping: the container on the instance does not answer as it should")}
 		}
 		fault := sessionFault(stderr)
 		if status.ExitStatus() != 255 || !errors.Is(fault, errRefused) {
@@ -337,10 +343,18 @@ func (o order) endLater(all bool) {
 	later := r.background(func() {
 		ctx, cancel := context.WithTimeout(r.ctx, endLaterTime)
 		defer cancel()
+		tries := 0
 		for wait := time.Second; ; wait = min(2*wait, 15*time.Second) {
 			swept, err := o.endElsewhere(ctx, all)
 			if err == nil {
 				o.report(swept, nil)
+				return
+			}
+			if isMisconduct(err) {
+				tries++
+			}
+			if tries == misconductTries {
+				o.report(Swept{Left: 1}, err)
 				return
 			}
 			select {
@@ -365,8 +379,12 @@ func (o *order) endElsewhere(ctx context.Context, all bool) (Swept, error) {
 	return c.sweep(ctx, o, !all)
 }
 
+// lane is what the sweep shares turns with: the container, or the account.
+func (o *order) lane() string { return o.to.instance + " " + o.to.user + " " + o.container }
+
 // report counts and logs what a session's end found.
 func (o *order) report(swept Swept, err error) {
+	swept = swept.claimed()
 	if o.remote.cfg.Swept != nil {
 		o.remote.cfg.Swept(swept)
 	}

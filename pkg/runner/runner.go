@@ -59,6 +59,15 @@ type Swept struct {
 	Left   int // meant to end and still there; should be 0
 }
 
+// claimLimit bounds the processes that one session's end may claim to have ended, or kept.
+const claimLimit = 1000
+
+// claimed bounds what a container or an instance says of a session's end, for a count that somebody is paged by: it may say
+// anything. Of what is left only the session counts, as one.
+func (s Swept) claimed() Swept {
+	return Swept{min(s.Killed, claimLimit), min(s.Kept, claimLimit), min(s.Left, 1)}
+}
+
 var toldSwept = regexp.MustCompile(`^([0-9]{1,7}) ([0-9]{1,7}) ([0-9]{1,7})$`) // Linux has no more processes
 
 // readSwept reads the report of a sweep, which is the container's own word, or the

@@ -11,18 +11,17 @@ type Timing struct {
 	Grace time.Duration
 	// Start bounds everything up to the shell's first byte; 15 s.
 	Start time.Duration
-	// Turn is how long the end of a session may keep others waiting for theirs; Grace and 3 s.
+	// Turn is how long the end of a session may keep those in other containers waiting for theirs; 1 s.
 	Turn time.Duration
 	// Unread is how long the end of a session in a container leaves a terminal open that nobody reads; Grace and 0.5 s.
 	Unread time.Duration
 	// End bounds the end of a session in a container, before it is put off; twice Start.
 	End time.Duration
-	// Retry is the pause between two tries of an end that was put off; 5 s.
+	// Retry is the pause between two tries of an end that was put off, and the first of those that grow, after the container's
+	// own misconduct; 5 s.
 	Retry time.Duration
 	// RetryLast bounds the last tries, at shutdown; 5 s.
 	RetryLast time.Duration
-	// RetryShell is how long an end is tried in a container that does not have the shell that would do it; 1 min.
-	RetryShell time.Duration
 
 	// Of connections to instances.
 
@@ -42,12 +41,11 @@ type Timing struct {
 func (t Timing) withDefaults() Timing {
 	t.Grace = cmp.Or(t.Grace, 2*time.Second)
 	t.Start = cmp.Or(t.Start, 15*time.Second)
-	t.Turn = cmp.Or(t.Turn, t.Grace+3*time.Second)
+	t.Turn = cmp.Or(t.Turn, time.Second)
 	t.Unread = cmp.Or(t.Unread, t.Grace+500*time.Millisecond)
 	t.End = cmp.Or(t.End, 2*t.Start)
 	t.Retry = cmp.Or(t.Retry, 5*time.Second)
 	t.RetryLast = cmp.Or(t.RetryLast, 5*time.Second)
-	t.RetryShell = cmp.Or(t.RetryShell, time.Minute)
 	t.Linger = cmp.Or(t.Linger, 30*time.Second)
 	t.Alive = cmp.Or(t.Alive, 15*time.Second)
 	t.Silent = cmp.Or(t.Silent, 5*time.Second)
