@@ -56,7 +56,7 @@ func belonging(sid int, start, marker string, all bool) (end []int, kept int, er
 	var living []process
 	for _, dir := range dirs {
 		p, err := readStat(dir)
-		if err != nil || p.exiting || strings.ContainsAny(p.state, "ZXx") {
+		if err != nil || p.threads < 2 && (p.exiting || strings.ContainsAny(p.state, "ZXx")) {
 			continue
 		}
 		if p.pid == sid && p.start != start {
@@ -85,6 +85,7 @@ type stat struct {
 	pid, session int
 	state, start string
 	exiting      bool // it is all but a zombie
+	threads      int  // more than one, of a zombie: its first thread has ended, and others live
 }
 
 // pfExiting is the flag of a process that exits (PF_EXITING of Linux's sched.h).
@@ -105,7 +106,8 @@ func readStat(dir string) (stat, error) {
 	pid, err1 := strconv.Atoi(filepath.Base(dir))
 	session, err2 := strconv.Atoi(fields[3])
 	flags, err3 := strconv.ParseUint(fields[6], 10, 32)
-	return stat{pid, session, fields[0], fields[19], flags&pfExiting != 0}, errors.Join(err1, err2, err3)
+	threads, err4 := strconv.Atoi(fields[17])
+	return stat{pid, session, fields[0], fields[19], flags&pfExiting != 0, threads}, errors.Join(err1, err2, err3, err4)
 }
 
 func startTime(pid int) (string, error) {
@@ -129,5 +131,11 @@ func ignoresHup(dir string) bool {
 
 func carries(dir, marker string) bool {
 	b, err := os.ReadFile(filepath.Join(dir, "environ"))
+	if errors.Is(err, unix.ESRCH) { // the first thread has ended; others have the environment
+		tasks, _ := filepath.Glob(filepath.Join(dir, "task", "[0-9]*", "environ"))
+		for i := 0; i < len(tasks) && err != nil; i++ {
+			b, err = os.ReadFile(tasks[i])
+		}
+	}
 	return err == nil && bytes.Contains(append([]byte{0}, b...), []byte("\x00"+marker+"\x00"))
 }

@@ -33,18 +33,24 @@ greps=0
 printf 'a\0b' | grep -qaxzF b 2>/dev/null && greps=1
 
 # marked: the processes that carry the marker, as " 12 34 ". Another user's
-# environment cannot be read; such a process is found by its session only.
+# environment cannot be read; such a process is found by its session only. Where a
+# process's first thread has ended, the other threads have the environment.
 marked() {
 	marked=' '
 	if [ "$greps" = 1 ]; then
-		for file in $(grep -slaxzF "$marker" /proc/[0-9]*/environ); do
+		files=
+		for file in $(grep -sl ') Z ' /proc/[0-9]*/stat); do files="$files ${file%stat}task/[0-9]*/environ"; done
+		for file in $(grep -slaxzF "$marker" /proc/[0-9]*/environ $files); do
 			pid=${file#/proc/}
-			marked="$marked${pid%/environ} "
+			marked="$marked${pid%%/*} "
 		done
 	else
 		for dir in /proc/[0-9]*; do
-			whole "$dir/environ" || continue
-			case $whole in *"$marker"*) marked="$marked${dir#/proc/} " ;; esac
+			for file in "$dir"/environ "$dir"/task/[0-9]*/environ; do
+				whole "$file" || continue
+				case $whole in *"$marker"*) marked="$marked${dir#/proc/} " ;; esac
+				break
+			done
 		done
 	fi
 }
@@ -105,8 +111,10 @@ scan() {
 		pid=${dir#/proc/}
 		whole "$dir/stat" || continue
 		set -- ${whole##*) } # state ppid pgrp session tty tpgid flags ...; ${20} is the start time
-		case $1 in Z | X | x | '') continue ;; esac
-		[ $(($7 & 4)) = 0 ] || continue # PF_EXITING: it is all but a zombie
+		if [ "${18:-0}" -lt 2 ]; then # else its first thread has ended, and others live
+			case $1 in Z | X | x | '') continue ;; esac
+			[ $(($7 & 4)) = 0 ] || continue # PF_EXITING: it is all but a zombie
+		fi
 		case $marked in *" $pid "*) mine=1 ;; *) mine=0 ;; esac
 		if [ "$4" = "$sid" ]; then
 			if [ "$keep" = 1 ] && [ "$pid" != "$sid" ] && ignores_hup "$dir"; then
