@@ -250,6 +250,9 @@ func (d *doctor) row(ctx context.Context) (string, error) {
 	if w.InstanceID != "" {
 		found = fmt.Sprintf("remote, %s, target %s", w.InstanceID, d.remoteTarget())
 	}
+	if w.ID != d.id {
+		found += fmt.Sprintf(", by another spelling of its id, which is %q", w.ID)
+	}
 	for _, column := range [][2]string{{"name", w.Name}, {"container", w.Container}, {"region", w.Region}, {"os_user", w.OSUser}} {
 		if column[1] != "" {
 			found += fmt.Sprintf(", %s %q", column[0], column[1])

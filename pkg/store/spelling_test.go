@@ -202,6 +202,30 @@ func TestOrdersForWorkspacesThatAreGone(t *testing.T) {
 	}
 }
 
+// An order for a workspace for which the query takes too long does not keep those of others from being looked up.
+func TestSlowLookupStopsNoOther(t *testing.T) {
+	t.Parallel()
+	dsn := database(t, `CREATE TABLE workspaces (id text PRIMARY KEY, name text, instance_id text); INSERT INTO workspaces VALUES ('Ab', '', '')`)
+	var said log
+	p, cuts := watching(t, PostgresConfig{
+		URL: dsn, Logger: said.logger(), Timeout: 2 * time.Second,
+		WorkspaceQuery: `SELECT *, CASE WHEN $1 = 'slow' THEN pg_sleep(3600) END FROM workspaces WHERE lower(id) = lower($1) OR $1 = 'slow'`,
+	})
+	if _, err := p.Redeem(t.Context(), claims("t", "ab"), session("s")); err != nil {
+		t.Fatal(err)
+	}
+	execSQL(t, dsn, `INSERT INTO termgw.revocations (workspace_id) VALUES ('slow'), ('AB')`)
+	select {
+	case got := <-cuts:
+		if !slices.Equal(got.sessions, []string{"s"}) {
+			t.Errorf("cut %v", got.sessions)
+		}
+	case <-time.After(patience):
+		t.Fatal("not cut")
+	}
+	until(t, func() bool { return p.Reading() == nil })
+}
+
 // The same for the in-process store, whose lookup may take several spellings. That of a file takes one.
 func TestMemorySpellings(t *testing.T) {
 	t.Parallel()

@@ -29,6 +29,8 @@ const (
 	// spelledFor is how old an order may be for the id of its workspace's row to be looked up: no ticket from before it is
 	// valid any more, and sessions from before it were compared with it long ago.
 	spelledFor = 25 * time.Hour
+	// lookups is how often that is tried while the database does not answer it.
+	lookups = 20
 )
 
 // See 0002_replicas.sql for why xmin is the place to go on from.
@@ -214,7 +216,7 @@ type orderReader struct {
 	from int64 // orders with a lower xid were read
 	// seen has the orders from there on of which nothing is left to do or to tell but to apply them.
 	seen    map[int64]struct{}
-	spelled []Revocation // their workspace is to be looked up
+	spelled []order // their workspace is to be looked up
 }
 
 // read applies the orders that became visible since the last time. An order that cannot be read does not stop the others.
@@ -270,7 +272,8 @@ func ofRow(err error) bool {
 // order is a row of termgw.revocations. Its names are there if it fits.
 type order struct {
 	Revocation
-	fits bool
+	fits    bool
+	lookups int // of its workspace, that were begun
 }
 
 // page reads so many orders at most, the next ones after an id.
@@ -304,7 +307,7 @@ func (r *orderReader) take(o order, seen map[int64]struct{}) {
 		return
 	}
 	if _, again := r.seen[o.ID]; !again {
-		r.spelled = append(r.spelled, o.Revocation)
+		r.spelled = append(r.spelled, o)
 	}
 	seen[o.ID] = struct{}{}
 }
@@ -317,17 +320,20 @@ func (r *orderReader) tellUnreadable(id int64, err error, seen map[int64]struct{
 }
 
 // findRowIDs looks up the workspaces of a page of orders. An order in which another spelling was found is read again, by
-// all replicas. It reports whether the database answered; if not, the rest is for the next time.
+// all replicas. It reports whether all lookups were answered; one that was not, because the workspaces are locked, say, or
+// the query is slow for this one, is repeated after the others, lookups times at most.
 func (r *orderReader) findRowIDs(ctx context.Context) bool {
 	for range min(len(r.spelled), ordersPage) {
 		o := r.spelled[0]
-		if _, err := r.findRowID(ctx, o.ID, o.WorkspaceID); err != nil {
-			if !refusal(err) {
-				return false
-			}
+		r.spelled = r.spelled[1:]
+		_, err := r.findRowID(ctx, o.ID, o.WorkspaceID)
+		if o.lookups++; err != nil && !refusal(err) && o.lookups < lookups {
+			r.spelled = append(r.spelled, o)
+			return false
+		}
+		if err != nil {
 			r.log.Error("a revocation holds for one spelling of its workspace alone", "order", o.ID, "workspace", o.WorkspaceID, "err", err)
 		}
-		r.spelled = r.spelled[1:]
 	}
 	return true
 }
