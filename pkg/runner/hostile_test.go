@@ -172,3 +172,69 @@ func TestNoTerminalAmongStrays(t *testing.T) {
 	d.cfg.Timing.Start = 100 * time.Millisecond
 	_ = term.Close()
 }
+
+// TestHostileSweepsOnAnInstance: there the gateway and what guards each terminal try, and no try follows one that hangs.
+func TestHostileSweepsOnAnInstance(t *testing.T) {
+	t.Parallel()
+	engine := env.Docker(t)
+	const many = 6
+	for _, name := range []string{"its shell hangs", "its shell prints without end", "its shell is nonsense"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			hostile, good := engine.RunContainer(t, ""), engine.RunContainer(t, "")
+			var mu sync.Mutex
+			var swept []Swept
+			i := newInstance(t, engine)
+			r := i.remote(t, RemoteConfig{Target: TargetContainer, Swept: func(s Swept) {
+				mu.Lock()
+				defer mu.Unlock()
+				swept = append(swept, s)
+			}})
+			honest := open(t, by(r), i.target(t, containerNameOf(t, engine, good)))
+			honest.ready(t, job("bg", "")+" &")
+			var ends []*session
+			for range many {
+				ends = append(ends, open(t, by(r), i.target(t, containerNameOf(t, engine, hostile))))
+			}
+			for _, s := range ends {
+				within(t, patience, "the guard knows the shell", func() bool { return guardWaits(t, s.id, "5") })
+			}
+			engine.Exec(t, hostile, "dash", "-ec", hostileSweeps[name])
+			var closing sync.WaitGroup
+			for _, s := range ends {
+				s.closed = true
+				closing.Go(func() { _ = s.Close() })
+			}
+			honest.closed = true
+			_ = honest.Close()
+			closing.Wait()
+			eventually(t, "the honest session has ended", func() bool { return len(living(t, honest.id)) == 0 })
+			eventually(t, "all are counted", func() bool {
+				mu.Lock()
+				defer mu.Unlock()
+				return len(swept) == many+1
+			})
+			left := 0
+			for _, s := range swept {
+				left += s.Left
+			}
+			if left != many {
+				t.Errorf("%d ends are counted as %+v", many, swept)
+			}
+			eventually(t, "nobody tries any more", func() bool {
+				for _, s := range ends {
+					if len(remnants(t, s.id)) > 0 {
+						return false
+					}
+				}
+				return true
+			})
+			// The gateway's first tries and its last, and each guard's first. A shell that is nonsense ends at once.
+			n := running(t, engine, hostile)
+			t.Logf("%d execs run in the container, for %d shells", n, many)
+			if n > many+laneWidth+misconductTries+many {
+				t.Error("these are too many")
+			}
+		})
+	}
+}

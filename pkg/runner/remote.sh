@@ -73,17 +73,28 @@ one() {
 }
 
 # look: what the engine says of the container, in $state: gone, running, crowded
-# by execs, or unknown, as when it is paused.
+# by execs, or unknown, as when it is paused; and the execs that run there, in
+# $execs.
 look() {
-	set -- $(bounded docker inspect --type container -f '{{.State.Running}} {{.State.Paused}} {{len .ExecIDs}}' "$container" 2>&1 | head -c 300)
-	state=unknown
+	set -- $(bounded docker inspect --type container -f '{{.State.Running}} {{.State.Paused}}{{range .ExecIDs}} {{.}}{{end}}' "$container" 2>&1 | head -c 10000)
+	state=unknown execs=
 	case "$*" in
 	false\ * | *[Nn]o\ such\ [co]*) state=gone ;; # container, object; not the engine's socket, a file
-	true\ false\ *)
-		state=running
-		if numbers 3 0 0 "$3" && [ "$3" -ge 128 ]; then state=crowded; fi
+	true\ false*)
+		shift 2
+		state=running execs=$*
+		[ $# -lt 128 ] || state=crowded
 		;;
 	esac
+}
+
+# hangs: whether an exec still runs that began with the last sweep, which did not
+# answer.
+hangs() {
+	for exec in $hung; do
+		case " $execs " in *" $exec "*) return 0 ;; esac
+	done
+	return 1
 }
 
 # unanswered: what a sweep means that has not answered. A container that does not
@@ -99,6 +110,9 @@ unanswered() {
 			return 0
 			;;
 		running | crowded)
+			for exec in $execs; do
+				case " $before " in *" $exec "*) ;; *) hung="$hung $exec" ;; esac
+			done
 			echo nonsense
 			return 2
 			;;
@@ -109,15 +123,18 @@ unanswered() {
 
 # all: sweeps as the user; if something is another's, as root and as the user
 # again. No engine ends an exec, and a sweep that hangs stays when its docker
-# command is killed: so none is started in a container where many execs run.
+# command is killed: so none is started where the last one hangs, nor in a
+# container where many execs run.
+hung= before=
 all() {
 	soon
 	if [ "$target" = container ]; then
 		look
-		if [ "$state" = crowded ]; then
+		if [ "$state" = crowded ] || hangs; then
 			echo nonsense
 			return 2
 		fi
+		before=$execs
 	fi
 	set -- $(one "$sid" "$start" "$marker" "$keep" "$grace" 1)
 	if ! numbers 3 "$@"; then

@@ -30,7 +30,7 @@ func runRemote(t *testing.T, dir string, shell []string, grace, mode string, ans
 cd "${0%/*}" || exit
 if [ "$1" = inspect ]; then
 	[ ! -e inspects ] || . ./inspects
-	echo true false 1
+	echo true false $$
 	exit
 fi
 echo "$@" | tr '\n' ' ' >>asked
@@ -160,11 +160,12 @@ func TestRemoteScriptSweepsAgain(t *testing.T) {
 			sweeps   int
 		}{
 			"answers at last":  {[]string{answer("12 345"), "exit 1", "exit 1", "exit 1", answer("2 1 0")}, "", "2 1 0", 4},
-			"runs no more":     {[]string{answer("12 345"), "exit 1", "exit 1"}, "[ $(wc -l <asked) -lt 3 ] || { echo false false 0; exit; }", "0 0 0", 2},
+			"runs no more":     {[]string{answer("12 345"), "exit 1", "exit 1"}, "[ $(wc -l <asked) -lt 3 ] || { echo false false; exit; }", "0 0 0", 2},
 			"is gone":          {[]string{answer("12 345"), "exit 1"}, "echo Error: No such container: box >&2; exit 1", "0 0 0", 1},
 			"leaves something": {[]string{answer("12 345"), answer("0 0 2"), "exit 1", answer("0 0 2")}, "", "0 0 2", 3},
 			"never answers":    {[]string{answer("12 345")}, "", "nonsense", 4},
-			"is crowded":       {[]string{answer("12 345")}, "[ ! -e asked ] || { echo true false 128; exit; }", "nonsense", 0},
+			"hangs":            {[]string{answer("12 345")}, "echo true false $(seq $(wc -l <asked)); exit", "nonsense", 1},
+			"is crowded":       {[]string{answer("12 345")}, "[ ! -e asked ] || { echo true false $(seq 128); exit; }", "nonsense", 0},
 			"is paused":        {[]string{answer("12 345")}, "echo true true 1; exit", "", 18},
 			"has no engine":    {[]string{answer("12 345")}, "echo dial unix /var/run/docker.sock: connect: no such file or directory >&2; exit 1", "", 18},
 		} {
