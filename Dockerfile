@@ -6,12 +6,17 @@
 # `make image` makes both, with the version in them. Any builder will do: nothing here needs BuildKit.
 # The page in the browser is the demo's alone, so no Node is needed either.
 
+# The base images, of Docker's official library, by digest: what a tag means changes. scripts/pin-images renews them; other
+# images, such as a mirror's, are given by --build-arg.
+ARG GOLANG_IMAGE=golang:1.26-trixie@sha256:0e214333a799b48cce126b20a906cbbcaacd04f55dd54aa22f050fbd9462965a
+ARG DEBIAN_IMAGE=debian:trixie-slim@sha256:d7e12182ce18b85b93007c1dedf31f2d29e01ccf3182cc4017c709b6259bc132
+
 ARG VERSION=dev
 ARG COMMIT=unknown
 ARG DATE=unknown
 
 
-FROM golang:1.26-trixie AS build
+FROM ${GOLANG_IMAGE} AS build
 WORKDIR /src
 # The modules stay cached while only the source changes.
 COPY go.mod go.sum ./
@@ -24,9 +29,10 @@ ARG DATE
 RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false \
         -ldflags "-s -w -X main.version=${VERSION} -X main.commit=${COMMIT} -X main.date=${DATE}" \
         -o /usr/local/bin/termgw ./cmd/termgw
+RUN mkdir /notices && cp LICENSE /notices/ && scripts/notices >/notices/third-party.txt
 
 
-FROM debian:trixie-slim AS base
+FROM ${DEBIAN_IMAGE} AS base
 # Volumes are mounted for uid and gid 1000. Base images have come with a user or a group of their own there: the user
 # goes, the group gets a new name. ssh asks for the account of the uid that it runs as.
 RUN set -eu; \
@@ -37,9 +43,11 @@ RUN set -eu; \
     if [ "$ours" != 'termgw 1000 termgw 1000' ]; then \
         echo "uid and gid 1000 are not termgw's alone, and mounted volumes expect that: '$ours'" >&2; exit 1; \
     fi
+# The gateway asks for no rights that it was not started with: no file gives any, neither ssh-keysign nor the base's su.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates openssh-client \
-    && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/*
+    && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/* \
+    && find / -xdev -type f -perm /6000 -exec chmod ug-s {} +
 USER 1000:1000
 EXPOSE 8080
 ENTRYPOINT ["/usr/local/bin/termgw"]
@@ -52,6 +60,7 @@ LABEL org.opencontainers.image.title="termgw" \
 
 
 FROM base AS slim
+COPY --from=build /notices /usr/share/doc/termgw
 COPY --from=build /usr/local/bin/termgw /usr/local/bin/termgw
 ARG VERSION
 ARG COMMIT
@@ -66,11 +75,13 @@ FROM base AS aws
 USER 0:0
 RUN apt-get update \
     && apt-get install -y --no-install-recommends awscli \
-    && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/*
+    && rm -rf /var/lib/apt/lists/* /var/log/* /var/cache/* \
+    && find / -xdev -type f -perm /6000 -exec chmod ug-s {} +
 USER 1000:1000
 
 
 FROM aws
+COPY --from=build /notices /usr/share/doc/termgw
 COPY --from=build /usr/local/bin/termgw /usr/local/bin/termgw
 ARG VERSION
 ARG COMMIT

@@ -1,7 +1,7 @@
 // Builds what it is told to: `client` (the npm package), `dist` (the page that
 // cmd/termgw embeds), `units` (the unit tests, since Node 20 does not read TypeScript).
 import { execFileSync } from "node:child_process";
-import { cp, mkdir, readdir, rm } from "node:fs/promises";
+import { cp, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
@@ -19,7 +19,7 @@ async function buildPage() {
   for (const name of await readdir(`${root}dist`)) {
     if (name !== ".gitkeep") await rm(`${root}dist/${name}`, { recursive: true });
   }
-  await build({
+  const { metafile } = await build({
     entryPoints: [`${root}page/main.ts`, `${root}page/style.css`],
     outdir: `${root}dist`,
     bundle: true,
@@ -29,12 +29,40 @@ async function buildPage() {
     chunkNames: "[name]-[hash]",
     format: "esm",
     target: "es2022",
-    legalComments: "none",
+    legalComments: "none", // they are in licenses.txt, whole
+    metafile: true,
+    absWorkingDir: root,
     logLevel: "warning",
   });
+  await writeFile(`${root}dist/licenses.txt`, await licenses(Object.keys(metafile.inputs)));
   for (const name of ["index.html", "icon.svg"]) {
     await cp(`${root}page/${name}`, `${root}dist/${name}`);
   }
+}
+
+/**
+ * The licences of the packages that these files are of; the build fails where one has none.
+ *
+ * @param {string[]} inputs as esbuild names them
+ */
+async function licenses(inputs) {
+  const packages = new Set();
+  for (const input of inputs) {
+    const found = /^node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(input);
+    if (found) packages.add(found[1]);
+  }
+  const parts = ["The licences of what the page is made of.\n"];
+  for (const name of [...packages].sort()) {
+    const folder = `${root}node_modules/${name}/`;
+    const { version } = JSON.parse(await readFile(`${folder}package.json`, "utf8"));
+    const files = (await readdir(folder)).filter((file) =>
+      /^(licen[cs]e|copying|notice)/i.test(file),
+    );
+    if (files.length === 0) throw new Error(`${name} has no licence in its package`);
+    parts.push(`${"=".repeat(80)}\n${name} ${version}\n`);
+    for (const file of files) parts.push(await readFile(folder + file, "utf8"));
+  }
+  return parts.join("\n");
 }
 
 async function buildUnits() {

@@ -3,10 +3,15 @@
 package imagetest
 
 import (
+	"archive/tar"
 	"crypto/sha256"
 	"database/sql"
+	"debug/buildinfo"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -47,6 +52,8 @@ func TestImage(t *testing.T) {
 
 	t.Run("bytes", func(t *testing.T) { testBytes(t, e, program) })
 	t.Run("contents", func(t *testing.T) { testContents(t, e) })
+	t.Run("files", func(t *testing.T) { testFiles(t, e, program) })
+	t.Run("pins", func(t *testing.T) { testPins(t, e) })
 	t.Run("gateway", func(t *testing.T) { testGateway(t, e, program) })
 	t.Run("instance", func(t *testing.T) { testInstance(t, e, program) })
 	t.Run("start", func(t *testing.T) { testStart(t, e) })
@@ -135,6 +142,85 @@ func testContents(t *testing.T, e engine) {
 		t.Errorf("slim has an AWS CLI: %s", said)
 	}
 	t.Logf("%s; %s", said, e.inside(t, slim, "ssh", "-V"))
+}
+
+// testFiles reads the files of the images: none gives rights, and the licences of all that is linked are there.
+func testFiles(t *testing.T, e engine, program string) {
+	linked, err := buildinfo.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(linked.Deps) == 0 {
+		t.Fatal("the program names no module")
+	}
+	for _, image := range []string{slim, full} {
+		notices, license := "", ""
+		e.walk(t, image, func(h *tar.Header, content io.Reader) {
+			if h.Typeflag != tar.TypeDir && h.Mode&0o6000 != 0 {
+				t.Errorf("%s: %s has mode %o", image, h.Name, h.Mode)
+			}
+			if _, ok := h.PAXRecords["SCHILY.xattr.security.capability"]; ok {
+				t.Errorf("%s: %s has capabilities", image, h.Name)
+			}
+			text := func() string {
+				b, err := io.ReadAll(content)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return string(b)
+			}
+			switch h.Name {
+			case "usr/share/doc/termgw/third-party.txt":
+				notices = text()
+			case "usr/share/doc/termgw/LICENSE":
+				license = text()
+			}
+		})
+		if !strings.Contains(license, "MIT License") {
+			t.Errorf("%s: the licence is %q", image, license)
+		}
+		for _, module := range linked.Deps {
+			if !strings.Contains(notices, "\n"+module.Path+" "+module.Version+"\n") {
+				t.Errorf("%s: no licence of %s %s", image, module.Path, module.Version)
+			}
+		}
+		if !strings.Contains(notices, "\nGo "+linked.GoVersion+"\n") {
+			t.Errorf("%s: no licence of Go", image)
+		}
+	}
+	t.Logf("%d modules", len(linked.Deps))
+}
+
+// walk calls visit for each file of an image.
+func (e engine) walk(t *testing.T, image string, visit func(*tar.Header, io.Reader)) {
+	t.Helper()
+	const container = "termgw-files"
+	e.docker(t, "create", "--network", "none", "--name", container, image)
+	defer e.docker(t, "rm", container)
+	export := e.command("docker", "export", container)
+	files, err := export.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := export.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for r := tar.NewReader(files); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		visit(h, r)
+	}
+	if _, err := io.Copy(io.Discard, files); err != nil {
+		t.Fatal(err)
+	}
+	if err := export.Wait(); err != nil {
+		t.Fatalf("docker export: %v", err)
+	}
 }
 
 // inside runs a program of an image.
@@ -456,6 +542,70 @@ func testStart(t *testing.T, e engine) {
 	slices.Sort(own)
 	t.Logf("ready %d ms after its process began, %d ms after `docker start` (medians of 5: %v, %v)",
 		own[2].Milliseconds(), took[2].Milliseconds(), own, took)
+}
+
+// testPins lets scripts/pin-images ask a registry, and compares with what the registry says.
+func testPins(t *testing.T, e engine) {
+	need(t, "docker-registry", "docker-registry")
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	config := filepath.Join(dir, "registry.yml")
+	write(t, config, []byte("version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: "+filepath.Join(dir, "registry")+"\nhttp:\n  addr: "+address+"\n"))
+	registry := start(t, nil, "docker-registry", "serve", config)
+	eventually(t, func() bool {
+		answer, err := http.Get("http://" + address + "/v2/")
+		if err != nil {
+			return false
+		}
+		return answer.Body.Close() == nil && answer.StatusCode == http.StatusOK
+	}, registry.said)
+
+	names := map[string]string{"Dockerfile": "ARG DEBIAN_IMAGE=%s\n", "deploy/compose.yaml": "    image: %s # why\n"}
+	repository := address + "/base"
+	e.docker(t, "tag", "debian:trixie-slim", repository+":1.2-slim")
+	e.docker(t, "push", repository+":1.2-slim")
+	e.docker(t, "rmi", repository+":1.2-slim")
+	for name, line := range names {
+		write(t, filepath.Join(dir, name), fmt.Appendf(nil, line, repository+":1.2-slim@sha256:"+strings.Repeat("0", 64)))
+	}
+	script, err := os.ReadFile(filepath.Join(root, "scripts/pin-images"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "scripts/pin-images"), script)
+	if out, err := e.command("bash", filepath.Join(dir, "scripts/pin-images")).CombinedOutput(); err != nil {
+		t.Fatalf("pin-images: %v\n%s", err, out)
+	}
+
+	asked, err := http.NewRequest(http.MethodHead, "http://"+address+"/v2/base/manifests/1.2-slim", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked.Header.Set("Accept", "application/vnd.docker.distribution.manifest.v2+json")
+	answer, err := http.DefaultClient.Do(asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := answer.Body.Close(); err != nil {
+		t.Fatal(err)
+	}
+	want := answer.Header.Get("Docker-Content-Digest")
+	if !strings.HasPrefix(want, "sha256:") {
+		t.Fatalf("the registry says %d, %q", answer.StatusCode, want)
+	}
+	for name, line := range names {
+		got, err := os.ReadFile(filepath.Join(dir, name))
+		if want := fmt.Sprintf(line, repository+":1.2-slim@"+want); err != nil || string(got) != want {
+			t.Errorf("%s: %v, %q, not %q", name, err, got, want)
+		}
+	}
 }
 
 // testTaken builds on base images whose uid and gid 1000 are somebody's.

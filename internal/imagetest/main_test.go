@@ -84,6 +84,8 @@ func (e engine) build(args ...string) (string, error) {
 	return e.try(slices.Concat([]string{
 		"build", "--network", "host", "--build-arg", "VERSION=" + version,
 		"--build-arg", "COMMIT=" + commit, "--build-arg", "DATE=" + date,
+		// The stand-ins have no digests.
+		"--build-arg", "GOLANG_IMAGE=golang:1.26-trixie", "--build-arg", "DEBIAN_IMAGE=debian:trixie-slim",
 	}, e.proxy, args, []string{root})...)
 }
 
