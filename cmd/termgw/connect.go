@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -59,7 +60,7 @@ func (c *ConnectCmd) carry(ctx context.Context, std *stdio) error {
 	}
 	in, _ := std.In.(*os.File)
 	out, _ := std.Out.(*os.File)
-	t := &connection{in: std.In, out: std.Out, err: std.Err, tty: -1}
+	t := &connection{in: std.In, out: std.Out, err: std.Err, tty: -1, acks: make(chan struct{}, 1)}
 	if in != nil && out != nil && term.IsTerminal(int(in.Fd())) && term.IsTerminal(int(out.Fd())) {
 		t.tty = int(in.Fd())
 		if size, ok := t.size(); ok {
@@ -184,6 +185,10 @@ type connection struct {
 	tty     int // file descriptor of the terminal; -1: none
 	mu      sync.Mutex
 	restore func()
+
+	rendered atomic.Int64  // output that is shown, in bytes
+	acks     chan struct{} // an ack is due; closed by show
+	typing   atomic.Bool   // input waits for the gateway to take it
 }
 
 // Silence for lostAfter, with a ping every pingEvery, means that nobody is there.
@@ -213,6 +218,7 @@ func (t *connection) run(ctx context.Context) error {
 	go t.typeInput(cancel)
 	ended := make(chan error, 1)
 	copies.Go(func() { ended <- t.show() })
+	copies.Go(t.acknowledge)
 
 	var err error
 	select {
@@ -246,6 +252,7 @@ const maxMessage = 64 << 10
 
 // show prints what the gateway sends, and acknowledges it once it is printed.
 func (t *connection) show() error {
+	defer close(t.acks)
 	var shown output
 	var end *bridge.Error
 	exit := -1
@@ -297,6 +304,15 @@ func (t *connection) show() error {
 	}
 }
 
+// acknowledge tells what is shown, beside show: while the gateway takes no input,
+// since the program reads none, nothing else can be sent, and perhaps the program
+// reads none because nobody takes its output.
+func (t *connection) acknowledge() {
+	for range t.acks {
+		t.send(map[string]any{"type": "ack", "bytes": t.rendered.Load()})
+	}
+}
+
 // output counts the shell's bytes.
 type output struct {
 	rendered, acked int64
@@ -317,7 +333,11 @@ func (t *connection) print(r io.Reader, o *output) error {
 		o.rendered += int64(n)
 		if over := err != nil; o.rendered-o.acked >= often || over && size < often && o.rendered > o.acked {
 			o.acked = o.rendered
-			t.send(map[string]any{"type": "ack", "bytes": o.rendered})
+			t.rendered.Store(o.rendered)
+			select {
+			case t.acks <- struct{}{}:
+			default: // an ack is due already
+			}
 		}
 		switch {
 		case errors.Is(err, io.EOF):
@@ -336,8 +356,13 @@ func (t *connection) typeInput(leave context.CancelCauseFunc) {
 	for {
 		n, err := t.in.Read(buf)
 		p, left := escape.filter(buf[:n])
-		if len(p) > 0 && t.ws.Write(context.Background(), websocket.MessageBinary, p) != nil {
-			return
+		if len(p) > 0 {
+			t.typing.Store(true)
+			err := t.ws.Write(context.Background(), websocket.MessageBinary, p)
+			t.typing.Store(false)
+			if err != nil {
+				return
+			}
 		}
 		if left {
 			leave(errLeft)
@@ -409,10 +434,13 @@ func (t *connection) watch(ctx context.Context, leave context.CancelCauseFunc) {
 				t.send(map[string]any{"type": "resize", "cols": size.Cols, "rows": size.Rows})
 			}
 		case <-ping.C:
+			if t.typing.Load() {
+				continue // it would wait behind the input, for as long as the program reads none
+			}
 			answer, cancel := context.WithTimeout(ctx, lostAfter)
 			err := t.ws.Ping(answer)
 			cancel()
-			if err != nil && ctx.Err() == nil {
+			if err != nil && ctx.Err() == nil && !t.typing.Load() {
 				leave(fmt.Errorf("the gateway has not answered for %s", lostAfter))
 				_ = t.ws.CloseNow()
 				return

@@ -92,6 +92,10 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 	defer func() { err = errors.Join(err, docker.Close()) }()
 
 	log := logline.New(std.Err, "text", slog.LevelInfo)
+	_, held, err := memoryLimit()
+	if err != nil {
+		log.Warn("no memory limit is kept", "err", err)
+	}
 	d := &demo{
 		origin: "http://" + listener.Addr().String(), secret: rand.Text(), once: rand.Text(),
 		minter: minter, docker: docker, log: log, tokens: map[string]bool{},
@@ -111,7 +115,7 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 		Local:        demoStarter{host, docker},
 		Docker:       docker.Ping,
 		PingInterval: 25 * time.Second, IdleTimeout: 30 * time.Minute, MaxSession: 8 * time.Hour,
-		Replica: "demo", Log: log, Metrics: router.NewMetrics(reg),
+		HeldBytes: held, Replica: "demo", Log: log, Metrics: router.NewMetrics(reg),
 	})
 
 	endpoint, remove, err := d.writeEndpoint()

@@ -90,8 +90,10 @@ func (g *gateway) run(ctx context.Context) error {
 	servers := make([]*http.Server, len(g.servers))
 	for i, s := range g.servers {
 		servers[i] = g.server(s.handler)
+		waiting := newLobby(s.listener)
+		servers[i].ConnState = waiting.track
 		parts.Go(func() error {
-			if err := servers[i].Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+			if err := servers[i].Serve(waiting); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serving %s: %w", s.listener.Addr(), err)
 			}
 			return nil

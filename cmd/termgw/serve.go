@@ -37,6 +37,10 @@ func (ServeCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (err 
 	cfg, err := loadConfig()
 	maxSessions, limitErr := sessionLimit(cfg.MaxSessions)
 	log := logline.New(std.Err, cfg.LogFormat, cfg.LogLevel)
+	memory, held, memoryErr := memoryLimit()
+	if memoryErr != nil {
+		log.Warn("no memory limit is kept", "err", memoryErr)
+	}
 	keys, keysErr := openKeys(cfg, log)
 	sessions, storeErr := openStore(ctx, cfg, log)
 	if sessions != nil {
@@ -87,7 +91,7 @@ func (ServeCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (err 
 		Store: sessions, Local: docker, Remote: remote, Docker: docker.Ping, Orders: orders, Watching: watching,
 		BasePath: cfg.BasePath, AllowedOrigins: cfg.AllowedOrigins, TrustedProxies: cfg.TrustedProxies,
 		PingInterval: cfg.PingInterval, IdleTimeout: cfg.IdleTimeout, MaxSession: cfg.MaxSession,
-		MaxSessions: maxSessions, Replica: replica,
+		MaxSessions: maxSessions, HeldBytes: held, Replica: replica,
 		Log: log, Metrics: router.NewMetrics(reg),
 	})
 	reg.MustRegister(g.router)
@@ -105,7 +109,7 @@ func (ServeCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (err 
 		g.servers = append(g.servers, server{admin, adminHandler(reg, cfg.AdminListen)})
 		log.Info("serving metrics", "address", admin.Addr().String())
 	}
-	log.Info("serving terminals", "address", terminals.Addr().String(), "version", version, "max_sessions", maxSessions)
+	log.Info("serving terminals", "address", terminals.Addr().String(), "version", version, "max_sessions", maxSessions, "memory_limit", memory, "held_bytes", held)
 	return g.run(ctx)
 }
 
