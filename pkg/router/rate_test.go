@@ -121,7 +121,7 @@ func TestStraysArePaced(t *testing.T) {
 		"a method of no path": {terminal("ws-1", "x", func(a *ask) { a.method, a.target = http.MethodPost, "/readyz" }), http.StatusNotFound},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := open(t)
+			g, began := open(t), time.Now()
 			g.strays.now = (&played{time.Unix(1e9, 0)}).now
 			for i := range handshakesAtOnce + 3 {
 				want := stray.status
@@ -133,7 +133,8 @@ func TestStraysArePaced(t *testing.T) {
 				}
 			}
 			g.wantMetric(3, "termgw_sessions_total", "code=rate_limited", "target=none")
-			if n := strings.Count(g.logs.String(), `"msg":"request refused"`); n > 110 {
+			// That pace is the clock's own: on a slow machine there are more.
+			if n := strings.Count(g.logs.String(), `"msg":"request refused"`); n > 100+10*int(time.Since(began).Seconds()+1) {
 				t.Errorf("%d lines were logged", n)
 			}
 			g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1)).message("ready")
