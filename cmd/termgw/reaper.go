@@ -43,7 +43,8 @@ const (
 // steady for a while, in which every live replica has sent one. A replica that lives but reaches no database for a minute,
 // while another on the same engine does, loses its terminals: nobody can tell it from a dead one.
 //
-// A row is closed when this engine has the container and nothing of the session is left in it. If the container does not
+// A row is closed when this engine has the container and nothing of the session is left in it, or the container does not let it
+// be ended, which the runner tries a few times more and counts. If the container does not
 // run here it may run elsewhere, so nothing is done, and the workspace is left alone for some minutes; a row that no
 // replica could close is closed after a day, when nobody looks for it any more, or after some minutes if it was on an
 // instance.
