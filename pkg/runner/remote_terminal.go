@@ -278,14 +278,14 @@ func (t *remoteTerminal) Close() error {
 // nothing at all comes meanwhile gets no more terminals.
 func (c *connection) sweep(ctx context.Context, o *order, keep bool) (Swept, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	watched := make(chan struct{})
+	watched, over := make(chan struct{}), ctx.Done()
 	defer func() { cancel(nil); <-watched }()
 	go func() {
 		defer close(watched)
 		select {
 		case <-c.gone:
 			cancel(errGone)
-		case <-ctx.Done():
+		case <-over:
 		}
 	}()
 	turns, lane := c.remote.turns, o.lane()
