@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -90,7 +91,9 @@ func TestLobby(t *testing.T) {
 	ask(dial(""))
 
 	_ = server.Close()
-	<-served
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		t.Error(err)
+	}
 	closed.Wait()
 	eventually(t, "all have left", func() bool {
 		l.mu.Lock()

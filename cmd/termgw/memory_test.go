@@ -33,11 +33,11 @@ func newMemoryGroup(tb testing.TB, limit int64) memoryGroup {
 	if _, err := os.Stat("/sys/fs/cgroup/memory/memory.limit_in_bytes"); errors.Is(err, fs.ErrNotExist) {
 		m = memoryGroup{"/sys/fs/cgroup" + sandbox.Cgroup() + "/gateway", "memory.max", "memory.peak", "memory.current"}
 		for _, above := range []string{"/sys/fs/cgroup", filepath.Dir(m.dir)} {
-			_ = os.Mkdir(above, 0o755)                                                                 //nolint:gosec // as the kernel's own
+			_ = os.Mkdir(above, 0o755)
 			_ = os.WriteFile(filepath.Join(above, "cgroup.subtree_control"), []byte("+memory"), 0o600) // else the limit cannot be set
 		}
 	}
-	err := os.MkdirAll(m.dir, 0o755) //nolint:gosec // as the kernel's own
+	err := os.MkdirAll(m.dir, 0o755)
 	if err == nil {
 		err = os.WriteFile(filepath.Join(m.dir, m.limit), []byte(strconv.FormatInt(limit, 10)), 0o600)
 	}
@@ -106,13 +106,13 @@ func TestMemoryUnderAttack(t *testing.T) {
 	p := newPlatform(t)
 	p.workspace(t, "ws", "")
 	box := newBox(t, env.Docker(t), "ws")
-	real := filepath.Join(t.TempDir(), "termgw") // without a race detector, which takes several times the memory
-	if out, err := exec.Command("go", "build", "-o", real, ".").CombinedOutput(); err != nil {
+	program := filepath.Join(t.TempDir(), "termgw") // without a race detector, which takes several times the memory
+	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
 		t.Fatalf("building termgw: %v\n%s", err, out)
 	}
 	by := group.enter()
 	by[2] = `echo $$ >"$0/cgroup.procs" && exec "$1" serve`
-	g := p.serveBy(t, append(by, real), "TERMGW_LOG_LEVEL=info", "TERMGW_MAX_SESSIONS_PER_SUBJECT=10", "TERMGW_PING_INTERVAL=1h")
+	g := p.serveBy(t, append(by, program), "TERMGW_LOG_LEVEL=info", "TERMGW_MAX_SESSIONS_PER_SUBJECT=10", "TERMGW_PING_INTERVAL=1h")
 
 	attackers := make([]*attacker, people*each)
 	spread(t, len(attackers), 4, func(i int) {
