@@ -386,9 +386,10 @@ function copyForPrograms(terminal: Terminal, allowCopy: AttachOptions["allowCopy
       if (/^[cpqs0-7]*$/.test(selection)) terminal.input(`\x1b]52;${selection};\x07`, false);
       return true;
     }
-    const text = decodeBase64(encoded);
     // A second question would change the text under the finger of who answers the first.
-    if (!text || asking || !navigator.clipboard) return true;
+    if (asking || !navigator.clipboard) return true;
+    const text = decodeBase64(encoded);
+    if (!text) return true;
     // Not awaited: xterm.js would parse nothing more until somebody has answered.
     // No answer is a no; a browser that refuses has nobody here to tell.
     copy(text).catch(() => {});

@@ -35,6 +35,8 @@ const ATTACKS = {
   "scroll up, with a control in it": "\x1b[21474\n83647S",
   "scroll up in a region": "\x1b[2;4r\x1b[2147483647S",
   "scroll up on the other screen": "\x1b[?1049h\x1b[2147483647S",
+  "scroll up after a reset": "\x1bc\x1b[2147483647S",
+  "scroll up after a soft reset": "\x1b[!p\x1b[2147483647S",
   "scroll down": "\x1b[2147483647T",
   "insert lines": "\x1b[H\x1b[2147483647L",
   "delete lines": "\x1b[H\x1b[2147483647M",
