@@ -67,7 +67,7 @@ func TestServeHelpListsTheVariables(t *testing.T) {
 			t.Errorf("%s is listed and has no default here", name)
 		}
 	}
-	const query = `SELECT COALESCE(instance_id,'') AS instance_id, COALESCE(name,'') AS name FROM workspaces WHERE id = $1`
+	const query = `SELECT id::text AS id, COALESCE(instance_id,'') AS instance_id, COALESCE(name,'') AS name FROM workspaces WHERE id = $1`
 	if store.DefaultWorkspaceQuery != query {
 		t.Errorf("the workspace query is %s", store.DefaultWorkspaceQuery)
 	}
