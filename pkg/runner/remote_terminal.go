@@ -296,6 +296,7 @@ func (c *connection) sweep(ctx context.Context, o *order, keep bool) (Swept, err
 		return Swept{}, err
 	}
 	defer done()
+	began := time.Now()
 	ctx, stop = context.WithTimeout(ctx, c.remote.cfg.Timing.sweep())
 	defer stop()
 	silent := c.listen()
@@ -315,7 +316,7 @@ func (c *connection) sweep(ctx context.Context, o *order, keep bool) (Swept, err
 			return s, nil
 		}
 		if last == "nonsense" {
-			turns.failed(lane, c.remote.cfg.Timing.Retry)
+			turns.failed(lane, began, c.remote.cfg.Timing.Retry)
 			return Swept{}, misconduct{errors.New("sweeping: the container on the instance does not answer as it should")}
 		}
 		fault := sessionFault(stderr)
@@ -343,17 +344,13 @@ func (o order) endLater(all bool) {
 	later := r.background(func() {
 		ctx, cancel := context.WithTimeout(r.ctx, endLaterTime)
 		defer cancel()
-		tries := 0
 		for wait := time.Second; ; wait = min(2*wait, 15*time.Second) {
 			swept, err := o.endElsewhere(ctx, all)
 			if err == nil {
 				o.report(swept, nil)
 				return
 			}
-			if isMisconduct(err) {
-				tries++
-			}
-			if tries == misconductTries {
+			if errors.Is(err, errHopeless) {
 				o.report(Swept{Left: 1}, err)
 				return
 			}

@@ -48,25 +48,43 @@ type turns struct {
 	lanes map[string]*lane
 }
 
+// errHopeless is the error of a turn in a lane in which misconductTries tries have failed, one after the other.
+var errHopeless = misconduct{errors.New("sweeping: all tries in the same place have failed")}
+
 // lane has the sweeps of one container.
 type lane struct {
 	places chan struct{}
-	users  int // of the lane, those that wait too
+	users  int // of the lane, those that wait for a place too
 
-	tries int           // that have failed, in a row
-	pause time.Duration // after the last
-	until time.Time     // no try before
+	tries  int           // that have failed, in a row; sweeps that ran at the same time are one try
+	failed time.Time     // the last
+	pause  time.Duration // after the last
+	until  time.Time     // no try before
+	rested chan struct{} // closed when a try has worked
 }
 
 func newTurns(slow time.Duration) *turns {
 	return &turns{slow: slow, permits: make(chan struct{}, endsAtOnce), lanes: map[string]*lane{}}
 }
 
-// take waits for a turn in a lane, and refuses one soon after others in it have failed. The caller gives it back by done.
+// take waits for a turn in a lane, also while the lane rests after a failure; its error is errHopeless where there were too
+// many. The caller gives the turn back by done.
 func (t *turns) take(ctx context.Context, name string) (done func(), err error) {
-	l, ok := t.use(name, time.Now())
-	if !ok {
-		return nil, misconduct{errors.New("sweeping: others in the same place have just failed")}
+	var l *lane
+	for l == nil {
+		used, rest, rested := t.use(name, time.Now())
+		switch {
+		case used == nil && rest == 0:
+			return nil, errHopeless
+		case used == nil:
+			select {
+			case <-time.After(rest):
+			case <-rested:
+			case <-ctx.Done():
+				return nil, fmt.Errorf("sweeping: another in the same place has just failed: %w", context.Cause(ctx))
+			}
+		}
+		l = used
 	}
 	select {
 	case l.places <- struct{}{}:
@@ -95,23 +113,28 @@ func (t *turns) take(ctx context.Context, name string) (done func(), err error) 
 	}, nil
 }
 
-func (t *turns) use(name string, now time.Time) (l *lane, ok bool) {
+// use returns the lane for the caller's try. While the lane rests it returns for how long, and what is closed when that ends
+// sooner; and nothing if too many tries have failed.
+func (t *turns) use(name string, now time.Time) (l *lane, rest time.Duration, rested <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	maps.DeleteFunc(t.lanes, func(_ string, l *lane) bool { return l.users == 0 && now.Sub(l.until) > laneTime })
 	l = t.lanes[name]
 	if l == nil {
-		l = &lane{places: make(chan struct{}, laneWidth)}
+		l = &lane{places: make(chan struct{}, laneWidth), rested: make(chan struct{})}
 		t.lanes[name] = l
 	}
-	if now.Before(l.until) {
-		return nil, false
+	if rest = l.until.Sub(now); rest > 0 {
+		if l.tries >= misconductTries {
+			return nil, 0, nil
+		}
+		return nil, rest, l.rested
 	}
 	if l.tries > 0 {
 		l.until = now.Add(l.pause) // one try, alone
 	}
 	l.users++
-	return l, true
+	return l, 0, nil
 }
 
 func (t *turns) leave(name string) {
@@ -123,14 +146,17 @@ func (t *turns) leave(name string) {
 	}
 }
 
-// failed has a lane rest that its caller has a turn in, longer after each failure.
-func (t *turns) failed(name string, pause time.Duration) {
+// failed has a lane rest in which its caller has a turn since began, longer after each failure.
+func (t *turns) failed(name string, began time.Time, pause time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	l := t.lanes[name]
+	l, now := t.lanes[name], time.Now()
+	if began.Before(l.failed) {
+		return // the lane already rests for one that ran at the same time
+	}
 	l.pause = growing(pause, l.tries)
 	l.tries++
-	l.until = time.Now().Add(l.pause)
+	l.failed, l.until = now, now.Add(l.pause)
 }
 
 // worked ends a lane's rest.
@@ -138,5 +164,9 @@ func (t *turns) worked(name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	l := t.lanes[name]
+	if l.tries > 0 {
+		close(l.rested)
+		l.rested = make(chan struct{})
+	}
 	l.tries, l.until = 0, time.Time{}
 }
