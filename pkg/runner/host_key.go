@@ -26,13 +26,17 @@ var hostKeyTypes = []string{ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgo
 //
 // as in a .pub file, in known_hosts (sshd(8)) and in the output of ssh-keyscan; an empty line; a comment, which begins with
 // "#"; or one of the two that are around the keys in the console of an EC2 instance. A host is the instance's id, or an
-// address or localhost, the same in all lines: a known_hosts of several hosts has keys of others. Anything else, and a text
-// without a key, is an error, which a person may read.
+// address or localhost, the same in all lines: a known_hosts of several hosts has keys of others. The key of a line
+//
+//	@revoked [host] type base64 [comment]
+//
+// is not among those that are returned, whatever its host. Anything else, and a text without a key, is an error, which a
+// person may read.
 func hostKeyLines(text, instance string) ([]string, error) {
 	if len(text) > hostKeyBytes {
 		return nil, fmt.Errorf("it has more than %d bytes; %s", hostKeyBytes, putHostKey)
 	}
-	var keys []string
+	var keys, revoked []string
 	var scanned string // the host of all lines that name one but the instance
 	number := 0
 	for line := range strings.Lines(text) {
@@ -43,7 +47,15 @@ func hostKeyLines(text, instance string) ([]string, error) {
 			line == "-----BEGIN SSH HOST KEY KEYS-----", line == "-----END SSH HOST KEY KEYS-----":
 			continue
 		}
-		host, key, err := hostKeyLine(line, instance)
+		if bad, ok := cutMarker(line, "@revoked"); ok {
+			_, key, err := hostKeyLine(bad, "", true)
+			if err != nil {
+				return nil, fmt.Errorf("line %d %w", number, err)
+			}
+			revoked = append(revoked, key)
+			continue
+		}
+		host, key, err := hostKeyLine(line, instance, false)
 		if err == nil && host != "" && host != instance {
 			if scanned != "" && host != scanned {
 				err = errors.New("names another host than a line before it; leave the keys of other hosts out")
@@ -57,18 +69,27 @@ func hostKeyLines(text, instance string) ([]string, error) {
 			keys = append(keys, key)
 		}
 	}
+	keys = slices.DeleteFunc(keys, func(key string) bool { return slices.Contains(revoked, key) })
 	if len(keys) == 0 {
-		return nil, errors.New("it holds no key; " + putHostKey)
+		return nil, errors.New("it holds no key that is not revoked; " + putHostKey)
 	}
 	return keys, nil
 }
 
-// hostKeyLine reads one line. Its errors go on after "line 1".
-func hostKeyLine(line, instance string) (host, key string, err error) {
+// cutMarker returns the line without its marker, a word of its own.
+func cutMarker(line, marker string) (rest string, ok bool) {
+	rest, ok = strings.CutPrefix(line, marker)
+	trimmed := strings.TrimLeft(rest, " \t")
+	return trimmed, ok && len(trimmed) < len(rest)
+}
+
+// hostKeyLine reads one line, in which the host may be any word or has to be one of the instance's. Its errors go on after
+// "line 1".
+func hostKeyLine(line, instance string, anyHost bool) (host, key string, err error) {
 	fields := strings.Fields(line)
 	switch {
 	case strings.HasPrefix(line, "@"):
-		return "", "", errors.New("has a marker, as @revoked and @cert-authority, which is not supported; " + putHostKey)
+		return "", "", errors.New("has a marker that is not supported, as @cert-authority; " + putHostKey)
 	case strings.Contains(line, "SHA256:"), strings.Contains(line, "MD5:"), strings.Contains(line, "SSH HOST KEY FINGERPRINTS"):
 		return "", "", errors.New("is a fingerprint, which no key can be made of; " + putHostKey)
 	}
@@ -77,7 +98,7 @@ func hostKeyLine(line, instance string) (host, key string, err error) {
 		if len(fields) == 0 || !slices.Contains(hostKeyTypes, fields[0]) {
 			return "", "", errors.New("is no public key; " + putHostKey)
 		}
-		if !namesOneHost(host, instance) {
+		if !anyHost && !namesOneHost(host, instance) {
 			return "", "", errors.New("does not begin with the instance's id, an address or a key; remove what stands before the key")
 		}
 	}

@@ -21,6 +21,7 @@ func TestHostKeyLines(t *testing.T) {
 		edKey, edKey + " root@ip-10-0-0-5", "\t" + edKey + "  \r\n\r\n", strings.Replace(edKey, " ", "\t", 1),
 		instance + " " + edKey, "10.0.0.5 " + edKey, "fd00::5 " + edKey, "[10.0.0.5]:2222 " + edKey, "localhost " + edKey,
 		"# 10.0.0.5:22 SSH-2.0-OpenSSH_9.6\n" + edKey, edKey + "\n" + edKey,
+		edKey + "\n@revoked * " + ecKey, "@revoked " + ecKey + "\n" + edKey, edKey + "\n" + ecKey + "\n@revoked\t10.0.0.9,other.example  " + ecKey + " lost",
 	} {
 		if keys, err := hostKeyLines(text, instance); err != nil || !slices.Equal(keys, []string{edKey}) {
 			t.Errorf("%q: %q, %v", text, keys, err)
@@ -43,9 +44,15 @@ func TestHostKeyLines(t *testing.T) {
 		"10.0.0.*,10.0.0.5 " + edKey: "does not begin", "|1|F1E1KeoE/eEWhi10WpGv4OdiO6Y=|3988QV0VE8wmZL7suNrYQLITLCg= " + edKey: "does not begin",
 		"github.com " + edKey: "does not begin", "i-0aaaaaaaaaaaaaaaa " + edKey: "does not begin", "@ " + edKey: "marker",
 		"10.0.0.5 " + edKey + "\n10.0.0.6 " + edKey:                       "line 2 names another host",
-		"@revoked * " + edKey:                                             "marker",
+		"@revoked * " + edKey:                                             "not revoked",
+		edKey + "\n@revoked " + edKey:                                     "not revoked",
+		"@revoked 10.0.0.9 " + edKey + "\n10.0.0.5 " + edKey:              "not revoked",
+		edKey + "\n@revoked":                                              "marker",
+		edKey + "\n@revoked *":                                            "no public key",
+		edKey + "\n@revoked a b " + ecKey:                                 "no public key",
+		edKey + "\n@revokedx * " + ecKey:                                  "marker",
+		edKey + "\n@revoked @revoked " + ecKey:                            "marker",
 		"@cert-authority * " + edKey:                                      "marker",
-		edKey + "\n @revoked " + instance + " " + ecKey:                   "line 2 has a marker",
 		"SHA256:3uVR1hY9oDPVmTHlEdrl9tMTxrNpFWGXLV9UzQ0OQcU":              "fingerprint",
 		"256 SHA256:3uVR1hY9oDPVmTHlEdrl9tMTxrNpFWGXLV9 root@x (ED25519)": "fingerprint",
 		"-----BEGIN SSH HOST KEY FINGERPRINTS-----":                       "fingerprint",

@@ -669,7 +669,7 @@ func TestRemoteHostKeys(t *testing.T) {
 	t.Run("pinned", func(t *testing.T) {
 		i := newInstance(t, nil)
 		r := i.remote(t, RemoteConfig{})
-		for _, line := range []string{i.sshd.HostKey(t), i.sshd.HostKey(t) + " a comment", i.id + " " + i.sshd.HostKey(t), other + "\n" + i.sshd.HostKey(t) + "\n"} {
+		for _, line := range []string{i.sshd.HostKey(t), i.sshd.HostKey(t) + " a comment", i.id + " " + i.sshd.HostKey(t), other + "\n" + i.sshd.HostKey(t) + "\n", i.sshd.HostKey(t) + "\n @revoked " + i.id + " " + other} {
 			target := i.target(t, "")
 			target.HostKey = line
 			open(t, by(r), target).end(t)
@@ -681,7 +681,7 @@ func TestRemoteHostKeys(t *testing.T) {
 		target.HostKey = other
 		wantChanged(t, r, target)
 		// Nor one that known_hosts would revoke, or trust to sign.
-		for _, line := range []string{"@revoked * " + i.sshd.HostKey(t), "@cert-authority * " + i.sshd.HostKey(t), i.sshd.HostKey(t) + "\n @revoked " + i.id + " " + other} {
+		for _, line := range []string{"@revoked * " + i.sshd.HostKey(t), "@cert-authority * " + i.sshd.HostKey(t), i.sshd.HostKey(t) + "\n @revoked " + i.id + " " + i.sshd.HostKey(t)} {
 			target.HostKey = line
 			asked := len(i.asked())
 			var step *Error
