@@ -45,7 +45,7 @@ func (a *admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch site := r.Header.Get("Sec-Fetch-Site"); {
 	case !a.knows(hostOf(r.Host)):
 		http.Error(w, "The admin port answers to an IP address, localhost, its machine's name, the host of TERMGW_ADMIN_LISTEN, "+
-			"and names that only a private network has: without a dot, or under .svc, .local, .internal or .localhost.", http.StatusMisdirectedRequest)
+			"and names that only a private network has: without a dot, or under .svc, .cluster.local, .internal or .localhost.", http.StatusMisdirectedRequest)
 	case site != "" && site != "none" && site != "same-origin", len(r.Header["Origin"]) > 0:
 		http.Error(w, "The admin port is for no other page.", http.StatusForbidden)
 	default:
@@ -57,8 +57,9 @@ func (a *admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // internet can have: a page whose name leads to its own server first and then here
 // (DNS rebinding) shares its origin with this server, and reads all that it
 // answers. Nobody can register a name without a dot or under one of these ends
-// (RFC 6761, RFC 6762, ICANN's .internal; .svc is Kubernetes's), and so
-// Prometheus may ask by a service's name.
+// (RFC 6761, ICANN's .internal; .svc and .cluster.local are Kubernetes's), and so
+// Prometheus may ask by a service's name. A neighbour in the browser's own network
+// can have other names under .local (RFC 6762).
 func (a *admin) knows(host string) bool {
 	if _, err := netip.ParseAddr(host); err == nil {
 		return true
@@ -69,9 +70,10 @@ func (a *admin) knows(host string) bool {
 			return true
 		}
 	}
-	switch host[strings.LastIndexByte(host, '.')+1:] {
-	case "svc", "local", "internal", "localhost":
-		return true
+	for _, end := range []string{".svc", ".cluster.local", ".internal", ".localhost"} {
+		if strings.HasSuffix(host, end) {
+			return true
+		}
 	}
 	return host != "" && !strings.Contains(host, ".")
 }

@@ -72,6 +72,8 @@ func TestAdminHost(t *testing.T) {
 			{"svc.evil.example", "", false},
 			{"evil.example.", "", false},
 			{"evil.dev", "", false},
+			{"evil.local", "", false}, // any neighbour's, by multicast DNS
+			{"cluster.local", "", false},
 			{"127.0.0.1:80@evil.example", "", false},
 			{"", "", false},
 			{"127.0.0.1", "Sec-Fetch-Site: cross-site\r\n", false},

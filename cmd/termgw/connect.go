@@ -291,8 +291,8 @@ func (t *connection) show() error {
 			}
 			switch m.Type {
 			case "exit":
-				if json.Unmarshal(m.Code, &exit) != nil {
-					exit = int(gatewayFailed)
+				if json.Unmarshal(m.Code, &exit) != nil || exit != int(uint8(exit)) {
+					exit = int(gatewayFailed) // 256 would leave this process as a success
 				}
 			case "error":
 				end = &bridge.Error{}

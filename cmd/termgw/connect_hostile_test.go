@@ -240,3 +240,20 @@ func (c *counted) count() int {
 	defer c.mu.Unlock()
 	return c.n
 }
+
+// An exit status that no process can have is not passed on, which would cut it to a byte.
+func TestConnectPassesNoImpossibleStatus(t *testing.T) {
+	t.Parallel()
+	for told, want := range map[string]int{"7": 7, "0": 0, "255": 255, "256": 255, "-1": 255, "4294967296": 255, "1e400": 255, `"0"`: 255} {
+		lying := serveHostile(t, func(w io.Writer, r *http.Request) {
+			upgrade(w, r)
+			_ = frame(w, 1, true, []byte(`{"type":"ready","session":"S","mode":"rw"}`))
+			_ = frame(w, 1, true, []byte(`{"type":"exit","signal":"KILL","code":`+told+`}`))
+			_ = frame(w, 8, true, []byte{0x03, 0xe8})
+		})
+		c := start(t, command(t, []string{"TERMGW_TICKET=" + "x.y.z"}, "connect", "ws://"+lying.address+"/workspaces/ws/terminal"))
+		if code := c.wait(t); code != want {
+			t.Errorf("%s: exit status %d, want %d: %q", told, code, want, c.log.String())
+		}
+	}
+}

@@ -63,8 +63,9 @@ func safeValue(v slog.Value) slog.Value {
 // jwt is what looks like a compact JWS (RFC 7515, section 3.1), or like its first
 // two parts: the first is the base64url of a JSON object, which begins with a
 // brace and then a quote or white space. In any case: an origin is compared in
-// lower case, and can be logged so.
-var jwt = regexp.MustCompile(`(?i)e[wy][a-z0-9_-]{14,}(\.[a-z0-9_-]{8,}){1,2}`)
+// lower case, and can be logged so. The dots may be percent-encoded, more than
+// once, and the whole may be base64 again.
+var jwt = regexp.MustCompile(`(?i)e[wy][a-z0-9_-]{14,}((\.|%(25)*2e)[a-z0-9_-]{8,}){1,2}|zx[lc][a-z0-9+/_-]{60,}=*`)
 
 // Safe returns a text that comes from outside as it may stand in a line: tickets
 // are masked; what is longer than 1 KiB is cut, and the line says so; what no

@@ -2,6 +2,7 @@ package logline
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,6 +37,11 @@ func TestSafe(t *testing.T) {
 		{"two tickets", ticket + " " + ticket, "[ticket] [ticket]"},
 		{"two parts of a ticket", ticket[:strings.LastIndex(ticket, ".")], "[ticket]"},
 		{"a header with white space", "eyAiYWxnIjogIkVkRFNBIiB9.eyJzdWIiOiJhbm4ifQ.c2lnbmF0dXJl", "[ticket]"},
+		{"percent-encoded dots", "https://x.example/?t=" + strings.ReplaceAll(ticket, ".", "%2E"), "https://x.example/?t=[ticket]"},
+		{"percent-encoded twice, in lower case", strings.ToLower(strings.ReplaceAll(ticket, ".", "%252E")), "[ticket]"},
+		{"in base64", "x " + base64.StdEncoding.EncodeToString([]byte(ticket+"=")) + " y", "x [ticket] y"},
+		{"in base64url", base64.RawURLEncoding.EncodeToString([]byte(ticket)), "[ticket]"},
+		{"a container's id", strings.Repeat("0123456789abcdef", 4), strings.Repeat("0123456789abcdef", 4)},
 		{"a host name", "eyes.example.com", "eyes.example.com"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
