@@ -159,6 +159,7 @@ func TestUnknownMessagesAreIgnored(t *testing.T) {
 	s.control(t, `{"type":"dance","cols":-1,"bytes":"x"}`)
 	s.control(t, `{"type":"resize","cols":80,"rows":24,"pixels":{"x":[1]}}`)
 	s.barrier(t, "1")
+	s.term.until(t, "the size", func() bool { return len(s.term.events) > 0 })
 	if got := s.term.log(); !slices.Equal(got, []string{"resize 80x24"}) {
 		t.Errorf("the terminal got %q", got)
 	}
@@ -171,6 +172,7 @@ func TestNamesAreExact(t *testing.T) {
 	s.waitText(t, `{"type":"pong","id":8}`)
 	s.control(t, `{"type":"resize","cols":80,"rows":24,"Cols":0,"ROWS":0}`)
 	s.barrier(t, "1")
+	s.term.until(t, "the size", func() bool { return len(s.term.events) > 0 })
 	if got := s.term.log(); !slices.Equal(got, []string{"resize 80x24"}) {
 		t.Errorf("the terminal got %q", got)
 	}
