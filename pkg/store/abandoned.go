@@ -5,12 +5,14 @@ import (
 	"time"
 )
 
-// Locked rows are skipped: a heartbeat has them just now.
+// Locked rows are skipped: a heartbeat has them just now. A time that is yet to come is no heartbeat's: such a row, from before
+// 0004_bounds.sql, would count for ever.
 const closeAbandonedSQL = `UPDATE termgw.sessions SET ended_at = now(), end_reason = $1
 WHERE id IN (
   SELECT id FROM termgw.sessions
   WHERE ended_at IS NULL
-    AND last_seen_at < now() - make_interval(secs => CASE WHEN instance_id = '' THEN $2::float8 ELSE $3::float8 END)
+    AND (last_seen_at < now() - make_interval(secs => CASE WHEN instance_id = '' THEN $2::float8 ELSE $3::float8 END)
+      OR last_seen_at > now() + interval '1 day')
   LIMIT 5000 FOR UPDATE SKIP LOCKED)`
 
 // CloseAbandoned ends the rows of sessions that nobody has noted as live for so long: those of local workspaces after one

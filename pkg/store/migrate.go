@@ -18,9 +18,16 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
+// recordSQL begins the record of what is applied.
+const recordSQL = `CREATE TABLE termgw.schema_migrations (
+	version    text        PRIMARY KEY,
+	applied_at timestamptz NOT NULL DEFAULT now()
+)`
+
 // Migrate brings the schema termgw up to date and returns the names of the migrations that it applied, in order. Several
-// may run at once: one works, the others wait and find nothing to do. Each migration is a transaction of its own. Nothing
-// outside the schema is touched, which is made only if it is not there: a role that may not create one can be given it.
+// may run at once: one works, the others wait and find nothing to do. Each migration is a transaction of its own, which
+// locks the record of what is applied: a lock that only roles with rights to the record can hold. Nothing outside the schema
+// is touched, which is made only if it is not there: a role that may not create one can be given it.
 func Migrate(ctx context.Context, url string) (applied []string, err error) {
 	_, cfg, err := parseURL(url)
 	if err != nil {
@@ -36,15 +43,11 @@ func Migrate(ctx context.Context, url string) (applied []string, err error) {
 	db := sql.OpenDB(connector)
 	defer func() { err = errors.Join(err, db.Close()) }()
 
-	// An advisory lock belongs to a connection, so all of it happens on one. Closing it gives the lock back.
-	conn, err := db.Conn(ctx)
+	conn, err := db.Conn(ctx) // of a transaction pooler, too: what is locked, is locked for one transaction
 	if err != nil {
 		return nil, fmt.Errorf("migrating: connecting: %w", err)
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
-	if _, err := conn.ExecContext(ctx, `SELECT pg_advisory_lock($1)`, int64(lockMigrate)); err != nil {
-		return nil, fmt.Errorf("migrating: waiting for another migration: %w", err)
-	}
 	done, err := appliedMigrations(ctx, conn)
 	if err != nil {
 		return nil, fmt.Errorf("migrating: %w", err)
@@ -58,10 +61,13 @@ func Migrate(ctx context.Context, url string) (applied []string, err error) {
 		if slices.Contains(done, name) {
 			continue
 		}
-		if err := applyMigration(ctx, conn, file, name); err != nil {
+		did, err := applyMigration(ctx, conn, file, name)
+		if err != nil {
 			return applied, fmt.Errorf("migrating: %s: %w", name, err)
 		}
-		applied = append(applied, name)
+		if did {
+			applied = append(applied, name)
+		}
 	}
 	return applied, nil
 }
@@ -76,16 +82,12 @@ func appliedMigrations(ctx context.Context, conn *sql.Conn) ([]string, error) {
 		return nil, fmt.Errorf("looking for the schema: %w", err)
 	}
 	if !schema {
-		if _, err := conn.ExecContext(ctx, `CREATE SCHEMA termgw`); err != nil {
+		if _, err := conn.ExecContext(ctx, `CREATE SCHEMA termgw`); err != nil && !existsNow(err) {
 			return nil, fmt.Errorf("creating the schema termgw: %w", err)
 		}
 	}
 	if !table {
-		_, err := conn.ExecContext(ctx, `CREATE TABLE termgw.schema_migrations (
-			version    text        PRIMARY KEY,
-			applied_at timestamptz NOT NULL DEFAULT now()
-		)`)
-		if err != nil {
+		if _, err := conn.ExecContext(ctx, recordSQL); err != nil && !existsNow(err) {
 			return nil, fmt.Errorf("creating termgw.schema_migrations: %w", err)
 		}
 	}
@@ -97,25 +99,47 @@ func appliedMigrations(ctx context.Context, conn *sql.Conn) ([]string, error) {
 	return done, nil
 }
 
-func applyMigration(ctx context.Context, conn *sql.Conn, file, name string) (err error) {
+// existsNow reports whether another migration has made the same meanwhile.
+func existsNow(err error) bool {
+	pe, ok := errors.AsType[*pq.Error](err)
+	if !ok {
+		return false
+	}
+	switch pe.Code {
+	case "42P06", "42P07", "42710", "23505": // duplicate schema, table, the table's type, entry of a catalog
+		return true
+	}
+	return false
+}
+
+// applyMigration reports whether it applied the migration; another may have meanwhile.
+func applyMigration(ctx context.Context, conn *sql.Conn, file, name string) (did bool, err error) {
 	body, err := migrations.ReadFile(file)
 	if err != nil {
-		return err
+		return false, err
 	}
 	tx, err := conn.BeginTx(ctx, nil)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() {
-		if err != nil {
+		if err != nil || !did {
 			_ = tx.Rollback() // the first error is the one to tell
 		}
 	}()
+	if _, err := tx.ExecContext(ctx, `LOCK TABLE termgw.schema_migrations IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+		return false, fmt.Errorf("waiting for another migration: %w", err)
+	}
+	var done bool
+	err = tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT FROM termgw.schema_migrations WHERE version = $1)`, name).Scan(&done)
+	if err != nil || done {
+		return false, err
+	}
 	if _, err := tx.ExecContext(ctx, string(body)); err != nil {
-		return err
+		return false, err
 	}
 	if _, err := tx.ExecContext(ctx, `INSERT INTO termgw.schema_migrations (version) VALUES ($1)`, name); err != nil {
-		return err
+		return false, err
 	}
-	return tx.Commit()
+	return true, tx.Commit()
 }

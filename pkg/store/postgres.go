@@ -53,9 +53,6 @@ const (
 	// auditTime is how long the audit trail is kept.
 	auditTime  = 90 * 24 * time.Hour
 	purgeBatch = 5000
-	// The keys of the advisory locks, in one database shared with the platform: the first bytes are "termgw".
-	lockPurge   = 0x7465726d67770001
-	lockMigrate = 0x7465726d67770002
 )
 
 // Postgres is the store that replicas share. It is safe for concurrent use.
@@ -244,7 +241,7 @@ func (p *Postgres) Purge(ctx context.Context) error {
 	for {
 		var most int64
 		err := p.one(ctx, purgeSQL, []any{
-			int64(lockPurge), spentMargin.Seconds(), auditTime.Seconds(), int64(purgeBatch), forgotten.Seconds(),
+			spentMargin.Seconds(), auditTime.Seconds(), int64(purgeBatch), forgotten.Seconds(),
 		}, &most)
 		if err != nil {
 			return unavailable("purging old rows", err)

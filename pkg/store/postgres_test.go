@@ -581,7 +581,7 @@ func TestPurge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Exec(`SELECT pg_advisory_xact_lock($1)`, int64(lockPurge)); err != nil {
+	if _, err := tx.Exec(`SELECT FROM termgw.locks WHERE slot = -1 FOR UPDATE`); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.Purge(t.Context()); err != nil {
@@ -637,12 +637,13 @@ func TestMigrate(t *testing.T) {
 func TestMigrateStopsWithItsContext(t *testing.T) {
 	t.Parallel()
 	dsn := env.Postgres(t).NewDatabase(t)
+	execSQL(t, dsn, `CREATE SCHEMA termgw; `+recordSQL)
 	db := sqlDB(t, dsn)
 	tx, err := db.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tx.Exec(`SELECT pg_advisory_xact_lock($1)`, int64(lockMigrate)); err != nil {
+	if _, err := tx.Exec(`LOCK TABLE termgw.schema_migrations IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)

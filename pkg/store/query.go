@@ -86,25 +86,25 @@ const pingSQL = `WITH termgw_ws AS (
 %s
 ) SELECT current_setting('transaction_read_only')::boolean, w.* FROM (VALUES (1)) AS one LEFT JOIN (
   SELECT termgw_ws.*, r.row_id AS termgw_row_id
-  FROM termgw_ws, termgw.spent_tickets, termgw.sessions, termgw.revocations r, termgw.tunnels, termgw.host_keys LIMIT 0
+  FROM termgw_ws, termgw.spent_tickets, termgw.sessions, termgw.revocations r, termgw.tunnels, termgw.host_keys, termgw.locks LIMIT 0
 ) w ON true`
 
-// purgeSQL deletes one batch of each table if this replica gets the lock, which ends with the statement. Batches, because
+// purgeSQL deletes one batch of each table if this replica gets the lock (0005_locks.sql), which ends with the statement. Batches, because
 // a backlog (a gateway that was away for a month) must not run into the statement's deadline every time anew.
 const purgeSQL = `WITH lock AS MATERIALIZED (
-  SELECT pg_try_advisory_xact_lock($1) AS held
+  SELECT true AS held FROM termgw.locks WHERE slot = -1 FOR UPDATE SKIP LOCKED
 ), t AS (
   DELETE FROM termgw.spent_tickets WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
-    SELECT ctid FROM termgw.spent_tickets WHERE expires_at < now() - make_interval(secs => $2) LIMIT $4)) RETURNING 1
+    SELECT ctid FROM termgw.spent_tickets WHERE expires_at < now() - make_interval(secs => $1) LIMIT $3)) RETURNING 1
 ), s AS (
   DELETE FROM termgw.sessions WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
-    SELECT ctid FROM termgw.sessions WHERE started_at < now() - make_interval(secs => $3) LIMIT $4)) RETURNING 1
+    SELECT ctid FROM termgw.sessions WHERE started_at < now() - make_interval(secs => $2) LIMIT $3)) RETURNING 1
 ), r AS (
   DELETE FROM termgw.revocations WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
-    SELECT ctid FROM termgw.revocations WHERE created_at < now() - make_interval(secs => $3) LIMIT $4)) RETURNING 1
+    SELECT ctid FROM termgw.revocations WHERE created_at < now() - make_interval(secs => $2) LIMIT $3)) RETURNING 1
 ), u AS (
   DELETE FROM termgw.tunnels WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
-    SELECT ctid FROM termgw.tunnels WHERE renewed_at < now() - make_interval(secs => $5) LIMIT $4)) RETURNING 1
+    SELECT ctid FROM termgw.tunnels WHERE renewed_at < now() - make_interval(secs => $4) LIMIT $3)) RETURNING 1
 )
 SELECT greatest((SELECT count(*) FROM t), (SELECT count(*) FROM s), (SELECT count(*) FROM r), (SELECT count(*) FROM u))`
 
