@@ -141,9 +141,33 @@ func TestNoOrderStopsTheOthers(t *testing.T) {
 		}
 		execSQL(t, dsn, `INSERT INTO termgw.revocations (subject) VALUES ('bob')`)
 		var cut []string
-		for !slices.Contains(cut, "bob-"+id) {
-			cut = append(cut, (<-cuts).sessions...)
+		var bobs time.Time // when his was read, and with it, sooner or later, all that came before
+		for _, last := range []string{"bob-" + id, "eve-" + id} {
+			for !slices.Contains(cut, last) {
+				cut = append(cut, (<-cuts).sessions...)
+			}
+			if last == "bob-"+id {
+				bobs = time.Now()
+				if err := as("eve", "eve-"+id).redeem(t.Context(), p); err != nil {
+					t.Fatal(err)
+				}
+				execSQL(t, dsn, `INSERT INTO termgw.revocations (subject) VALUES ('eve')`)
+			}
 		}
+		until(t, func() bool {
+			p.watch.mu.Lock()
+			defer p.watch.mu.Unlock()
+			return p.watch.read.After(bobs)
+		})
+		for more := true; more; {
+			select {
+			case got := <-cuts:
+				cut = append(cut, got.sessions...)
+			default:
+				more = false
+			}
+		}
+		cut = slices.DeleteFunc(cut, func(s string) bool { return s == "eve-"+id })
 		if err := p.Reading(); err != nil {
 			t.Error(err)
 		}

@@ -26,31 +26,43 @@ const (
 	reconnectAfter  = 100 * time.Millisecond
 	reconnectAtMost = 2 * time.Second
 	ordersPage      = 1000
-	// spelledFor is how old an order may be for the id of its workspace's row to be looked up: no ticket from before it is
-	// valid any more, and sessions from before it were compared with it long ago.
-	spelledFor = 25 * time.Hour
-	// lookups is how often that is tried while the database does not answer it.
-	lookups = 20
 )
 
-// See 0002_replicas.sql for why xmin is the place to go on from.
-const xminSQL = `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`
+// snapshotSQL returns what is visible now, when the server started, and whether it has given out fewer transaction ids than
+// it had at an earlier snapshot, $1: then it is another cluster, restored from a dump or an older backup.
+const snapshotSQL = `SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text,
+  pg_snapshot_xmax(pg_current_snapshot()) < pg_snapshot_xmax($1::text::pg_snapshot)`
 
-// Whatever is in a row, this reads it: a time beyond the years that Go knows is the nearest that it knows, an age is at most
-// thirty years, a note that is too long is left out, and with a name that is too long the order matches nobody (fits). Rows
-// that the table's constraints refuse may be from before 0004_bounds.sql.
-const ordersSQL = `SELECT id, created, greatest(-1e9, least(1e9, extract(epoch FROM clock_timestamp() - created)))::float8, fits,
+// ordersSQL reads the orders that became visible between two snapshots, the newest first, in pages. Whatever is in a row,
+// this reads it: a time beyond the years that Go knows is the nearest that it knows, an age is at most thirty years, a note
+// is its beginning, and with a name that is too long the order matches nobody (fits). Rows that the table's constraints
+// refuse may be from before 0004_bounds.sql.
+const ordersSQL = `SELECT xid::text, id, created, greatest(-1e9, least(1e9, extract(epoch FROM clock_timestamp() - created)))::float8, fits,
   CASE WHEN fits THEN workspace_id END, CASE WHEN fits THEN subject END, CASE WHEN fits THEN session_id END,
   CASE WHEN fits THEN instance_id END, CASE WHEN fits THEN row_id END,
-  CASE WHEN octet_length(reason) <= 4096 THEN reason END, CASE WHEN octet_length(revoked_by) <= 4096 THEN revoked_by END
+  CASE WHEN octet_length(reason) <= 4096 THEN left(reason, 200) END, CASE WHEN octet_length(revoked_by) <= 4096 THEN left(revoked_by, 200) END
 FROM (
   SELECT *, greatest(least(created_at, '9999-12-31Z'), '1970-01-01Z') AS created,
     COALESCE(greatest(octet_length(workspace_id), octet_length(subject), octet_length(session_id), octet_length(instance_id),
       octet_length(row_id)) <= 256, true) AS fits
-  FROM termgw.revocations WHERE xid >= $1::text::xid8 AND id > $2 ORDER BY id LIMIT $3
-) r ORDER BY id`
+  FROM termgw.revocations
+  WHERE ` + betweenSnapshots + `
+  ORDER BY xid DESC, id DESC LIMIT $5
+) r ORDER BY r.xid DESC, r.id DESC`
 
-const nextOrderSQL = `SELECT COALESCE(min(id), $2) FROM termgw.revocations WHERE xid >= $1::text::xid8 AND id > $2`
+// A row has the id of the transaction that wrote it: visible to whoever sees that. In the order of the index revocations_xid.
+const betweenSnapshots = `xid >= pg_snapshot_xmin($1::text::pg_snapshot) AND (xid, id) < ($3::text::xid8, $4::bigint)
+    AND NOT pg_visible_in_snapshot(xid, $1::text::pg_snapshot) AND pg_visible_in_snapshot(xid, $2::text::pg_snapshot)`
+
+const nextOrderSQL = `SELECT xid::text, id FROM termgw.revocations WHERE ` + betweenSnapshots + `
+ORDER BY xid DESC, id DESC LIMIT 1`
+
+const (
+	nothing    = "1:1:"                                     // a snapshot in which no transaction is visible
+	everything = "9223372036854775807:9223372036854775807:" // and one in which all are
+	// maxSpans bounds what is read in parts.
+	maxSpans = 16
+)
 
 var errNotYet = errors.New("not yet")
 
@@ -89,6 +101,13 @@ func (h *watchHealth) hasRead(now time.Time, err error) (turned bool) {
 		h.read = now
 	}
 	return turned
+}
+
+// reads reports whether the orders could be read the last time.
+func (h *watchHealth) reads() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.readErr == nil
 }
 
 // Watching tells whether a connection listens: nil while orders arrive at once, else an ErrUnavailable that says what is
@@ -149,7 +168,9 @@ func (p *Postgres) Watch(ctx context.Context, cut func(order Revocation, session
 		keeper.Wait()
 	}()
 
-	r := orderReader{Postgres: p, cut: cut}
+	spellings := newLookups(p)
+	keeper.Go(func() { spellings.run(ctx) })
+	r := orderReader{Postgres: p, cut: cut, spellings: spellings, last: nothing}
 	for {
 		err := r.read(ctx)
 		if p.watch.hasRead(p.now(), err) && ctx.Err() == nil {
@@ -160,11 +181,8 @@ func (p *Postgres) Watch(ctx context.Context, cut func(order Revocation, session
 			}
 		}
 		wait := p.poll
-		switch {
-		case err != nil || !r.findRowIDs(ctx):
+		if err != nil {
 			wait = watchRetry
-		case len(r.spelled) > 0:
-			wait = 0
 		}
 		select {
 		case <-ctx.Done():
@@ -209,57 +227,110 @@ func keepListening(ctx context.Context, l *pq.Listener, h *watchHealth, listened
 	}
 }
 
-// orderReader reads the orders for one Watch.
+// orderReader reads the orders for one Watch: exactly those that became visible since it last looked, however long other
+// transactions are open. Each statement stands for itself, so a pooler may give each to another connection.
 type orderReader struct {
 	*Postgres
-	cut  func(order Revocation, sessions []string)
-	from int64 // orders with a lower xid were read
-	// seen has the orders from there on of which nothing is left to do or to tell but to apply them.
-	seen    map[int64]struct{}
-	spelled []order // their workspace is to be looked up
+	cut       func(order Revocation, sessions []string)
+	spellings *lookups
+	server    string // when it started
+	last      string // a snapshot: what is visible in it was read, or is in spans
+	spans     []span // the newest last
 }
 
-// read applies the orders that became visible since the last time. An order that cannot be read does not stop the others.
+// span is the orders that became visible between two snapshots. They are read from the newest on, so that a new order waits
+// for a page of those before it and not for all.
+type span struct {
+	since, until string
+	// Those that are left come before this one.
+	xid string
+	id  int64
+	// begun is whether a page was read.
+	begun bool
+}
+
+func newSpan(since, until string) span {
+	return span{since: since, until: until, xid: "18446744073709551615", id: math.MaxInt64}
+}
+
+// read applies the orders that became visible since the last time. It looks anew after each page that is not a span's last, so
+// that what came meanwhile is next; what it has read stays read if it fails. An order that cannot be read does not stop the others.
 func (r *orderReader) read(ctx context.Context) error {
 	const op = "reading revocations"
-	var next int64
-	if err := r.one(ctx, xminSQL, nil, &next); err != nil {
-		return unavailable(op, err)
-	}
-	if next < r.from { // another cluster, restored from a dump: its counter is younger
-		r.from = 0
-	}
-	seen := map[int64]struct{}{}
-	last, size := int64(math.MinInt64), ordersPage
 	for {
-		orders, err := r.page(ctx, last, size)
-		switch {
-		case err != nil && size > 1 && ofRow(err):
-			size /= 2 // one of them: the others come first
-			continue
-		case err != nil && ofRow(err):
-			id := last
-			if err := r.one(ctx, nextOrderSQL, []any{fmt.Sprint(r.from), last}, &id); err != nil {
-				return unavailable(op, err)
-			}
-			if id == last { // it is gone, or the fault is not an order's
-				return unavailable(op, err)
-			}
-			r.tellUnreadable(id, err, seen)
-			last, size = id, ordersPage
-			continue
-		case err != nil:
+		if err := r.look(ctx); err != nil {
 			return unavailable(op, err)
 		}
-		for _, o := range orders {
-			last = o.ID
-			r.take(o, seen)
+		for done := true; done; {
+			n := len(r.spans)
+			if n == 0 {
+				return nil
+			}
+			var err error
+			if done, err = r.readPage(ctx, &r.spans[n-1]); err != nil {
+				return unavailable(op, err)
+			}
+			if done {
+				r.spans = r.spans[:n-1]
+			}
 		}
-		if len(orders) < size {
-			r.from, r.seen = next, seen
-			return nil
+		if err := context.Cause(ctx); err != nil {
+			return unavailable(op, err)
 		}
-		size = ordersPage
+	}
+}
+
+// look notes what is visible by now as the next to read.
+func (r *orderReader) look(ctx context.Context) error {
+	var (
+		now, server string
+		fewer       bool
+	)
+	if err := r.one(ctx, snapshotSQL, []any{r.last}, &now, &server, &fewer); err != nil {
+		return err
+	}
+	switch n := len(r.spans); {
+	case fewer || server != r.server: // another server may know other transactions by the same ids
+		r.spans = []span{newSpan(nothing, everything)}
+	case n > 0 && !r.spans[n-1].begun:
+		if r.spans[n-1].until != everything {
+			r.spans[n-1].until = now
+		}
+	case n == maxSpans:
+		return nil // first what is there
+	default:
+		r.spans = append(r.spans, newSpan(r.last, now))
+	}
+	r.server, r.last = server, now
+	return nil
+}
+
+// readPage applies the next page of a span, and reports whether it was the last.
+func (r *orderReader) readPage(ctx context.Context, s *span) (done bool, err error) {
+	size := ordersPage
+	for {
+		n, err := r.page(ctx, s, size)
+		switch {
+		case err != nil && !ofRow(err):
+			return false, err
+		case err != nil && size > 1:
+			size /= 2 // one of them: the others come first
+			continue
+		case err != nil:
+			next := *s
+			nextErr := r.one(ctx, nextOrderSQL, []any{s.since, s.until, s.xid, s.id}, &next.xid, &next.id)
+			if errors.Is(nextErr, errNoRow) { // it is gone, or the fault is not an order's
+				return false, err
+			}
+			if nextErr != nil {
+				return false, nextErr
+			}
+			r.tellUnreadable(next.id, err)
+			next.begun = true
+			*s = next
+			return false, nil
+		}
+		return n < size, nil
 	}
 }
 
@@ -269,73 +340,53 @@ func ofRow(err error) bool {
 	return refusal(err) && pe.Code.Class() != "42" // syntax error or access rule violation
 }
 
-// order is a row of termgw.revocations. Its names are there if it fits.
-type order struct {
-	Revocation
-	fits    bool
-	lookups int // of its workspace, that were begun
-}
-
-// page reads so many orders at most, the next ones after an id.
-func (r *orderReader) page(ctx context.Context, after int64, size int) (orders []order, err error) {
-	err = r.each(ctx, ordersSQL, []any{fmt.Sprint(r.from), after, int64(size)}, func(rows *sql.Rows) error {
+// page applies so many orders of a span at most, and returns how many there were.
+func (r *orderReader) page(ctx context.Context, s *span, size int) (int, error) {
+	type row struct {
+		Revocation
+		xid  string
+		fits bool // its names are there
+	}
+	var page []row
+	err := r.each(ctx, ordersSQL, []any{s.since, s.until, s.xid, s.id, int64(size)}, func(rows *sql.Rows) error {
 		var (
-			o                                                        order
+			o                                                        row
 			age                                                      float64
 			workspace, subject, session, instance, rowID, reason, by sql.NullString
 		)
-		err := rows.Scan(&o.ID, &o.CreatedAt, &age, &o.fits, &workspace, &subject, &session, &instance, &rowID, &reason, &by)
+		err := rows.Scan(&o.xid, &o.ID, &o.CreatedAt, &age, &o.fits, &workspace, &subject, &session, &instance, &rowID, &reason, &by)
 		o.Age = time.Duration(age * float64(time.Second))
 		o.WorkspaceID, o.Subject, o.SessionID, o.InstanceID = workspace.String, subject.String, session.String, instance.String
 		o.RowID, o.Reason, o.By = rowID.String, reason.String, by.String
-		orders = append(orders, o)
+		page = append(page, o)
 		return err
 	})
-	return orders, err
+	if err != nil {
+		return 0, err
+	}
+	for _, o := range page {
+		if o.fits {
+			r.take(o.Revocation)
+		} else {
+			r.tellUnreadable(o.ID, fmt.Errorf("a name has more than %d bytes", maxName))
+		}
+		s.xid, s.id, s.begun = o.xid, o.ID, true
+	}
+	return len(page), nil
 }
 
 // take applies an order.
-func (r *orderReader) take(o order, seen map[int64]struct{}) {
-	if !o.fits {
-		r.tellUnreadable(o.ID, fmt.Errorf("a name has more than %d bytes", maxName), seen)
-		return
+func (r *orderReader) take(o Revocation) {
+	if sessions := r.sessions.apply(o); len(sessions) > 0 {
+		r.cut(o, sessions)
 	}
-	if sessions := r.sessions.apply(o.Revocation); len(sessions) > 0 {
-		r.cut(o.Revocation, sessions)
+	if o.WorkspaceID != "" && o.RowID == "" && o.Age <= spelledFor {
+		r.spellings.add(lookup{order: o.ID, workspace: o.WorkspaceID})
 	}
-	if o.WorkspaceID == "" || o.RowID != "" || o.Age > spelledFor {
-		return
-	}
-	if _, again := r.seen[o.ID]; !again {
-		r.spelled = append(r.spelled, o)
-	}
-	seen[o.ID] = struct{}{}
 }
 
-func (r *orderReader) tellUnreadable(id int64, err error, seen map[int64]struct{}) {
-	if _, told := r.seen[id]; !told {
-		r.log.Error("a revocation cannot be read", "order", id, "err", err)
-	}
-	seen[id] = struct{}{}
-}
-
-// findRowIDs looks up the workspaces of a page of orders. An order in which another spelling was found is read again, by
-// all replicas. It reports whether all lookups were answered; one that was not, because the workspaces are locked, say, or
-// the query is slow for this one, is repeated after the others, lookups times at most.
-func (r *orderReader) findRowIDs(ctx context.Context) bool {
-	for range min(len(r.spelled), ordersPage) {
-		o := r.spelled[0]
-		r.spelled = r.spelled[1:]
-		_, err := r.findRowID(ctx, o.ID, o.WorkspaceID)
-		if o.lookups++; err != nil && !refusal(err) && o.lookups < lookups {
-			r.spelled = append(r.spelled, o)
-			return false
-		}
-		if err != nil {
-			r.log.Error("a revocation holds for one spelling of its workspace alone", "order", o.ID, "workspace", o.WorkspaceID, "err", err)
-		}
-	}
-	return true
+func (r *orderReader) tellUnreadable(id int64, err error) {
+	r.log.Error("a revocation cannot be read", "order", id, "err", err)
 }
 
 // listenDialer makes lib/pq's listener keep deadlines and end with the context: by itself it would wait for a silent peer

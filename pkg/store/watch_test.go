@@ -236,7 +236,7 @@ func TestWatchReadsManyOrders(t *testing.T) {
 	}
 	execSQL(t, dsn, `INSERT INTO termgw.revocations (subject, reason) SELECT 'p' || n, 'many' FROM generate_series(1, 2500) n`)
 	cuts := watch(t, p)
-	for _, want := range []string{"s1", "s1000", "s1001", "s2500"} {
+	for _, want := range []string{"s2500", "s1001", "s1000", "s1"} { // the newest first
 		if got := <-cuts; !slices.Equal(got.sessions, []string{want}) || got.order.Reason != "many" {
 			t.Errorf("cut %+v, want %s", got, want)
 		}
