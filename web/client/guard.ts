@@ -1,7 +1,8 @@
 /**
  * Bounds what a program's output costs. In xterm.js 6.0.0 a few bytes of output
  * can take minutes of the page's one thread, and so of all its terminals. With
- * these bounds no sequence takes more than a few screens are worth.
+ * these bounds no sequence takes more than a few screens are worth, and the
+ * page's other work goes on between sequences.
  *
  * The API of xterm.js hands its handlers copies of a sequence's parameters and
  * has none of the other parts, so this file uses internals, as xterm.js's own
@@ -15,10 +16,33 @@ import type { IFunctionIdentifier, IMarker, Terminal } from "@xterm/xterm";
  * deleted or scrolled out.
  */
 const MAX_LINK_LINES = 512;
-/** Code points of a cell that REP repeats: a letter and its marks, or an emoji of several parts. */
-const MAX_REPEATED = 32;
+/** UTF-16 units of a cell: text in Unicode's stream-safe format (UAX 15) has 30 marks in a row at most. */
+const MAX_CELL = 32;
+/**
+ * UTF-16 units of a cell that REP repeats: a letter and a few marks, or an emoji. A screen full of
+ * longer cells takes the browser too long to draw.
+ */
+const MAX_REPEATED = 4;
 /** Colours in one sequence: each of the palette's 256 once, as number and value. */
 const MAX_COLOR_FIELDS = 512;
+/** Milliseconds of parsing after which the page's other work may go on. */
+const SLICE_MS = 6;
+/**
+ * Sequences that change a line or more, or the layout: a piece of output that is full of one of
+ * them takes seconds on a large terminal, and xterm.js yields only between pieces.
+ */
+const COSTLY: readonly IFunctionIdentifier[] = [
+  ...[..."@IJKLMPSTXZbhlt"].map((final) => ({ final })),
+  ...[..."JKhl"].map((final) => ({ prefix: "?", final })),
+  ...[..."@A"].map((final) => ({ intermediates: " ", final })), // scroll left and right
+  ...[..."}~"].map((final) => ({ intermediates: "'", final })), // insert and delete columns
+  { intermediates: "!", final: "p" }, // soft reset (DECSTR)
+];
+/** The same for escape sequences: reset (RIS) and the alignment test (DECALN). */
+const COSTLY_ESCAPES: readonly IFunctionIdentifier[] = [
+  { final: "c" },
+  { intermediates: "#", final: "8" },
+];
 /** A parameter that no mode has. */
 const NO_MODE = 0;
 
@@ -30,9 +54,19 @@ interface Params {
 
 /** What is used of the inside of xterm.js 6.0. */
 interface Core {
-  registerCsiHandler(id: IFunctionIdentifier, handler: (params: Params) => boolean): unknown;
+  registerCsiHandler(
+    id: IFunctionIdentifier,
+    handler: (params: Params) => boolean | Promise<boolean>,
+  ): unknown;
+  buffers: { active: { lines: { get(index: number): Line | undefined } } };
   _oscLinkService: Links;
   _themeService: { _onChangeColors: Colors };
+}
+
+interface Line {
+  getString(index: number): string;
+  /** Adds a mark to the character of a cell. */
+  addCodepointToCell(index: number, codePoint: number, width: number): void;
 }
 
 interface Links {
@@ -50,21 +84,32 @@ interface Colors {
 /** Terminals stay guarded: output may wait in them when their connection has gone. */
 const guarded = new WeakSet<Terminal>();
 
+/** The class of lines is one for all terminals of a copy of xterm.js. */
+const boundedLines = new WeakSet<Line>();
+
 /** Throws where the terminal is none of xterm.js 6.0, which it could not guard. */
 export function guardOutput(terminal: Terminal): void {
   if (guarded.has(terminal)) return;
   const { _core: core } = terminal as unknown as { _core?: Core };
   const { _oscLinkService: links, _themeService: theme }: Partial<Core> = core ?? {};
   const { _onChangeColors: colors } = theme ?? {};
-  if (!core?.registerCsiHandler || !links?.registerLink || !colors?.fire) {
+  const line = core?.buffers?.active.lines.get(0);
+  if (
+    !core?.registerCsiHandler ||
+    !links?.registerLink ||
+    !colors?.fire ||
+    !line?.addCodepointToCell
+  ) {
     throw new Error("this client guards terminals of xterm.js 6.0 only: install @xterm/xterm 6.0");
   }
   guarded.add(terminal);
   boundCounts(terminal, core);
   dropModes(core);
   eraseScreen(terminal, core);
+  boundCells(Object.getPrototypeOf(line) as Line);
   boundLinks(terminal, links);
   boundColors(terminal, colors);
+  yieldBetween(terminal, core);
   // xterm.js logs each character that it does not expect. Any other level was asked for.
   if (terminal.options.logLevel === "info") terminal.options.logLevel = "off";
 }
@@ -85,11 +130,9 @@ function boundCounts(terminal: Terminal, core: Core): void {
   bound("M", rows); // delete lines
   bound("I", columns); // tabs forward
   bound("Z", columns); // tabs backward
-  // Repeat the last character: a screen is full of it then.
-  bound("b", () => {
-    const length = lastCell(terminal).length;
-    return length > MAX_REPEATED ? 0 : Math.ceil((terminal.rows * terminal.cols) / (length || 1));
-  });
+  // Repeat the last character. Programs repeat within a line only: ncurses' EmitRange
+  // (tty_update.c), the one user of terminfo's rep, even stops short of the right margin.
+  bound("b", () => (lastCell(terminal).length > MAX_REPEATED ? 0 : terminal.cols));
 }
 
 /** The characters of the cell before the cursor, which REP repeats. */
@@ -132,6 +175,35 @@ function eraseScreen(terminal: Terminal, core: Core): void {
   };
   core.registerCsiHandler({ final: "J" }, erase);
   core.registerCsiHandler({ prefix: "?", final: "J" }, erase);
+}
+
+/** Drops marks of a cell beyond MAX_CELL: the browser takes seconds to draw a few thousand of them. */
+function boundCells(lines: Line): void {
+  if (boundedLines.has(lines)) return;
+  boundedLines.add(lines);
+  const { addCodepointToCell } = lines;
+  lines.addCodepointToCell = function (this: Line, index, codePoint, width) {
+    if (this.getString(index).length < MAX_CELL) {
+      addCodepointToCell.call(this, index, codePoint, width);
+    }
+  };
+}
+
+/**
+ * Lets the page's other work go on between two costly sequences. xterm.js waits for the promise of
+ * a handler, and then yields where it has parsed for 12 ms, as it does between two pieces
+ * (WriteBuffer.ts); where it has not, it goes on at once.
+ */
+function yieldBetween(terminal: Terminal, core: Core): void {
+  let yieldedAt = 0;
+  const maybeYield = () => {
+    const now = performance.now();
+    if (now - yieldedAt < SLICE_MS) return false;
+    yieldedAt = now;
+    return Promise.resolve(false);
+  };
+  for (const id of COSTLY) core.registerCsiHandler(id, maybeYield);
+  for (const id of COSTLY_ESCAPES) terminal.parser.registerEscHandler(id, maybeYield);
 }
 
 /** Lets the oldest lines of links go. */

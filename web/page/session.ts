@@ -44,6 +44,8 @@ export class TerminalSession {
   /** An end that is coming, until it comes or somebody types. */
   notice: Notice | undefined;
   copyRequest: CopyRequest | undefined;
+  /** A program wanted to copy too much, until the session ends or somebody types. */
+  copyRefused = false;
   /** Something was printed while another tab was looked at. */
   unseen = false;
   /** A program rang the bell while nobody looked. */
@@ -91,6 +93,11 @@ export class TerminalSession {
     this.attached = attachTerminal(this.terminal, this.connection, {
       typed,
       allowCopy: (text) => this.askToCopy(text, changed),
+      copyRefused: () => {
+        if (this.copyRefused || this.status.state !== "open") return;
+        this.copyRefused = true;
+        changed();
+      },
     });
 
     this.connection.on("status", ({ state }) => {
@@ -98,6 +105,7 @@ export class TerminalSession {
       if (state !== "open") this.copyRequest?.answer(false);
       this.roundTrip = undefined;
       this.notice = undefined;
+      this.copyRefused = false;
       this.used = false;
       changed();
     });
@@ -117,8 +125,10 @@ export class TerminalSession {
     this.terminal.onBell(() => this.ring(changed));
     this.terminal.onData(() => {
       this.used = true;
-      if (this.notice?.code !== "idle_timeout") return;
-      this.notice = undefined;
+      const isIdle = this.notice?.code === "idle_timeout";
+      if (!isIdle && !this.copyRefused) return;
+      if (isIdle) this.notice = undefined;
+      this.copyRefused = false;
       changed();
     });
     this.terminal.onTitleChange((title) => {

@@ -159,7 +159,7 @@ function setText(target: HTMLElement, text: string): void {
 }
 
 function panelWords(session: TerminalSession): Words | undefined {
-  const { copyRequest, notice, status } = session;
+  const { copyRefused, copyRequest, notice, status } = session;
   const { end, state } = status;
   if (end) return endWords(end, session, state === "waiting" || state === "connecting");
   if (copyRequest) {
@@ -178,6 +178,14 @@ function panelWords(session: TerminalSession): Words | undefined {
     };
   }
   if (notice) return { kind: "notice", title: "", message: notice.message, more: "" };
+  if (copyRefused) {
+    return {
+      kind: "notice",
+      title: "Not copied",
+      message: "A program wanted to copy more than 768 KiB to your clipboard.",
+      more: "",
+    };
+  }
   return undefined;
 }
 

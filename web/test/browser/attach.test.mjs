@@ -78,7 +78,14 @@ test("nobody is asked to copy what is nothing", { skip }, async (t) => {
   const tab = await open(t, "attach.ts");
   await tab.context().grantPermissions(["clipboard-write"]);
   await tab.evaluate(() => window.rig.open());
-  const commands = ["52;c;no base64!", "52;c;", "52", "52;p;?", "52;rm it;?"];
+  const commands = [
+    "52;c;no base64!",
+    "52;c;",
+    "52",
+    "52;p;?",
+    "52;rm it;?",
+    `52;${"c".repeat(13)};?`,
+  ];
   const nothing = commands.map((command) => `\x1b]${command}\x07`).join("");
   await tab.evaluate(
     async (text) => {
@@ -89,6 +96,38 @@ test("nobody is asked to copy what is nothing", { skip }, async (t) => {
   );
   assert.deepEqual(await tab.evaluate(() => window.rig.asked), ["größe 漢字 😀"]);
   assert.equal(await tab.evaluate(() => window.rig.sent()), "\x1b]52;p;\x07", "nothing to read");
+});
+
+test("a program copies 1 MiB of base64 at most", { skip }, async (t) => {
+  const tab = await open(t, "attach.ts");
+  await tab.context().grantPermissions(["clipboard-read", "clipboard-write"]);
+  const print = (/** @type {number} */ length) =>
+    tab.evaluate(async (encoded) => {
+      const { rig } = window;
+      // base64 beyond the bound is not decoded
+      let decoded = 0;
+      const { atob } = window;
+      window.atob = (text) => {
+        decoded = Math.max(decoded, text.length);
+        return atob(text);
+      };
+      rig.print(`\x1b]52;c;${"QUJD".repeat(encoded / 4)}\x07goes on`);
+      await rig.parsed();
+      window.atob = atob;
+      return { decoded, refused: rig.refused, asked: rig.asked.map((text) => text.length) };
+    }, length);
+  await tab.evaluate(() => window.rig.open());
+  const most = 1 << 20;
+  assert.deepEqual(await print(most + 4), { decoded: 0, refused: 1, asked: [] });
+  assert.deepEqual(await print(4_000_000), { decoded: 0, refused: 2, asked: [] });
+  assert.deepEqual(await print(most), {
+    decoded: most,
+    refused: 2,
+    asked: [(most / 4) * 3],
+  });
+  await tab.evaluate(() => window.rig.answer(true));
+  const copied = () => tab.evaluate(async () => (await navigator.clipboard.readText()).length);
+  await until(async () => String(await copied()), new RegExp(`^${(most / 4) * 3}$`));
 });
 
 test(

@@ -7,11 +7,23 @@ import { FakeSocket } from "../fakes.js";
 
 const encoder = new TextEncoder();
 
+/** Answers pings, as a gateway does: a page that works for long is no lost connection. */
+class AnsweringSocket extends FakeSocket {
+  override send(data: string | Uint8Array<ArrayBuffer>): void {
+    super.send(data);
+    if (typeof data !== "string") return;
+    const { type, id } = JSON.parse(data) as { type: string; id: number };
+    if (type === "ping") queueMicrotask(() => this.text({ type: "pong", id }));
+  }
+}
+
 class Rig {
   readonly connection: TerminalConnection;
   readonly sockets: FakeSocket[] = [];
   /** What programs wanted to copy, as they asked. */
   readonly asked: string[] = [];
+  /** How often a program wanted to copy too much. */
+  refused = 0;
   answer: (allowed: boolean) => void = () => {};
   /** The part of the longest wait before a retry. */
   random = 1;
@@ -24,7 +36,7 @@ class Rig {
       ticket: async () => "aaa.bbb.ccc",
       random: () => this.random,
       openSocket: (url, protocols) => {
-        const socket = new FakeSocket(url, protocols);
+        const socket = new AnsweringSocket(url, protocols);
         this.sockets.push(socket);
         return socket;
       },
@@ -113,6 +125,9 @@ class Rig {
     this.terminal.focus();
     return attachTerminal(this.terminal, this.connection, {
       renderer: "dom",
+      copyRefused: () => {
+        this.refused++;
+      },
       allowCopy: (text) => {
         this.asked.push(text);
         return new Promise((resolve, reject) => {

@@ -17,6 +17,8 @@ const CASES = Number(process.env.TERMGW_FUZZ_CASES ?? 60);
 const ROUND = 8192;
 /** A byte of any output may cost so many times what a byte of clearing the screen costs. */
 const MOST_TIME = 20;
+/** No output holds the page's thread for more than so many times what plain text does. */
+const MOST_GAP = 12;
 /** Bytes of memory that a byte of output may hold, beyond what a full terminal holds. */
 const MOST_MEMORY = 64;
 const FULL_TERMINAL = 48 << 20;
@@ -24,6 +26,9 @@ const FULL_TERMINAL = 48 << 20;
 const PATIENCE_MS = 180_000;
 
 const CLEAR = "\x1b[2J";
+const PLAIN = "the quick brown fox 0123456789\r\n";
+/** A terminal of at least 451 columns and 114 rows, on a screen that shows it all. */
+const LARGE = { width: 4150, height: 2100 };
 
 /** Output that took minutes, or stopped the terminal, before the client bounded it. */
 const ATTACKS = {
@@ -45,6 +50,10 @@ const ATTACKS = {
   "tabs backward": "\x1b[2147483647Z",
   repeat: "a\x1b[2147483647b",
   "repeat, wide": "漢\x1b[2147483647b",
+  "repeat, often": "x\x1b[99999b",
+  "repeat, often, with a mark": "a\u0301\x1b[99999b",
+  "repeat, often, and insert": "\x1b[4h\x1b[Hx\x1b[99999b",
+  "repeat, often, in the last column": "\x1b[?7l\x1b[999Cx\x1b[99999b",
   "repeat, some of memory": "a\x1b[99999999b",
   "repeat what has marks": `a${"\u0301".repeat(30)}\x1b[2147483647b`,
   "repeat what has many marks": "\u0301\x1b[9999b",
@@ -74,16 +83,24 @@ const ATTACKS = {
   "a link on many lines": "\x1b]8;;http://a\x07x\n",
   "links, and lines inserted": "\x1b]8;;http://a\x07x\x1b[H\x1b[9L",
   reset: "\x1bc",
+  "reset after text": "x\x1bc",
+  "soft reset": "\x1b[!p",
+  "clear after text": `x${CLEAR}`,
+  "delete characters of text": "x\x1b[999P",
+  "erase characters of text": "x\x1b[999X",
   "the other screen": "\x1b[?1049h\x1b[?1049l\x1b[?47h\x1b[?47l",
   title: "\x1b]2;x\x07",
   "title stack": "\x1b[22t\x1b[23t",
   "window size": "\x1b[8;999;999t\x1b[?3h\x1b[?3l",
+  "sizes of the window": "\x1b[14t\x1b[16t\x1b[18t",
   bell: "\x07",
+  "parameters of a device control string": `\x1bP${"1;".repeat(4000)}q\x1b\\`,
   requests: "\x1b[c\x1b[6n\x1bP$qm\x1b\\\x1b]4;1;?\x07",
   "a device control string without end": "\x1bP1$q",
   "an operating system command without end": "\x1b]52;c;YQ==",
   "a privacy message without end": "\x1b^x",
   marks: "\u0301",
+  "marks of one letter": `a${"\u0301".repeat(2000)}`,
   alignment: "\x1b#8",
 };
 
@@ -169,15 +186,22 @@ function makeOutput(pick) {
  * A page with the client in it, and what it does with output.
  *
  * @param {import("node:test").TestContext} t
+ * @param {{width: number, height: number}} [size] of the terminal, in pixels
  */
-async function openPage(t) {
-  const tab = await openTab(t, await openBrowser(), ORIGIN);
+async function openPage(t, size) {
+  const browser = await openBrowser();
+  const tab = await openTab(t, browser, ORIGIN, size && { viewport: size });
   const page = await serveFixture(
     tab,
     fileURLToPath(new URL("attach.ts", import.meta.url)),
     ORIGIN,
   );
   await tab.goto(page.href);
+  if (size) {
+    await tab.addStyleTag({ content: `#terminal { height: ${size.height}px !important }` });
+    const isLarge = () => window.rig.terminal.cols >= 451 && window.rig.terminal.rows >= 114;
+    await tab.waitForFunction(isLarge);
+  }
   await tab.evaluate(() => window.rig.open());
   const devtools = await tab.context().newCDPSession(tab);
   // Time of the processor that the page's thread used: what else the machine does is not in it.
@@ -211,8 +235,33 @@ async function openPage(t) {
     const written = await within(printed, `${JSON.stringify(unit)} stops the page`);
     return ((await metric("TaskDuration")) - before) / written;
   };
+
+  /**
+   * Prints, and gives the longest task of the page's thread, in microseconds of the processor.
+   *
+   * @param {string} unit repeated
+   * @param {number} length
+   */
+  const longestTask = async (unit, length) => {
+    await browser.startTracing(tab, { categories: ["toplevel"] });
+    await print(unit, length);
+    /** @type {{traceEvents: {name: string, ph: string, pid: number, tid: number, tdur?: number, args: {name?: string}}[]}} */
+    const { traceEvents } = JSON.parse((await browser.stopTracing()).toString());
+    const threads = new Set(
+      traceEvents
+        .filter(({ name, args }) => name === "thread_name" && args.name === "CrRendererMain")
+        .map(({ pid, tid }) => `${pid} ${tid}`),
+    );
+    const tasks = traceEvents.filter(
+      ({ name, ph, pid, tid }) =>
+        ph === "X" && name.endsWith("RunTask") && threads.has(`${pid} ${tid}`),
+    );
+    assert.ok(tasks.length > 0, "the trace has the page's tasks");
+    return Math.max(...tasks.map(({ tdur }) => tdur ?? 0));
+  };
   return {
     print,
+    longestTask,
     /** Another terminal in place of the one that has printed. */
     renew: () =>
       tab.evaluate(() => {
@@ -283,6 +332,43 @@ async function checkCosts(t, cases) {
     assert.ok(await page.goesOn(), `${told} stops the terminal`);
   }
 }
+
+/**
+ * @param {import("node:test").TestContext} t
+ * @param {{width: number, height: number}} [size]
+ */
+async function checkGaps(t, size) {
+  const page = await openPage(t, size);
+  const length = size ? ROUND / 2 : ROUND;
+  const plain = [];
+  for (let i = 0; i < 4; i++) plain.push(await page.longestTask(PLAIN, length));
+  const most = MOST_GAP * Math.max(...plain.slice(1));
+  const pick = random(SEED);
+  const made = Array.from(
+    { length: CASES / 6 },
+    (_, i) => /** @type {const} */ ([`TERMGW_FUZZ_SEED=${SEED} case ${i}`, makeOutput(pick)]),
+  );
+  for (const [name, unit] of [...Object.entries(ATTACKS), ...made]) {
+    await page.renew();
+    // A task that is long by chance, as when what it calls is compiled, is so once.
+    let longest = Number.POSITIVE_INFINITY;
+    for (let round = 0; round < 3 && longest >= most; round++) {
+      longest = Math.min(longest, await page.longestTask(unit, length));
+    }
+    const told = `${name}: ${JSON.stringify(unit).slice(0, 300)}`;
+    if (process.env.TERMGW_FUZZ_SHOW) {
+      t.diagnostic(`${((longest / most) * MOST_GAP).toFixed(2)} times plain text, ${told}`);
+    }
+    assert.ok(longest < most, `${told} holds the page's thread for ${longest} µs of ${most}`);
+    assert.ok(await page.goesOn(), `${told} stops the terminal`);
+  }
+}
+
+test("no known attack holds the page's thread", { skip }, (t) => checkGaps(t));
+
+test("no known attack holds the page's thread at a large terminal", { skip }, (t) =>
+  checkGaps(t, LARGE),
+);
 
 test("no known attack takes the page more time than its length allows", { skip }, (t) =>
   checkCosts(t, Object.entries(ATTACKS)),

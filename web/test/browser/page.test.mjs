@@ -344,6 +344,15 @@ test("a program may copy to the clipboard when somebody allows it", { skip }, as
   );
   await tab.locator("#second").click();
 
+  // Too much is refused, and told until somebody types.
+  await type(
+    tab,
+    String.raw`printf '\e]52;c;'; head -c 1048580 /dev/zero | tr '\0' A; printf '\a'`,
+  );
+  await shows(tab, "#panel", /Not copied.*more than 768 KiB/);
+  await type(tab, "");
+  await until(async () => String(await tab.locator("#panel").isVisible()), /false/);
+
   // A question ends with its session: the button does what it says then.
   const end = async () => {
     await shows(tab, "#again", /^New session$/);
