@@ -374,6 +374,7 @@ func (g *served) stop(tb testing.TB) {
 var ownWords = []string{
 	"serving terminals", "serving metrics", "ending", "cutting sessions", "not ready", "ready again", "old rows were not purged",
 	"revocations are not read", "revocations are read again", "sessions were not noted as live", "abandoned sessions were not looked for",
+	"the workspace query returns no id", "a revocation's workspace has no row", "a revocation cannot be read",
 	"no memory limit is kept", // on a machine without control groups
 	"no database: sessions are kept in this process, which must be the only replica",
 	"no terminals on instances", // the temporary directory of a test with a long name is too long for a socket

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -40,7 +41,7 @@ type PostgresConfig struct {
 	DeadAfter time.Duration
 	// Now is the clock, used for durations only. Default: time.Now.
 	Now func() time.Time
-	// Logger is told of orders that Watch cannot read. Default: none is told.
+	// Logger is told of orders that Watch cannot read or compare, and of a workspace query without an id. Default: none is told.
 	Logger *slog.Logger
 }
 
@@ -71,6 +72,7 @@ type Postgres struct {
 	lookup       string
 	rowID        string
 	log          *slog.Logger
+	noID         sync.Once // the warning
 
 	sessions *registry
 	outbox   *outbox
@@ -231,6 +233,11 @@ func (p *Postgres) Ping(ctx context.Context) error {
 		return fmt.Errorf("%s: %w: %s", op, ErrUnavailable, takesNoWrites)
 	case !slices.Contains(columns, "instance_id") || !slices.Contains(columns, "name"):
 		return fmt.Errorf("%s: %w: %w", op, ErrUnavailable, ErrQuery)
+	case !slices.Contains(columns, "id"):
+		p.noID.Do(func() {
+			p.log.Warn("the workspace query returns no id",
+				"effect", "several spellings of an id may count as several workspaces", "fix", "add `id::text AS id` to its columns")
+		})
 	}
 	return nil
 }

@@ -746,6 +746,8 @@ func TestOldSchema(t *testing.T) {
 		`DROP TABLE termgw.tunnels`,
 		`ALTER TABLE termgw.revocations DROP COLUMN row_id`,
 		`DROP FUNCTION termgw.over_limit`,
+		`DROP FUNCTION termgw.normal_id`,
+		`DROP TABLE termgw.locks`,
 	} {
 		t.Run(change, func(t *testing.T) {
 			dsn := database(t, textWorkspaces)
@@ -758,7 +760,7 @@ func TestOldSchema(t *testing.T) {
 			if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "termgw migrate") {
 				t.Errorf("got %v", err)
 			}
-			if err := p.each(t.Context(), ordersSQL, []any{"0", int64(0), 1}, func(*sql.Rows) error { return nil }); err != nil &&
+			if err := p.each(t.Context(), ordersSQL, []any{nothing, everything, "0", int64(0), int64(1)}, func(*sql.Rows) error { return nil }); err != nil &&
 				!strings.Contains(unavailable("", err).Error(), "termgw migrate") {
 				t.Errorf("got %v", unavailable("", err))
 			}

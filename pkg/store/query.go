@@ -17,7 +17,7 @@ const DefaultWorkspaceQuery = `SELECT id::text AS id, COALESCE(instance_id,'') A
 //     `.*` makes it the row, whatever the columns are called.
 //   - One row is found by several spellings of its id: ABCDEF01-… for a uuid, 01 for a bigint, any case for citext. So what
 //     is counted, recorded and compared with orders is the row's own id: the column id or, where the query returns none, the
-//     parameter as its type writes it. char(n) pads with blanks. An order may also name the spelling that was presented.
+//     parameter as its type writes it (0006_normal_ids.sql). char(n) pads with blanks. An order may also name the spelling that was presented.
 //   - A value that is too long for any use is refused here, before it costs the gateway its memory.
 //   - Two redemptions of one ticket meet at the primary key: the second waits for the first to commit, finds another
 //     attempt's row, and gets none. That reasoning is READ COMMITTED's, which the connection sets.
@@ -38,7 +38,7 @@ const redeemSQL = `WITH termgw_ws AS (
   SELECT count(*) AS n, (array_agg(r.j))[1] AS j
   FROM (SELECT to_jsonb(termgw_ws.*) AS j FROM termgw_ws LIMIT 2) r
 ), own AS (
-  SELECT COALESCE(NULLIF(rtrim(found.j->>'id', ' '), ''), $1::text) AS id,
+  SELECT COALESCE(NULLIF(rtrim(found.j->>'id', ' '), ''), termgw.normal_id($1::text, pg_typeof($1)::text)) AS id,
     COALESCE(greatest(octet_length(found.j->>'name'), octet_length(found.j->>'instance_id'), octet_length(found.j->>'container'),
       octet_length(found.j->>'region'), octet_length(found.j->>'os_user'), octet_length(found.j->>'host_key'),
       octet_length(found.j->>'remote_target')) <= 16384, true) AS fits
@@ -73,11 +73,18 @@ SELECT first, n, complete, fits, revoked, COALESCE(over, ''), EXISTS (SELECT FRO
   COALESCE(j->>'os_user', ''), COALESCE(j->>'host_key', ''), COALESCE(j->>'remote_target', '')
 FROM judged`
 
-// rowIDSQL returns the id that a workspace has in its own row, as redeemSQL does.
+// rowIDSQL returns the id that a workspace has in its own row, as redeemSQL does, and whether there is a row. Where there is
+// none any more, and the type writes one value in several ways, it is the id that a live session has.
 const rowIDSQL = `WITH termgw_ws AS (
 %s
+), w AS MATERIALIZED (
+  SELECT to_jsonb(termgw_ws.*)->>'id' AS id FROM termgw_ws LIMIT 1
 )
-SELECT COALESCE((SELECT NULLIF(rtrim(to_jsonb(termgw_ws.*)->>'id', ' '), '') FROM termgw_ws LIMIT 1), $1::text)`
+SELECT COALESCE((SELECT NULLIF(rtrim(id, ' '), '') FROM w), (
+    SELECT s.workspace_id FROM termgw.sessions s
+    WHERE pg_typeof($1)::text ~ '^numeric$|(^|\.)citext$' AND s.ended_at IS NULL
+      AND termgw.normal_id(s.workspace_id, pg_typeof($1)::text) = termgw.normal_id($1::text, pg_typeof($1)::text) LIMIT 1
+  ), termgw.normal_id($1::text, pg_typeof($1)::text)), EXISTS (SELECT FROM w)`
 
 // pingSQL has Postgres check, without running it, everything a redemption needs: the operator's query, our tables and
 // the right to read them. Its one row tells whether this server takes no writes, a standby say; its other columns are the
@@ -85,7 +92,7 @@ SELECT COALESCE((SELECT NULLIF(rtrim(to_jsonb(termgw_ws.*)->>'id', ' '), '') FRO
 const pingSQL = `WITH termgw_ws AS (
 %s
 ) SELECT current_setting('transaction_read_only')::boolean, w.* FROM (VALUES (1)) AS one LEFT JOIN (
-  SELECT termgw_ws.*, r.row_id AS termgw_row_id
+  SELECT termgw_ws.*, r.row_id AS termgw_row_id, termgw.normal_id('', '') AS termgw_normal_id
   FROM termgw_ws, termgw.spent_tickets, termgw.sessions, termgw.revocations r, termgw.tunnels, termgw.host_keys, termgw.locks LIMIT 0
 ) w ON true`
 

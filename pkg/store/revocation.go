@@ -87,7 +87,7 @@ func (p *Postgres) Revoke(ctx context.Context, r Revocation) (Revocation, []stri
 		return Revocation{}, nil, unavailable(op, err)
 	}
 	if r.WorkspaceID != "" {
-		if r.RowID, err = p.findRowID(ctx, r.ID, r.WorkspaceID); err != nil {
+		if r.RowID, _, err = p.findRowID(ctx, r.ID, r.WorkspaceID); err != nil {
 			return r, nil, unavailable(op, err)
 		}
 	}
@@ -100,26 +100,27 @@ func (p *Postgres) Revoke(ctx context.Context, r Revocation) (Revocation, []stri
 
 // findRowID looks up how the workspace's row spells its id, and notes that in the order where the order spells it in
 // another way; then all replicas read the order again. The answer is empty where there is no other spelling. So it is where
-// the database refuses the id or the query: the order still holds for the spelling that it has.
-func (p *Postgres) findRowID(ctx context.Context, order int64, workspace string) (string, error) {
-	id, err := p.rowIDOf(ctx, workspace)
+// the database refuses the id or the query: the order still holds for the spelling that it has. It also tells whether there
+// is a row.
+func (p *Postgres) findRowID(ctx context.Context, order int64, workspace string) (id string, found bool, err error) {
+	id, found, err = p.rowIDOf(ctx, workspace)
 	if err != nil || id == workspace {
-		return "", err
+		return "", found, err
 	}
 	if err := p.one(ctx, setRowIDSQL, []any{order, id}); err != nil {
-		return "", err
+		return "", found, err
 	}
-	return id, nil
+	return id, found, nil
 }
 
-// rowIDOf returns the id that a workspace has in its row. Where there is no row it is the id as the type of the id's column
-// writes it, and where the database refuses the id or the query, it is the id as given.
-func (p *Postgres) rowIDOf(ctx context.Context, workspace string) (id string, err error) {
-	err = p.one(ctx, p.rowID, []any{text(workspace)}, &id)
+// rowIDOf returns the id that a workspace has in its row, and whether there is one. Where there is none it is the id of a live session, or
+// as the type of the id's column writes it, and where the database refuses the id or the query, it is the id as given.
+func (p *Postgres) rowIDOf(ctx context.Context, workspace string) (id string, found bool, err error) {
+	err = p.one(ctx, p.rowID, []any{text(workspace)}, &id, &found)
 	if _, refused := errors.AsType[*pq.Error](err); refused || err == nil && len(id) > maxName {
-		return workspace, nil
+		return workspace, found, nil
 	}
-	return id, err
+	return id, found, err
 }
 
 // Live returns those of the sessions that have not ended, of all replicas, with when they were last noted as live.

@@ -64,7 +64,7 @@ func (p *Postgres) Sessions(ctx context.Context, f SessionFilter) ([]Record, err
 	rowID := f.WorkspaceID
 	if f.WorkspaceID != "" {
 		var err error
-		if rowID, err = p.rowIDOf(ctx, f.WorkspaceID); err != nil {
+		if rowID, _, err = p.rowIDOf(ctx, f.WorkspaceID); err != nil {
 			return nil, unavailable(op, err)
 		}
 	}

@@ -17,6 +17,8 @@ const (
 	lookupTries = 20
 	// lookupsKept bounds the orders that wait for it in memory, of some 300 bytes each. More wait in the table.
 	lookupsKept = 2 * ordersPage
+	// goneEvery is how often orders whose workspace has no row are told of at most.
+	goneEvery = time.Minute
 )
 
 // waitingSQL reads orders with ids between two whose workspace was not looked up, the newest first.
@@ -38,6 +40,10 @@ type lookups struct {
 	// What there was no room for: orders with ids between these two, which are read from the table. Both are 0 if there is none.
 	low, high int64
 	spilled   int // how many these were so far
+
+	// Of run alone: orders whose workspace has no row, since when that was last told.
+	gone     int
+	goneTold time.Time
 }
 
 type lookup struct {
@@ -151,11 +157,24 @@ func (s *lookups) run(ctx context.Context) {
 	}
 }
 
+// tellGone tells of an order whose workspace has no row, and of others since, once a minute.
+func (s *lookups) tellGone(l lookup) {
+	s.gone++
+	if now := time.Now(); now.Sub(s.goneTold) >= goneEvery {
+		s.log.Info("a revocation's workspace has no row",
+			"order", l.order, "workspace", l.workspace, "orders", s.gone)
+		s.gone, s.goneTold = 0, now
+	}
+}
+
 // find looks up an order's workspace. An order in which another spelling was found is read again, by all replicas. A lookup that
 // is not answered, because the workspace is locked, say, or the query is slow for this one, is repeated after the others;
 // while the database answers nothing, that does not count as a try.
 func (s *lookups) find(ctx context.Context, l lookup) error {
-	_, err := s.findRowID(ctx, l.order, l.workspace)
+	_, found, err := s.findRowID(ctx, l.order, l.workspace)
+	if err == nil && !found {
+		s.tellGone(l)
+	}
 	if err == nil {
 		return nil
 	}

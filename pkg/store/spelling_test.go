@@ -39,6 +39,8 @@ func spellings() []spelled {
 		{"bigint", table("bigint", "42"), "", "42", []string{"042", "0000042", " 42", "+42"}},
 		{"bigint, by a query without its id", table("bigint", "42"), noID, "42", []string{"042", "0000042", "+42"}},
 		{"numeric", table("numeric(10,2)", "42"), "", "42.00", []string{"42", "42.0", "042", "4.2e1", "+42"}},
+		{"numeric, by a query without its id", table("numeric(10,2)", "42"), noID, "42", []string{"42.0", "42.00", "042", "4.2e1", "+42"}},
+		{"citext, by a query without its id", `CREATE EXTENSION citext; ` + table("citext", "Ab.c"), noID, "ab.c", []string{"Ab.c", "AB.C"}},
 		{"char", table("char(8)", "ab"), "", "ab", []string{"ab "}},
 		{"char, all of the row", table("char(8)", "ab"), `SELECT * FROM workspaces WHERE id = $1`, "ab", []string{"ab "}},
 		{"citext", `CREATE EXTENSION citext; ` + table("citext", "Ab.c"), "", "Ab.c", []string{"ab.c", "AB.C"}},
@@ -199,6 +201,54 @@ func TestOrdersForWorkspacesThatAreGone(t *testing.T) {
 			t.Errorf("cut %+v", got)
 		}
 		execSQL(t, dsn, `DELETE FROM termgw.revocations`)
+	}
+}
+
+// The same where the type takes texts for equal and writes several. What only a collation or the query takes for equal is told.
+func TestSpellingsOfAWorkspaceThatIsGone(t *testing.T) {
+	t.Parallel()
+	for _, tt := range spellings() {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			dsn := database(t, tt.tables)
+			var said log
+			p, cuts := watching(t, PostgresConfig{URL: dsn, WorkspaceQuery: tt.query, Logger: said.logger()})
+			if _, err := p.Redeem(t.Context(), claims("t", tt.id), session("s")); err != nil {
+				t.Fatal(err)
+			}
+			execSQL(t, dsn, `DELETE FROM workspaces`)
+			execSQL(t, dsn, `INSERT INTO termgw.revocations (workspace_id) VALUES ($1)`, tt.others[len(tt.others)-1])
+			if tt.name == "a collation without case" || tt.name == "a query of its own" || tt.name == "uuid, cast in the query" {
+				until(t, func() bool { return said.count("has no row") == 1 })
+				return
+			}
+			select {
+			case got := <-cuts:
+				if !slices.Equal(got.sessions, []string{"s"}) {
+					t.Errorf("cut %v", got.sessions)
+				}
+			case <-time.After(patience):
+				t.Fatal("not cut")
+			}
+		})
+	}
+}
+
+// A workspace query that returns no id is warned of, once.
+func TestQueryWithoutAnID(t *testing.T) {
+	t.Parallel()
+	dsn := database(t, textWorkspaces)
+	for query, want := range map[string]int{"": 0, `SELECT name, instance_id FROM workspaces WHERE id = $1`: 1} {
+		var said log
+		p := open(t, PostgresConfig{URL: dsn, WorkspaceQuery: query, Logger: said.logger()})
+		for range 3 {
+			if err := p.Ping(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := said.count("id::text AS id"); got != want {
+			t.Errorf("%q: %d warnings, want %d", query, got, want)
+		}
 	}
 }
 
