@@ -249,8 +249,10 @@ func TestRemoteHungContainer(t *testing.T) {
 			}
 			r.mu.Unlock()
 			r.stop() // it would try again
-			within(t, patience, "all that is left on the instance is what waits", func() bool {
-				return guardWaits(t, want.Session, laterSweeps...) && len(remnants(t, want.Session)) == 1
+			// What guards the session gives up after some tries, on a slow machine before this looks.
+			within(t, patience, "all that is left on the instance is what waits, if that", func() bool {
+				left := len(remnants(t, want.Session))
+				return left == 0 || left == 1 && guardWaits(t, want.Session, laterSweeps...)
 			})
 			text, err := os.ReadFile(hung)
 			if err != nil || len(text) == 0 {

@@ -241,6 +241,8 @@ func TestUnreadableOrder(t *testing.T) {
 			t.Errorf("cut %v", got.sessions)
 		}
 	}
+	// A new order is applied before the older ones of a page that cannot be read.
+	until(t, func() bool { return said.count("cannot be read") >= 3 })
 	if err := p.Reading(); err != nil {
 		t.Error(err)
 	}
