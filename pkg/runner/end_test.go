@@ -18,8 +18,13 @@ import (
 // says up=42 when it is ready and lives until a signal ends it. setup is Perl,
 // which Debian and Ubuntu always have: it forks, handles signals and renames
 // itself without a second process, so that what is counted is what a case says.
+// It is not ready while what started it is on its way out, and would be counted:
+// setsid(1), a subshell, or the process that setup forked it from.
 func job(label, setup string) string {
-	return `perl -e '` + setup + `; open T, ">&=9"; syswrite T, "up=" . 6*7 . "\n"; close T; sleep 1 while 1' ` +
+	return `perl -e '` + setup + `; while (open P, "/proc/" . getppid . "/stat") { ` +
+		`last unless <P> =~ /\((setsid|perl|bash|dash|sh)\) [^Z] \d+ \d+ (\d+)/ && ($1 =~ /^[sp]e/ || $2 != getppid); ` +
+		`select undef, undef, undef, .01 } ` +
+		`open T, ">&=9"; syswrite T, "up=" . 6*7 . "\n"; close T; sleep 1 while 1' ` +
 		`"$TERMGW_SESSION.` + label + `"`
 }
 

@@ -72,6 +72,10 @@ func TestCloseEndsWhatHasNoFirstThread(t *testing.T) {
 				t.Parallel()
 				s := open(t, p.runner(t, c.all), p.target(t))
 				s.ready(t, c.line)
+				if c.all { // setsid(1), on its way out, would be counted
+					s.send(t, "wait $!; echo gone=$((6*7))\n")
+					s.expect(t, "gone=42")
+				}
 				if threadsOf(t, s.id, "leaderless") == 0 {
 					t.Fatal("it does not run")
 				}
