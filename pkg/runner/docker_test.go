@@ -131,11 +131,11 @@ func TestExit(t *testing.T) {
 
 // flood prints megabytes of numbered lines; flooded is what a terminal makes
 // of them.
-const flood = `perl -e 'printf "%07d\n", $_ for 1..400000'`
+const flood = `perl -e 'printf "%07d\n", $_ for 1..150000'`
 
 func flooded() []byte {
 	var b bytes.Buffer
-	for i := range 400000 {
+	for i := range 150000 {
 		fmt.Fprintf(&b, "%07d\r\n", i+1)
 	}
 	return b.Bytes()

@@ -188,7 +188,8 @@ func TestHostileSweepsOnAnInstance(t *testing.T) {
 			var mu sync.Mutex
 			var swept []Swept
 			i := newInstance(t, engine)
-			r := i.remote(t, RemoteConfig{Target: TargetContainer, Swept: func(s Swept) {
+			// The pauses are long beside a sweep that hangs, as they are by default.
+			r := i.remote(t, RemoteConfig{Target: TargetContainer, Timing: Timing{Retry: 3 * time.Second}, Swept: func(s Swept) {
 				mu.Lock()
 				defer mu.Unlock()
 				swept = append(swept, s)

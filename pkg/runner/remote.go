@@ -307,7 +307,8 @@ func (o *order) command(keep bool, mode string, args ...string) string {
 	timing := o.remote.cfg.Timing
 	argv := []string{
 		"/bin/sh", "-c", `eval "$1"`, "termgw", remoteScript, sweepScript,
-		mode, o.target, o.session, flag[keep], hundredths(timing.Grace), fmt.Sprint(int64(timing.Lease / time.Second)),
+		mode, o.target, o.session, flag[keep], hundredths(timing.Grace),
+		wholeSeconds(timing.Lease), wholeSeconds(timing.Retry),
 	}
 	return "exec " + quote(append(argv, args...)...)
 }

@@ -1,10 +1,10 @@
 # The instance's part of a terminal. POSIX sh, by the account's login shell.
 #
-#   self sweep mode target session keep grace lease ...
+#   self sweep mode target session keep grace lease retry ...
 #
 # self, sweep: this script and sweep.sh, which go to children.
 # target: container or host. keep, grace: as in sweep.sh. lease: how long a gateway
-#   may be silent, in seconds.
+#   may be silent, in seconds. retry: the first pause before another sweep, in seconds.
 #
 # choose SHELL KEYS OPENING OWN NAME...   opens a terminal in the first container
 #   of these names that runs; OWN is the name that may be an id
@@ -18,8 +18,8 @@
 #
 # What the gateway is told goes before the shell's first byte, between RS bytes:
 # "in CONTAINER", then the shell's /proc/PID/stat; or "error STEP WORDS".
-self=$1 sweep=$2 mode=$3 target=$4 session=$5 keep=$6 grace=$7 lease=$8
-shift 8
+self=$1 sweep=$2 mode=$3 target=$4 session=$5 keep=$6 grace=$7 lease=$8 retry=$9
+shift 9
 marker=TERMGW_SESSION=$session
 PATH=${PATH:-/usr/bin:/bin}:/usr/local/bin:/usr/sbin:/sbin:/snap/bin
 set -f # what a container has said is split into words here
@@ -160,7 +160,7 @@ all() {
 # session of its own: a hang-up is not for it, nor a Ctrl-C, nor its own sweep.
 guard() {
 	exec 4<&0
-	setsid /bin/sh -c 'eval "$1"' termgw "$self" "$sweep" watch "$target" "$session" "$keep" "$grace" "$lease" \
+	setsid /bin/sh -c 'eval "$1"' termgw "$self" "$sweep" watch "$target" "$session" "$keep" "$grace" "$lease" "$retry" \
 		"$container" "$shell" "$1" "$2" "$$" </dev/null >/dev/null 2>&1 &
 	exec 4<&-
 }
@@ -277,11 +277,11 @@ watch)
 	# A container that is paused, or an engine that is silent, answers later. One
 	# that runs and does not answer has few tries.
 	tries=4
-	for pause in 5 10 20 40 80 160 300 300 300 300 300 300 300 300 300 300 300; do
+	for pauses in 1 2 4 8 16 32 60 60 60 60 60 60 60 60 60 60 60; do
 		all && exit
 		[ $? != 2 ] || tries=$((tries - 1))
 		[ "$tries" -gt 0 ] || exit
-		sleep "$pause"
+		sleep "$((pauses * retry))"
 	done
 	all
 	;;

@@ -401,7 +401,7 @@ func gatewayToKill(t *testing.T, raw string) {
 		answers.Scan()
 		return nil
 	}}
-	r, err := NewRemote(RemoteConfig{Tunnels: i, HostKeys: &i.keys, OSUser: k.User, Shells: []string{"/bin/bash"}, Timing: Timing{Lease: shortLease, Renew: time.Second}})
+	r, err := NewRemote(RemoteConfig{Tunnels: i, HostKeys: &i.keys, OSUser: k.User, Shells: []string{"/bin/bash"}, Timing: Timing{Lease: shortLease, Renew: time.Second, Retry: timing.Retry}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -543,12 +543,11 @@ func TestRemoteLeaseTimes(t *testing.T) {
 }
 
 // laterSweeps are the seconds that a guard sleeps before the third sweep, or one of
-// the next.
-var laterSweeps = []string{"10", "20", "40"}
+// the next: powers of two, in seconds.
+var laterSweeps = []string{"2", "4", "8", "16", "32"}
 
 // guardWaits tells whether what guards a session on the instance has nothing to
-// do but sleep for so many seconds: 5 while it waits for the session's end, and
-// before it sweeps for the second time.
+// do but sleep for so many seconds: 5 while it waits for the session's end.
 func guardWaits(tb testing.TB, session string, seconds ...string) bool {
 	tb.Helper()
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")

@@ -197,6 +197,7 @@ func (i *instance) remote(tb testing.TB, cfg RemoteConfig) *Remote {
 	tb.Helper()
 	cfg.Tunnels, cfg.HostKeys = i, &i.keys
 	cfg.Timing.Grace = cmp.Or(cfg.Timing.Grace, timing.Grace)
+	cfg.Timing.Retry = cmp.Or(cfg.Timing.Retry, timing.Retry)
 	if cfg.OSUser == "" {
 		cfg.OSUser = i.sshd.User
 	}

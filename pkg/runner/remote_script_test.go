@@ -50,7 +50,7 @@ echo >>asked
 		t.Fatal(err)
 	}
 	cmd := exec.Command(program, "-c", `eval "$1"`, "termgw", remoteScript, sweepScript,
-		mode, TargetContainer, "s1", "1", grace, "90", "box", "/bin/sh", "find", "0")
+		mode, TargetContainer, "s1", "1", grace, "90", "5", "box", "/bin/sh", "find", "0")
 	cmd.Args = slices.Concat(shell[1:], cmd.Args[1:])
 	cmd.Dir, cmd.Env = dir, []string{"PATH=" + dir + ":/usr/bin:/bin"}
 	cmd.WaitDelay = patience

@@ -114,4 +114,9 @@ func failure(err error) slog.Attr {
 // hundredths is a time as the scripts take it, in hundredths of a second.
 func hundredths(d time.Duration) string { return strconv.FormatInt(int64(d/(10*time.Millisecond)), 10) }
 
+// wholeSeconds is a time as the scripts take it in whole seconds, rounded up.
+func wholeSeconds(d time.Duration) string {
+	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
+}
+
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }

@@ -18,7 +18,7 @@ type Timing struct {
 	// End bounds the end of a session in a container, before it is put off; twice Start.
 	End time.Duration
 	// Retry is the pause between two tries of an end that was put off, and the first of those that grow, after the container's
-	// own misconduct; 5 s.
+	// own misconduct and on the instance, which takes whole seconds; 5 s.
 	Retry time.Duration
 	// RetryLast bounds the last tries, at shutdown; 5 s.
 	RetryLast time.Duration
