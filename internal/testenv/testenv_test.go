@@ -87,8 +87,9 @@ func TestWorkspaceHasATerminal(t *testing.T) {
 	d := env.Docker(t)
 	id := d.RunContainer(t, "")
 	cli := d.Client(t)
+	// The engine says that a container runs while its first process is still about to become the program.
 	created, err := cli.ExecCreate(t.Context(), id, client.ExecCreateOptions{
-		Cmd: []string{"/bin/bash", "-c", "tty; ps -o args= 1"}, TTY: true, AttachStdout: true,
+		Cmd: []string{"/bin/bash", "-c", "tty; until ps -o args= 1 | grep -v 'runc init'; do sleep 0.1; done"}, TTY: true, AttachStdout: true,
 	})
 	if err != nil {
 		t.Fatal(err)
