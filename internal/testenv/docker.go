@@ -78,8 +78,9 @@ func (d *Docker) RunContainerWith(tb testing.TB, name string, configure func(*cl
 	options := client.ContainerCreateOptions{
 		Name: name,
 		Config: &container.Config{
-			Image: d.Image,
-			Cmd:   []string{"sleep", "infinity"},
+			Image:           d.Image,
+			Cmd:             []string{"sleep", "infinity"},
+			NetworkDisabled: true,
 			// PID 1 does not hear a SIGTERM that it has no handler for: every stop would take 10 s.
 			StopSignal: "SIGKILL",
 		},
