@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -49,12 +50,9 @@ func (g *served) tryAttack(tb testing.TB, workspace, raw string, header ...strin
 	}
 	tb.Cleanup(func() { _ = conn.Close() })
 	a := &attacker{Conn: conn, r: bufio.NewReader(conn)}
-	request := fmt.Sprintf("GET /workspaces/%s/terminal HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: termgw.v1, termgw.ticket.%s\r\n", workspace, g.address, raw)
-	for _, line := range header {
-		request += line + "\r\n"
-	}
-	if _, err := io.WriteString(conn, request+"\r\n"); err != nil {
+	lines := append([]string{fmt.Sprintf("GET /workspaces/%s/terminal HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: termgw.v1, termgw.ticket.%s", workspace, g.address, raw)}, header...)
+	if _, err := io.WriteString(conn, strings.Join(lines, "\r\n")+"\r\n\r\n"); err != nil {
 		return nil, err
 	}
 	response, err := http.ReadResponse(a.r, nil)

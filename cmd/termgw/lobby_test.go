@@ -120,7 +120,9 @@ func TestLargeRefusedRequests(t *testing.T) {
 		}
 	})
 	// What each held was 0.6 MiB, 240 in all.
-	if after := g.memory(t, "VmRSS"); after > before+120<<20 {
+	after := g.memory(t, "VmRSS")
+	t.Logf("%d MiB, %d before", after>>20, before>>20)
+	if after > before+120<<20 {
 		t.Errorf("%d MiB, %d before", after>>20, before>>20)
 	}
 }

@@ -176,7 +176,7 @@ func TestReplicas(t *testing.T) {
 	s := newSite(t)
 	aws := s.newCloud(t, env.Docker(t))
 	s.instance, s.far = s.onInstance(t, aws, "far"), newBox(t, env.Docker(t), "far")
-	s.serve(t, append(aws.environ(t), "DOCKER_HOST="+env.Docker(t).Host, fmt.Sprint("TERMGW_MAX_SESSIONS_PER_SUBJECT=", perSubject))...)
+	s.serve(t, append(aws.environ(t), "DOCKER_HOST="+env.Docker(t).Host, "TERMGW_SHELLS=/bin/sh", fmt.Sprint("TERMGW_MAX_SESSIONS_PER_SUBJECT=", perSubject))...)
 	// No subtests: what one opens, the next goes on with.
 	for _, part := range []struct {
 		name string
