@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
-	"time"
 )
 
 // This file says how ssh is started and what its words mean. No configuration
@@ -45,8 +44,8 @@ func masterArgs(control, user, instance, agent, knownHosts string, known bool, t
 		"-o", "LogLevel=INFO", // on which it says that a server does not answer
 		"-o", "ProxyCommand=-",
 		"-o", "ControlPersist=no",
-		"-o", fmt.Sprintf("ConnectTimeout=%d", int(timing.Start/time.Second)),
-		"-o", fmt.Sprintf("ServerAliveInterval=%d", int(timing.Alive/time.Second)),
+		"-o", "ConnectTimeout="+wholeSeconds(timing.Start),
+		"-o", "ServerAliveInterval="+wholeSeconds(timing.Alive),
 		"-o", fmt.Sprintf("ServerAliveCountMax=%d", aliveCount),
 		"-o", "IdentityAgent="+agent,
 		"-o", "IdentityFile=none",

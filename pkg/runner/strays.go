@@ -76,7 +76,7 @@ func (t *dockerTerminal) noteStray() {
 // strays counts a container's strays that still run, up to the limit.
 func (d *Docker) strays(ctx context.Context, container string) (n int) {
 	for _, exec := range d.stray.list(container, false) {
-		if d.stillRuns(ctx, container, exec) {
+		if n < strayLimit && d.stillRuns(ctx, container, exec) {
 			n++
 		}
 	}

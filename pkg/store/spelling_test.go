@@ -222,14 +222,7 @@ func TestSpellingsOfAWorkspaceThatIsGone(t *testing.T) {
 				until(t, func() bool { return said.count("has no row") == 1 })
 				return
 			}
-			select {
-			case got := <-cuts:
-				if !slices.Equal(got.sessions, []string{"s"}) {
-					t.Errorf("cut %v", got.sessions)
-				}
-			case <-time.After(patience):
-				t.Fatal("not cut")
-			}
+			wantCut(t, cuts, "s")
 		})
 	}
 }
@@ -265,14 +258,7 @@ func TestSlowLookupStopsNoOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	execSQL(t, dsn, `INSERT INTO termgw.revocations (workspace_id) VALUES ('slow'), ('AB')`)
-	select {
-	case got := <-cuts:
-		if !slices.Equal(got.sessions, []string{"s"}) {
-			t.Errorf("cut %v", got.sessions)
-		}
-	case <-time.After(patience):
-		t.Fatal("not cut")
-	}
+	wantCut(t, cuts, "s")
 	until(t, func() bool { return p.Reading() == nil })
 }
 

@@ -32,6 +32,19 @@ func watchingEvery(t *testing.T, poll time.Duration, c PostgresConfig) (*Postgre
 	return p, cuts
 }
 
+// wantCut waits for the next order that cuts something, and compares what it cuts.
+func wantCut(t *testing.T, cuts <-chan cutting, want ...string) {
+	t.Helper()
+	select {
+	case got := <-cuts:
+		if !slices.Equal(got.sessions, want) {
+			t.Errorf("cut %v", got.sessions)
+		}
+	case <-time.After(patience):
+		t.Fatal("not cut")
+	}
+}
+
 // as makes a ticket, issued now.
 func as(subject, id string) issued {
 	t := issued(claims(id, "ws-local"))
