@@ -65,6 +65,7 @@ type Client struct {
 	transport *http.Transport
 	fips      bool
 	now       func() time.Time
+	stepTime  time.Duration
 	pingEvery time.Duration
 	pongTime  time.Duration
 
@@ -105,7 +106,7 @@ type Route struct {
 
 // New returns a client. It makes no request.
 func New(cfg Config) *Client {
-	c := &Client{cfg: cfg, now: cfg.Now, pingEvery: pingEvery, pongTime: pongTime, routes: map[place]known{}}
+	c := &Client{cfg: cfg, now: cfg.Now, stepTime: stepTime, pingEvery: pingEvery, pongTime: pongTime, routes: map[place]known{}}
 	if c.now == nil {
 		c.now = time.Now
 	}

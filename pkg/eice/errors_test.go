@@ -176,7 +176,10 @@ func TestFaults(t *testing.T) {
 				route = w.locate(t)
 			}
 			test.change(w, &w.config)
-			w.client = New(w.config)
+			w.client = newPatient(w.config)
+			if test.want == Unreachable { // what hangs is waited for
+				w.client.stepTime = stepTime
+			}
 			if late {
 				w.client.remember(place{instanceID, "us-east-1"}, route)
 			}

@@ -18,7 +18,7 @@ func (c *Client) PushKey(ctx context.Context, route Route, osUser, authorizedKey
 	if strings.ContainsAny(authorizedKey, "\r\n") {
 		return fault(KeyRefused, "the public key is more than one line")
 	}
-	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	ctx, cancel := context.WithTimeout(ctx, c.stepTime)
 	defer cancel()
 	if _, err := c.credentials(ctx); err != nil {
 		return err

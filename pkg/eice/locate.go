@@ -33,7 +33,7 @@ func (c *Client) Locate(ctx context.Context, instanceID, region string) (Route, 
 			return route, nil
 		}
 		// Others wait for this one, so it does not end with who began it.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepTime)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.stepTime)
 		defer cancel()
 		route, err := c.locate(ctx, at)
 		if err == nil {

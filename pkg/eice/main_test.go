@@ -91,8 +91,15 @@ func newWorld(t testing.TB, change func(*world, *Config)) *world {
 	if change != nil {
 		change(w, &w.config)
 	}
-	w.client = New(w.config)
+	w.client = newPatient(w.config)
 	return w
+}
+
+// newPatient is New of a client whose steps may take as long as on a busy machine.
+func newPatient(c Config) *Client {
+	client := New(c)
+	client.stepTime = patience
+	return client
 }
 
 // httpClient reaches the played AWS under AWS's own names.

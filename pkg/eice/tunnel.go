@@ -33,7 +33,7 @@ const (
 // An endpoint that cannot reach the instance opens the tunnel all the same: the
 // first Read says so.
 func (c *Client) OpenTunnel(ctx context.Context, route Route, maxDuration time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	ctx, cancel := context.WithTimeout(ctx, c.stepTime)
 	defer cancel()
 	wait := maxBackoff / 4
 	for attempt := 1; ; attempt++ {
