@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -32,7 +31,9 @@ type tty struct {
 	conn     *wire
 	protocol string // the subprotocol that the gateway chose
 	v1       bool
-	deaf     atomic.Bool // acknowledges nothing more
+
+	acks sync.Mutex // held while one is sent
+	deaf bool       // acknowledges nothing
 
 	mu       sync.Mutex
 	output   []byte
@@ -158,10 +159,25 @@ func (c *tty) read() {
 		if err != nil {
 			return
 		}
-		if c.v1 && ack >= 0 && !c.deaf.Load() {
-			_ = c.trySend(websocket.MessageText, fmt.Sprintf(`{"type":"ack","bytes":%d}`, ack)) // may be over
+		if c.v1 && ack >= 0 {
+			c.acknowledge(ack)
 		}
 	}
+}
+
+func (c *tty) acknowledge(bytes int) {
+	c.acks.Lock()
+	defer c.acks.Unlock()
+	if !c.deaf {
+		_ = c.trySend(websocket.MessageText, fmt.Sprintf(`{"type":"ack","bytes":%d}`, bytes)) // may be over
+	}
+}
+
+// setDeaf says whether nothing is acknowledged from now on. It waits for an acknowledgement that is under way.
+func (c *tty) setDeaf(deaf bool) {
+	c.acks.Lock()
+	defer c.acks.Unlock()
+	c.deaf = deaf
 }
 
 func (c *tty) note(what string) {

@@ -39,7 +39,7 @@ func (g *served) interruptFlood(t *testing.T, container *box, workspace string, 
 	t.Helper()
 	c := g.open(t, workspace, dialing{})
 	c.run(t, "true")
-	c.deaf.Store(true)
+	c.setDeaf(true)
 	c.send(t, "yes\r")
 	written, still := 0, 0
 	eventually(t, "nobody takes more of the flood", func() bool {
@@ -51,7 +51,7 @@ func (g *served) interruptFlood(t *testing.T, container *box, workspace string, 
 		return written >= between && still == 10
 	})
 	c.send(t, "\x03")
-	c.deaf.Store(false)
+	c.setDeaf(false)
 	c.mu.Lock()
 	had := len(c.output)
 	c.mu.Unlock()

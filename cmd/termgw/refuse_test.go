@@ -521,7 +521,7 @@ func endless(typ websocket.MessageType) func(*tty) error {
 	return func(c *tty) error {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		c.deaf.Store(true) // no other message can be sent amid this one
+		c.setDeaf(true) // no other message can be sent amid this one
 		w, err := c.ws.Writer(ctx, typ)
 		piece := []byte(strings.Repeat("x", 64<<10))
 		for n := 0; n < 4<<20 && err == nil; n += len(piece) {
