@@ -95,6 +95,9 @@ func TestKilledGateway(t *testing.T) {
 	for _, line := range next.logLines() {
 		if line["msg"] == "abandoned session ended" && line["session"] != "" {
 			lines++
+			if line["killed"] != 3.0 {
+				t.Logf("of one session: %v", line)
+			}
 		}
 	}
 	if lines != sessions {
