@@ -21,6 +21,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // ConnectCmd is a terminal client.
@@ -451,13 +452,13 @@ func (t *connection) watch(ctx context.Context, leave context.CancelCauseFunc) {
 	}
 }
 
-func (t *connection) size() (bridge.Size, bool) {
+func (t *connection) size() (terminal.Size, bool) {
 	if t.tty < 0 {
-		return bridge.Size{}, false
+		return terminal.Size{}, false
 	}
 	cols, rows, err := term.GetSize(t.tty)
-	clamp := func(n int) uint16 { return uint16(min(max(n, 1), bridge.MaxDimension)) }
-	return bridge.Size{Cols: clamp(cols), Rows: clamp(rows)}, err == nil
+	clamp := func(n int) uint16 { return uint16(min(max(n, 1), terminal.MaxDimension)) }
+	return terminal.Size{Cols: clamp(cols), Rows: clamp(rows)}, err == nil
 }
 
 func (t *connection) send(m map[string]any) {

@@ -21,10 +21,10 @@ import (
 	"time"
 
 	"github.com/molecule-ai/termgw/internal/logline"
-	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/router"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 	"github.com/molecule-ai/termgw/web"
 )
@@ -345,7 +345,7 @@ type demoStarter struct {
 	docker *runner.Docker
 }
 
-func (s demoStarter) Start(ctx context.Context, t runner.Target, size bridge.Size) (bridge.Terminal, error) {
+func (s demoStarter) Start(ctx context.Context, t runner.Target, size terminal.Size) (terminal.Terminal, error) {
 	if t.WorkspaceID == demoHost {
 		return s.host.Start(ctx, t, size)
 	}

@@ -17,10 +17,10 @@ import (
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"golang.org/x/crypto/ssh"
 
-	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/eice"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
@@ -71,7 +71,7 @@ type doctor struct {
 	routeErr error
 
 	starter  runner.Starter
-	term     bridge.Terminal
+	term     terminal.Terminal
 	startErr error
 
 	closers []func() error
@@ -412,7 +412,7 @@ func (d *doctor) start(ctx context.Context) error {
 		d.term, d.startErr = d.starter.Start(ctx, runner.Target{
 			Session: d.session, WorkspaceID: w.ID, Name: w.Name, Container: w.Container, Log: d.log,
 			InstanceID: w.InstanceID, Region: w.Region, OSUser: w.OSUser, HostKey: w.HostKey, RemoteTarget: w.RemoteTarget,
-		}, bridge.Size{Cols: 80, Rows: 24})
+		}, terminal.Size{Cols: 80, Rows: 24})
 	}
 	return d.startErr
 }
@@ -453,7 +453,7 @@ func (d *doctor) shell(ctx context.Context) (string, error) {
 	if !late.Stop() {
 		err = errors.Join(err, errors.New("it does not do what is typed: what its profile starts may not end"))
 	} else if err == nil {
-		var exit bridge.Exit
+		var exit terminal.Exit
 		if exit, err = d.term.Wait(); err == nil && exit.Code != 0 {
 			err = fmt.Errorf("it ended with %d, not as it was told", exit.Code)
 		}

@@ -15,49 +15,9 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
-
-// Terminal is a shell behind a terminal.
-//
-// Read returns the shell's output in order and io.EOF after the last of it,
-// also when the shell left another process that still holds the terminal; any
-// other error means that output was lost. It waits for one byte and may return
-// fewer than asked for.
-//
-// Write gives input to the shell. It blocks while the program does not read.
-//
-// Close ends the shell and what belongs to it, and returns when that is done.
-// It wakes a pending Read and Write, and is called once.
-//
-// Wait returns how the shell ended. It is called once Read has returned an
-// error, and then returns soon. An error means that the end is not known.
-type Terminal interface {
-	io.ReadWriteCloser
-	Resize(Size) error
-	Wait() (Exit, error)
-}
-
-// NonBlocking is what a Terminal may have besides, and is faster with: Read and
-// Write of what there is, or is room for, without waiting. Neither being so is
-// no error: 0, nil.
-type NonBlocking interface {
-	TryRead(p []byte) (int, error)
-	TryWrite(p []byte) (int, error)
-}
-
-// ReadDeadliner is what a Terminal may have that is not NonBlocking, so that an
-// interrupt is answered although much of its output is on the way: the time until
-// which Read waits. After it Read's error is os.ErrDeadlineExceeded, until the
-// time is changed. A zero time is no deadline.
-type ReadDeadliner interface {
-	SetReadDeadline(t time.Time) error
-}
-
-// Exit is how a shell ended.
-type Exit struct {
-	Code   int    // 128 + the signal's number if a signal ended it
-	Signal string // "SIGKILL"; empty if it exited by itself, or if that is not known
-}
 
 // Why a session ended, besides the shell's own end. Callers add causes of
 // their own by cancelling the context given to Run.
@@ -91,7 +51,7 @@ const (
 // Options are the limits of one session.
 type Options struct {
 	Ready        Ready         // sent first; its mode and times are the session's
-	Size         Size          // that the terminal has; zero: not known
+	Size         terminal.Size // that the terminal has; zero: not known
 	PingInterval time.Duration // two unanswered: the client is gone; 0: no pings
 	TunnelEnds   time.Time     // when the way to the terminal is cut; zero: never
 	// Budget bounds what the sessions of the process hold together, and Owner is
@@ -106,10 +66,10 @@ type Options struct {
 
 // Summary is what a session came to.
 type Summary struct {
-	Cause    error // nil: the shell ended by itself
-	Exit     *Exit // nil: not known
-	BytesIn  int64 // given to the terminal
-	BytesOut int64 // given to the client
+	Cause    error          // nil: the shell ended by itself
+	Exit     *terminal.Exit // nil: not known
+	BytesIn  int64          // given to the terminal
+	BytesOut int64          // given to the client
 }
 
 // Bridge is one session. Run, then Close.
@@ -121,8 +81,7 @@ type Summary struct {
 // for the client, or the terminal takes a new size.
 type Bridge struct {
 	ws     *Socket
-	term   Terminal
-	now    NonBlocking // term; nil: it is not
+	term   terminal.Terminal
 	opt    Options
 	v1     bool
 	cancel context.CancelCauseFunc
@@ -155,7 +114,7 @@ type Bridge struct {
 
 // New joins an accepted WebSocket and a started terminal. The WebSocket speaks
 // termgw.v1 if that was negotiated, else raw mode.
-func New(ws *Socket, term Terminal, opt Options) *Bridge {
+func New(ws *Socket, term terminal.Terminal, opt Options) *Bridge {
 	b := &Bridge{
 		ws: ws, term: term, opt: opt,
 		v1:     ws.v1(),
@@ -164,7 +123,6 @@ func New(ws *Socket, term Terminal, opt Options) *Bridge {
 		sizes:  newResizing(opt.Size),
 		input:  queue{budget: opt.Budget, owner: opt.Owner, limit: maxQueued},
 	}
-	b.now, _ = term.(NonBlocking)
 	b.output.L, b.queue.L = &b.mu, &b.mu
 	if b.v1 {
 		b.window.limit = initialWindow

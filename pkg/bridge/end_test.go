@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 var errDrained = errors.New("the replica is going away")
@@ -179,7 +181,7 @@ func TestACloseFrameWithoutAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := startInBubble(t, setup{deaf: true, opt: Options{Ready: ready(0, 0)}})
 		s.reading.Go(func() { _, _ = io.Copy(io.Discard, s.conn) })
-		s.term.quit(Exit{})
+		s.term.quit(terminal.Exit{})
 		<-s.ended
 		begin := time.Now()
 		<-s.done
@@ -195,7 +197,7 @@ func endUnanswered(t *testing.T, every time.Duration) *session {
 	t.Helper()
 	s := startInBubble(t, setup{deaf: true, opt: Options{Ready: ready(0, 0), PingInterval: every}})
 	s.reading.Go(func() { _, _ = io.Copy(io.Discard, s.conn) })
-	s.term.quit(Exit{})
+	s.term.quit(terminal.Exit{})
 	<-s.ended
 	return s
 }
@@ -280,7 +282,7 @@ func TestUnacknowledged(t *testing.T) {
 	s.term.with(func() { s.term.flood = false })
 	s.listen()
 	eventually(t, "it has all", func() bool { return wire.unacknowledged() == 0 })
-	s.term.quit(Exit{})
+	s.term.quit(terminal.Exit{})
 	s.wait(t)
 }
 
@@ -316,7 +318,7 @@ func TestTheTerminalFails(t *testing.T) {
 		"read": func(f *fakeTerm) { f.fail(errBroken) },
 		"wait": func(f *fakeTerm) {
 			f.with(func() { f.waitErr = errBroken })
-			f.quit(Exit{})
+			f.quit(terminal.Exit{})
 		},
 		"both": func(f *fakeTerm) {
 			f.with(func() { f.waitErr = errors.New("not known") })
@@ -356,7 +358,7 @@ func TestAFailedWriteIsNoFailure(t *testing.T) {
 	s.input(t, "y")
 	s.barrier(t, "2")
 	s.term.print([]byte("bye"))
-	s.term.quit(Exit{Code: 7})
+	s.term.quit(terminal.Exit{Code: 7})
 	if sum := s.wait(t); sum.Cause != nil || sum.Exit == nil || sum.Exit.Code != 7 || sum.BytesIn != 0 || sum.BytesOut != 3 {
 		t.Errorf("summary %+v", sum)
 	}
@@ -369,7 +371,7 @@ func TestOutputOfAnEndedShellWaitsForAcks(t *testing.T) {
 		pattern(0, all)
 		s := startInBubble(t, setup{noAck: true, opt: Options{Ready: ready(0, 0)}})
 		s.term.print(all)
-		s.term.quit(Exit{Code: 2})
+		s.term.quit(terminal.Exit{Code: 2})
 		for acked := int64(0); acked < int64(len(all)); acked += 8 << 10 {
 			time.Sleep(time.Minute)
 			synctest.Wait()
@@ -387,7 +389,7 @@ func TestOutputOfAnEndedShellWaitsForAcks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := startInBubble(t, setup{noAck: true, opt: Options{Ready: ready(0, 0)}})
 		s.term.print(make([]byte, 3*initialWindow))
-		s.term.quit(Exit{Code: 2})
+		s.term.quit(terminal.Exit{Code: 2})
 		s.waitBytes(t, initialWindow)
 		_ = s.ws.CloseNow()
 		if sum := s.wait(t); !errors.Is(sum.Cause, ErrLost) || sum.Exit == nil || sum.Exit.Code != 2 {
@@ -401,7 +403,7 @@ func TestManySessionsEndInManyWays(t *testing.T) {
 	ways := []func(s *session){
 		leave["close"].how, leave["TCP end"].how, leave["TCP reset"].how,
 		func(s *session) { s.cancel(errDrained) },
-		func(s *session) { s.term.quit(Exit{Code: 1}) },
+		func(s *session) { s.term.quit(terminal.Exit{Code: 1}) },
 		func(s *session) { s.term.fail(errors.New("broken")) },
 		func(s *session) { _ = s.ws.Write(context.Background(), websocket.MessageText, []byte("{}")) },
 		func(s *session) {

@@ -59,7 +59,9 @@ func TestNoAckNoMoreThanTheWindowOverTCP(t *testing.T) {
 }
 
 func TestAFloodLeavesInLargeFrames(t *testing.T) {
-	s := start(t, setup{opt: Options{Ready: someReady}})
+	term := newTerm()
+	term.tells = true
+	s := start(t, setup{term: term, opt: Options{Ready: someReady}})
 	all := make([]byte, 8<<20)
 	pattern(0, all)
 	s.term.print(all)
@@ -79,8 +81,9 @@ func TestAFloodLeavesInLargeFrames(t *testing.T) {
 // A session that is quiet holds no large buffer, whatever it printed before.
 func TestQuietSessionsHoldNoBuffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		term := tryTerm{newTerm()}
-		s := startInBubble(t, setup{term: term.fakeTerm, now: term, opt: Options{Ready: someReady}})
+		term := newTerm()
+		term.tells = true
+		s := startInBubble(t, setup{term: term, opt: Options{Ready: someReady}})
 		for _, n := range []int{1, 200, 255, 256, 257, 300, 5000, 1 << 20, 1} {
 			before := s.received
 			term.print(make([]byte, n))
@@ -97,8 +100,9 @@ func TestQuietSessionsHoldNoBuffer(t *testing.T) {
 func TestAScreenLeavesInOneFrame(t *testing.T) {
 	for _, raw := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			term := tryTerm{newTerm()}
-			s := startInBubble(t, setup{term: term.fakeTerm, now: term, raw: raw, opt: Options{Ready: someReady}})
+			term := newTerm()
+			term.tells = true
+			s := startInBubble(t, setup{term: term, raw: raw, opt: Options{Ready: someReady}})
 			synctest.Wait()
 			screen := make([]byte, 8000)
 			pattern(0, screen)

@@ -163,8 +163,8 @@ func (b *Bridge) takeMessage(p []byte) {
 	}
 	b.awaitSize()
 	b.interrupt(p)
-	if b.now != nil && !b.typist {
-		n, err := b.now.TryWrite(p)
+	if !b.typist {
+		n, err := b.term.TryWrite(p)
 		b.bytesIn += int64(n)
 		if p = p[n:]; len(p) == 0 || err != nil {
 			return // after an error the shell is gone, which carryOutput finds out

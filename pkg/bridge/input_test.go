@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // A paste into a program that reads slowly arrives whole and in order, while
@@ -45,7 +47,7 @@ func TestLargePaste(t *testing.T) {
 		t.Error("the paste did not arrive as it was sent")
 	}
 	term.until(t, "the last size", func() bool { return slices.Contains(term.events, fmt.Sprintf("resize %dx24", size>>20)) })
-	s.term.quit(Exit{})
+	s.term.quit(terminal.Exit{})
 	if sum := s.wait(t); sum.BytesIn != size {
 		t.Errorf("BytesIn = %d", sum.BytesIn)
 	}
@@ -163,7 +165,7 @@ func TestReadOnly(t *testing.T) {
 	s.term.until(t, "the size", func() bool { return len(s.term.events) > 0 })
 	s.term.print([]byte("output"))
 	s.waitBytes(t, 6)
-	s.term.quit(Exit{})
+	s.term.quit(terminal.Exit{})
 	sum := s.wait(t)
 	if got := s.term.log(); !slices.Equal(got, []string{"resize 90x30"}) || sum.BytesIn != 0 {
 		t.Errorf("the terminal got %q, BytesIn %d", got, sum.BytesIn)

@@ -2,8 +2,6 @@ package bridge
 
 import (
 	"bytes"
-	"errors"
-	"os"
 	"time"
 )
 
@@ -109,20 +107,8 @@ func echoIn(q *queue, echo []byte, from int, piece []byte) int {
 // readSoon reads what is there, or comes soon.
 func (b *Bridge) readSoon(p []byte) (int, error) {
 	end := time.Now().Add(lookQuiet)
-	if d, ok := b.term.(ReadDeadliner); ok {
-		_ = d.SetReadDeadline(end)
-		n, err := b.term.Read(p)
-		_ = d.SetReadDeadline(time.Time{})
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			err = nil
-		}
-		return n, err
-	}
-	if b.now == nil {
-		return 0, nil
-	}
 	for {
-		n, err := b.now.TryRead(p)
+		n, err := b.term.TryRead(p, false)
 		if n > 0 || err != nil || time.Now().After(end) {
 			return n, err
 		}

@@ -3,23 +3,13 @@ package bridge
 import (
 	"bytes"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
-
-// lateTerm is a fakeTerm whose Read has a deadline.
-type lateTerm struct{ *fakeTerm }
-
-func (f lateTerm) SetReadDeadline(at time.Time) error {
-	f.with(func() { f.deadline = at })
-	if !at.IsZero() {
-		time.AfterFunc(time.Until(at), func() { f.with(func() {}) })
-	}
-	return nil
-}
 
 // A client that is behind sees the prompt after an interrupt without all that the
 // program had printed by then; and whatever is no interrupt's, it sees whole.
@@ -49,36 +39,32 @@ func TestInterrupt(t *testing.T) {
 		{"no lines", "\x03", bytes.Repeat([]byte("x"), len(lines)), prompt, prompt},
 		{"more than is read ahead", "\x03", bytes.Repeat(lines, 10), prompt, string(bytes.Repeat(lines, 10)[len(sent):]) + prompt},
 	} {
-		for kind, as := range map[string]func(*fakeTerm) Terminal{
-			"tells what is there": func(f *fakeTerm) Terminal { return tryTerm{f} },
-			"has deadlines":       func(f *fakeTerm) Terminal { return lateTerm{f} },
-		} {
-			t.Run(test.name+"/"+kind, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					term := newTerm()
-					s := startInBubble(t, setup{term: term, now: as(term), noAck: true, opt: Options{Ready: someReady}})
-					term.print(test.out)
-					s.waitBytes(t, int64(len(sent)))
-					synctest.Wait()
-					s.input(t, test.key)
-					term.until(t, "the key", func() bool { return len(term.events) > 0 })
-					term.print([]byte(test.answer))
-					time.Sleep(2 * lookTime)
-					if s.received != int64(len(sent)) {
-						t.Errorf("%d bytes came, the window is %d", s.received, len(sent))
-					}
-					s.ackAll(t)
-					s.waitBytes(t, int64(len(sent)+len(test.want)))
-					synctest.Wait()
-					if got := string(s.out[len(sent):]); got != test.want {
-						t.Errorf("after the window came %d bytes, want %d: %q", len(got), len(test.want), got[:min(len(got), 100)])
-					}
-					if s.received != int64(len(sent)+len(test.want)) {
-						t.Errorf("%d bytes came, want %d", s.received, len(sent)+len(test.want))
-					}
-				})
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				term := newTerm()
+				term.tells = true
+				s := startInBubble(t, setup{term: term, noAck: true, opt: Options{Ready: someReady}})
+				term.print(test.out)
+				s.waitBytes(t, int64(len(sent)))
+				synctest.Wait()
+				s.input(t, test.key)
+				term.until(t, "the key", func() bool { return len(term.events) > 0 })
+				term.print([]byte(test.answer))
+				time.Sleep(2 * lookTime)
+				if s.received != int64(len(sent)) {
+					t.Errorf("%d bytes came, the window is %d", s.received, len(sent))
+				}
+				s.ackAll(t)
+				s.waitBytes(t, int64(len(sent)+len(test.want)))
+				synctest.Wait()
+				if got := string(s.out[len(sent):]); got != test.want {
+					t.Errorf("after the window came %d bytes, want %d: %q", len(got), len(test.want), got[:min(len(got), 100)])
+				}
+				if s.received != int64(len(sent)+len(test.want)) {
+					t.Errorf("%d bytes came, want %d", s.received, len(sent)+len(test.want))
+				}
 			})
-		}
+		})
 	}
 }
 
@@ -86,7 +72,8 @@ func TestInterrupt(t *testing.T) {
 func TestInterruptThenTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		term := newTerm()
-		s := startInBubble(t, setup{term: term, now: lateTerm{term}, noAck: true, opt: Options{Ready: someReady}})
+		term.tells = true
+		s := startInBubble(t, setup{term: term, noAck: true, opt: Options{Ready: someReady}})
 		flood := strings.Repeat("y\r\n", initialWindow)
 		term.print([]byte(flood))
 		s.waitBytes(t, initialWindow)
@@ -94,7 +81,7 @@ func TestInterruptThenTheEnd(t *testing.T) {
 		s.input(t, "\x03")
 		term.until(t, "the key", func() bool { return len(term.events) > 0 })
 		term.print([]byte("last words"))
-		term.quit(Exit{Code: 130})
+		term.quit(terminal.Exit{Code: 130})
 		synctest.Wait()
 		s.ackAll(t)
 		sum := s.wait(t)
@@ -103,8 +90,3 @@ func TestInterruptThenTheEnd(t *testing.T) {
 		}
 	})
 }
-
-// late tells whether a Read has to return for its deadline. The lock is held.
-func (f *fakeTerm) late() bool { return !f.deadline.IsZero() && !time.Now().Before(f.deadline) }
-
-var errLate = fmt.Errorf("fake terminal: %w", os.ErrDeadlineExceeded)

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 func ready(idle, longest time.Duration) Ready {
@@ -198,7 +200,7 @@ func TestWarn(t *testing.T) {
 	t.Run("after the end", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := startInBubble(t, setup{opt: Options{Ready: ready(time.Minute, 0)}})
-			s.term.quit(Exit{})
+			s.term.quit(terminal.Exit{})
 			s.wait(t)
 			s.bridge.Warn("draining", message, time.Minute)
 			assertTold(t, s)
@@ -214,7 +216,7 @@ func TestWarningsRaceWithSessions(t *testing.T) {
 		for range 3 {
 			warned.Go(func() { s.bridge.Warn("draining", "%s", time.Duration(i)*time.Second) })
 		}
-		s.term.quit(Exit{})
+		s.term.quit(terminal.Exit{})
 		s.wait(t)
 		warned.Wait()
 	}
@@ -315,7 +317,7 @@ func TestNothingHappensAfterTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := startInBubble(t, setup{opt: Options{Ready: ready(time.Minute, time.Hour), PingInterval: 7 * time.Second}})
 		time.Sleep(30 * time.Second)
-		s.term.quit(Exit{Code: 1})
+		s.term.quit(terminal.Exit{Code: 1})
 		sum := s.wait(t)
 		time.Sleep(2 * time.Hour)
 		if sum.Cause != nil || s.sum != sum {

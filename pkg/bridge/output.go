@@ -4,7 +4,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/molecule-ai/termgw/internal/pollfd"
 )
 
 const (
@@ -15,12 +15,6 @@ const (
 	// It is borrowed for one frame. A browser takes 50 MB in frames of 4 KiB in
 	// twice the time of such frames (measured).
 	largeRead = 32 << 10
-	// flood is a read that more may follow at once, and a write that takes turns.
-	// A pty gives 4,095 bytes at once at most.
-	flood = 2 << 10
-	// gatherTries is how often a flood looks for the rest of a frame. The program
-	// gets the processor before each.
-	gatherTries = 16
 )
 
 type largeBuffer [headroom + largeRead]byte
@@ -50,7 +44,7 @@ func (b *Bridge) carryOutput() error {
 		if n == 0 && err == nil {
 			n, err = b.term.Read(small[headroom:][:min(smallRead, room)])
 			switch {
-			case n == smallRead && err == nil && b.now != nil:
+			case n == smallRead && err == nil:
 				n, err = b.carryLarge(small[headroom:], room)
 			case n > 0:
 				b.sendOutput(small[:headroom+n])
@@ -59,54 +53,22 @@ func (b *Bridge) carryOutput() error {
 		if err != nil {
 			return err
 		}
-		flows = n >= flood || n == smallRead
+		flows = n >= pollfd.Large || n == smallRead
 	}
 }
 
 // carryLarge sends what was waited for, if anything, with what is there behind
-// it. Of a flood that need not be waited for, more is gathered, in a turn. A
-// terminal that cannot tell what is there is waited for once more.
+// it. More is gathered of a flood.
 func (b *Bridge) carryLarge(waitedFor []byte, room int) (n int, err error) {
 	large := largeBuffers.Get().(*largeBuffer)
 	defer largeBuffers.Put(large)
 	p := large[headroom:][:min(largeRead, room)]
-	switch {
-	case b.now == nil:
-		n, err = b.term.Read(p)
-	case waitedFor != nil:
-		n = copy(p, waitedFor)
-		var m int
-		m, err = b.now.TryRead(p[n:])
-		n += m
-	default:
-		b.ws.wire.turns.take()
-		n, err = b.gather(p)
-		b.ws.wire.turns.pass()
-	}
-	if n > 0 {
+	n = copy(p, waitedFor)
+	m, err := b.term.TryRead(p[n:], waitedFor == nil && b.mayGather())
+	if n += m; n > 0 {
 		b.sendOutput(large[:headroom+n])
 	}
 	return n, err
-}
-
-// gather reads what is there, and more of it while the client is busy and nobody
-// waits for an answer. A pty hands out what was printed 4 KiB at a time as soon
-// as it is there; who reads at once switches to and fro with the program for
-// each of them, on one processor while the other is idle.
-func (b *Bridge) gather(p []byte) (n int, err error) {
-	tries := 0
-	if b.mayGather() {
-		tries = gatherTries
-	}
-	for {
-		m, err := b.now.TryRead(p[n:])
-		n += m
-		if err != nil || n == len(p) || tries == 0 {
-			return n, err
-		}
-		tries--
-		_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
-	}
 }
 
 // mayGather tells whether the client has yet to render what was sent, and nobody

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // Subprotocol is the WebSocket subprotocol that carries control messages in
@@ -18,19 +20,6 @@ const (
 	MaxInput   = 1 << 20 // one binary message (or text, in raw mode)
 	MaxControl = 4 << 10 // one termgw.v1 control message
 )
-
-// MaxDimension is the largest number of columns or rows; the smallest is 1.
-const MaxDimension = 1000
-
-// Size is a terminal's size in character cells.
-type Size struct {
-	Cols, Rows uint16
-}
-
-// Valid tells whether both dimensions are in 1..MaxDimension.
-func (s Size) Valid() bool {
-	return s.Cols >= 1 && s.Cols <= MaxDimension && s.Rows >= 1 && s.Rows <= MaxDimension
-}
 
 // Ready is the first message of a session.
 type Ready struct {
@@ -80,7 +69,7 @@ func encodeReady(r Ready) []byte {
 	})
 }
 
-func encodeExit(e Exit) []byte {
+func encodeExit(e terminal.Exit) []byte {
 	return encode(struct {
 		Type   string `json:"type"`
 		Signal string `json:"signal,omitempty"`
@@ -117,9 +106,9 @@ func encode(v any) []byte {
 // that this version does not know, which is ignored.
 type control struct {
 	Type  string
-	Size  Size        // resize
-	Bytes int64       // ack
-	ID    json.Number // ping
+	Size  terminal.Size // resize
+	Bytes int64         // ack
+	ID    json.Number   // ping
 }
 
 var errNotObject = errors.New("not a JSON object")
@@ -169,10 +158,10 @@ func parseAnyControl(p []byte) (control, error) {
 	case "resize":
 		var cols, rows int
 		if json.Unmarshal(m["cols"], &cols) != nil || json.Unmarshal(m["rows"], &rows) != nil ||
-			cols < 1 || cols > MaxDimension || rows < 1 || rows > MaxDimension {
-			return control{}, fmt.Errorf("resize: cols and rows must be whole numbers from 1 to %d", MaxDimension)
+			cols < 1 || cols > terminal.MaxDimension || rows < 1 || rows > terminal.MaxDimension {
+			return control{}, fmt.Errorf("resize: cols and rows must be whole numbers from 1 to %d", terminal.MaxDimension)
 		}
-		return control{Type: typ, Size: Size{uint16(cols), uint16(rows)}}, nil
+		return control{Type: typ, Size: terminal.Size{Cols: uint16(cols), Rows: uint16(rows)}}, nil
 	case "ack":
 		var n *int64
 		if json.Unmarshal(m["bytes"], &n) != nil || n == nil || *n < 0 {

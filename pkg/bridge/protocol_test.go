@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 var someReady = Ready{
@@ -48,7 +50,7 @@ func TestOutputIsUntouched(t *testing.T) {
 			random[i] = byte(r.Uint32())
 		}
 		s.term.print(random)
-		s.term.quit(Exit{})
+		s.term.quit(terminal.Exit{})
 		if code, _ := s.closed(t); code != websocket.StatusNormalClosure {
 			t.Errorf("closed with %d", code)
 		}
@@ -62,11 +64,11 @@ func TestOutputIsUntouched(t *testing.T) {
 
 func TestExitComesAfterAllOutput(t *testing.T) {
 	for _, c := range []struct {
-		exit Exit
+		exit terminal.Exit
 		want string
 	}{
-		{Exit{Code: 3}, `{"type":"exit","code":3}`},
-		{Exit{Code: 137, Signal: "SIGKILL"}, `{"type":"exit","signal":"SIGKILL","code":137}`},
+		{terminal.Exit{Code: 3}, `{"type":"exit","code":3}`},
+		{terminal.Exit{Code: 137, Signal: "SIGKILL"}, `{"type":"exit","signal":"SIGKILL","code":137}`},
 	} {
 		s := start(t, setup{opt: Options{Ready: someReady}})
 		all := make([]byte, 3<<20)
@@ -99,7 +101,7 @@ func TestRawMode(t *testing.T) {
 		t.Errorf("input %q, want %q", got, want)
 	}
 	s.term.print([]byte("bye"))
-	s.term.quit(Exit{Code: 1})
+	s.term.quit(terminal.Exit{Code: 1})
 	if code, reason := s.closed(t); code != websocket.StatusNormalClosure || reason != "exit" {
 		t.Errorf("closed with %d %q", code, reason)
 	}
@@ -132,7 +134,7 @@ func TestRefuse(t *testing.T) {
 		{[]string{Subprotocol}, `{"type":"error","code":"ticket_used","message":"Ask for a new ticket.","retryable":true,"detail":"d","docs":"docs/x.md"}`},
 	} {
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			ws, err := Accept(w, r, nil)
+			ws, err := Accept(w, r)
 			if err == nil {
 				ws.Refuse(4409, e)
 			}
@@ -208,7 +210,7 @@ func TestSubprotocolIsExact(t *testing.T) {
 		}
 		client, server := net.Pipe()
 		w := &hijackable{httptest.NewRecorder(), server}
-		ws, err := Accept(w, r, nil)
+		ws, err := Accept(w, r)
 		if err != nil {
 			t.Fatal(err)
 		}

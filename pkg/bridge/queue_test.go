@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // A queue is a bytes.Buffer with a limit, and gives back all that it took.
@@ -154,7 +156,7 @@ func TestSessionsGiveBack(t *testing.T) {
 		if i%2 == 0 {
 			s.cancel(errDrained)
 		} else {
-			s.term.quit(Exit{})
+			s.term.quit(terminal.Exit{})
 		}
 		s.wait(t)
 	}
@@ -168,7 +170,8 @@ func TestInterruptWithoutBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		budget := NewBudget(blockSize)
 		term := newTerm()
-		s := startInBubble(t, setup{term: term, now: tryTerm{term}, noAck: true, opt: Options{Ready: someReady, Budget: budget}})
+		term.tells = true
+		s := startInBubble(t, setup{term: term, noAck: true, opt: Options{Ready: someReady, Budget: budget}})
 		flood := strings.Repeat("some line\r\n", 40_000)
 		term.print([]byte(flood))
 		s.waitBytes(t, initialWindow)

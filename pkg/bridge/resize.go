@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // A new size is a call to the engine, of some 4 ms, and makes a full-screen program
@@ -21,7 +23,7 @@ const (
 
 // resizing gives sizes to the terminal, one at a time.
 type resizing struct {
-	wanted, given Size
+	wanted, given terminal.Size
 	turns         *rate.Limiter
 	last          time.Time     // when the latest size was given
 	running       chan struct{} // closed when the terminal has taken it; nil: it has
@@ -29,13 +31,13 @@ type resizing struct {
 	armed         bool          // giveLater is going to run
 }
 
-func newResizing(first Size) resizing {
+func newResizing(first terminal.Size) resizing {
 	return resizing{wanted: first, given: first, turns: rate.NewLimiter(rate.Every(resizeEvery), resizesAtOnce)}
 }
 
 // resize notes the size that the client has now. A size that the terminal has
 // costs nothing. The lock is held.
-func (b *Bridge) resize(s Size) {
+func (b *Bridge) resize(s terminal.Size) {
 	b.sizes.wanted = s
 	b.giveSize(false)
 }
@@ -70,7 +72,7 @@ func (b *Bridge) giveSize(early bool) {
 		if err != nil && z.wanted == size {
 			// The shell has just ended, which shows elsewhere; or the engine
 			// failed, and the same size may be told again.
-			z.wanted, z.given = Size{}, Size{}
+			z.wanted, z.given = terminal.Size{}, terminal.Size{}
 		}
 		b.giveSize(false)
 	}()

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 func size(cols int) string { return fmt.Sprintf(`{"type":"resize","cols":%d,"rows":24}`, cols) }
@@ -51,7 +53,7 @@ func TestResizesAreCoalesced(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ready := someReady
 				ready.Mode = mode
-				s := startInBubble(t, setup{opt: Options{Ready: ready, Size: Size{Cols: 80, Rows: 24}}})
+				s := startInBubble(t, setup{opt: Options{Ready: ready, Size: terminal.Size{Cols: 80, Rows: 24}}})
 				s.term.resizing = engineCall
 				for i := range 500 {
 					s.control(t, size(100+i))
@@ -92,7 +94,7 @@ func TestResizesAreCoalesced(t *testing.T) {
 
 func TestUnchangedSizesCostNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := startInBubble(t, setup{opt: Options{Ready: someReady, Size: Size{Cols: 80, Rows: 24}}})
+		s := startInBubble(t, setup{opt: Options{Ready: someReady, Size: terminal.Size{Cols: 80, Rows: 24}}})
 		for range 100 {
 			s.control(t, size(80))
 			time.Sleep(time.Second)
@@ -140,7 +142,7 @@ func TestEndWithASizeToCome(t *testing.T) {
 		s.control(t, size(100))
 		s.control(t, size(101))
 		synctest.Wait()
-		s.term.quit(Exit{})
+		s.term.quit(terminal.Exit{})
 		s.wait(t)
 		time.Sleep(time.Minute)
 		if got := sizes(s.term); !slices.Equal(got, []string{"resize 100x24"}) {

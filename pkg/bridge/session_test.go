@@ -34,7 +34,6 @@ type session struct {
 
 type setup struct {
 	term  *fakeTerm // nil: a new one
-	now   Terminal  // what the bridge is given of it; nil: itself
 	opt   Options
 	raw   bool
 	deaf  bool // the client reads nothing until it is told to listen
@@ -91,7 +90,7 @@ func start(t testing.TB, c setup) *session {
 	t.Helper()
 	accepted := make(chan *Socket, 1)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ws, err := Accept(w, r, NewTurns())
+		ws, err := Accept(w, r)
 		if err != nil {
 			t.Errorf("accepting: %v", err)
 			close(accepted)
@@ -156,10 +155,7 @@ func run(t testing.TB, c setup, p *peer, ws *Socket) *session {
 		for low := s.lowest.Load(); n < low && !s.lowest.CompareAndSwap(low, n); low = s.lowest.Load() {
 		}
 	}
-	if c.now == nil {
-		c.now = s.term
-	}
-	b := New(ws, c.now, c.opt)
+	b := New(ws, s.term, c.opt)
 	s.bridge = b
 	go func() {
 		defer close(s.done)
@@ -351,7 +347,7 @@ func (p *pipeTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	client, server := net.Pipe()
 	p.client = client
 	w := &hijackable{httptest.NewRecorder(), server}
-	ws, err := Accept(w, r, nil)
+	ws, err := Accept(w, r)
 	if err != nil {
 		return nil, err
 	}

@@ -28,11 +28,10 @@ type Socket struct {
 }
 
 // Accept upgrades a request. It does not look at the Origin, which is the
-// caller's to check. After an error the request was answered. Without turns
-// floods write as they like.
-func Accept(w http.ResponseWriter, r *http.Request, turns Turns) (*Socket, error) {
+// caller's to check. After an error the request was answered.
+func Accept(w http.ResponseWriter, r *http.Request) (*Socket, error) {
 	s := &Socket{pong: func([]byte) {}}
-	h := &hijack{ResponseWriter: w, turns: turns}
+	h := &hijack{ResponseWriter: w}
 	ws, err := websocket.Accept(h, offering(r), &websocket.AcceptOptions{
 		Subprotocols:       []string{Subprotocol},
 		InsecureSkipVerify: true, // said above
@@ -72,8 +71,7 @@ func offering(r *http.Request) *http.Request {
 // net/http's 4 KiB each.
 type hijack struct {
 	http.ResponseWriter
-	turns Turns
-	wire  *wire
+	wire *wire
 }
 
 // Sizes of the library's buffers, in bytes: a keystroke or an acknowledgement is
@@ -89,7 +87,7 @@ func (h *hijack) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if h.wire, err = newWire(conn, h.turns); err != nil {
+	if h.wire, err = newWire(conn); err != nil {
 		_ = conn.Close()
 		return nil, nil, err
 	}

@@ -6,6 +6,8 @@ import (
 	"io"
 	"strings"
 	"time"
+
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // fakeTerm is a terminal in memory. Its program prints what the test tells it
@@ -18,9 +20,9 @@ type fakeTerm struct {
 	readErr  error  // after out; nil: the terminal waits for more
 	writeErr error
 	waitErr  error
-	exit     Exit
-	deadline time.Time // lateTerm's
-	allowed  int       // bytes of input that the program still reads; -1: all
+	exit     terminal.Exit
+	tells    bool // what is there now, and what there is room for
+	allowed  int  // bytes of input that the program still reads; -1: all
 	sink     io.Writer
 	resizing time.Duration // that the engine takes for a size
 
@@ -48,12 +50,12 @@ func pattern(off int64, p []byte) {
 	}
 }
 
-func (f *fakeTerm) print(p []byte)      { f.with(func() { f.out = append(f.out, p...) }) }
-func (f *fakeTerm) allow(n int)         { f.with(func() { f.allowed = n }) }
-func (f *fakeTerm) fail(err error)      { f.with(func() { f.readErr = err }) }
-func (f *fakeTerm) quit(exit Exit)      { f.with(func() { f.exit, f.readErr = exit, io.EOF }) }
-func (f *fakeTerm) log() (all []string) { f.with(func() { all = append(all, f.events...) }); return }
-func (f *fakeTerm) read() (n int64)     { f.with(func() { n = f.given }); return }
+func (f *fakeTerm) print(p []byte)          { f.with(func() { f.out = append(f.out, p...) }) }
+func (f *fakeTerm) allow(n int)             { f.with(func() { f.allowed = n }) }
+func (f *fakeTerm) fail(err error)          { f.with(func() { f.readErr = err }) }
+func (f *fakeTerm) quit(exit terminal.Exit) { f.with(func() { f.exit, f.readErr = exit, io.EOF }) }
+func (f *fakeTerm) log() (all []string)     { f.with(func() { all = append(all, f.events...) }); return }
+func (f *fakeTerm) read() (n int64)         { f.with(func() { n = f.given }); return }
 
 // typed is all input so far, events of other kinds left out.
 func (f *fakeTerm) typed() string {
@@ -70,7 +72,7 @@ func (f *fakeTerm) Read(p []byte) (n int, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	defer f.changed.Broadcast()
-	for f.closes == 0 && len(f.out) == 0 && !f.flood && f.readErr == nil && !f.late() {
+	for f.closes == 0 && len(f.out) == 0 && !f.flood && f.readErr == nil {
 		f.waiting = len(p)
 		f.changed.Wait()
 	}
@@ -87,8 +89,6 @@ func (f *fakeTerm) Read(p []byte) (n int, err error) {
 	case f.flood:
 		pattern(f.given, p)
 		n = len(p)
-	case f.readErr == nil:
-		return 0, errLate
 	default:
 		return 0, f.readErr
 	}
@@ -96,12 +96,12 @@ func (f *fakeTerm) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// tryTerm is a fakeTerm that can tell what is there now.
-type tryTerm struct{ *fakeTerm }
-
-func (f tryTerm) TryRead(p []byte) (int, error) {
+func (f *fakeTerm) TryRead(p []byte, _ bool) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if !f.tells {
+		return 0, nil
+	}
 	n := copy(p, f.out)
 	if f.out = f.out[n:]; f.flood && n < len(p) {
 		pattern(f.given+int64(n), p[n:])
@@ -112,9 +112,9 @@ func (f tryTerm) TryRead(p []byte) (int, error) {
 	return n, nil
 }
 
-func (f tryTerm) TryWrite(p []byte) (n int, err error) {
+func (f *fakeTerm) TryWrite(p []byte) (n int, err error) {
 	f.with(func() {
-		if f.closes == 0 && f.writeErr == nil && f.allowed != 0 && !f.echo {
+		if f.tells && f.closes == 0 && f.writeErr == nil && f.allowed != 0 && !f.echo {
 			n = len(p)
 			if f.allowed > 0 {
 				n = min(n, f.allowed)
@@ -163,7 +163,7 @@ func (f *fakeTerm) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-func (f *fakeTerm) Resize(s Size) error {
+func (f *fakeTerm) Resize(s terminal.Size) error {
 	time.Sleep(f.resizing)
 	f.with(func() { f.events = append(f.events, fmt.Sprintf("resize %dx%d", s.Cols, s.Rows)) })
 	return nil
@@ -174,7 +174,7 @@ func (f *fakeTerm) Close() error {
 	return nil
 }
 
-func (f *fakeTerm) Wait() (exit Exit, err error) {
+func (f *fakeTerm) Wait() (exit terminal.Exit, err error) {
 	f.with(func() {
 		if f.readErr == nil {
 			f.misuses = append(f.misuses, "Wait before Read failed")

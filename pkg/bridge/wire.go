@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -20,7 +19,6 @@ import (
 type wire struct {
 	net.Conn
 	fd    *pollfd.FD  // nil: not a socket
-	turns Turns       // nil: none are taken
 	heard atomic.Bool // something has come; cleared by whoever asks
 
 	mu     sync.Mutex // held for one frame
@@ -36,8 +34,8 @@ type socket interface {
 
 var errCloseSent = errors.New("the close frame was sent")
 
-func newWire(conn net.Conn, turns Turns) (*wire, error) {
-	w := &wire{Conn: conn, turns: turns}
+func newWire(conn net.Conn) (*wire, error) {
+	w := &wire{Conn: conn}
 	if socket, ok := conn.(socket); ok {
 		var err error
 		if w.fd, err = pollfd.New(socket); err != nil {
@@ -145,13 +143,12 @@ func (w *wire) writeAll(p []byte) (done int, err error) {
 	switch {
 	case w.fd == nil:
 		return w.Conn.Write(p)
-	case len(p) < flood || w.turns == nil:
+	case len(p) < pollfd.Large:
 		return w.fd.Write(p)
 	}
 	for {
-		w.turns.take()
-		n, err := w.fd.TryWrite(p[done:])
-		w.turns.pass()
+		var n int
+		pollfd.InTurn(func() { n, err = w.fd.TryWrite(p[done:]) })
 		if done += n; err != nil || done == len(p) {
 			return done, err
 		}
@@ -176,27 +173,5 @@ func (w *wire) limitUnsent() {
 		_ = w.fd.Control(func(fd uintptr) { // without it there is more backlog, no more
 			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
 		})
-	}
-}
-
-// Turns lets the sessions that print much read and write in turn, so that a
-// processor is free for those in which a person types. Go's scheduler looks for
-// what has arrived only when a processor has nothing to run, or every 10 ms:
-// beside four floods on two processors a keystroke's echo took 4 ms at the
-// median, with turns it takes 0.2.
-type Turns chan struct{}
-
-// NewTurns returns the turns of a process: all its processors but one at once.
-func NewTurns() Turns { return make(Turns, max(1, runtime.GOMAXPROCS(0)-1)) }
-
-func (t Turns) take() {
-	if t != nil {
-		t <- struct{}{}
-	}
-}
-
-func (t Turns) pass() {
-	if t != nil {
-		<-t
 	}
 }

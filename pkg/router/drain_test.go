@@ -16,12 +16,12 @@ import (
 
 func TestDrain(t *testing.T) {
 	g := open(t)
-	leaves := g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1))
+	leaves := g.ask(t, requestFor("ws-1", g.ticket("ws-1"), v1))
 	leaves.message("ready")
 	shell := <-g.local.asked
-	stays := g.ask(t, terminal("ws-2", g.ticket("ws-2"), v1))
+	stays := g.ask(t, requestFor("ws-2", g.ticket("ws-2"), v1))
 	stays.message("ready")
-	raw := g.ask(t, terminal("ws-1", g.ticket("ws-1")))
+	raw := g.ask(t, requestFor("ws-1", g.ticket("ws-1")))
 	<-g.local.asked
 	<-g.local.asked
 	g.wantMetric(0, "termgw_draining")
@@ -35,10 +35,10 @@ func TestDrain(t *testing.T) {
 		}
 	}
 	g.wantMetric(1, "termgw_draining")
-	if p := g.ask(t, terminal("", "", func(a *ask) { a.target, a.header = "/readyz", nil })); p.status != 503 {
+	if p := g.ask(t, requestFor("", "", func(a *ask) { a.target, a.header = "/readyz", nil })); p.status != 503 {
 		t.Errorf("/readyz answers %d", p.status)
 	}
-	if code, number := g.ask(t, terminal("ws-1", g.ticket("ws-1"))).outcome(); code != "draining" || number != 1012 {
+	if code, number := g.ask(t, requestFor("ws-1", g.ticket("ws-1"))).outcome(); code != "draining" || number != 1012 {
 		t.Errorf("a new session is told %s, %d", code, number)
 	}
 	shell.quit()
@@ -88,7 +88,7 @@ func TestDrainDuringStart(t *testing.T) {
 				g.local.before = wait
 			}
 			drained := make(chan error, 1)
-			p := g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1))
+			p := g.ask(t, requestFor("ws-1", g.ticket("ws-1"), v1))
 			<-entered
 			go func() { drained <- g.Drain(context.Background(), time.Hour) }()
 			if e := p.message("error"); e["code"] != "draining" {

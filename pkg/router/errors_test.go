@@ -268,7 +268,7 @@ func TestOrderOfChecks(t *testing.T) {
 					continue
 				}
 				g := open(t)
-				a := terminal("ws-1", g.ticket("ws-1"))
+				a := requestFor("ws-1", g.ticket("ws-1"))
 				first.spoil(g, a)
 				if j > i {
 					second.spoil(g, a)
@@ -298,7 +298,7 @@ func TestRefusedTicketIsNotSpent(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			a := terminal("ws-1", raw)
+			a := requestFor("ws-1", raw)
 			f.spoil(g, a)
 			g.ask(t, a).outcome()
 			if _, err := g.store.Memory.Redeem(context.Background(), claims, store.Session{ID: "next"}); err != nil {
@@ -311,13 +311,13 @@ func TestRefusedTicketIsNotSpent(t *testing.T) {
 		g.local.before = func(context.Context) error { return runner.ErrNotRunning }
 		raw := g.ticket("ws-1")
 		for _, want := range []string{"container_not_running", "ticket_used"} {
-			if code, _ := g.ask(t, terminal("ws-1", raw)).outcome(); code != want {
+			if code, _ := g.ask(t, requestFor("ws-1", raw)).outcome(); code != want {
 				t.Errorf("told %s, want %s", code, want)
 			}
 		}
 		raw = g.ticket("gone")
 		for _, want := range []string{"workspace_not_found", "ticket_used"} {
-			if code, _ := g.ask(t, terminal("gone", raw)).outcome(); code != want {
+			if code, _ := g.ask(t, requestFor("gone", raw)).outcome(); code != want {
 				t.Errorf("told %s, want %s", code, want)
 			}
 		}
@@ -365,7 +365,7 @@ func TestProblem(t *testing.T) {
 		{"an origin", 403, []func(*ask){at(path), with("Origin", "https://evil.example")}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			a := terminal("ws-1", "", test.edits...)
+			a := requestFor("ws-1", "", test.edits...)
 			p := g.ask(t, a)
 			if p.status != test.status {
 				t.Fatalf("status %d, want %d", p.status, test.status)

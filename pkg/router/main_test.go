@@ -27,6 +27,7 @@ import (
 	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
@@ -179,8 +180,8 @@ type ask struct {
 	header                      http.Header
 }
 
-// terminal is a faultless request for a workspace's terminal.
-func terminal(workspace, rawTicket string, edits ...func(*ask)) *ask {
+// requestFor is a faultless request for a workspace's terminal.
+func requestFor(workspace, rawTicket string, edits ...func(*ask)) *ask {
 	a := &ask{
 		method: http.MethodGet, target: "/workspaces/" + workspace + "/terminal", proto: "HTTP/1.1", host: "gateway.test",
 		header: http.Header{
@@ -415,13 +416,13 @@ type fakeStarter struct {
 
 type start struct {
 	runner.Target
-	bridge.Size
+	terminal.Size
 	*fakeTerm
 }
 
 func newStarter() *fakeStarter { return &fakeStarter{asked: make(chan start, 100)} }
 
-func (f *fakeStarter) Start(ctx context.Context, target runner.Target, size bridge.Size) (bridge.Terminal, error) {
+func (f *fakeStarter) Start(ctx context.Context, target runner.Target, size terminal.Size) (terminal.Terminal, error) {
 	if f.before != nil {
 		if err := f.before(ctx); err != nil {
 			return nil, err
@@ -441,7 +442,7 @@ type fakeTerm struct {
 	typed   chan string
 	over    chan struct{}
 	once    sync.Once
-	exit    bridge.Exit
+	exit    terminal.Exit
 	onClose func()
 	onWait  func()
 }
@@ -460,8 +461,10 @@ func (f *fakeTerm) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (f *fakeTerm) Resize(bridge.Size) error { return nil }
-func (f *fakeTerm) quit()                    { f.once.Do(func() { close(f.over) }) }
+func (f *fakeTerm) TryRead([]byte, bool) (int, error) { return 0, nil }
+func (f *fakeTerm) TryWrite([]byte) (int, error)      { return 0, nil }
+func (f *fakeTerm) Resize(terminal.Size) error        { return nil }
+func (f *fakeTerm) quit()                             { f.once.Do(func() { close(f.over) }) }
 
 func (f *fakeTerm) Close() error {
 	if f.onClose != nil {
@@ -471,7 +474,7 @@ func (f *fakeTerm) Close() error {
 	return nil
 }
 
-func (f *fakeTerm) Wait() (bridge.Exit, error) {
+func (f *fakeTerm) Wait() (terminal.Exit, error) {
 	if f.onWait != nil {
 		f.onWait()
 	}

@@ -83,7 +83,7 @@ func TestRateLimited(t *testing.T) {
 	allowed(g.pace, "192.0.2.1", handshakesAtOnce)
 	raw := g.ticket("ws-1")
 	for range 3 {
-		p := g.ask(t, terminal("ws-1", raw, from("192.0.2.1")))
+		p := g.ask(t, requestFor("ws-1", raw, from("192.0.2.1")))
 		if p.status != http.StatusTooManyRequests || p.header.Get("Retry-After") != "1" {
 			t.Fatalf("status %d, %v", p.status, p.header)
 		}
@@ -99,12 +99,12 @@ func TestRateLimited(t *testing.T) {
 	// A page elsewhere uses up nothing of its visitor's.
 	clock.pass(time.Second / handshakesPerSecond)
 	for range 3 {
-		if p := g.ask(t, terminal("ws-1", raw, from("192.0.2.1"), with("Origin", "https://evil.example"))); p.status != http.StatusForbidden {
+		if p := g.ask(t, requestFor("ws-1", raw, from("192.0.2.1"), with("Origin", "https://evil.example"))); p.status != http.StatusForbidden {
 			t.Errorf("status %d", p.status)
 		}
 	}
-	g.ask(t, terminal("ws-1", raw, v1, from("192.0.2.1"))).message("ready")
-	g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1, from("192.0.2.2"))).message("ready")
+	g.ask(t, requestFor("ws-1", raw, v1, from("192.0.2.1"))).message("ready")
+	g.ask(t, requestFor("ws-1", g.ticket("ws-1"), v1, from("192.0.2.2"))).message("ready")
 }
 
 // What is refused before the upgrade has a pace of its own, whatever is wrong with it, and also from this machine.
@@ -113,12 +113,12 @@ func TestStraysArePaced(t *testing.T) {
 		ask    *ask
 		status int
 	}{
-		"a foreign page":      {terminal("ws-1", "x", with("Origin", "https://evil.example")), http.StatusForbidden},
-		"no WebSocket":        {terminal("ws-1", "x", with("Upgrade", "h2c")), http.StatusUpgradeRequired},
-		"a bad handshake":     {terminal("ws-1", "x", with("Sec-WebSocket-Key", "short")), http.StatusBadRequest},
-		"an id that is none":  {terminal("ws'1", "x"), http.StatusNotFound},
-		"no path of ours":     {terminal("ws-1", "x", func(a *ask) { a.target = "/wp-login.php" }), http.StatusNotFound},
-		"a method of no path": {terminal("ws-1", "x", func(a *ask) { a.method, a.target = http.MethodPost, "/readyz" }), http.StatusNotFound},
+		"a foreign page":      {requestFor("ws-1", "x", with("Origin", "https://evil.example")), http.StatusForbidden},
+		"no WebSocket":        {requestFor("ws-1", "x", with("Upgrade", "h2c")), http.StatusUpgradeRequired},
+		"a bad handshake":     {requestFor("ws-1", "x", with("Sec-WebSocket-Key", "short")), http.StatusBadRequest},
+		"an id that is none":  {requestFor("ws'1", "x"), http.StatusNotFound},
+		"no path of ours":     {requestFor("ws-1", "x", func(a *ask) { a.target = "/wp-login.php" }), http.StatusNotFound},
+		"a method of no path": {requestFor("ws-1", "x", func(a *ask) { a.method, a.target = http.MethodPost, "/readyz" }), http.StatusNotFound},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g, began := open(t), time.Now()
@@ -137,7 +137,7 @@ func TestStraysArePaced(t *testing.T) {
 			if n := strings.Count(g.logs.String(), `"msg":"request refused"`); n > 103+10*int(time.Since(began).Seconds()+1) { // three of the pace
 				t.Errorf("%d lines were logged", n)
 			}
-			g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1)).message("ready")
+			g.ask(t, requestFor("ws-1", g.ticket("ws-1"), v1)).message("ready")
 		})
 	}
 }

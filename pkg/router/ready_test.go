@@ -72,7 +72,7 @@ func TestHealth(t *testing.T) {
 		},
 		{
 			name: "with a session", target: "/readyz", status: 200,
-			arrange: func(g *gateway) { g.ask(g.t, terminal("ws-1", g.ticket("ws-1"), v1)).message("ready") },
+			arrange: func(g *gateway) { g.ask(g.t, requestFor("ws-1", g.ticket("ws-1"), v1)).message("ready") },
 			body:    `{"draining":false,"sessions":1,"status":"ready","store":"ok"}`,
 		},
 	} {
@@ -178,7 +178,7 @@ func TestProbesShareAnAnswer(t *testing.T) {
 	// A terminal that finds the store away is believed.
 	fails(store.ErrUnavailable)(g)
 	g.store.pingErr = errors.New("down")
-	g.ask(t, terminal("ws-1", g.ticket("ws-1"))).outcome()
+	g.ask(t, requestFor("ws-1", g.ticket("ws-1"))).outcome()
 	if p := g.ask(t, get("/readyz")); p.status != http.StatusServiceUnavailable || asked.Load() != 4 {
 		t.Errorf("without the store: status %d, asked %d times", p.status, asked.Load())
 	}

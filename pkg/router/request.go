@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // ticketProtocol is the subprotocol by which a browser, which can set no other
@@ -213,15 +214,15 @@ func ticketOf(r *http.Request) (string, error) {
 }
 
 // firstSize reads cols and rows, 80 and 24 where they are not given.
-func firstSize(query url.Values) (bridge.Size, error) {
-	size := bridge.Size{Cols: 80, Rows: 24}
+func firstSize(query url.Values) (terminal.Size, error) {
+	size := terminal.Size{Cols: 80, Rows: 24}
 	for name, field := range map[string]*uint16{"cols": &size.Cols, "rows": &size.Rows} {
 		if !query.Has(name) {
 			continue
 		}
 		n, err := strconv.ParseUint(query.Get(name), 10, 16)
-		if err != nil || n < 1 || n > bridge.MaxDimension {
-			return size, fmt.Errorf("%w: %s must be a whole number from 1 to %d", bridge.ErrBadMessage, name, bridge.MaxDimension)
+		if err != nil || n < 1 || n > terminal.MaxDimension {
+			return size, fmt.Errorf("%w: %s must be a whole number from 1 to %d", bridge.ErrBadMessage, name, terminal.MaxDimension)
 		}
 		*field = uint16(n)
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
@@ -266,7 +267,7 @@ func TestTicketOf(t *testing.T) {
 }
 
 func TestFirstSize(t *testing.T) {
-	for query, want := range map[string]bridge.Size{
+	for query, want := range map[string]terminal.Size{
 		"":                     {Cols: 80, Rows: 24},
 		"cols=120":             {Cols: 120, Rows: 24},
 		"rows=40":              {Cols: 80, Rows: 40},
@@ -341,7 +342,7 @@ func FuzzRequest(f *testing.F) {
 			Method: method, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Host: host, RemoteAddr: proxy,
 			URL:    &url.URL{Path: decoded, RawPath: path, RawQuery: query},
 			Body:   http.NoBody,
-			Header: terminal("x", "").header,
+			Header: requestFor("x", "").header,
 		}
 		for name, value := range map[string]string{
 			"Origin": origin, "Sec-Websocket-Protocol": protocol, "Authorization": authorization,

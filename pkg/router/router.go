@@ -22,6 +22,7 @@ import (
 	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
@@ -41,7 +42,7 @@ type Store interface {
 
 // Starter starts a shell.
 type Starter interface {
-	Start(context.Context, runner.Target, bridge.Size) (bridge.Terminal, error)
+	Start(context.Context, runner.Target, terminal.Size) (terminal.Terminal, error)
 }
 
 // Config is what the router joins.
@@ -81,7 +82,6 @@ type Router struct {
 	live      *sessions
 	lingering lingering
 	parts     parts
-	turns     bridge.Turns
 	budget    *bridge.Budget // nil: without a limit
 	lines     *logline.Bound // of what is refused
 
@@ -94,7 +94,7 @@ type Router struct {
 // New returns a router; Drain ends its sessions.
 func New(cfg Config) *Router {
 	rt := &Router{
-		Config: cfg, mux: chi.NewRouter(), live: newSessions(cfg.MaxSessions), turns: bridge.NewTurns(),
+		Config: cfg, mux: chi.NewRouter(), live: newSessions(cfg.MaxSessions),
 		lines: logline.NewBound(cfg.Log), pace: newPacer(time.Now), strays: newPacer(time.Now), parts: parts{now: time.Now},
 		lingering: lingering{of: map[owner][]*connection{}},
 	}

@@ -3,29 +3,17 @@ package router
 import (
 	"sync"
 
-	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // shell is a session's terminal. Its bytes are counted as they pass, and it may
 // be closed by the bridge and by the router both, when the bridge has a fault:
 // who comes second waits for the first.
 type shell struct {
-	bridge.Terminal
+	terminal.Terminal
 	metrics *Metrics
 	closing sync.Once
 	err     error // of closing
-}
-
-// terminal is the shell for the bridge.
-func (s *shell) terminal() bridge.Terminal {
-	switch t := s.Terminal.(type) {
-	case bridge.NonBlocking:
-		return &quickShell{s, t}
-	case bridge.ReadDeadliner:
-		return &patientShell{s, t}
-	default:
-		return s
-	}
 }
 
 func (s *shell) Read(p []byte) (int, error) {
@@ -45,26 +33,14 @@ func (s *shell) Close() error {
 	return s.err
 }
 
-// quickShell is one that can be read and written without waiting.
-type quickShell struct {
-	*shell
-	now bridge.NonBlocking
-}
-
-func (s *quickShell) TryRead(p []byte) (int, error) {
-	n, err := s.now.TryRead(p)
+func (s *shell) TryRead(p []byte, gather bool) (int, error) {
+	n, err := s.Terminal.TryRead(p, gather)
 	s.metrics.out.Add(float64(n))
 	return n, err
 }
 
-func (s *quickShell) TryWrite(p []byte) (int, error) {
-	n, err := s.now.TryWrite(p)
+func (s *shell) TryWrite(p []byte) (int, error) {
+	n, err := s.Terminal.TryWrite(p)
 	s.metrics.in.Add(float64(n))
 	return n, err
-}
-
-// patientShell is one that can be read until a deadline.
-type patientShell struct {
-	*shell
-	bridge.ReadDeadliner
 }

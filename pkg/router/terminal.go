@@ -16,6 +16,7 @@ import (
 	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
@@ -36,7 +37,7 @@ type session struct {
 
 // terminal is the way of a request whose ticket is good: the store says where, the
 // runner starts a shell there, and the bridge carries bytes until either side ends.
-func (s *session) terminal(ws *bridge.Socket, claims ticket.Claims, size bridge.Size) error {
+func (s *session) terminal(ws *bridge.Socket, claims ticket.Claims, size terminal.Size) error {
 	s.owner = owner{subject: claims.Subject}
 	s.log = s.log.With("subject", claims.Subject)
 
@@ -110,7 +111,7 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.owner = owner{network: client(addr)}
-	ws, err := bridge.Accept(w, r, rt.turns)
+	ws, err := bridge.Accept(w, r)
 	if err != nil {
 		s.notUpgraded(fmt.Errorf("%w: %w", errHandshake, err)) // which is answered
 		return
@@ -126,7 +127,7 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 // of its own, since what net/http holds of a request, a megabyte for a header of
 // 32 KiB that is made for it, would wait with it for the store, the engine, and the
 // client's answer to a refusal.
-func (s *session) serve(ws *bridge.Socket, claims ticket.Claims, size bridge.Size, err error) {
+func (s *session) serve(ws *bridge.Socket, claims ticket.Claims, size terminal.Size, err error) {
 	goesOn := false
 	defer func() {
 		if !goesOn {
@@ -162,7 +163,7 @@ func (s *session) notUpgraded(err error) {
 }
 
 // checkTicket reads the request: who, and the terminal's first size.
-func (s *session) checkTicket() (claims ticket.Claims, size bridge.Size, err error) {
+func (s *session) checkTicket() (claims ticket.Claims, size terminal.Size, err error) {
 	raw, err := ticketOf(s.request)
 	if err == nil {
 		claims, err = s.Verifier.Verify(s.request.Context(), raw)
@@ -196,7 +197,7 @@ func (s *session) redeem(ctx context.Context, claims ticket.Claims) (store.Works
 }
 
 // open starts a shell and joins it with the client.
-func (s *session) open(ctx context.Context, ws *bridge.Socket, claims ticket.Claims, w store.Workspace, size bridge.Size) (*bridge.Bridge, error) {
+func (s *session) open(ctx context.Context, ws *bridge.Socket, claims ticket.Claims, w store.Workspace, size terminal.Size) (*bridge.Bridge, error) {
 	term, err := s.start(ctx, w, size)
 	if err != nil {
 		return nil, err
@@ -207,7 +208,7 @@ func (s *session) open(ctx context.Context, ws *bridge.Socket, claims ticket.Cla
 	if tunneled, ok := term.(interface{ Expires() time.Time }); ok {
 		opt.TunnelEnds = tunneled.Expires()
 	}
-	b := bridge.New(ws, s.shell.terminal(), opt)
+	b := bridge.New(ws, s.shell, opt)
 	if err := s.live.opened(s.id, func(left time.Duration) { b.Warn(outcomeOf(ErrDraining).code, drainNotice, left) }); err != nil {
 		_ = s.shell.Close() // which logs its own failure
 		return nil, err
@@ -218,7 +219,7 @@ func (s *session) open(ctx context.Context, ws *bridge.Socket, claims ticket.Cla
 }
 
 // start starts a shell where the row says: an instance's id means remote.
-func (s *session) start(ctx context.Context, w store.Workspace, size bridge.Size) (bridge.Terminal, error) {
+func (s *session) start(ctx context.Context, w store.Workspace, size terminal.Size) (terminal.Terminal, error) {
 	var starter Starter
 	if w.InstanceID == "" {
 		s.target, starter = "local", s.Local
@@ -307,7 +308,7 @@ func (s *session) recovered(ws *bridge.Socket) {
 	}
 }
 
-func exitCode(e *bridge.Exit) *int {
+func exitCode(e *terminal.Exit) *int {
 	if e == nil {
 		return nil
 	}

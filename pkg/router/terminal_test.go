@@ -11,16 +11,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
 func TestSession(t *testing.T) {
 	g := open(t, func(c *Config) { c.IdleTimeout, c.MaxSession = 30*time.Minute, 8*time.Hour })
 	raw := g.ticket("ws-1", func(c *ticket.Claims) { c.Mode, c.MaxSession = ticket.ReadOnly, time.Hour })
-	p := g.ask(t, terminal("ws-1", raw, v1, query("cols=120&rows=40")))
+	p := g.ask(t, requestFor("ws-1", raw, v1, query("cols=120&rows=40")))
 	ready := p.message("ready")
 	s := <-g.local.asked
 	id := ready["session"].(string)
@@ -35,7 +35,7 @@ func TestSession(t *testing.T) {
 	if want := (runner.Target{Session: id, WorkspaceID: "ws-1", Name: "One", Container: "c-1"}); s.Target != want {
 		t.Errorf("started %+v, want %+v", s.Target, want)
 	}
-	if want := (bridge.Size{Cols: 120, Rows: 40}); s.Size != want {
+	if want := (terminal.Size{Cols: 120, Rows: 40}); s.Size != want {
 		t.Errorf("the first size is %v, want %v", s.Size, want)
 	}
 	if want := (store.Session{ID: id, Replica: "replica-1", ClientAddr: "127.0.0.1"}); g.store.sessions[0] != want {
@@ -50,7 +50,7 @@ func TestSession(t *testing.T) {
 	}
 	g.wantMetric(5, "termgw_backlog_bytes")
 	g.wantMetric(5, "termgw_bytes_total", "direction=out") // while it is open
-	s.exit = bridge.Exit{Code: 3}
+	s.exit = terminal.Exit{Code: 3}
 	s.quit()
 	f := p.rest()
 	if f.code != 1000 || f.reason != "exit" || len(f.text) != 1 || f.text[0] != `{"type":"exit","code":3}` {
@@ -81,7 +81,7 @@ func TestSession(t *testing.T) {
 
 func TestClientLeaves(t *testing.T) {
 	g := open(t)
-	p := g.ask(t, terminal("ws-1", g.ticket("ws-1")))
+	p := g.ask(t, requestFor("ws-1", g.ticket("ws-1")))
 	s := <-g.local.asked
 	p.send(opBinary, "abc")
 	first := <-s.typed
@@ -106,7 +106,7 @@ func TestClientLeaves(t *testing.T) {
 func TestInstanceDecidesTarget(t *testing.T) {
 	g := open(t)
 	for workspace, starter := range map[string]*fakeStarter{"ws-1": g.local, "far": g.remote} {
-		p := g.ask(t, terminal(workspace, g.ticket(workspace), v1))
+		p := g.ask(t, requestFor(workspace, g.ticket(workspace), v1))
 		ready := p.message("ready")
 		s := <-starter.asked
 		if want := map[bool]string{true: "local", false: "remote"}[starter == g.local]; ready["target"] != want || s.WorkspaceID != workspace {
@@ -117,7 +117,7 @@ func TestInstanceDecidesTarget(t *testing.T) {
 	}
 
 	g = open(t, func(c *Config) { c.Remote = nil })
-	f := g.ask(t, terminal("far", g.ticket("far"), v1)).rest()
+	f := g.ask(t, requestFor("far", g.ticket("far"), v1)).rest()
 	if f.code != 4502 || len(f.text) != 1 || !strings.Contains(f.text[0], `"detail":"remote","docs":"docs/infra/workspace-terminal.md"`) {
 		t.Errorf("without a remote runner: %+v", f)
 	}
@@ -151,7 +151,7 @@ func TestSubprotocol(t *testing.T) {
 			for i, o := range test.offer {
 				offer[i] = strings.ReplaceAll(o, "%s", raw)
 			}
-			p := g.ask(t, terminal("ws-1", "", with("Sec-WebSocket-Protocol", offer...)))
+			p := g.ask(t, requestFor("ws-1", "", with("Sec-WebSocket-Protocol", offer...)))
 			if got := strings.Join(p.header.Values("Sec-WebSocket-Protocol"), ","); p.status != 101 || got != test.want {
 				t.Fatalf("status %d, answered %q, want %q", p.status, got, test.want)
 			}
@@ -186,7 +186,7 @@ func TestTicketIsNotTold(t *testing.T) {
 		} {
 			raw := g.ticket("ws-1")
 			for range 2 {
-				p := g.ask(t, terminal("ws-1", "", place(raw), spoil))
+				p := g.ask(t, requestFor("ws-1", "", place(raw), spoil))
 				var f farewell
 				if p.status == http.StatusSwitchingProtocols {
 					select {
@@ -213,7 +213,7 @@ func TestTicketIsNotTold(t *testing.T) {
 func TestRefused(t *testing.T) {
 	g := open(t)
 	fails(store.ErrUnavailable)(g)
-	f := g.ask(t, terminal("ws-1", g.ticket("ws-1"))).rest()
+	f := g.ask(t, requestFor("ws-1", g.ticket("ws-1"))).rest()
 	if want := outcomeOf(store.ErrUnavailable).message + "\r\n"; f.code != 4503 || f.reason != "store_unavailable" ||
 		len(f.text) != 1 || f.text[0] != want || len(f.binary) > 0 {
 		t.Errorf("raw mode is told %+v, want %q", f, want)
@@ -223,7 +223,7 @@ func TestRefused(t *testing.T) {
 	g.local.before = func(context.Context) error {
 		return &runner.Error{Step: "docker", Err: errors.New("dial unix /var/run/docker.sock: connect: no such file")}
 	}
-	f = g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1)).rest()
+	f = g.ask(t, requestFor("ws-1", g.ticket("ws-1"), v1)).rest()
 	if f.code != 4502 || f.reason != "backend_failed" || len(f.text) != 1 {
 		t.Fatalf("termgw.v1 is told %+v", f)
 	}
@@ -261,7 +261,7 @@ func TestRefusalsAreCounted(t *testing.T) {
 		},
 	}) {
 		g := open(t)
-		a := terminal("ws-1", g.ticket("ws-1"))
+		a := requestFor("ws-1", g.ticket("ws-1"))
 		f.spoil(g, a)
 		if code, number := g.ask(t, a).outcome(); code != f.code || number != f.number {
 			t.Errorf("told %s, %d; want %s, %d", code, number, f.code, f.number)
@@ -286,29 +286,29 @@ func TestRefusalsAreCounted(t *testing.T) {
 
 func TestMaxSessions(t *testing.T) {
 	g := open(t, func(c *Config) { c.MaxSessions = 1 })
-	first := g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1))
+	first := g.ask(t, requestFor("ws-1", g.ticket("ws-1"), v1))
 	first.message("ready")
 	raw := g.ticket("ws-1")
-	if code, number := g.ask(t, terminal("ws-1", raw)).outcome(); code != "overloaded" || number != 1013 {
+	if code, number := g.ask(t, requestFor("ws-1", raw)).outcome(); code != "overloaded" || number != 1013 {
 		t.Errorf("the second is told %s, %d", code, number)
 	}
 	(<-g.local.asked).quit()
 	first.rest()
 	g.over(t)
-	g.ask(t, terminal("ws-1", raw, v1)).message("ready") // with the same ticket
+	g.ask(t, requestFor("ws-1", raw, v1)).message("ready") // with the same ticket
 }
 
 // TestRefusedHoldsNoPlace: a client that was refused is told so for as long as it likes, on nobody else's account.
 func TestRefusedHoldsNoPlace(t *testing.T) {
 	g := open(t, func(c *Config) { c.MaxSessions = 1 })
 	used := g.ticket("ws-1")
-	first := g.ask(t, terminal("ws-1", used, v1))
+	first := g.ask(t, requestFor("ws-1", used, v1))
 	first.message("ready")
 	(<-g.local.asked).quit()
 	first.rest()
 	g.over(t)
 	for range 3 {
-		silent := g.ask(t, terminal("ws-1", used, v1))
+		silent := g.ask(t, requestFor("ws-1", used, v1))
 		if e := silent.message("error"); e["code"] != "ticket_used" {
 			t.Fatalf("told %v", e)
 		}
@@ -316,9 +316,9 @@ func TestRefusedHoldsNoPlace(t *testing.T) {
 			t.Fatalf("opcode %d, %v", op, err)
 		}
 	} // and none of them answers
-	p := g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1))
+	p := g.ask(t, requestFor("ws-1", g.ticket("ws-1"), v1))
 	p.message("ready")
-	if code, _ := g.ask(t, terminal("ws-1", g.ticket("ws-1"))).outcome(); code != "overloaded" {
+	if code, _ := g.ask(t, requestFor("ws-1", g.ticket("ws-1"))).outcome(); code != "overloaded" {
 		t.Errorf("a second session is told %s", code)
 	}
 }
@@ -326,7 +326,7 @@ func TestRefusedHoldsNoPlace(t *testing.T) {
 // TestCut: a revoked session is cut, and how long that took is counted from the order on.
 func TestCut(t *testing.T) {
 	g := open(t)
-	p := g.ask(t, terminal("ws-1", g.ticket("ws-1"), v1))
+	p := g.ask(t, requestFor("ws-1", g.ticket("ws-1"), v1))
 	id, _ := p.message("ready")["session"].(string)
 	g.Cut([]string{id, "of another replica"}, time.Hour)
 	if e := p.message("error"); e["code"] != "revoked" {
@@ -356,7 +356,7 @@ func TestCut(t *testing.T) {
 func TestLostClient(t *testing.T) {
 	for _, mode := range []func(*ask){v1, func(*ask) {}} {
 		g := open(t, func(c *Config) { c.PingInterval = 20 * time.Millisecond })
-		p := g.ask(t, terminal("ws-1", g.ticket("ws-1"), mode))
+		p := g.ask(t, requestFor("ws-1", g.ticket("ws-1"), mode))
 		if v1Spoken := p.header.Get("Sec-WebSocket-Protocol") != ""; v1Spoken {
 			p.message("ready")
 		}
@@ -395,7 +395,7 @@ func TestPanic(t *testing.T) {
 			closed := make(chan struct{})
 			g.local.edit = func(f *fakeTerm) { f.onClose = func() { close(closed) } } // a second time would panic
 			test.arrange(g)
-			p := g.ask(t, terminal("ws-1", g.ticket("ws-1")))
+			p := g.ask(t, requestFor("ws-1", g.ticket("ws-1")))
 			if test.shell {
 				(<-g.local.asked).quit()
 			}

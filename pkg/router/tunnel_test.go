@@ -5,8 +5,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // tunneled starts terminals whose tunnel is cut after a while.
@@ -17,7 +17,7 @@ type tunneled struct {
 }
 
 type tunneledTerm struct {
-	bridge.Terminal
+	terminal.Terminal
 	ends   time.Time
 	panics bool
 }
@@ -29,7 +29,7 @@ func (t tunneledTerm) Expires() time.Time {
 	return t.ends
 }
 
-func (s tunneled) Start(ctx context.Context, target runner.Target, size bridge.Size) (bridge.Terminal, error) {
+func (s tunneled) Start(ctx context.Context, target runner.Target, size terminal.Size) (terminal.Terminal, error) {
 	term, err := s.Starter.Start(ctx, target, size)
 	return tunneledTerm{term, time.Now().Add(s.life), s.panics}, err
 }
@@ -38,7 +38,7 @@ func (s tunneled) Start(ctx context.Context, target runner.Target, size bridge.S
 // minutes and the one; a short life is announced at half.
 func TestTunnelExpires(t *testing.T) {
 	g := open(t, func(c *Config) { c.Remote = tunneled{Starter: c.Remote, life: 2 * time.Second} })
-	p := g.ask(t, terminal("far", g.ticket("far"), v1))
+	p := g.ask(t, requestFor("far", g.ticket("far"), v1))
 	id, _ := p.message("ready")["session"].(string)
 	if m := p.message("notice"); m["code"] != "tunnel_expired" || m["seconds"] != 1.0 {
 		t.Errorf("told %v", m)

@@ -19,7 +19,8 @@ import (
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/client"
 
-	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/internal/pollfd"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // DockerConfig says how to open terminals in containers.
@@ -85,7 +86,7 @@ var errNoShell = errors.New("no such shell")
 // Start opens a terminal in the workspace's container. Its errors are
 // ErrNotRunning or an *Error; when it fails, nothing is left in the container, or
 // what may be is owed.
-func (d *Docker) Start(ctx context.Context, t Target, size bridge.Size) (bridge.Terminal, error) {
+func (d *Docker) Start(ctx context.Context, t Target, size terminal.Size) (terminal.Terminal, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timing.Start)
 	defer cancel()
 	term, err := d.start(ctx, t, size)
@@ -95,7 +96,7 @@ func (d *Docker) Start(ctx context.Context, t Target, size bridge.Size) (bridge.
 	return term, nil
 }
 
-func (d *Docker) start(ctx context.Context, t Target, size bridge.Size) (bridge.Terminal, error) {
+func (d *Docker) start(ctx context.Context, t Target, size terminal.Size) (terminal.Terminal, error) {
 	id, err := d.findContainer(ctx, t)
 	if err != nil {
 		return nil, err
@@ -130,7 +131,7 @@ func starved(err error) error {
 	return err
 }
 
-func (d *Docker) open(ctx context.Context, id, shell string, t Target, size bridge.Size) (*dockerTerminal, error) {
+func (d *Docker) open(ctx context.Context, id, shell string, t Target, size terminal.Size) (*dockerTerminal, error) {
 	list, keys := dockerKeys()
 	exec, err := d.cli.ExecCreate(ctx, id, client.ExecCreateOptions{
 		TTY: true, AttachStdin: true, AttachStdout: true, AttachStderr: true,
@@ -168,6 +169,8 @@ func (d *Docker) open(ctx context.Context, id, shell string, t Target, size brid
 type dockerTerminal struct {
 	docker          *Docker
 	conn            net.Conn
+	fd              *pollfd.FD // of conn; nil: TLS lies between
+	early           []byte     // output that was read before the terminal was there
 	container, exec string
 	shell, session  string
 	pid, start      string // of the shell, as the container counts
@@ -181,7 +184,7 @@ type dockerTerminal struct {
 // launch starts the exec and makes it the shell. Once asked, the engine starts a
 // process whatever becomes of its client, and while it is not there no sweep
 // finds it: so a cancelled start too waits until the process has told its pid.
-func (t *dockerTerminal) launch(ctx context.Context, size bridge.Size) error {
+func (t *dockerTerminal) launch(ctx context.Context, size terminal.Size) error {
 	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.docker.cfg.Timing.Start)
 	defer cancel()
 	stream, err := t.docker.cli.ExecAttach(patient, t.exec, client.ExecAttachOptions{TTY: true})
@@ -201,8 +204,7 @@ func (t *dockerTerminal) launch(ctx context.Context, size bridge.Size) error {
 	if ctx.Err() != nil {
 		return &Error{"shell", fmt.Errorf("starting %s: %w", t.shell, context.Cause(ctx))}
 	}
-	_ = t.conn.SetReadDeadline(time.Time{})
-	return nil
+	return t.goDirect()
 }
 
 // handshake is the gateway's side of opening, up to the size.
@@ -231,7 +233,7 @@ func (t *dockerTerminal) handshake(ctx context.Context) error {
 }
 
 // begin gives the terminal its size and lets the shell begin.
-func (t *dockerTerminal) begin(ctx context.Context, size bridge.Size) error {
+func (t *dockerTerminal) begin(ctx context.Context, size terminal.Size) error {
 	if err := t.resize(ctx, size); err != nil {
 		return err
 	}
@@ -256,8 +258,15 @@ func (t *dockerTerminal) neverOpened(ctx context.Context, output []byte) error {
 	return &Error{"shell", fmt.Errorf("%s ended at once: %w", t.shell, errors.Join(err, fmt.Errorf("exit code %d, %q", code, said)))}
 }
 
-func (t *dockerTerminal) Read(p []byte) (int, error) {
-	n, err := t.conn.Read(p)
+func (t *dockerTerminal) Read(p []byte) (n int, err error) {
+	switch {
+	case len(t.early) > 0:
+		return t.readEarly(p), nil
+	case t.fd != nil:
+		n, err = t.fd.Read(p)
+	default:
+		n, err = t.conn.Read(p)
+	}
 	switch {
 	case err == nil:
 	case errors.Is(err, io.EOF), t.closing.Load(): // the latter is our own doing
@@ -268,16 +277,42 @@ func (t *dockerTerminal) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// SetReadDeadline bounds Read.
-func (t *dockerTerminal) SetReadDeadline(at time.Time) error { return t.conn.SetReadDeadline(at) }
+// TryRead returns what is there now. Through TLS it waits for a moment, since
+// nothing tells there what has come.
+func (t *dockerTerminal) TryRead(p []byte, gather bool) (n int, err error) {
+	switch {
+	case len(t.early) > 0:
+		return t.readEarly(p), nil
+	case t.fd == nil:
+		_ = t.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+		n, err = t.conn.Read(p)
+		_ = t.conn.SetReadDeadline(time.Time{})
+	case gather:
+		n, err = pollfd.Gather(p, t.fd.TryRead)
+	default:
+		n, err = t.fd.TryRead(p)
+	}
+	if err != nil && n == 0 { // a failed connection fails Read, too
+		err = nil
+	}
+	return n, err
+}
 
-func (t *dockerTerminal) Resize(s bridge.Size) error {
+func (t *dockerTerminal) readEarly(p []byte) int {
+	n := copy(p, t.early)
+	if t.early = t.early[n:]; len(t.early) == 0 {
+		t.early = nil
+	}
+	return n
+}
+
+func (t *dockerTerminal) Resize(s terminal.Size) error {
 	ctx, cancel := context.WithTimeout(context.Background(), t.docker.cfg.Timing.Start)
 	defer cancel()
 	return t.resize(ctx, s)
 }
 
-func (t *dockerTerminal) resize(ctx context.Context, s bridge.Size) error {
+func (t *dockerTerminal) resize(ctx context.Context, s terminal.Size) error {
 	_, err := t.docker.cli.ExecResize(ctx, t.exec, client.ExecResizeOptions{Width: uint(s.Cols), Height: uint(s.Rows)})
 	if err != nil {
 		return &Error{"docker", fmt.Errorf("resizing the terminal: %w", err)}
@@ -288,7 +323,7 @@ func (t *dockerTerminal) resize(ctx context.Context, s bridge.Size) error {
 // Wait asks the engine for the exit code. It knows that of an exec whose
 // container was stopped, and nothing of one whose container was removed, which
 // kills.
-func (t *dockerTerminal) Wait() (bridge.Exit, error) {
+func (t *dockerTerminal) Wait() (terminal.Exit, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), t.docker.cfg.Timing.Start)
 	defer cancel()
 	code, err := t.exitCode(ctx)
@@ -296,9 +331,9 @@ func (t *dockerTerminal) Wait() (bridge.Exit, error) {
 		code, err = 137, nil
 	}
 	if err != nil {
-		return bridge.Exit{}, &Error{"docker", err}
+		return terminal.Exit{}, &Error{"docker", err}
 	}
-	return bridge.Exit{Code: code, Signal: signalOf(code)}, nil
+	return terminal.Exit{Code: code, Signal: signalOf(code)}, nil
 }
 
 // exitCode waits until the engine has noted the terminal's end, which may be some

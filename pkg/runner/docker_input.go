@@ -60,6 +60,15 @@ func (t *dockerTerminal) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// TryWrite writes what there is room for now, unless it may be the beginning of
+// the detach keys.
+func (t *dockerTerminal) TryWrite(p []byte) (int, error) {
+	if t.fd == nil || t.held > 0 || bytes.IndexByte(p, t.keys[0]) >= 0 {
+		return 0, nil
+	}
+	return t.fd.TryWrite(p)
+}
+
 // matched counts the keys that the engine has matched after p. As it does, it
 // takes the key that breaks a match for no beginning of another.
 func matched(keys, p []byte) int {
@@ -78,9 +87,13 @@ func matched(keys, p []byte) int {
 // closed. Over TCP it is what the engine's machine has received: more nobody can
 // tell there.
 func (t *dockerTerminal) taken() error {
-	raw, err := socket(t.conn)
+	socket, _ := below(t.conn)
+	if socket == nil {
+		return nil // nothing can be asked
+	}
+	raw, err := socket.SyscallConn()
 	if err != nil {
-		return nil //nolint:nilerr // closed, which the write tells; or nothing can be asked
+		return nil //nolint:nilerr // closed, which the write tells
 	}
 	for pause := 50 * time.Microsecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		switch n, err := pollfd.Unsent(raw); {
@@ -93,20 +106,48 @@ func (t *dockerTerminal) taken() error {
 	}
 }
 
-// socket is what is below TLS, and below the wrapper that the engine's client
-// puts around a connection when a shell's first words came with its answer. The
-// wrapper shows what it embeds to nobody but reflection.
-func socket(conn net.Conn) (syscall.RawConn, error) {
+// goDirect has the terminal read and write the connection's descriptor, past the
+// buffers of the engine's client. What those hold goes before.
+func (t *dockerTerminal) goDirect() error {
+	defer func() { _ = t.conn.SetReadDeadline(time.Time{}) }()
+	socket, direct := below(t.conn)
+	if !direct {
+		return nil
+	}
+	_ = t.conn.SetReadDeadline(time.Unix(1, 0)) // so the buffers alone are read
+	buf := make([]byte, 1024)
+	for {
+		n, err := t.conn.Read(buf)
+		t.early = append(t.early, buf[:n]...)
+		if err != nil {
+			break
+		}
+	}
+	fd, err := pollfd.New(socket)
+	if err != nil {
+		return &Error{"docker", fmt.Errorf("reaching the terminal: %w", err)}
+	}
+	t.fd = fd
+	return nil
+}
+
+// below is the socket below a connection, and direct reports whether the
+// connection's bytes are the socket's own: nothing lies between but the wrapper
+// that the engine's client puts around a connection when a shell's first words
+// came with its answer. The wrapper shows what it embeds to nobody but reflection.
+// Socket is nil where there is none.
+func below(conn net.Conn) (socket syscall.Conn, direct bool) {
+	direct = true
 	for {
 		switch c := conn.(type) {
 		case syscall.Conn:
-			return c.SyscallConn()
+			return c, direct
 		case *tls.Conn:
-			conn = c.NetConn()
+			conn, direct = c.NetConn(), false
 		default:
 			v := reflect.Indirect(reflect.ValueOf(conn))
 			if v.Kind() != reflect.Struct || !v.FieldByName("Conn").IsValid() {
-				return nil, fmt.Errorf("a %T has no socket", conn)
+				return nil, false
 			}
 			conn, _ = v.FieldByName("Conn").Interface().(net.Conn)
 		}

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/molecule-ai/termgw/internal/testenv"
-	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // setSecrets sets what a gateway's environment may hold.
@@ -58,7 +58,7 @@ func TestSize(t *testing.T) {
 	t.Parallel()
 	for _, p := range places(t) {
 		t.Run(p.name, func(t *testing.T) {
-			term, err := p.runner(t, false)(func(Swept) {}).Start(t.Context(), p.target(t), bridge.Size{Cols: 123, Rows: 45})
+			term, err := p.runner(t, false)(func(Swept) {}).Start(t.Context(), p.target(t), terminal.Size{Cols: 123, Rows: 45})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -66,7 +66,7 @@ func TestSize(t *testing.T) {
 			s.send(t, "stty size\n")
 			s.expect(t, "45 123\r\n")
 			s.send(t, "trap 'stty size' WINCH\n")
-			for _, size := range []bridge.Size{{Cols: 200, Rows: 60}, {Cols: 1, Rows: 1}, {Cols: 1000, Rows: 1000}} {
+			for _, size := range []terminal.Size{{Cols: 200, Rows: 60}, {Cols: 1, Rows: 1}, {Cols: 1000, Rows: 1000}} {
 				if err := s.Resize(size); err != nil {
 					t.Fatal(err)
 				}
@@ -87,7 +87,7 @@ func TestSizeIsThereBeforeTheFirstByte(t *testing.T) {
 	engine.Exec(t, container, "sh", "-c", "echo 'stty size; exit 4' >/root/.bashrc")
 	d := testDocker(engine.Client(t), DockerConfig{Shells: []string{"/bin/bash"}})
 	for range 10 {
-		term, err := d.Start(t.Context(), newTarget(t, container), bridge.Size{Cols: 123, Rows: 45})
+		term, err := d.Start(t.Context(), newTarget(t, container), terminal.Size{Cols: 123, Rows: 45})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -95,7 +95,7 @@ func TestSizeIsThereBeforeTheFirstByte(t *testing.T) {
 		if got := string(s.rest(t)); got != "45 123\r\n" {
 			t.Errorf("the terminal's first bytes are %q", got)
 		}
-		if got := s.exit(t); got != (bridge.Exit{Code: 4}) {
+		if got := s.exit(t); got != (terminal.Exit{Code: 4}) {
 			t.Errorf("ended with %+v", got)
 		}
 		s.end(t)
@@ -104,7 +104,7 @@ func TestSizeIsThereBeforeTheFirstByte(t *testing.T) {
 
 func TestExit(t *testing.T) {
 	t.Parallel()
-	cases := map[string]bridge.Exit{
+	cases := map[string]terminal.Exit{
 		"exit 0":            {},
 		"exit 3":            {Code: 3},
 		"exit 130":          {Code: 130},
@@ -167,7 +167,7 @@ func TestAllOutputBeforeTheEnd(t *testing.T) {
 				if !bytes.Contains(out, want) {
 					t.Errorf("%d bytes, want all of %d in order; the last are %q", len(out), len(want), out[max(0, len(out)-40):])
 				}
-				if got := s.exit(t); got != (bridge.Exit{Code: 7}) {
+				if got := s.exit(t); got != (terminal.Exit{Code: 7}) {
 					t.Errorf("ended with %+v", got)
 				}
 				if got := s.end(t); got != c.swept {
@@ -220,7 +220,7 @@ func TestShells(t *testing.T) {
 	engine := env.Docker(t)
 	cli, container := engine.Client(t), engine.RunContainer(t, "")
 	engine.Exec(t, container, "sh", "-c", "echo not a program >/bin/noexec")
-	start := func(target Target, shells ...string) (bridge.Terminal, error) {
+	start := func(target Target, shells ...string) (terminal.Terminal, error) {
 		return testDocker(cli, DockerConfig{Shells: shells}).Start(t.Context(), target, defaultSize)
 	}
 	t.Run("the first that is there", func(t *testing.T) {
@@ -308,7 +308,7 @@ func TestContainerEndsUnderASession(t *testing.T) {
 			if got := s.rest(t); !bytes.Contains(got, append(bytes.Repeat([]byte("x"), 20000), "END"...)) {
 				t.Errorf("lost output: %d bytes, the last are %q", len(got), got[max(0, len(got)-40):])
 			}
-			if got := s.exit(t); got != (bridge.Exit{Code: 137, Signal: "SIGKILL"}) {
+			if got := s.exit(t); got != (terminal.Exit{Code: 137, Signal: "SIGKILL"}) {
 				t.Errorf("ended with %+v", got)
 			}
 			s.end(t)

@@ -11,7 +11,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"github.com/molecule-ai/termgw/internal/testenv"
-	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // job is a command line of one process, with the label <session>.label, that
@@ -416,7 +416,7 @@ func TestCloseOfAnExitedShell(t *testing.T) {
 			s.ready(t, job("bg", "$SIG{HUP}=sub{}")+" &")
 			s.ready(t, "nohup "+job("nohup", "")+" >/dev/null 2>&1 &")
 			s.send(t, "exit 5\n")
-			if got := s.exit(t); got != (bridge.Exit{Code: 5}) {
+			if got := s.exit(t); got != (terminal.Exit{Code: 5}) {
 				t.Errorf("ended with %+v", got)
 			}
 			wantLiving(t, s.id, "bg", "nohup")

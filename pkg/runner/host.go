@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/molecule-ai/termgw/internal/pollfd"
-	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // HostConfig says which shell of this machine to open.
@@ -46,7 +46,7 @@ func NewHost(cfg HostConfig) *Host {
 }
 
 // Start opens a terminal. Its errors are an *Error.
-func (h *Host) Start(_ context.Context, t Target, size bridge.Size) (bridge.Terminal, error) {
+func (h *Host) Start(_ context.Context, t Target, size terminal.Size) (terminal.Terminal, error) {
 	cmd := exec.Command("/bin/sh", "-c", h.cfg.Command)
 	cmd.Dir = h.cfg.Dir
 	cmd.Env = append(slices.Clone(h.cfg.Env), "TERM=xterm-256color", Marker+"="+t.Session)
@@ -58,7 +58,7 @@ func (h *Host) Start(_ context.Context, t Target, size bridge.Size) (bridge.Term
 }
 
 // startPty starts a child under a pty of its own.
-func startPty(cmd *exec.Cmd, size bridge.Size, attr *syscall.SysProcAttr, log *slog.Logger) (*ptyTerminal, error) {
+func startPty(cmd *exec.Cmd, size terminal.Size, attr *syscall.SysProcAttr, log *slog.Logger) (*ptyTerminal, error) {
 	pidfd := -1
 	attr.Setsid, attr.Setctty, attr.PidFD = true, true, &pidfd
 	ptmx, err := pty.StartWithAttrs(cmd, &pty.Winsize{Cols: size.Cols, Rows: size.Rows}, attr)
@@ -137,36 +137,37 @@ func (t *ptyTerminal) Read(p []byte) (int, error) {
 // gives 4,095 bytes at most.
 func (t *ptyTerminal) read(p []byte) (int, error) {
 	n, err := t.ptmx.Read(p)
-	if err == nil && n >= partOfMore {
-		n += t.readOn(p[n:])
+	if err == nil && n >= pollfd.Large {
+		m, _ := t.readOn(p[n:])
+		n += m
 	}
 	return n, err
 }
 
-// partOfMore is a read that more may follow, in bytes.
-const partOfMore = 2 << 10
-
 // readOn reads what is there now. That nothing will come any more is Read's to
 // find.
-func (t *ptyTerminal) readOn(p []byte) (n int) {
+func (t *ptyTerminal) readOn(p []byte) (n int, _ error) {
 	for n < len(p) {
 		m, err := t.ptmx.TryRead(p[n:])
 		n += m
-		if err != nil || m < partOfMore {
+		if err != nil || m < pollfd.Large {
 			break
 		}
 	}
-	return n
+	return n, nil
 }
 
-// TryRead is Read of what is there now; of nothing after the child's end, when
-// Read has its bounds.
-func (t *ptyTerminal) TryRead(p []byte) (int, error) {
+// TryRead returns what is there now; nothing after the child's end, when Read has
+// its bounds.
+func (t *ptyTerminal) TryRead(p []byte, gather bool) (int, error) {
 	select {
 	case <-t.exited:
 		return 0, nil
 	default:
-		return t.readOn(p), nil
+		if gather {
+			return pollfd.Gather(p, t.readOn)
+		}
+		return t.readOn(p)
 	}
 }
 
@@ -195,7 +196,7 @@ func (t *ptyTerminal) Write(p []byte) (int, error) { return t.ptmx.Write(p) }
 func (t *ptyTerminal) TryWrite(p []byte) (int, error) { return t.ptmx.TryWrite(p) }
 
 // Resize does not use pty.Setsize, whose File.Fd undoes the non-blocking mode.
-func (t *ptyTerminal) Resize(s bridge.Size) error {
+func (t *ptyTerminal) Resize(s terminal.Size) error {
 	var ioctl error
 	err := t.ptmx.Control(func(fd uintptr) {
 		ioctl = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: s.Cols, Row: s.Rows})
@@ -206,22 +207,22 @@ func (t *ptyTerminal) Resize(s bridge.Size) error {
 	return nil
 }
 
-func (t *ptyTerminal) Wait() (bridge.Exit, error) {
+func (t *ptyTerminal) Wait() (terminal.Exit, error) {
 	<-t.exited
 	switch {
 	case t.waitErr != nil:
-		return bridge.Exit{}, &Error{"pty", fmt.Errorf("waiting for the shell: %w", t.waitErr)}
+		return terminal.Exit{}, &Error{"pty", fmt.Errorf("waiting for the shell: %w", t.waitErr)}
 	case t.status.Signaled():
 		sig := t.status.Signal()
-		return bridge.Exit{Code: 128 + int(sig), Signal: unix.SignalName(sig)}, nil
+		return terminal.Exit{Code: 128 + int(sig), Signal: unix.SignalName(sig)}, nil
 	default:
-		return bridge.Exit{Code: t.status.ExitStatus()}, nil
+		return terminal.Exit{Code: t.status.ExitStatus()}, nil
 	}
 }
 
 // Wait ends a shell that closed its terminal and runs on: nobody can reach it any
 // more.
-func (t *hostTerminal) Wait() (bridge.Exit, error) {
+func (t *hostTerminal) Wait() (terminal.Exit, error) {
 	select {
 	case <-t.exited:
 	case <-time.After(t.host.cfg.Timing.Grace):

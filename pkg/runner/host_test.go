@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 func TestHostShellThatIsNotThere(t *testing.T) {
@@ -28,7 +29,7 @@ func TestHostShellThatIsNotThere(t *testing.T) {
 		t.Errorf("%d descriptors, %d before", after, before)
 	}
 	s := open(t, hostPlace("exec /missing/shell").runner(t, false), newTarget(t, ""))
-	if got := s.exit(t); got != (bridge.Exit{Code: 127}) {
+	if got := s.exit(t); got != (terminal.Exit{Code: 127}) {
 		t.Errorf("ended with %+v", got)
 	}
 }
@@ -37,7 +38,7 @@ func TestHostShellThatIsNotThere(t *testing.T) {
 // code from a signal.
 func TestHostExitNamesTheSignal(t *testing.T) {
 	t.Parallel()
-	for command, want := range map[string]bridge.Exit{
+	for command, want := range map[string]terminal.Exit{
 		"exit 143":                    {Code: 143},
 		"kill -TERM $$":               {Code: 143, Signal: "SIGTERM"},
 		"kill -QUIT $$":               {Code: 131, Signal: "SIGQUIT"},
@@ -61,7 +62,7 @@ func TestHostResizeKeepsCloseWorking(t *testing.T) {
 	t.Parallel()
 	p := hostPlace(hostShell)
 	s := open(t, p.runner(t, false), p.target(t))
-	if err := s.Resize(bridge.Size{Cols: 100, Rows: 30}); err != nil {
+	if err := s.Resize(terminal.Size{Cols: 100, Rows: 30}); err != nil {
 		t.Fatal(err)
 	}
 	term := s.Terminal.(*hostTerminal)
@@ -88,7 +89,7 @@ func TestAFloodThatStaysEndsWithTheShell(t *testing.T) {
 	}
 	sums := make(chan bridge.Summary, 1)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ws, err := bridge.Accept(w, r, bridge.NewTurns())
+		ws, err := bridge.Accept(w, r)
 		if err != nil {
 			t.Error(err)
 			_ = term.Close()
@@ -140,7 +141,7 @@ func TestAFloodThatStaysEndsWithTheShell(t *testing.T) {
 		}
 	}
 	sum := <-sums
-	if sum.Cause != nil || sum.Exit == nil || *sum.Exit != (bridge.Exit{Code: 3}) {
+	if sum.Cause != nil || sum.Exit == nil || *sum.Exit != (terminal.Exit{Code: 3}) {
 		t.Errorf("summary %+v", sum)
 	}
 }

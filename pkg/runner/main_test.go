@@ -21,7 +21,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"github.com/molecule-ai/termgw/internal/testenv"
-	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 var env testenv.Env
@@ -55,7 +55,7 @@ func testDocker(cli *client.Client, cfg DockerConfig) *Docker {
 	return newDocker(cli, cfg)
 }
 
-var defaultSize = bridge.Size{Cols: 80, Rows: 24}
+var defaultSize = terminal.Size{Cols: 80, Rows: 24}
 
 var sessions atomic.Int64
 
@@ -72,7 +72,7 @@ func newTarget(tb testing.TB, container string) Target {
 
 // session is a terminal whose output is read all the time.
 type session struct {
-	bridge.Terminal
+	terminal.Terminal
 	id     string
 	swept  *Swept // after Close
 	closed bool
@@ -100,7 +100,7 @@ func open(tb testing.TB, runner func(swept func(Swept)) Starter, target Target) 
 }
 
 // start begins to read a terminal.
-func start(tb testing.TB, term bridge.Terminal) *session {
+func start(tb testing.TB, term terminal.Terminal) *session {
 	s := &session{Terminal: term, swept: new(Swept), changed: make(chan struct{}, 1), done: make(chan struct{})}
 	go s.read()
 	tb.Cleanup(func() {
@@ -178,7 +178,7 @@ func (s *session) rest(tb testing.TB) []byte {
 }
 
 // exit waits for the output's end and returns how the shell ended.
-func (s *session) exit(tb testing.TB) bridge.Exit {
+func (s *session) exit(tb testing.TB) terminal.Exit {
 	tb.Helper()
 	s.rest(tb)
 	exit, err := s.Wait()

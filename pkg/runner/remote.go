@@ -15,7 +15,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // Tunnels opens the way to an instance's sshd.
@@ -217,7 +217,7 @@ var idForm = regexp.MustCompile(`^[0-9a-f]+$`)
 // Start opens a terminal. Its errors are ErrNotRunning, an *Error, or what
 // Tunnels has returned. Those of ssh, then or later, have a Sentence that tells a
 // person what to do.
-func (r *Remote) Start(ctx context.Context, t Target, size bridge.Size) (bridge.Terminal, error) {
+func (r *Remote) Start(ctx context.Context, t Target, size terminal.Size) (terminal.Terminal, error) {
 	term, err := r.start(ctx, t, size)
 	if err != nil {
 		return nil, spoke(explainName(t, err))
@@ -225,7 +225,7 @@ func (r *Remote) Start(ctx context.Context, t Target, size bridge.Size) (bridge.
 	return term, nil
 }
 
-func (r *Remote) start(ctx context.Context, t Target, size bridge.Size) (*remoteTerminal, error) {
+func (r *Remote) start(ctx context.Context, t Target, size terminal.Size) (*remoteTerminal, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timing.open())
 	defer cancel()
 	o, err := r.newOrder(t)
@@ -265,7 +265,7 @@ func (r *Remote) start(ctx context.Context, t Target, size bridge.Size) (*remote
 }
 
 // open opens a terminal over the first connection that takes it.
-func (r *Remote) open(ctx context.Context, o *order, size bridge.Size, args ...string) (*remoteTerminal, error) {
+func (r *Remote) open(ctx context.Context, o *order, size terminal.Size, args ...string) (*remoteTerminal, error) {
 	for range connectTries {
 		c, err := r.connect(ctx, o.to)
 		if err != nil {
@@ -295,7 +295,7 @@ var remoteScript string
 // remoteOpening is opening without the line to wait for, which would cost one
 // more way to the instance. The docker command gives a terminal its size some
 // 10 ms after its start, too late for what the shell does first.
-func remoteOpening(size bridge.Size) string {
+func remoteOpening(size terminal.Size) string {
 	return `IFS= read -r s </proc/$$/stat; ` +
 		fmt.Sprintf(`stty rows %d cols %d 2>/dev/null; `, size.Rows, size.Cols) +
 		`printf '\036%s\036' "$s"; exec "$0"`

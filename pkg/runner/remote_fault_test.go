@@ -23,7 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // faultJobs are one of each, of which nohup and setsid stay.
@@ -631,7 +631,7 @@ func TestRemoteSecrets(t *testing.T) {
 	}
 	t.Setenv("TERMGW_TEST_SECRET", "a-secret-of-the-gateway")
 	type result struct {
-		term bridge.Terminal
+		term terminal.Terminal
 		err  error
 	}
 	results := make(chan result, 1)

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // remoteTerminal is an ssh under a pty, which carries one session of a
@@ -31,7 +31,7 @@ type remoteTerminal struct {
 }
 
 // open opens a terminal by a command line that runs remote.sh.
-func (c *connection) open(ctx context.Context, o *order, size bridge.Size, command string) (*remoteTerminal, error) {
+func (c *connection) open(ctx context.Context, o *order, size terminal.Size, command string) (*remoteTerminal, error) {
 	stderr, w, err := os.Pipe()
 	if err != nil {
 		return nil, &Error{"pty", fmt.Errorf("starting ssh: %w", err)}
@@ -180,12 +180,12 @@ func (t *remoteTerminal) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TryRead is Read of what is there now.
-func (t *remoteTerminal) TryRead(p []byte) (int, error) {
+// TryRead returns what is there now.
+func (t *remoteTerminal) TryRead(p []byte, gather bool) (int, error) {
 	if len(t.early) > 0 {
 		return t.readEarly(p), nil
 	}
-	return t.ptyTerminal.TryRead(p)
+	return t.ptyTerminal.TryRead(p, gather)
 }
 
 func (t *remoteTerminal) readEarly(p []byte) int {
@@ -215,7 +215,7 @@ func (t *remoteTerminal) lost() error {
 // Resize also has the connection look at the sizes of its terminals. The session's
 // ssh tells it of a new one, but listens for that only some time after the shell's
 // first words.
-func (t *remoteTerminal) Resize(s bridge.Size) error {
+func (t *remoteTerminal) Resize(s terminal.Size) error {
 	if err := t.ptyTerminal.Resize(s); err != nil {
 		return err
 	}
@@ -225,16 +225,16 @@ func (t *remoteTerminal) Resize(s bridge.Size) error {
 
 // Wait tells of a shell whose terminal we closed what it would tell itself; what
 // ssh says then is its own end.
-func (t *remoteTerminal) Wait() (bridge.Exit, error) {
+func (t *remoteTerminal) Wait() (terminal.Exit, error) {
 	<-t.exited
 	if t.hungUp.Load() && (t.status.Signaled() || t.status.ExitStatus() == 255) {
-		return bridge.Exit{Code: 128 + int(unix.SIGHUP), Signal: unix.SignalName(unix.SIGHUP)}, nil
+		return terminal.Exit{Code: 128 + int(unix.SIGHUP), Signal: unix.SignalName(unix.SIGHUP)}, nil
 	}
 	if err := t.lost(); err != nil {
-		return bridge.Exit{}, err
+		return terminal.Exit{}, err
 	}
 	code := t.status.ExitStatus()
-	return bridge.Exit{Code: code, Signal: signalOf(code)}, nil
+	return terminal.Exit{Code: code, Signal: signalOf(code)}, nil
 }
 
 // disconnect ends ssh, by which the instance's sshd hangs up.

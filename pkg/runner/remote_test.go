@@ -18,7 +18,7 @@ import (
 
 	"github.com/moby/moby/client"
 
-	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // bothTargets are both kinds of remote terminal, on one instance.
@@ -53,7 +53,7 @@ func TestRemote(t *testing.T) {
 			var swept Swept
 			r := i.remote(t, RemoteConfig{Swept: func(s Swept) { swept = s }})
 			want := target(t)
-			term, err := r.Start(t.Context(), want, bridge.Size{Cols: 101, Rows: 33})
+			term, err := r.Start(t.Context(), want, terminal.Size{Cols: 101, Rows: 33})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -65,13 +65,13 @@ func TestRemote(t *testing.T) {
 			// keeps it until a key comes.
 			s.send(t, "sh -c 'trap \"set -- \\$(stty size); echo now=\\$1x\\$2; exit\" WINCH; echo up=$((6*7)); while :; do sleep 0.1; done'\n")
 			s.expect(t, "up=42")
-			if err := s.Resize(bridge.Size{Cols: 132, Rows: 43}); err != nil {
+			if err := s.Resize(terminal.Size{Cols: 132, Rows: 43}); err != nil {
 				t.Fatal(err)
 			}
 			s.expect(t, "now=43x132")
 			s.send(t, "printf '%s|' a '' 'b  c' '~.'; head -c 300000 /dev/zero | tr '\\0' x; echo; exit 7\n")
 			s.expect(t, "a||b  c|~.|")
-			if got := s.exit(t); got != (bridge.Exit{Code: 7}) {
+			if got := s.exit(t); got != (terminal.Exit{Code: 7}) {
 				t.Errorf("ended with %+v", got)
 			}
 			if got := strings.Count(string(s.out), "x"); got < 300000 {
@@ -109,7 +109,7 @@ func TestRemoteResizeAtOnce(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for range 8 {
 				s := open(t, by(r), target(t))
-				if err := s.Resize(bridge.Size{Cols: 132, Rows: 43}); err != nil {
+				if err := s.Resize(terminal.Size{Cols: 132, Rows: 43}); err != nil {
 					t.Fatal(err)
 				}
 				s.send(t, "until stty size | grep -q '^43 132$'; do sleep 0.05; done; echo t=$((6*7))\n")
@@ -127,13 +127,13 @@ func TestRemoteExits(t *testing.T) {
 	for name, target := range of {
 		for _, c := range []struct {
 			input string
-			want  bridge.Exit
+			want  terminal.Exit
 		}{
-			{"exit", bridge.Exit{}},
-			{"exit 1", bridge.Exit{Code: 1}},
-			{"exit 127", bridge.Exit{Code: 127}},
-			{"exit 255", bridge.Exit{Code: 255}}, // which is also ssh's own word for a failure
-			{"echo bye; exec sh -c 'exit 3'", bridge.Exit{Code: 3}},
+			{"exit", terminal.Exit{}},
+			{"exit 1", terminal.Exit{Code: 1}},
+			{"exit 127", terminal.Exit{Code: 127}},
+			{"exit 255", terminal.Exit{Code: 255}}, // which is also ssh's own word for a failure
+			{"echo bye; exec sh -c 'exit 3'", terminal.Exit{Code: 3}},
 		} {
 			t.Run(name+"/"+c.input, func(t *testing.T) {
 				s := open(t, by(r), target(t))
@@ -146,7 +146,7 @@ func TestRemoteExits(t *testing.T) {
 	}
 	s := open(t, by(r), of[TargetContainer](t))
 	s.send(t, "kill -9 $$\n")
-	if got := s.exit(t); got != (bridge.Exit{Code: 137, Signal: "SIGKILL"}) {
+	if got := s.exit(t); got != (terminal.Exit{Code: 137, Signal: "SIGKILL"}) {
 		t.Errorf("ended with %+v", got)
 	}
 }
@@ -160,14 +160,14 @@ func TestRemoteCutExit(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := open(t, by(r), target(t))
 			s.end(t)
-			if exit, err := s.Wait(); err != nil || exit != (bridge.Exit{Code: 129, Signal: "SIGHUP"}) {
+			if exit, err := s.Wait(); err != nil || exit != (terminal.Exit{Code: 129, Signal: "SIGHUP"}) {
 				t.Errorf("ended with %+v, %v", exit, err)
 			}
 			s = open(t, by(r), target(t))
 			s.send(t, "exit 255\n")
 			s.rest(t)
 			s.end(t)
-			if exit, err := s.Wait(); err != nil || exit != (bridge.Exit{Code: 255}) {
+			if exit, err := s.Wait(); err != nil || exit != (terminal.Exit{Code: 255}) {
 				t.Errorf("a shell that had ended, ended with %+v, %v", exit, err)
 			}
 		})
@@ -214,7 +214,7 @@ func TestRemoteEnds(t *testing.T) {
 				}
 				if c.exits {
 					s.send(t, "exit 5\n")
-					if got := s.exit(t); got != (bridge.Exit{Code: 5}) {
+					if got := s.exit(t); got != (terminal.Exit{Code: 5}) {
 						t.Errorf("ended with %+v", got)
 					}
 				}

@@ -16,7 +16,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // Marker is the environment variable that marks a session's processes. Its
@@ -85,7 +85,7 @@ func readSwept(line string) (s Swept, ok bool) {
 
 // Starter starts a shell. The context bounds the start alone.
 type Starter interface {
-	Start(context.Context, Target, bridge.Size) (bridge.Terminal, error)
+	Start(context.Context, Target, terminal.Size) (terminal.Terminal, error)
 }
 
 // signalOf names the signal in a shell's exit code, for those that end a shell
