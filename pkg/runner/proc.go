@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,18 +28,24 @@ func sweepHost(sid int, start, marker string, all bool, grace time.Duration) (Sw
 			seen[pid] = seen[pid] || pid != sid
 		}
 	}
-	end, kept, err := belonging(sid, start, marker, all)
+	end, kept, err := hostProcesses.scan(true).belonging(sid, start, marker, all)
 	s.Kept = kept
+	// Later scans need markers only if processes outside the session are to end,
+	// too: of those that stay, the first scan's count is reported.
+	again := func() (end []int, err error) {
+		end, _, err = hostProcesses.scan(all).belonging(sid, start, marker, all)
+		return end, err
+	}
 	signal(end, unix.SIGHUP)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(grace); len(end) > 0 && err == nil && time.Now().Before(deadline); <-tick.C {
-		end, _, err = belonging(sid, start, marker, all)
+		end, err = again()
 	}
 	for tries := 100; len(end) > 0 && err == nil && tries > 0; tries-- {
 		signal(end, unix.SIGKILL)
 		<-tick.C
-		end, _, err = belonging(sid, start, marker, all)
+		end, err = again()
 	}
 	delete(seen, sid)
 	s.Left = len(end)
@@ -45,33 +53,99 @@ func sweepHost(sid int, start, marker string, all bool, grace time.Duration) (Sw
 	return s, err
 }
 
+// hostProcesses is the scanner of all sweeps of this process: /proc lists the
+// processes of the whole machine.
+var hostProcesses scanner
+
+// scanner scans /proc. A scan costs some 10 µs of CPU for each process of the
+// machine (measured, Linux 6.18), so sweeps that wait for a scan at the same time
+// share one scan. Without that, the time that sessions take to end that all end at
+// once grows with the square of their number.
+type scanner struct {
+	scanning sync.Mutex // held by the one scan that is under way
+
+	mu   sync.Mutex
+	next *scan // has not begun; nil: no sweep waits for a scan
+}
+
+// scan is a list of the processes of the machine.
+type scan struct {
+	once      sync.Once
+	markers   bool // the markers of the processes are read too
+	processes []stat
+	err       error
+}
+
+// scan returns a scan that began after the call, and waits for its end. markers
+// asks for the markers of the processes; the scan may have them in any case.
+func (s *scanner) scan(markers bool) *scan {
+	s.mu.Lock()
+	if s.next == nil {
+		s.next = new(scan)
+	}
+	next := s.next
+	next.markers = next.markers || markers
+	s.mu.Unlock()
+	next.once.Do(func() {
+		s.scanning.Lock()
+		defer s.scanning.Unlock()
+		s.mu.Lock()
+		s.next = nil // later callers need a later scan
+		s.mu.Unlock()
+		next.err = next.read()
+	})
+	return next
+}
+
+func (s *scan) read() error {
+	proc, err := os.Open("/proc")
+	if err != nil {
+		return fmt.Errorf("reading /proc: %w", err)
+	}
+	defer proc.Close()
+	names, err := proc.Readdirnames(-1)
+	if err != nil {
+		return fmt.Errorf("reading /proc: %w", err)
+	}
+	s.processes = make([]stat, 0, len(names))
+	var f procFile
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue // no process
+		}
+		p, err := f.stat(pid)
+		if err != nil {
+			continue // it has ended
+		}
+		if s.markers && !p.dead() {
+			p.markers = f.markers(pid)
+		}
+		s.processes = append(s.processes, p)
+	}
+	if len(s.processes) == 0 {
+		return errors.New("reading /proc: no processes")
+	}
+	return nil
+}
+
 // belonging lists the living processes of a session that are to end, and counts
-// those that stay.
-func belonging(sid int, start, marker string, all bool) (end []int, kept int, err error) {
-	dirs, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil || len(dirs) == 0 {
-		return nil, 0, errors.Join(errors.New("reading /proc"), err)
+// those that stay. Processes that left the session are found by their markers only.
+func (s *scan) belonging(sid int, start, marker string, all bool) (end []int, kept int, err error) {
+	if s.err != nil {
+		return nil, 0, s.err
 	}
-	type process struct{ pid, session int }
-	var living []process
-	for _, dir := range dirs {
-		p, err := readStat(dir)
-		if err != nil || p.threads < 2 && (p.exiting || strings.ContainsAny(p.state, "ZXx")) {
-			continue
-		}
-		if p.pid == sid && p.start != start {
-			sid = -1 // the number went to another process: nothing of ours has it
-		}
-		living = append(living, process{p.pid, p.session})
+	if slices.ContainsFunc(s.processes, func(p stat) bool { return p.pid == sid && p.start != start }) {
+		sid = -1 // the number went to another process: nothing of ours has it
 	}
-	for _, p := range living {
-		dir := fmt.Sprintf("/proc/%d", p.pid)
+	for _, p := range s.processes {
 		switch {
-		case p.session == sid && (all || p.pid == sid || !ignoresHup(dir)):
+		case p.dead():
+		case p.session == sid && (all || p.pid == sid || !ignoresHup(p.pid)):
 			end = append(end, p.pid)
 		case p.session == sid:
 			kept++
-		case !carries(dir, marker):
+		case !slices.Contains(p.markers, marker):
 		case all:
 			end = append(end, p.pid)
 		default:
@@ -86,15 +160,44 @@ type stat struct {
 	state, start string
 	exiting      bool // it is all but a zombie
 	threads      int  // more than one, of a zombie: its first thread has ended, and others live
+	markers      []string
+}
+
+func (p *stat) dead() bool {
+	return p.threads < 2 && (p.exiting || strings.ContainsAny(p.state, "ZXx"))
 }
 
 // pfExiting is the flag of a process that exits (PF_EXITING of Linux's sched.h).
 const pfExiting = 4
 
-// readStat reads /proc/PID/stat (proc_pid_stat(5)). The command's name, in
+// procFile reads files of /proc into one buffer.
+type procFile struct{ buf []byte }
+
+// read returns a file's contents, which hold until the next read.
+func (f *procFile) read(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	f.buf = slices.Grow(f.buf[:0], 4<<10)
+	for {
+		n, err := unix.Read(fd, f.buf[len(f.buf):cap(f.buf)])
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if n <= 0 || err != nil {
+			return f.buf, err
+		}
+		f.buf = f.buf[:len(f.buf)+n]
+		f.buf = slices.Grow(f.buf, 1)
+	}
+}
+
+// stat reads /proc/PID/stat (proc_pid_stat(5)). The command's name, in
 // parentheses, may hold anything; no field after it holds a parenthesis.
-func readStat(dir string) (stat, error) {
-	b, err := os.ReadFile(filepath.Join(dir, "stat"))
+func (f *procFile) stat(pid int) (stat, error) {
+	b, err := f.read(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return stat{}, err
 	}
@@ -103,39 +206,49 @@ func readStat(dir string) (stat, error) {
 	if i < 0 || len(fields) < 20 {
 		return stat{}, errors.New("not as proc_pid_stat(5) says")
 	}
-	pid, err1 := strconv.Atoi(filepath.Base(dir))
-	session, err2 := strconv.Atoi(fields[3])
-	flags, err3 := strconv.ParseUint(fields[6], 10, 32)
-	threads, err4 := strconv.Atoi(fields[17])
-	return stat{pid, session, fields[0], fields[19], flags&pfExiting != 0, threads}, errors.Join(err1, err2, err3, err4)
+	session, err1 := strconv.Atoi(fields[3])
+	flags, err2 := strconv.ParseUint(fields[6], 10, 32)
+	threads, err3 := strconv.Atoi(fields[17])
+	s := stat{pid: pid, session: session, state: fields[0], start: fields[19], exiting: flags&pfExiting != 0, threads: threads}
+	return s, errors.Join(err1, err2, err3)
 }
 
 func startTime(pid int) (string, error) {
-	s, err := readStat(fmt.Sprintf("/proc/%d", pid))
+	s, err := new(procFile).stat(pid)
 	return strings.Clone(s.start), err // kept for as long as the session, and the rest is not
 }
 
-func ignoresHup(dir string) bool {
-	b, err := os.ReadFile(filepath.Join(dir, "status"))
+func ignoresHup(pid int) bool {
+	b, err := new(procFile).read(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return false
 	}
-	_, rest, ok := strings.Cut(string(b), "\nSigIgn:")
+	_, rest, ok := bytes.Cut(b, []byte("\nSigIgn:"))
 	if !ok {
 		return false
 	}
-	mask, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
-	ignored, err := strconv.ParseUint(mask, 16, 64)
+	mask, _, _ := bytes.Cut(bytes.TrimSpace(rest), []byte("\n"))
+	ignored, err := strconv.ParseUint(string(mask), 16, 64)
 	return err == nil && ignored&(1<<(unix.SIGHUP-1)) != 0
 }
 
-func carries(dir, marker string) bool {
-	b, err := os.ReadFile(filepath.Join(dir, "environ"))
+// markers returns the marker of a process, as a string NAME=value, or all if the
+// environment has several.
+func (f *procFile) markers(pid int) (markers []string) {
+	b, err := f.read(fmt.Sprintf("/proc/%d/environ", pid))
 	if errors.Is(err, unix.ESRCH) { // the first thread has ended; others have the environment
-		tasks, _ := filepath.Glob(filepath.Join(dir, "task", "[0-9]*", "environ"))
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*/environ", pid))
 		for i := 0; i < len(tasks) && err != nil; i++ {
-			b, err = os.ReadFile(tasks[i])
+			b, err = f.read(tasks[i])
 		}
 	}
-	return err == nil && bytes.Contains(append([]byte{0}, b...), []byte("\x00"+marker+"\x00"))
+	if err != nil {
+		return nil
+	}
+	for variable := range bytes.SplitSeq(b, []byte{0}) {
+		if bytes.HasPrefix(variable, []byte(Marker+"=")) {
+			markers = append(markers, string(variable))
+		}
+	}
+	return markers
 }
