@@ -20,6 +20,8 @@ import (
 
 	"github.com/kelseyhightower/envconfig"
 
+	"github.com/molecule-ai/termgw/internal/gateway"
+	"github.com/molecule-ai/termgw/internal/logline"
 	"github.com/molecule-ai/termgw/pkg/eice"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
@@ -65,37 +67,21 @@ type environment struct {
 
 const environmentPrefix = "TERMGW"
 
-// config is the environment after it was checked.
-type config struct {
-	Listen, AdminListen, BasePath               string
-	DatabaseURL, WorkspacesFile, WorkspaceQuery string
-	TicketJWKS, TicketIssuer, TicketAudience    string
-	TicketMaxTTL                                time.Duration
-	AllowedOrigins, Shells                      []string
-	TrustedProxies                              []netip.Prefix
-	PingInterval, IdleTimeout, MaxSession       time.Duration
-	DrainTimeout                                time.Duration
-	MaxSessions                                 int
-	Limits                                      store.Limits
-	KeepDetached                                bool
-	RemoteTarget, EICETunnel                    string
-	EICEOSUser, EICEEndpointID                  string
-	LogFormat                                   string
-	LogLevel                                    slog.Level
-}
-
-// loadConfig reads and checks the environment; its error names every fault. What
-// is none of them is in the config all the same.
-func loadConfig() (config, error) {
+// loadConfig reads and checks the environment; the config's Faults name every fault.
+// What is none of them is in the config all the same. It logs to w.
+func loadConfig(w io.Writer) gateway.Config {
 	var e environment
 	if err := envconfig.Process(environmentPrefix, &e); err != nil {
-		return config{}, fmt.Errorf("reading the environment: %w", err) // no field but strings: cannot be
+		panic(err) // no field but strings
 	}
 	c, faults := e.parse()
 	if len(faults) > 0 {
-		return c, fmt.Errorf("the configuration has %d fault(s); 'termgw serve --help' lists the variables:\n%w", len(faults), errors.Join(faults...))
+		c.Faults = fmt.Errorf("the configuration has %d fault(s); 'termgw serve --help' lists the variables:\n%w", len(faults), errors.Join(faults...))
 	}
-	return c, nil
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(e.LogLevel)) // else info
+	c.Log, c.Environ = logline.New(w, e.LogFormat, level), os.Environ()
+	return c
 }
 
 var basePath = regexp.MustCompile(`^(/[A-Za-z0-9._~-]+)*$`)
@@ -103,9 +89,9 @@ var basePath = regexp.MustCompile(`^(/[A-Za-z0-9._~-]+)*$`)
 var endpointID = regexp.MustCompile(`^eice-[0-9a-f]{8,17}$`)
 
 // parse checks every variable. Values that may hold a secret are not repeated.
-func (e environment) parse() (config, []error) {
+func (e environment) parse() (gateway.Config, []error) {
 	p := parser{}
-	c := config{
+	c := gateway.Config{
 		Listen: e.Listen, AdminListen: e.AdminListen, BasePath: strings.TrimSuffix(e.BasePath, "/"),
 		DatabaseURL: e.DatabaseURL, WorkspacesFile: e.WorkspacesFile, WorkspaceQuery: e.WorkspaceQuery,
 		TicketJWKS: e.TicketJWKS, TicketIssuer: e.TicketIssuer, TicketAudience: e.TicketAudience,
@@ -116,7 +102,6 @@ func (e environment) parse() (config, []error) {
 		IdleTimeout:    p.duration("IDLE_TIMEOUT", e.IdleTimeout, time.Second, 7*24*time.Hour),
 		MaxSession:     p.duration("MAX_SESSION", e.MaxSession, time.Second, 7*24*time.Hour),
 		DrainTimeout:   p.duration("DRAIN_TIMEOUT", e.DrainTimeout, 0, time.Hour),
-		LogFormat:      e.LogFormat,
 		RemoteTarget:   e.RemoteTarget, EICETunnel: e.EICETunnel, EICEOSUser: e.EICEOsUser, EICEEndpointID: e.EICEEndpointID,
 	}
 	p.address("LISTEN", e.Listen)
@@ -165,7 +150,7 @@ func (e environment) parse() (config, []error) {
 	p.require("EICE_OS_USER", eice.ValidOSUser(e.EICEOsUser), fmt.Sprintf("%q is no OS user", e.EICEOsUser))
 	p.require("EICE_ENDPOINT_ID", e.EICEEndpointID == "" || endpointID.MatchString(e.EICEEndpointID), fmt.Sprintf("%q is not like eice-0123456789abcdef0", e.EICEEndpointID))
 	p.require("LOG_FORMAT", e.LogFormat == "json" || e.LogFormat == "text", fmt.Sprintf("%q is neither json nor text", e.LogFormat))
-	p.require("LOG_LEVEL", slices.Contains([]string{"debug", "info", "warn", "error"}, e.LogLevel) && c.LogLevel.UnmarshalText([]byte(e.LogLevel)) == nil,
+	p.require("LOG_LEVEL", slices.Contains([]string{"debug", "info", "warn", "error"}, e.LogLevel),
 		fmt.Sprintf("%q is not debug, info, warn or error", e.LogLevel))
 	return c, p.faults
 }

@@ -20,8 +20,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/molecule-ai/termgw/internal/gateway"
 	"github.com/molecule-ai/termgw/internal/logline"
-	"github.com/molecule-ai/termgw/pkg/router"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/terminal"
@@ -69,12 +69,7 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 	if err != nil {
 		return err
 	}
-	owned := true
-	defer func() {
-		if owned {
-			err = errors.Join(err, listener.Close())
-		}
-	}()
+	defer func() { _ = listener.Close() }() // also when it was served
 	key, err := ticket.GenerateKey("EdDSA")
 	if err != nil {
 		return err
@@ -83,22 +78,21 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 	if err != nil {
 		return err
 	}
-	reg := newRegistry()
-	swept := orphanCounter(reg)
-	docker, err := runner.OpenDocker(runner.DockerConfig{Shells: []string{"/bin/bash", "/bin/sh"}, Swept: swept, Timing: timing})
+	cfg := gateway.Config{
+		Log: logline.New(std.Err, "text", slog.LevelInfo), Replica: "demo", Listener: listener,
+		// No Since: the key is new, so no older ticket verifies.
+		Keys: ticket.StaticKeys(key), TicketAudience: ticket.DefaultAudience, TicketMaxTTL: ticket.DefaultMaxTTL,
+		PingInterval: 25 * time.Second, IdleTimeout: 30 * time.Minute, MaxSession: 8 * time.Hour,
+		Shells: []string{"/bin/bash", "/bin/sh"}, KeepDetached: true, Timing: timing,
+	}
+	docker, err := cfg.OpenDocker(nil)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, docker.Close()) }()
-
-	log := logline.New(std.Err, "text", slog.LevelInfo)
-	_, held, err := memoryLimit()
-	if err != nil {
-		log.Warn("no memory limit is kept", "err", err)
-	}
 	d := &demo{
 		origin: "http://" + listener.Addr().String(), secret: rand.Text(), once: rand.Text(),
-		minter: minter, docker: docker, log: log, tokens: map[string]bool{},
+		minter: minter, docker: docker, log: cfg.Log, tokens: map[string]bool{},
 		used: func(string) {},
 	}
 	page, built := web.Page()
@@ -107,16 +101,8 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 	}
 
 	env, home := shellEnvironment()
-	host := runner.NewHost(runner.HostConfig{Command: cmp.Or(c.Shell, loginShell()), Dir: home, Env: env, Swept: swept, Timing: timing})
-	rt := router.New(router.Config{
-		Verifier: ticket.NewVerifier(ticket.VerifierConfig{Keys: ticket.StaticKeys(key), Audience: ticket.DefaultAudience, MaxTTL: ticket.DefaultMaxTTL}),
-		// No Since: the key is new, so no older ticket verifies.
-		Store:        store.NewMemory(store.MemoryConfig{Lookup: d.lookup}),
-		Local:        demoStarter{host, docker},
-		Docker:       docker.Ping,
-		PingInterval: 25 * time.Second, IdleTimeout: 30 * time.Minute, MaxSession: 8 * time.Hour,
-		HeldBytes: held, Replica: "demo", Log: log, Metrics: router.NewMetrics(reg),
-	})
+	host := runner.NewHost(runner.HostConfig{Command: cmp.Or(c.Shell, loginShell()), Dir: home, Env: env, Timing: timing})
+	cfg.Store, cfg.Docker, cfg.Local, cfg.Front = store.NewMemory(store.MemoryConfig{Lookup: d.lookup}), docker, demoStarter{host, docker}, d.handler
 
 	endpoint, remove, err := d.writeEndpoint()
 	if err != nil {
@@ -134,9 +120,7 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 	if err != nil {
 		return err
 	}
-	g := gateway{log: log, router: rt, servers: []server{{listener, d.handler(rt)}}}
-	owned = false
-	return g.run(ctx)
+	return gateway.Run(ctx, cfg)
 }
 
 func (d *demo) greet(w io.Writer, endpoint string, built bool) error {
@@ -366,7 +350,11 @@ func listenLoopback(address string) (net.Listener, error) {
 	if err != nil || !ip.IsLoopback() {
 		return nil, fmt.Errorf("--listen %s: the demo opens shells of this machine, so it listens on loopback only, like 127.0.0.1:8022", address)
 	}
-	return listen(net.JoinHostPort(host, port))
+	listener, err := net.Listen("tcp", net.JoinHostPort(host, port))
+	if err != nil {
+		return nil, fmt.Errorf("listening: %w", err)
+	}
+	return listener, nil
 }
 
 func loginShell() string {

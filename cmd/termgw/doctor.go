@@ -14,9 +14,9 @@ import (
 	"sync"
 	"time"
 
-	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/molecule-ai/termgw/internal/gateway"
 	"github.com/molecule-ai/termgw/pkg/eice"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
@@ -59,8 +59,8 @@ type doctor struct {
 	said        saidOfShell
 	timing      runner.Timing
 
-	cfg       config
-	store     sessionStore
+	cfg       gateway.Config
+	store     gateway.Store
 	pinged    error
 	workspace store.Workspace
 
@@ -196,12 +196,12 @@ func (d *doctor) toTheShell() []step {
 }
 
 func (d *doctor) configure(context.Context) (string, error) {
-	var err error
-	d.cfg, err = loadConfig()
+	d.cfg = loadConfig(io.Discard)
 	// A limit that is reached is not a fault of the path.
-	d.cfg.Limits = store.Limits{}
+	d.cfg.Limits, d.cfg.Log, d.cfg.Replica, d.cfg.Timing = store.Limits{}, d.log, "termgw doctor", d.timing
+	err := d.cfg.Faults
 	if err == nil {
-		_, err = openKeys(d.cfg, slog.New(slog.DiscardHandler)) // what serve could not start with
+		_, err = d.cfg.OpenKeys() // what serve could not start with
 	}
 	return "no fault", err
 }
@@ -210,7 +210,7 @@ func (d *doctor) configure(context.Context) (string, error) {
 // it took a database to refuse it.
 func (d *doctor) reach(ctx context.Context) (string, error) {
 	var err error
-	if d.store, err = openStore(ctx, d.cfg, slog.New(slog.DiscardHandler)); err != nil {
+	if d.store, err = d.cfg.OpenStore(ctx); err != nil {
 		return "", err
 	}
 	d.closers = append(d.closers, d.store.Close)
@@ -240,7 +240,7 @@ func (d *doctor) row(ctx context.Context) (string, error) {
 		Issuer: "termgw doctor", Subject: "termgw doctor " + operator(), ID: d.session,
 		IssuedAt: now, NotBefore: now, Expires: now.Add(time.Minute), WorkspaceID: d.id, Mode: ticket.ReadWrite,
 	}
-	w, err := d.store.Redeem(ctx, claims, store.Session{ID: d.session, Replica: "termgw doctor", ClientAddr: "local"})
+	w, err := d.store.Redeem(ctx, claims, store.Session{ID: d.session, Replica: d.cfg.Replica, ClientAddr: "local"})
 	if err != nil {
 		return "", err
 	}
@@ -279,7 +279,7 @@ func (d *doctor) finish() error {
 }
 
 func (d *doctor) engine(ctx context.Context) (string, error) {
-	docker, err := runner.OpenDocker(runner.DockerConfig{Shells: d.cfg.Shells, EndDetached: !d.cfg.KeepDetached, Timing: d.timing})
+	docker, err := d.cfg.OpenDocker(nil)
 	if err != nil {
 		return "", err
 	}
@@ -291,11 +291,10 @@ func (d *doctor) engine(ctx context.Context) (string, error) {
 // locate asks AWS all that it takes to find the way. What is wrong with the
 // instance or the endpoint is for their steps to tell.
 func (d *doctor) locate(ctx context.Context) (string, error) {
-	sdk, err := awsconfig.LoadDefaultConfig(ctx)
-	if err != nil {
+	var err error
+	if d.aws, err = d.cfg.OpenAWS(ctx); err != nil {
 		return "", err
 	}
-	d.aws = eice.New(eice.Config{AWS: sdk, EndpointID: d.cfg.EICEEndpointID})
 	d.route, d.routeErr = d.aws.Locate(ctx, d.workspace.InstanceID, d.workspace.Region)
 	if d.routeErr != nil && stepOf(d.routeErr) == "aws" {
 		return "", d.routeErr
@@ -354,7 +353,7 @@ const greetTime = 10 * time.Second
 // tunnel opens one and waits for sshd's first line: an endpoint that cannot
 // reach the instance opens the tunnel all the same.
 func (d *doctor) tunnel(ctx context.Context) (string, error) {
-	lease, err := d.store.AcquireTunnel(ctx, d.route.EndpointID, d.route.InstanceID, "termgw doctor", endpointQuota)
+	lease, err := d.store.AcquireTunnel(ctx, d.route.EndpointID, d.route.InstanceID, d.cfg.Replica, eice.MaxTunnels)
 	if errors.Is(err, store.ErrLimit) {
 		err = &eice.Error{Detail: eice.TunnelQuota, Err: err}
 	}
@@ -376,7 +375,7 @@ func (d *doctor) tunnel(ctx context.Context) (string, error) {
 }
 
 func (d *doctor) login(ctx context.Context) (string, error) {
-	remote, err := openRemote(ctx, d.cfg, d.store, "termgw doctor", nil, d.timing, d.log)
+	remote, err := d.cfg.OpenRemote(ctx, d.store, nil)
 	if err != nil {
 		return "", err
 	}

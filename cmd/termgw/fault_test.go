@@ -345,15 +345,15 @@ func TestSessionsFitInTheDescriptors(t *testing.T) {
 	p := newPlatform(t)
 	p.workspace(t, "ws", "")
 	container := newBox(t, env.Docker(t), "ws")
-	const fit = 4
-	limit := descriptorsBase + fit*descriptorsEach
+	const fit, base, each = 4, 64, 3 // sessions, and what sessionLimit keeps
+	limit := base + fit*each
 	g := p.serveBy(t, []string{"prlimit", fmt.Sprintf("--nofile=%d:%d", limit, limit)})
 	var open []*tty
 	for range fit {
 		open = append(open, g.open(t, "ws", dialing{}))
 	}
 	raw := p.ticket(t, "ws")
-	for range 2 * descriptorsBase {
+	for range 2 * base {
 		c := g.dial(t, "ws", raw, dialing{})
 		if code := c.closed(t); code != websocket.StatusTryAgainLater {
 			t.Fatalf("closed with %d", code)

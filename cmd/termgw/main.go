@@ -12,10 +12,10 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"syscall"
 
 	"github.com/alecthomas/kong"
 
+	"github.com/molecule-ai/termgw/internal/gateway"
 	"github.com/molecule-ai/termgw/pkg/runner"
 )
 
@@ -54,19 +54,8 @@ func main() {
 // runProcess runs the command of this process's arguments, and returns its exit status.
 func runProcess(timing runner.Timing) int {
 	// Never undone: a second signal must not end the process in mid-teardown.
-	ctx, _ := signal.NotifyContext(context.Background(), endSignals()...)
+	ctx, _ := signal.NotifyContext(context.Background(), gateway.EndSignals()...)
 	return run(ctx, os.Args[1:], &stdio{os.Stdin, os.Stdout, os.Stderr}, timing)
-}
-
-// endSignals are those that end the process in order.
-func endSignals() []os.Signal {
-	ends := []os.Signal{syscall.SIGTERM}
-	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
-		if !signal.Ignored(sig) { // else nohup or a script's background started it, to outlive them
-			ends = append(ends, sig)
-		}
-	}
-	return ends
 }
 
 func run(ctx context.Context, args []string, std *stdio, timing runner.Timing) int {

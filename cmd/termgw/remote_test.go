@@ -1,10 +1,7 @@
 package main
 
 import (
-	"context"
-	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -21,15 +18,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/coder/websocket"
 
 	"github.com/molecule-ai/termgw/internal/awsplay"
 	"github.com/molecule-ai/termgw/internal/testenv"
-	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/eice"
-	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
 )
 
@@ -510,7 +503,7 @@ func TestRemoteFaults(t *testing.T) {
 	aws.PutEndpoint(awsplay.Endpoint{ID: "eice-00000000000000f1b", VPC: "vpc-no-fips", NoFIPS: true})
 	full := aws.PutEndpoint(awsplay.Endpoint{ID: "eice-0000000000000000f", VPC: "vpc-full"})
 	p.exec(t, `INSERT INTO termgw.tunnels (id, endpoint, instance_id, replica, renewed_at)
-		SELECT n::text, $1, 'i-1', 'another', now() + interval '1 hour' FROM generate_series(1, $2) n`, full.ID, endpointQuota)
+		SELECT n::text, $1, 'i-1', 'another', now() + interval '1 hour' FROM generate_series(1, $2) n`, full.ID, eice.MaxTunnels)
 
 	// As AWS words it: with what nobody may see.
 	denied := func(op awsplay.Op, code string) func(*awsplay.Instance) {
@@ -718,7 +711,7 @@ func TestRemotePlacesAreShared(t *testing.T) {
 	}
 	p.exec(t, "UPDATE workspaces SET remote_target = 'host'")
 	p.exec(t, `INSERT INTO termgw.tunnels (id, endpoint, instance_id, replica, renewed_at)
-		SELECT n::text, 'eice-0123456789abcdef0', 'i-1', 'another', now() + interval '1 hour' FROM generate_series(1, $1) n`, endpointQuota-2)
+		SELECT n::text, 'eice-0123456789abcdef0', 'i-1', 'another', now() + interval '1 hour' FROM generate_series(1, $1) n`, eice.MaxTunnels-2)
 	one, two := p.serve(t, aws.environ(t)...), p.serve(t, aws.environ(t)...)
 	leaving, staying := one.open(t, "ws1", dialing{}), two.open(t, "ws2", dialing{})
 	opened := aws.Calls(awsplay.OpenTunnel)
@@ -744,95 +737,6 @@ func TestRemotePlacesAreShared(t *testing.T) {
 	}
 	if n := p.places(t); n != 2 {
 		t.Errorf("%d places", n)
-	}
-}
-
-// freePlaces is a tunnelStore whose endpoint has places for all.
-type freePlaces struct{ tunnelStore }
-
-func (freePlaces) AcquireTunnel(context.Context, string, string, string, int) (string, error) {
-	return "", nil
-}
-func (freePlaces) ReleaseTunnel(context.Context, string) error { return nil }
-
-// A terminal's end by the hour leaves time to end its shell over the same tunnel.
-func TestRemoteEndsBeforeAWSDoes(t *testing.T) {
-	t.Parallel()
-	play, err := awsplay.New(awsplay.Config{Credentials: awsKeys})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := play.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	if _, err := play.Listen("127.0.0.1:0"); err != nil {
-		t.Fatal(err)
-	}
-	sshd, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = sshd.Close() })
-	play.PutInstance(awsplay.Instance{ID: "i-0123456789abcdef0", PrivateIP: "10.0.0.5", Target: sshd.Addr().String()})
-	play.PutEndpoint(awsplay.Endpoint{ID: "eice-0123456789abcdef0"})
-	client := eice.New(eice.Config{AWS: aws.Config{
-		Region: "us-east-1",
-		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
-			return aws.Credentials{AccessKeyID: awsKeys.AccessKeyID, SecretAccessKey: awsKeys.SecretAccessKey, SessionToken: awsKeys.SessionToken}, nil
-		}),
-		HTTPClient: awshttp.NewBuildableClient().WithTransportOptions(func(tr *http.Transport) {
-			tr.Proxy, tr.DialContext = nil, play.Dial
-			tr.TLSClientConfig.RootCAs = x509.NewCertPool()
-			tr.TLSClientConfig.RootCAs.AppendCertsFromPEM(play.CAPEM())
-		}),
-	}})
-	for _, cli := range []bool{false, true} {
-		before := time.Now()
-		tunnel, err := (&tunnels{aws: client, shared: freePlaces{}, cli: cli}).Open(t.Context(), runner.TunnelRequest{
-			InstanceID: "i-0123456789abcdef0", OSUser: "ec2-user",
-			PublicKey: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEUwSLuvlcpyY4dF5UkAIjJQJqaf8pWcHHMvYGkY9qWp",
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if tunnel.Conn != nil {
-			_ = tunnel.Conn.Close()
-		}
-		// AWS's hour begins no sooner than we ask.
-		if left := before.Add(time.Hour).Sub(tunnel.Expires); left > 10*time.Second || left < 10*time.Second-time.Since(before) {
-			t.Errorf("aws-cli %t: it ends %s before AWS's hour", cli, left)
-		}
-	}
-}
-
-// brokenConn is a tunnel that a writer finds broken before the reader hears why.
-type brokenConn struct {
-	net.Conn
-	written chan struct{}
-}
-
-func (c brokenConn) Read([]byte) (int, error) {
-	<-c.written
-	return 0, &eice.Error{Detail: eice.TargetUnreachable, Err: io.ErrUnexpectedEOF}
-}
-
-func (c brokenConn) Write([]byte) (int, error) {
-	close(c.written)
-	return 0, &eice.Error{Detail: eice.TunnelCut, Err: io.ErrClosedPipe}
-}
-
-func TestWriterTellsTheEndpointsLastWord(t *testing.T) {
-	t.Parallel()
-	conn := newTellingConn(brokenConn{written: make(chan struct{})})
-	var reader sync.WaitGroup
-	defer reader.Wait()
-	reader.Go(func() { _, _ = conn.Read(nil) })
-	_, err := conn.Write([]byte("x"))
-	var failed *runner.Error
-	if !errors.As(err, &failed) || failed.Step != "security_group" {
-		t.Errorf("the writer is told %v", err)
 	}
 }
 
@@ -919,19 +823,4 @@ func readFile(tb testing.TB, path string) string {
 		tb.Fatal(err)
 	}
 	return string(b)
-}
-
-// AWS's own end of a tunnel, or its own count of them, is told as ours is.
-func TestToldAsOurs(t *testing.T) {
-	t.Parallel()
-	var limit *store.LimitError
-	if err := told(&eice.Error{Detail: eice.TunnelQuota, Err: io.EOF}); !errors.As(err, &limit) || limit.Of != store.LimitTunnels {
-		t.Errorf("the quota becomes %v", err)
-	}
-	if err := told(&eice.Error{Detail: eice.TunnelExpired, Err: io.EOF}); !errors.Is(err, bridge.ErrTunnel) {
-		t.Errorf("the end becomes %v", err)
-	}
-	if err := told(io.EOF); !errors.Is(err, io.EOF) {
-		t.Errorf("an orderly end becomes %v", err)
-	}
 }

@@ -39,6 +39,10 @@ const (
 	// MaxTunnel is AWS's longest tunnel.
 	MaxTunnel = time.Hour
 
+	// MaxTunnels is how many tunnels AWS lets an endpoint carry, over all replicas
+	// (EC2 Instance Connect Endpoint quotas; it cannot be raised).
+	MaxTunnels = 20
+
 	sshPort = "22"
 )
 

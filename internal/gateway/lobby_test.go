@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"bufio"
@@ -100,29 +100,4 @@ func TestLobby(t *testing.T) {
 		defer l.mu.Unlock()
 		return l.used == 0 && len(l.guests) == 0
 	})
-}
-
-// Requests that are refused hold little for as long as their refusal takes, however large they were.
-func TestLargeRefusedRequests(t *testing.T) {
-	const requests = 400
-	var p platform
-	gateway, address := p.serveAlone(t)
-	g := &served{child: gateway, platform: &p, address: address}
-	before := g.memory(t, "VmRSS")
-	header := strings.Split(strings.ReplaceAll(strings.SplitN(fatHeader(), "\n", 3)[2], ":\n", ":\r\n"), "\r\n")
-	spread(t, requests, 8, func(int) {
-		a, err := g.tryAttack(t, "ws", "no.ticket.x", header[:4000]...)
-		if err != nil {
-			return // the request took a slow machine longer than it may take
-		}
-		if first, _, err := a.next(); err != nil || first != wsFinal|wsText {
-			t.Errorf("%x, %v: want an error message", first, err)
-		}
-	})
-	// What each held was 0.6 MiB, 240 in all.
-	after := g.memory(t, "VmRSS")
-	t.Logf("%d MiB, %d before", after>>20, before>>20)
-	if after > before+120<<20 {
-		t.Error("that is too much")
-	}
 }

@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"context"
@@ -15,24 +15,10 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/molecule-ai/termgw/internal/logline"
-	"github.com/molecule-ai/termgw/pkg/router"
-	"github.com/molecule-ai/termgw/pkg/runner"
 )
-
-// gateway is what serve and demo have in common: listeners, background work,
-// and an end in order.
-type gateway struct {
-	log     *slog.Logger
-	router  *router.Router
-	drain   time.Duration // what people have to end their sessions in
-	servers []server
-	jobs    []func(context.Context) error // run until their context ends
-}
 
 type server struct {
 	listener net.Listener
@@ -49,15 +35,15 @@ const (
 	maxHeader     = 32 << 10
 )
 
-// server serves one of the listeners.
-func (g *gateway) server(handler http.Handler) *http.Server {
+// newServer serves one of the listeners.
+func newServer(handler http.Handler, logger *slog.Logger) *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true) // a WebSocket is an HTTP/1.1 upgrade
 	return &http.Server{
 		Handler: handler, Protocols: &protocols,
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: answerTimeout,
 		IdleTimeout: time.Minute, MaxHeaderBytes: maxHeader,
-		ErrorLog: log.New(httpErrors{g.log, logline.NewBound(g.log)}, "", 0),
+		ErrorLog: log.New(httpErrors{logger, logline.NewBound(logger)}, "", 0),
 	}
 }
 
@@ -75,11 +61,19 @@ func (e httpErrors) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// run serves until ctx ends or a part fails; then it ends the sessions, and
-// everything that it started. From then on a signal that would end the process
-// hurries: nobody is waited for any more.
-func (g *gateway) run(ctx context.Context) error {
-	ends := endSignals() // while what is ignored can be told from the rest
+// EndSignals are those that end the process in order.
+func EndSignals() []os.Signal {
+	ends := []os.Signal{syscall.SIGTERM}
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
+		if !signal.Ignored(sig) { // else nohup or a script's background started it, to outlive them
+			ends = append(ends, sig)
+		}
+	}
+	return ends
+}
+
+func (g *gateway) serve(ctx context.Context) error {
+	ends := EndSignals() // while what is ignored can be told from the rest
 	wasIgnored()
 	parts, failed := errgroup.WithContext(ctx)
 	background, stop := context.WithCancel(context.Background())
@@ -89,7 +83,7 @@ func (g *gateway) run(ctx context.Context) error {
 	}
 	servers := make([]*http.Server, len(g.servers))
 	for i, s := range g.servers {
-		servers[i] = g.server(s.handler)
+		servers[i] = newServer(s.handler, g.Log)
 		waiting := newLobby(s.listener)
 		servers[i].ConnState = waiting.track
 		parts.Go(func() error {
@@ -103,10 +97,10 @@ func (g *gateway) run(ctx context.Context) error {
 
 	hurry, forget := signal.NotifyContext(context.Background(), ends...)
 	defer forget()
-	g.log.Info("ending", "cause", context.Cause(failed), "drain", g.drain.String())
-	err := g.router.Drain(hurry, g.drain)
+	g.Log.Info("ending", "cause", context.Cause(failed), "drain", g.DrainTimeout.String())
+	err := g.router.Drain(hurry, g.DrainTimeout)
 	if err != nil {
-		g.log.Error("sessions are left", "err", err)
+		g.Log.Error("sessions are left", "err", err)
 	}
 	// What is left are short requests, and connections that a browser opened
 	// ahead and never used, which Shutdown would wait 5 s for.
@@ -141,34 +135,4 @@ func wasIgnored() {
 			signal.Notify(make(chan os.Signal, 1), sig)
 		}
 	}
-}
-
-// newRegistry has the process's own metrics.
-func newRegistry() *prometheus.Registry {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return reg
-}
-
-// orphanCounter counts what the ends of sessions found.
-func orphanCounter(reg prometheus.Registerer) func(runner.Swept) {
-	orphans := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "termgw_orphans_total",
-		Help: "Processes that a shell left behind: killed, kept because they were told to stay, or left, which should never move.",
-	}, []string{"outcome"})
-	reg.MustRegister(orphans)
-	killed, kept, left := orphans.WithLabelValues("killed"), orphans.WithLabelValues("kept"), orphans.WithLabelValues("left")
-	return func(s runner.Swept) {
-		killed.Add(float64(s.Killed))
-		kept.Add(float64(s.Kept))
-		left.Add(float64(s.Left))
-	}
-}
-
-func listen(address string) (net.Listener, error) {
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("listening: %w", err)
-	}
-	return l, nil
 }

@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"context"
@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -19,10 +18,6 @@ import (
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
 )
-
-// endpointQuota is how many tunnels AWS lets an endpoint carry, over all
-// replicas (EC2 Instance Connect Endpoint quotas; it cannot be raised).
-const endpointQuota = 20
 
 // sweepTime is how much before AWS's end of a tunnel ours comes. Over what is left
 // of it the shells are ended: nothing goes through it later, and a new tunnel only
@@ -85,20 +80,26 @@ type tunnels struct {
 	log     *slog.Logger
 }
 
-// openRemote returns the runner of workspaces on instances. It asks AWS nothing
-// yet: a gateway without such workspaces needs no credentials.
-func openRemote(ctx context.Context, cfg config, shared tunnelStore, replica string, swept func(runner.Swept), timing runner.Timing, log *slog.Logger) (*runner.Remote, error) {
+// OpenAWS returns a client of the EC2 Instance Connect Endpoint. It asks AWS nothing yet.
+func (c *Config) OpenAWS(ctx context.Context) (*eice.Client, error) {
 	sdk, err := awsconfig.LoadDefaultConfig(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return eice.New(eice.Config{AWS: sdk, EndpointID: c.EICEEndpointID, Environ: c.Environ}), nil
+}
+
+// OpenRemote returns the runner of workspaces on instances. It asks AWS nothing
+// yet: a gateway without such workspaces needs no credentials. Swept may be nil.
+func (c *Config) OpenRemote(ctx context.Context, shared tunnelStore, swept func(runner.Swept)) (*runner.Remote, error) {
+	aws, err := c.OpenAWS(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("the AWS configuration: %w", err)
 	}
 	return runner.NewRemote(runner.RemoteConfig{
-		Tunnels: &tunnels{
-			aws:    eice.New(eice.Config{AWS: sdk, EndpointID: cfg.EICEEndpointID, Environ: os.Environ()}),
-			shared: shared, replica: replica, cli: cfg.EICETunnel == "aws-cli", log: log,
-		},
-		HostKeys: shared, OSUser: cfg.EICEOSUser, Target: cfg.RemoteTarget,
-		Shells: cfg.Shells, EndDetached: !cfg.KeepDetached, Swept: swept, Timing: timing, Log: log,
+		Tunnels:  &tunnels{aws: aws, shared: shared, replica: c.Replica, cli: c.EICETunnel == "aws-cli", log: c.Log},
+		HostKeys: shared, OSUser: c.EICEOSUser, Target: c.RemoteTarget,
+		Shells: c.Shells, EndDetached: !c.KeepDetached, Swept: swept, Timing: c.Timing, Log: c.Log,
 	})
 }
 
@@ -109,7 +110,7 @@ func (t *tunnels) Open(ctx context.Context, r runner.TunnelRequest) (runner.Tunn
 	if err != nil {
 		return runner.Tunnel{}, told(err)
 	}
-	lease, err := t.shared.AcquireTunnel(ctx, route.EndpointID, r.InstanceID, t.replica, endpointQuota)
+	lease, err := t.shared.AcquireTunnel(ctx, route.EndpointID, r.InstanceID, t.replica, eice.MaxTunnels)
 	if err != nil {
 		return runner.Tunnel{}, err
 	}
@@ -196,7 +197,7 @@ func told(err error) error {
 	}
 	switch e.Detail {
 	case eice.TunnelQuota:
-		return fmt.Errorf("%w: %w", &store.LimitError{Of: store.LimitTunnels, Max: endpointQuota}, err)
+		return fmt.Errorf("%w: %w", &store.LimitError{Of: store.LimitTunnels, Max: eice.MaxTunnels}, err)
 	case eice.TunnelExpired:
 		return fmt.Errorf("%w: %w", bridge.ErrTunnel, err)
 	default:
