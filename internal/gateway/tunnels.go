@@ -13,9 +13,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/eice"
 	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/session"
 	"github.com/molecule-ai/termgw/pkg/store"
 )
 
@@ -199,7 +199,7 @@ func told(err error) error {
 	case eice.TunnelQuota:
 		return fmt.Errorf("%w: %w", &store.LimitError{Of: store.LimitTunnels, Max: eice.MaxTunnels}, err)
 	case eice.TunnelExpired:
-		return fmt.Errorf("%w: %w", bridge.ErrTunnel, err)
+		return fmt.Errorf("%w: %w", session.ErrTunnel, err)
 	default:
 		return &runner.Error{Step: string(e.Detail), Err: err}
 	}

@@ -16,9 +16,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/molecule-ai/termgw/internal/awsplay"
-	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/eice"
 	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/session"
 	"github.com/molecule-ai/termgw/pkg/store"
 )
 
@@ -166,7 +166,7 @@ func TestToldAsOurs(t *testing.T) {
 	if err := told(&eice.Error{Detail: eice.TunnelQuota, Err: io.EOF}); !errors.As(err, &limit) || limit.Of != store.LimitTunnels {
 		t.Errorf("the quota becomes %v", err)
 	}
-	if err := told(&eice.Error{Detail: eice.TunnelExpired, Err: io.EOF}); !errors.Is(err, bridge.ErrTunnel) {
+	if err := told(&eice.Error{Detail: eice.TunnelExpired, Err: io.EOF}); !errors.Is(err, session.ErrTunnel) {
 		t.Errorf("the end becomes %v", err)
 	}
 	if err := told(io.EOF); !errors.Is(err, io.EOF) {

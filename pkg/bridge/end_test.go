@@ -13,6 +13,7 @@ import (
 
 	"github.com/coder/websocket"
 
+	"github.com/molecule-ai/termgw/pkg/session"
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
@@ -20,13 +21,13 @@ var errDrained = errors.New("the replica is going away")
 
 // leave is a way in which a client goes.
 var leave = map[string]struct {
-	how   func(s *session)
+	how   func(s *harness)
 	cause error
 }{
-	"close":      {func(s *session) { _ = s.ws.Close(websocket.StatusNormalClosure, "") }, ErrClosed},
-	"going away": {func(s *session) { _ = s.ws.Close(websocket.StatusGoingAway, "tab closed") }, ErrClosed},
-	"TCP end":    {func(s *session) { _ = s.ws.CloseNow() }, ErrLost},
-	"TCP reset": {func(s *session) {
+	"close":      {func(s *harness) { _ = s.ws.Close(websocket.StatusNormalClosure, "") }, ErrClosed},
+	"going away": {func(s *harness) { _ = s.ws.Close(websocket.StatusGoingAway, "tab closed") }, ErrClosed},
+	"TCP end":    {func(s *harness) { _ = s.ws.CloseNow() }, ErrLost},
+	"TCP reset": {func(s *harness) {
 		_ = s.conn.(*net.TCPConn).SetLinger(0)
 		_ = s.conn.Close()
 	}, ErrLost},
@@ -76,7 +77,7 @@ func TestTheClientGoes(t *testing.T) {
 }
 
 // waitFlood waits until a flood is well under way.
-func (s *session) waitFlood(t *testing.T) {
+func (s *harness) waitFlood(t *testing.T) {
 	t.Helper()
 	s.term.until(t, "a flood", func() bool { return s.term.given > 1<<17 })
 }
@@ -111,8 +112,8 @@ func TestInputAfterTheEndIsDropped(t *testing.T) {
 		term := newTerm()
 		ctx, cancel := context.WithCancelCause(t.Context())
 		cancel(errDrained)
-		b := New(<-h.accepted, term, Options{Ready: someReady, PingInterval: time.Second})
-		if sum := b.Run(ctx); !errors.Is(sum.Cause, errDrained) {
+		b, shell := join(<-h.accepted, term, setup{opt: Options{Ready: someReady, PingInterval: time.Second}})
+		if sum := shell.Run(ctx); !errors.Is(sum.Cause, errDrained) {
 			t.Errorf("summary %+v", sum)
 		}
 		p.input(t, "rm -rf /\r")
@@ -122,7 +123,8 @@ func TestInputAfterTheEndIsDropped(t *testing.T) {
 		if got := term.log(); len(got) != 0 {
 			t.Errorf("the terminal got %q", got)
 		}
-		b.Close(1012, &Error{Code: "draining"})
+		b.Close(t.Context(), 1012, &Error{Code: "draining"})
+		shell.Join()
 		if code, _ := p.closed(t); code != 1012 {
 			t.Errorf("closed with %d", code)
 		}
@@ -193,7 +195,7 @@ func TestACloseFrameWithoutAnswer(t *testing.T) {
 
 // endUnanswered ends a session by its shell's own end, before a client that
 // reads everything and does not answer the close frame by itself.
-func endUnanswered(t *testing.T, every time.Duration) *session {
+func endUnanswered(t *testing.T, every time.Duration) *harness {
 	t.Helper()
 	s := startInBubble(t, setup{deaf: true, opt: Options{Ready: ready(0, 0), PingInterval: every}})
 	s.reading.Go(func() { _, _ = io.Copy(io.Discard, s.conn) })
@@ -208,7 +210,7 @@ func clientFrame(op byte, payload string) []byte {
 }
 
 // say sends a frame in a client's place.
-func (s *session) say(t *testing.T, op byte, payload string) {
+func (s *harness) say(t *testing.T, op byte, payload string) {
 	t.Helper()
 	if _, err := s.conn.Write(clientFrame(op, payload)); err != nil {
 		t.Fatal(err)
@@ -242,11 +244,11 @@ func TestTheCloseWaitsForASlowClient(t *testing.T) {
 func TestTheCloseIsBounded(t *testing.T) {
 	const every = 25 * time.Second
 	for name, c := range map[string]struct {
-		during func(t *testing.T, s *session)
+		during func(t *testing.T, s *harness)
 		most   time.Duration
 	}{
-		"a silent client": {func(*testing.T, *session) {}, 2 * every},
-		"a client that says this and that": {func(t *testing.T, s *session) {
+		"a silent client": {func(*testing.T, *harness) {}, 2 * every},
+		"a client that says this and that": {func(t *testing.T, s *harness) {
 			for {
 				select {
 				case <-s.done:
@@ -256,7 +258,7 @@ func TestTheCloseIsBounded(t *testing.T) {
 				}
 			}
 		}, answerTime + time.Second},
-		"a caller that waits no longer": {func(_ *testing.T, s *session) { s.cancel(errDrained) }, closeTime},
+		"a caller that waits no longer": {func(_ *testing.T, s *harness) { s.cancel(errDrained) }, closeTime},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -333,7 +335,7 @@ func TestTheTerminalFails(t *testing.T) {
 				t.Errorf("closed with %d", code)
 			}
 			sum := s.wait(t)
-			if !errors.Is(sum.Cause, ErrTerminal) || !errors.Is(sum.Cause, errBroken) {
+			if !errors.Is(sum.Cause, session.ErrTerminal) || !errors.Is(sum.Cause, errBroken) {
 				t.Errorf("cause %v", sum.Cause)
 			}
 			if name == "read" && sum.Exit == nil || name != "read" && sum.Exit != nil {
@@ -400,13 +402,13 @@ func TestOutputOfAnEndedShellWaitsForAcks(t *testing.T) {
 
 // 200 sessions at once, ended in every way. TestMain finds what they leave.
 func TestManySessionsEndInManyWays(t *testing.T) {
-	ways := []func(s *session){
+	ways := []func(s *harness){
 		leave["close"].how, leave["TCP end"].how, leave["TCP reset"].how,
-		func(s *session) { s.cancel(errDrained) },
-		func(s *session) { s.term.quit(terminal.Exit{Code: 1}) },
-		func(s *session) { s.term.fail(errors.New("broken")) },
-		func(s *session) { _ = s.ws.Write(context.Background(), websocket.MessageText, []byte("{}")) },
-		func(s *session) {
+		func(s *harness) { s.cancel(errDrained) },
+		func(s *harness) { s.term.quit(terminal.Exit{Code: 1}) },
+		func(s *harness) { s.term.fail(errors.New("broken")) },
+		func(s *harness) { _ = s.ws.Write(context.Background(), websocket.MessageText, []byte("{}")) },
+		func(s *harness) {
 			_ = s.ws.Write(context.Background(), websocket.MessageBinary, make([]byte, MaxInput+1))
 		},
 	}
@@ -449,11 +451,12 @@ func TestAnAnnouncedFrameDoesNotHoldTheClose(t *testing.T) {
 					ws.Refuse(1012, e)
 					return
 				}
-				b := New(ws, newTerm(), Options{Ready: someReady})
+				b, shell := join(ws, newTerm(), setup{opt: Options{Ready: someReady}})
 				ctx, cancel := context.WithCancelCause(t.Context())
 				cancel(errDrained)
-				b.Run(ctx)
-				b.Close(1012, &e)
+				shell.Run(ctx)
+				b.Close(ctx, 1012, &e)
+				shell.Join()
 			})
 			synctest.Wait() // the close frame was sent
 			if _, err := h.client.Write(announced); err != nil {

@@ -89,7 +89,7 @@ func TestQuietSessionsHoldNoBuffer(t *testing.T) {
 			term.print(make([]byte, n))
 			s.waitBytes(t, before+int64(n))
 			synctest.Wait()
-			if term.waiting != smallRead {
+			if term.waiting != 256 {
 				t.Errorf("after %d bytes at once %d are waited for", n, term.waiting)
 			}
 		}

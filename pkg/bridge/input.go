@@ -11,11 +11,10 @@ import (
 	"github.com/coder/websocket"
 )
 
-// readClient is the reader: WebSocket to terminal. It reads until the client
+// readClient is the reader: WebSocket to session. It reads until the client
 // is gone or the WebSocket is closed; after the session's end it goes on, since
 // the library answers and hears close frames in it, but drops what it reads.
 func (b *Bridge) readClient() {
-	defer b.wg.Done()
 	defer close(b.gone)
 	var small [256]byte // larger than a keystroke or a common control message
 	for {
@@ -28,16 +27,15 @@ func (b *Bridge) readClient() {
 		switch {
 		case err == nil:
 		case errors.Is(err, ErrTooLarge), errors.Is(err, ErrBadMessage):
-			b.cancel(err)
-			b.stopInput() // at once: what follows must not reach the shell
+			b.session.Detach(err) // what follows does not reach the shell
 			if _, err := io.Copy(io.Discard, r); err != nil {
 				return
 			}
 		case websocket.CloseStatus(err) != -1:
-			b.cancel(ErrClosed)
+			b.session.Detach(ErrClosed)
 			return
 		default:
-			b.cancel(fmt.Errorf("%w: %w", ErrLost, err))
+			b.session.Detach(fmt.Errorf("%w: %w", ErrLost, err))
 			return
 		}
 	}
@@ -100,9 +98,7 @@ func (b *Bridge) receiveControl(p []byte) error {
 	}
 	switch m.Type {
 	case "resize":
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.resize(m.Size)
+		b.session.Resize(m.Size)
 	case "ping":
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -110,18 +106,28 @@ func (b *Bridge) receiveControl(p []byte) error {
 			b.tell(opText, encodePong(m.ID))
 		}
 	case "ack":
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if b.ending {
-			return nil // the backlog is settled already
-		}
-		before := b.window.backlog()
-		if err := b.window.ack(time.Now(), m.Bytes); err != nil {
-			return fmt.Errorf("%w: %w", ErrBadMessage, err)
-		}
-		b.observeBacklog(b.window.backlog() - before)
-		b.output.Signal()
+		return b.acknowledge(m.Bytes)
 	}
+	return nil
+}
+
+func (b *Bridge) acknowledge(rendered int64) error {
+	b.mu.Lock()
+	if b.ending { // the backlog is settled already
+		b.mu.Unlock()
+		return nil
+	}
+	before := b.window.backlog()
+	err := b.window.ack(time.Now(), rendered)
+	if err == nil {
+		b.observeBacklog(b.window.backlog() - before)
+	}
+	window := b.window.limit
+	b.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrBadMessage, err)
+	}
+	b.session.Acknowledge(rendered, window)
 	return nil
 }
 
@@ -129,15 +135,18 @@ func (b *Bridge) receiveControl(p []byte) error {
 func (b *Bridge) receiveInput(r io.Reader, small []byte) error {
 	n, err := readFull(r, small[:cap(small)])
 	if errors.Is(err, io.EOF) {
-		b.takeMessage(small[:n])
+		p := small[:n]
+		if taken := b.session.Type(p); taken < n {
+			b.await(p[taken:], true)
+		}
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	b.takePiece(small[:n], false)
-	large := blocks.Get().(*block)
-	defer blocks.Put(large)
+	b.await(small[:n], false)
+	large := largeBuffers.Get().(*largeBuffer)
+	defer largeBuffers.Put(large)
 	for total := n; ; {
 		n, err := r.Read(large[:])
 		last := errors.Is(err, io.EOF)
@@ -147,106 +156,32 @@ func (b *Bridge) receiveInput(r io.Reader, small []byte) error {
 		if err != nil && !last {
 			return err
 		}
-		b.takePiece(large[:n], last)
+		b.await(large[:n], last)
 		if last {
 			return nil
 		}
 	}
 }
 
-// takeMessage takes a whole message of input, which may be an interrupt.
-func (b *Bridge) takeMessage(p []byte) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.mayType(p) {
-		return
-	}
-	b.awaitSize()
-	b.interrupt(p)
-	if !b.typist {
-		n, err := b.term.TryWrite(p)
-		b.bytesIn += int64(n)
-		if p = p[n:]; len(p) == 0 || err != nil {
-			return // after an error the shell is gone, which carryOutput finds out
-		}
-	}
-	b.queueInput(p, true)
-}
-
-// takePiece takes a piece of a message of input.
-func (b *Bridge) takePiece(p []byte, last bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.mayType(p) || len(p) == 0 { // nothing of a reader's is queued
-		b.queueInput(p, last)
-	}
-}
-
-// mayType notes that somebody has typed, and reports whether that goes to the
-// terminal. The lock is held.
-func (b *Bridge) mayType(p []byte) bool {
-	if b.ending || len(p) == 0 {
-		return false
-	}
-	b.life.input(time.Now())
-	b.typed = true
-	return b.opt.Ready.Mode != "ro"
-}
-
-// queueInput queues input. Nothing of a message is typed before the last of it has
-// come, so that nothing of one over the limit is, unless the queue may hold no more
-// of it. Then queueInput waits; acks cannot be heard meanwhile either, and the
-// window is lifted. The lock is held.
-func (b *Bridge) queueInput(p []byte, last bool) {
-	for !b.ending {
-		p = p[b.input.push(p):]
-		if last || len(p) > 0 {
-			b.toType = b.input.size()
-			b.startTyping()
-		}
+// await types a part of a message of input, and waits while the session may hold
+// no more. The window is lifted meanwhile, since acks cannot be heard.
+func (b *Bridge) await(p []byte, last bool) {
+	for {
+		p = p[b.session.TypePart(p, last):]
 		if len(p) == 0 {
 			break
 		}
-		if !b.choked {
-			b.choked = true
-			b.ws.wire.limitUnsent() // what is sent has no other bound now
-			b.output.Signal()
-		}
-		b.queue.Wait()
+		b.choke(true)
+		b.session.AwaitInput()
 	}
-	b.choked = false
+	b.choke(false)
 }
 
-func (b *Bridge) startTyping() {
-	if b.toType > 0 && !b.typist {
-		b.typist = true
-		b.wg.Add(1)
-		go b.typeInput()
-	}
-}
-
-// typeInput writes queued input to the terminal until there is none to type.
-// Writing blocks for as long as the program does not read; the reader must not.
-func (b *Bridge) typeInput() {
-	defer b.wg.Done()
+func (b *Bridge) choke(choked bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for b.toType > 0 && !b.ending {
-		p := b.input.front()
-		p = p[:min(len(p), b.toType)]
-		b.mu.Unlock()
-		n, err := b.term.Write(p)
-		b.mu.Lock()
-		b.bytesIn += int64(n)
-		if err != nil {
-			n = b.toType // the shell is gone, which carryOutput finds out
-		}
-		b.input.drop(n)
-		b.toType -= n
-		b.queue.Signal()
+	if choked && !b.choked {
+		b.ws.wire.limitUnsent() // what is sent has no other bound now
 	}
-	b.typist = false
-	if b.ending {
-		b.input.clear()
-	}
+	b.choked = choked
 }

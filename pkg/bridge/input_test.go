@@ -20,7 +20,7 @@ import (
 // A paste into a program that reads slowly arrives whole and in order, while
 // everything else is still served.
 func TestLargePaste(t *testing.T) {
-	const size, piece = maxQueued, 1 << 20
+	const size, piece = 16 << 20, 1 << 20
 	paste := make([]byte, size)
 	pattern(0, paste)
 	term := newTerm()
@@ -56,7 +56,7 @@ func TestLargePaste(t *testing.T) {
 // More input than the bridge holds, for a program that reads no more while its
 // output is not taken: the acks that would let output go are behind the input.
 func TestPasteOverTheQueueIntoAnEcho(t *testing.T) {
-	const size, piece = maxQueued + 12<<20, 1 << 20
+	const size, piece = 16<<20 + 12<<20, 1 << 20
 	term := newTerm()
 	term.echo = true
 	taken := sha256.New()
@@ -92,7 +92,7 @@ func TestPasteOverTheQueueIntoAnEcho(t *testing.T) {
 // pongs. The client is not lost for that.
 func TestPasteOverTheQueueIsNoLostClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const size, piece = maxQueued + 8<<20, 1 << 20
+		const size, piece = 16<<20 + 8<<20, 1 << 20
 		term := newTerm()
 		term.allowed = 0
 		taken := sha256.New()
@@ -129,7 +129,7 @@ func TestTheClientGoesWhileItsInputWaits(t *testing.T) {
 			term := newTerm()
 			term.allowed = 0
 			s := start(t, setup{term: term, opt: Options{Ready: someReady, PingInterval: time.Hour}})
-			for range maxQueued / MaxInput {
+			for range 16 << 20 / MaxInput {
 				s.input(t, strings.Repeat("x", MaxInput))
 			}
 			s.input(t, "one more")
@@ -137,7 +137,7 @@ func TestTheClientGoesWhileItsInputWaits(t *testing.T) {
 			eventually(t, "the input waits, and the next ping's time", func() bool {
 				s.bridge.mu.Lock()
 				defer s.bridge.mu.Unlock()
-				return s.bridge.choked && s.bridge.life.pings == 1
+				return s.bridge.choked && s.bridge.pings.number == 1
 			})
 			if how == "TCP reset" {
 				_ = s.conn.(*net.TCPConn).SetLinger(0)
@@ -145,8 +145,7 @@ func TestTheClientGoesWhileItsInputWaits(t *testing.T) {
 			_ = s.conn.Close()
 			eventually(t, "its going has arrived", s.bridge.ws.wire.hungUp)
 			s.bridge.mu.Lock()
-			s.bridge.life.pingAt = time.Now() // an hour is over
-			s.bridge.life.timer.Reset(0)
+			s.bridge.pings.timer.Reset(0) // an hour is over
 			s.bridge.mu.Unlock()
 			if sum := s.wait(t); !errors.Is(sum.Cause, ErrLost) {
 				t.Errorf("cause %v", sum.Cause)

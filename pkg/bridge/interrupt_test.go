@@ -50,7 +50,7 @@ func TestInterrupt(t *testing.T) {
 				s.input(t, test.key)
 				term.until(t, "the key", func() bool { return len(term.events) > 0 })
 				term.print([]byte(test.answer))
-				time.Sleep(2 * lookTime)
+				time.Sleep(2 * time.Second)
 				if s.received != int64(len(sent)) {
 					t.Errorf("%d bytes came, the window is %d", s.received, len(sent))
 				}

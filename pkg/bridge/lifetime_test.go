@@ -12,6 +12,7 @@ import (
 
 	"github.com/coder/websocket"
 
+	"github.com/molecule-ai/termgw/pkg/session"
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
@@ -22,7 +23,7 @@ func ready(idle, longest time.Duration) Ready {
 }
 
 // told is the notices of a session so far: code and seconds.
-func told(t *testing.T, s *session) (all []string) {
+func told(t *testing.T, s *harness) (all []string) {
 	t.Helper()
 	for _, m := range s.messages(t, "notice") {
 		all = append(all, fmt.Sprintf("%s %s", m["code"], m["seconds"]))
@@ -30,7 +31,7 @@ func told(t *testing.T, s *session) (all []string) {
 	return all
 }
 
-func assertTold(t *testing.T, s *session, want ...string) {
+func assertTold(t *testing.T, s *harness, want ...string) {
 	t.Helper()
 	synctest.Wait()
 	if got := told(t, s); fmt.Sprint(got) != fmt.Sprint(want) {
@@ -39,7 +40,7 @@ func assertTold(t *testing.T, s *session, want ...string) {
 }
 
 // assertEnds waits for the end and checks when and why it came.
-func assertEnds(t *testing.T, s *session, since time.Time, after time.Duration, cause error, code websocket.StatusCode) {
+func assertEnds(t *testing.T, s *harness, since time.Time, after time.Duration, cause error, code websocket.StatusCode) {
 	t.Helper()
 	<-s.ended
 	if got := time.Since(since); got != after {
@@ -71,7 +72,7 @@ func TestIdleTimeIsCountedFromTheStart(t *testing.T) {
 		assertTold(t, s, "idle_timeout 60")
 		time.Sleep(50 * time.Second)
 		assertTold(t, s, "idle_timeout 60", "idle_timeout 10")
-		assertEnds(t, s, begin, 30*time.Minute, ErrIdle, 4408)
+		assertEnds(t, s, begin, 30*time.Minute, session.ErrIdle, 4408)
 		assertTold(t, s, "idle_timeout 60", "idle_timeout 10")
 	})
 }
@@ -89,7 +90,7 @@ func TestInputResetsTheIdleTime(t *testing.T) {
 			begin := time.Now()
 			time.Sleep(29 * time.Minute)
 			assertTold(t, s, "idle_timeout 60", "idle_timeout 10", "idle_timeout 60")
-			assertEnds(t, s, begin, 30*time.Minute, ErrIdle, 4408)
+			assertEnds(t, s, begin, 30*time.Minute, session.ErrIdle, 4408)
 			assertTold(t, s, "idle_timeout 60", "idle_timeout 10", "idle_timeout 60", "idle_timeout 10")
 		})
 	}
@@ -107,19 +108,21 @@ func TestLongestSession(t *testing.T) {
 		s.input(t, "x")
 		time.Sleep(50 * time.Second)
 		assertTold(t, s, "session_expired 60", "session_expired 10")
-		assertEnds(t, s, begin, time.Hour, ErrExpired, 4410)
+		assertEnds(t, s, begin, time.Hour, session.ErrExpired, 4410)
 	})
 }
 
 func TestTunnelEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
-		s := startInBubble(t, setup{opt: Options{Ready: ready(0, 8*time.Hour), TunnelEnds: begin.Add(time.Hour)}})
+		term := newTerm()
+		term.expires = begin.Add(time.Hour)
+		s := startInBubble(t, setup{term: term, opt: Options{Ready: ready(0, 8*time.Hour)}})
 		time.Sleep(55 * time.Minute)
 		assertTold(t, s, "tunnel_expired 300")
 		time.Sleep(4 * time.Minute)
 		assertTold(t, s, "tunnel_expired 300", "tunnel_expired 60")
-		assertEnds(t, s, begin, time.Hour, ErrTunnel, 4504)
+		assertEnds(t, s, begin, time.Hour, session.ErrTunnel, 4504)
 	})
 }
 
@@ -131,7 +134,7 @@ func TestShortLimitsAreAnnouncedAtHalf(t *testing.T) {
 		assertTold(t, s)
 		time.Sleep(time.Second)
 		assertTold(t, s, "session_expired 4")
-		assertEnds(t, s, begin, 8*time.Second, ErrExpired, 4410)
+		assertEnds(t, s, begin, 8*time.Second, session.ErrExpired, 4410)
 		assertTold(t, s, "session_expired 4")
 	})
 }
@@ -140,7 +143,7 @@ func TestRawModeGetsNoNotices(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
 		s := startInBubble(t, setup{raw: true, opt: Options{Ready: ready(time.Minute, 0)}})
-		assertEnds(t, s, begin, time.Minute, ErrIdle, 4408)
+		assertEnds(t, s, begin, time.Minute, session.ErrIdle, 4408)
 		if got := s.texts(); len(got) != 1 {
 			t.Errorf("text frames %q, want the closing sentence alone", got)
 		}
@@ -163,7 +166,7 @@ func TestWarn(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := startInBubble(t, setup{opt: c.opt})
 				time.Sleep(time.Minute + time.Millisecond)
-				s.bridge.Warn("draining", message, 5*time.Minute)
+				s.session.Warn("draining", message, 5*time.Minute)
 				assertTold(t, s, "draining 300")
 				time.Sleep(4 * time.Minute)
 				assertTold(t, s, "draining 300", "draining 60")
@@ -181,7 +184,7 @@ func TestWarn(t *testing.T) {
 	t.Run("in a hurry", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := startInBubble(t, setup{opt: Options{Ready: ready(0, 0)}})
-			s.bridge.Warn("draining", message, 2*time.Second)
+			s.session.Warn("draining", message, 2*time.Second)
 			assertTold(t, s, "draining 2")
 			time.Sleep(time.Minute)
 			assertTold(t, s, "draining 2")
@@ -190,7 +193,7 @@ func TestWarn(t *testing.T) {
 	t.Run("raw mode", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := startInBubble(t, setup{raw: true, opt: Options{Ready: ready(0, 0)}})
-			s.bridge.Warn("draining", message, 5*time.Minute)
+			s.session.Warn("draining", message, 5*time.Minute)
 			time.Sleep(time.Hour)
 			if got := s.texts(); len(got) > 0 {
 				t.Errorf("text frames %q", got)
@@ -202,7 +205,7 @@ func TestWarn(t *testing.T) {
 			s := startInBubble(t, setup{opt: Options{Ready: ready(time.Minute, 0)}})
 			s.term.quit(terminal.Exit{})
 			s.wait(t)
-			s.bridge.Warn("draining", message, time.Minute)
+			s.session.Warn("draining", message, time.Minute)
 			assertTold(t, s)
 		})
 	})
@@ -214,7 +217,7 @@ func TestWarningsRaceWithSessions(t *testing.T) {
 		s := start(t, setup{opt: Options{Ready: someReady, PingInterval: time.Millisecond}})
 		var warned sync.WaitGroup
 		for range 3 {
-			warned.Go(func() { s.bridge.Warn("draining", "%s", time.Duration(i)*time.Second) })
+			warned.Go(func() { s.session.Warn("draining", "%s", time.Duration(i)*time.Second) })
 		}
 		s.term.quit(terminal.Exit{})
 		s.wait(t)
@@ -231,7 +234,7 @@ func TestNoticesDoNotWaitForTheWindow(t *testing.T) {
 		s := startInBubble(t, setup{term: term, noAck: true, opt: Options{Ready: ready(time.Hour, 0)}})
 		time.Sleep(59 * time.Minute)
 		assertTold(t, s, "idle_timeout 60")
-		assertEnds(t, s, begin, time.Hour, ErrIdle, 4408)
+		assertEnds(t, s, begin, time.Hour, session.ErrIdle, 4408)
 	})
 }
 
@@ -331,55 +334,8 @@ func TestLifetimesOverTCP(t *testing.T) {
 	if code, reason := s.closed(t); code != 4408 || reason != "idle_timeout" {
 		t.Errorf("closed with %d %q", code, reason)
 	}
-	if sum := s.wait(t); !errors.Is(sum.Cause, ErrIdle) {
+	if sum := s.wait(t); !errors.Is(sum.Cause, session.ErrIdle) {
 		t.Errorf("cause %v", sum.Cause)
-	}
-}
-
-func TestALimitIsToldOnceAtEachLead(t *testing.T) {
-	start := time.Unix(1e9, 0)
-	type step struct {
-		at     time.Duration
-		notice time.Duration // 0: none
-		ended  bool
-		next   time.Duration
-	}
-	for _, c := range []struct {
-		life  time.Duration
-		steps []step
-	}{
-		{5 * time.Minute, []step{
-			{0, 0, false, 4 * time.Minute},
-			{3 * time.Minute, 0, false, 4 * time.Minute},
-			{4 * time.Minute, time.Minute, false, 290 * time.Second},
-			{241 * time.Second, 0, false, 290 * time.Second},
-			{290 * time.Second, 10 * time.Second, false, 5 * time.Minute},
-			{299 * time.Second, 0, false, 5 * time.Minute},
-			{5 * time.Minute, 0, true, 0},
-		}},
-		// A timer that comes late tells the last of what it missed.
-		{5 * time.Minute, []step{{295 * time.Second, 5 * time.Second, false, 5 * time.Minute}, {6 * time.Minute, 0, true, 0}}},
-		{time.Minute, []step{{0, 0, false, 50 * time.Second}, {50 * time.Second, 10 * time.Second, false, time.Minute}}},
-		{10 * time.Second, []step{{0, 0, false, 5 * time.Second}, {5 * time.Second, 5 * time.Second, false, 10 * time.Second}}},
-		{time.Nanosecond, []step{{0, 0, false, time.Nanosecond}, {time.Nanosecond, 0, true, 0}}},
-	} {
-		l := limit{code: "c", message: "%s left", warn: noticeLeads, life: c.life}
-		for round := range 2 { // a restart tells everything again
-			begin := start.Add(time.Duration(round) * time.Hour)
-			l.restart(begin)
-			for _, s := range c.steps {
-				notice, ended, next := l.due(begin.Add(s.at))
-				if ended != s.ended || !ended && !next.Equal(begin.Add(s.next)) {
-					t.Errorf("%s at %s: ended %t, next %s", c.life, s.at, ended, next.Sub(begin))
-				}
-				switch {
-				case (notice == nil) != (s.notice == 0):
-					t.Errorf("%s at %s: notice %+v", c.life, s.at, notice)
-				case notice != nil && (notice.Left != s.notice || notice.Message != inSeconds(s.notice)+" left"):
-					t.Errorf("%s at %s: notice %+v", c.life, s.at, notice)
-				}
-			}
-		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/molecule-ai/termgw/pkg/session"
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
@@ -77,13 +78,13 @@ func encodeExit(e terminal.Exit) []byte {
 	}{"exit", e.Signal, e.Code})
 }
 
-func encodeNotice(n Notice) []byte {
+func encodeNotice(n session.Notice) []byte {
 	return encode(struct {
 		Type    string `json:"type"`
 		Code    string `json:"code"`
 		Seconds int64  `json:"seconds"`
 		Message string `json:"message"`
-	}{"notice", n.Code, roundSeconds(n.Left), n.Message})
+	}{"notice", n.Code, n.Seconds(), n.Message})
 }
 
 func encodePong(id json.Number) []byte {

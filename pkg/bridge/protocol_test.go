@@ -344,7 +344,7 @@ func TestInputOverTheLimit(t *testing.T) {
 	})
 }
 
-func assertTooLarge(t *testing.T, s *session) {
+func assertTooLarge(t *testing.T, s *harness) {
 	t.Helper()
 	code, reason := s.closed(t)
 	if sum := s.wait(t); code != 1009 || reason != "too_large" || !errors.Is(sum.Cause, ErrTooLarge) {

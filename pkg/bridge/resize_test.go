@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/molecule-ai/termgw/pkg/session"
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
@@ -23,8 +24,14 @@ func sizes(f *fakeTerm) (all []string) {
 	return all
 }
 
-// engineCall is how long an engine takes.
-const engineCall = 4 * time.Millisecond
+const (
+	engineCall = 4 * time.Millisecond // that an engine takes
+
+	// As package session has them.
+	resizeEvery   = 300 * time.Millisecond
+	resizesAtOnce = 3
+	resizeWait    = 250 * time.Millisecond
+)
 
 func TestWhatIsTypedAfterAResizeSeesTheNewSize(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -53,7 +60,7 @@ func TestResizesAreCoalesced(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ready := someReady
 				ready.Mode = mode
-				s := startInBubble(t, setup{opt: Options{Ready: ready, Size: terminal.Size{Cols: 80, Rows: 24}}})
+				s := startInBubble(t, setup{opt: Options{Ready: ready}, shell: session.Options{Size: terminal.Size{Cols: 80, Rows: 24}}})
 				s.term.resizing = engineCall
 				for i := range 500 {
 					s.control(t, size(100+i))
@@ -94,7 +101,7 @@ func TestResizesAreCoalesced(t *testing.T) {
 
 func TestUnchangedSizesCostNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := startInBubble(t, setup{opt: Options{Ready: someReady, Size: terminal.Size{Cols: 80, Rows: 24}}})
+		s := startInBubble(t, setup{opt: Options{Ready: someReady}, shell: session.Options{Size: terminal.Size{Cols: 80, Rows: 24}}})
 		for range 100 {
 			s.control(t, size(80))
 			time.Sleep(time.Second)

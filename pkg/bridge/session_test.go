@@ -17,24 +17,29 @@ import (
 	"testing"
 
 	"github.com/coder/websocket"
+
+	"github.com/molecule-ai/termgw/pkg/session"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// session is a bridge at work between a fake terminal and a WebSocket client.
-type session struct {
+// harness is a session at work between a fake terminal and a WebSocket client.
+type harness struct {
 	*peer
 	term    *fakeTerm
 	bridge  *Bridge
+	session *session.Session
 	cancel  context.CancelCauseFunc
 	backlog atomic.Int64
 	lowest  atomic.Int64  // of backlog
 	ended   chan struct{} // Run returned: sum may be read
 	done    chan struct{} // Close returned
-	sum     Summary
+	sum     session.Summary
 }
 
 type setup struct {
 	term  *fakeTerm // nil: a new one
 	opt   Options
+	shell session.Options // but for the times, which are opt's
 	raw   bool
 	deaf  bool // the client reads nothing until it is told to listen
 	noAck bool // the client never acknowledges by itself
@@ -72,10 +77,10 @@ func verdict(cause error) (websocket.StatusCode, *Error) {
 	}{
 		{ErrTooLarge, 1009, "too_large"},
 		{ErrBadMessage, 4400, "bad_message"},
-		{ErrIdle, 4408, "idle_timeout"},
-		{ErrExpired, 4410, "session_expired"},
-		{ErrTunnel, 4504, "tunnel_expired"},
-		{ErrTerminal, 4502, "backend_failed"},
+		{session.ErrIdle, 4408, "idle_timeout"},
+		{session.ErrExpired, 4410, "session_expired"},
+		{session.ErrTunnel, 4504, "tunnel_expired"},
+		{session.ErrTerminal, 4502, "backend_failed"},
 		{cause, 1012, "draining"},
 	} {
 		if cause != nil && errors.Is(cause, v.err) {
@@ -86,7 +91,7 @@ func verdict(cause error) (websocket.StatusCode, *Error) {
 }
 
 // start opens a session over TCP on the loopback.
-func start(t testing.TB, c setup) *session {
+func start(t testing.TB, c setup) *harness {
 	t.Helper()
 	accepted := make(chan *Socket, 1)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -111,7 +116,7 @@ func start(t testing.TB, c setup) *session {
 }
 
 // startInBubble opens a session over a pipe in memory, for testing/synctest.
-func startInBubble(t testing.TB, c setup) *session {
+func startInBubble(t testing.TB, c setup) *harness {
 	t.Helper()
 	h := &pipeTransport{accepted: make(chan *Socket, 1)}
 	p := &peer{noAck: c.noAck}
@@ -139,12 +144,12 @@ func (p *peer) dial(t testing.TB, c setup, tr http.RoundTripper, url string) {
 	ws.SetReadLimit(-1)
 }
 
-func run(t testing.TB, c setup, p *peer, ws *Socket) *session {
+func run(t testing.TB, c setup, p *peer, ws *Socket) *harness {
 	t.Helper()
 	if ws == nil {
 		t.FailNow()
 	}
-	s := &session{peer: p, term: c.term, ended: make(chan struct{}), done: make(chan struct{})}
+	s := &harness{peer: p, term: c.term, ended: make(chan struct{}), done: make(chan struct{})}
 	if s.term == nil {
 		s.term = newTerm()
 	}
@@ -155,14 +160,14 @@ func run(t testing.TB, c setup, p *peer, ws *Socket) *session {
 		for low := s.lowest.Load(); n < low && !s.lowest.CompareAndSwap(low, n); low = s.lowest.Load() {
 		}
 	}
-	b := New(ws, s.term, c.opt)
-	s.bridge = b
+	s.bridge, s.session = join(ws, s.term, c)
 	go func() {
 		defer close(s.done)
-		s.sum = b.Run(ctx)
+		s.sum = s.session.Run(ctx)
 		close(s.ended)
 		code, e := verdict(s.sum.Cause)
-		b.Close(code, e)
+		s.bridge.Close(ctx, code, e)
+		s.session.Join()
 	}()
 	if !c.deaf {
 		p.listen()
@@ -177,8 +182,15 @@ func run(t testing.TB, c setup, p *peer, ws *Socket) *session {
 	return s
 }
 
+// join joins a WebSocket and a terminal.
+func join(ws *Socket, term terminal.Terminal, c setup) (*Bridge, *session.Session) {
+	c.shell.IdleTimeout, c.shell.MaxSession = c.opt.Ready.IdleTimeout, c.opt.Ready.MaxSession
+	shell := session.New(term, c.shell)
+	return New(ws, shell, c.opt), shell
+}
+
 // check is what holds after every session.
-func (s *session) check(t testing.TB) {
+func (s *harness) check(t testing.TB) {
 	t.Helper()
 	s.term.with(func() {
 		if s.term.closes != 1 {
@@ -331,7 +343,7 @@ func (p *peer) closed(t testing.TB) (websocket.StatusCode, string) {
 }
 
 // wait returns what the session came to, once it is all over.
-func (s *session) wait(t testing.TB) Summary {
+func (s *harness) wait(t testing.TB) session.Summary {
 	t.Helper()
 	<-s.done
 	return s.sum

@@ -21,6 +21,7 @@ type fakeTerm struct {
 	writeErr error
 	waitErr  error
 	exit     terminal.Exit
+	expires  time.Time
 	tells    bool // what is there now, and what there is room for
 	allowed  int  // bytes of input that the program still reads; -1: all
 	sink     io.Writer
@@ -168,6 +169,8 @@ func (f *fakeTerm) Resize(s terminal.Size) error {
 	f.with(func() { f.events = append(f.events, fmt.Sprintf("resize %dx%d", s.Cols, s.Rows)) })
 	return nil
 }
+
+func (f *fakeTerm) Expires() time.Time { return f.expires }
 
 func (f *fakeTerm) Close() error {
 	f.with(func() { f.closes++ })

@@ -11,6 +11,7 @@ import (
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/session"
 	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
@@ -143,15 +144,15 @@ var outcomes = []outcome{
 		message: "The client sent something that is not in the protocol, so the terminal was closed. Reload the page; if it happens again, report it.",
 	},
 	{
-		is: bridge.ErrIdle, code: "idle_timeout", close: 4408, retry: true,
+		is: session.ErrIdle, code: "idle_timeout", close: 4408, retry: true,
 		message: "The terminal was closed because nothing was typed for a while. Open a new one to go on.",
 	},
 	{
-		is: bridge.ErrExpired, code: "session_expired", close: 4410, retry: true,
+		is: session.ErrExpired, code: "session_expired", close: 4410, retry: true,
 		message: "The terminal reached its longest time and was closed. Open a new one to go on.",
 	},
 	{
-		is: bridge.ErrTunnel, code: "tunnel_expired", close: 4504, retry: true,
+		is: session.ErrTunnel, code: "tunnel_expired", close: 4504, retry: true,
 		message: "AWS ends a tunnel after an hour, and this terminal's was over. Open a new one to go on.",
 	},
 	{is: bridge.ErrClosed, code: "client_closed"},

@@ -94,6 +94,16 @@ func (m *Metrics) revoked(after time.Duration) { m.revocation.Observe(after.Seco
 
 func (m *Metrics) rtt(d time.Duration) { m.rttSeconds.Observe(d.Seconds()) }
 
+// carried counts terminal bytes.
+func (m *Metrics) carried(in, out int) {
+	if in > 0 {
+		m.in.Add(float64(in))
+	}
+	if out > 0 {
+		m.out.Add(float64(out))
+	}
+}
+
 func (m *Metrics) backlogged(delta int) { m.backlog.Add(float64(delta)) }
 
 func (m *Metrics) timeStore(op string, start time.Time) {

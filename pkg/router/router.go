@@ -19,8 +19,8 @@ import (
 	"github.com/go-chi/chi/v5/middleware"
 
 	"github.com/molecule-ai/termgw/internal/logline"
-	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/session"
 	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/terminal"
 	"github.com/molecule-ai/termgw/pkg/ticket"
@@ -68,7 +68,7 @@ type Config struct {
 	IdleTimeout  time.Duration
 	MaxSession   time.Duration
 	MaxSessions  int    // at once on this replica; 0: no limit
-	HeldBytes    int64  // that all sessions together may hold for their clients, see bridge.Budget; 0: no limit
+	HeldBytes    int64  // that all sessions together may hold for their clients, see session.Budget; 0: no limit
 	Replica      string // this process, in the audit trail
 
 	Log     *slog.Logger
@@ -82,8 +82,8 @@ type Router struct {
 	live      *sessions
 	lingering lingering
 	parts     parts
-	budget    *bridge.Budget // nil: without a limit
-	lines     *logline.Bound // of what is refused
+	budget    *session.Budget // nil: without a limit
+	lines     *logline.Bound  // of what is refused
 
 	// Each address has a pace for handshakes, and one for what is refused before
 	// the upgrade: a page elsewhere, whose origin is wrong, must not use up what
@@ -99,7 +99,7 @@ func New(cfg Config) *Router {
 		lingering: lingering{of: map[owner][]*connection{}},
 	}
 	if cfg.HeldBytes > 0 {
-		rt.budget = bridge.NewBudget(cfg.HeldBytes)
+		rt.budget = session.NewBudget(cfg.HeldBytes)
 	}
 	rt.mux.Use(middleware.GetHead) // some probes ask /healthz by HEAD
 	rt.mux.NotFound(rt.notFound)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
+	shells "github.com/molecule-ai/termgw/pkg/session"
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
@@ -87,7 +88,7 @@ func TestAFloodThatStaysEndsWithTheShell(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sums := make(chan bridge.Summary, 1)
+	sums := make(chan shells.Summary, 1)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ws, err := bridge.Accept(w, r)
 		if err != nil {
@@ -95,11 +96,13 @@ func TestAFloodThatStaysEndsWithTheShell(t *testing.T) {
 			_ = term.Close()
 			return
 		}
-		b := bridge.New(ws, term, bridge.Options{})
+		shell := shells.New(term, shells.Options{})
+		b := bridge.New(ws, shell, bridge.Options{})
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		sum := b.Run(ctx)
-		b.Close(websocket.StatusNormalClosure, nil)
+		sum := shell.Run(ctx)
+		b.Close(ctx, websocket.StatusNormalClosure, nil)
+		shell.Join()
 		sums <- sum
 	}))
 	defer srv.Close()

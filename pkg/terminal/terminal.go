@@ -2,6 +2,8 @@
 // that those who open shells and those who carry their bytes share.
 package terminal
 
+import "time"
+
 // MaxDimension is the largest number of columns or rows; the smallest is 1.
 const MaxDimension = 1000
 
@@ -47,4 +49,10 @@ type Terminal interface {
 	// Wait returns how the shell ended; an error means that the end is not known.
 	// It is called once Read has returned an error, and then returns soon.
 	Wait() (Exit, error)
+}
+
+// Expiring is a Terminal that is cut at a known time, with the way to it.
+type Expiring interface {
+	// Expires is when the terminal is cut; zero: never.
+	Expires() time.Time
 }

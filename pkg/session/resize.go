@@ -1,4 +1,4 @@
-package bridge
+package session
 
 import (
 	"time"
@@ -35,18 +35,11 @@ func newResizing(first terminal.Size) resizing {
 	return resizing{wanted: first, given: first, turns: rate.NewLimiter(rate.Every(resizeEvery), resizesAtOnce)}
 }
 
-// resize notes the size that the client has now. A size that the terminal has
-// costs nothing. The lock is held.
-func (b *Bridge) resize(s terminal.Size) {
-	b.sizes.wanted = s
-	b.giveSize(false)
-}
-
 // giveSize gives the terminal the size that is wanted, at once or in its time; for
 // what is typed it may be early. The lock is held.
-func (b *Bridge) giveSize(early bool) {
-	z := &b.sizes
-	if b.ending || z.wanted == z.given || z.running != nil {
+func (s *Session) giveSize(early bool) {
+	z := &s.sizes
+	if s.ending || z.wanted == z.given || z.running != nil {
 		return // of a size that was told meanwhile, whoever gives one sees to it
 	}
 	now := time.Now()
@@ -56,17 +49,15 @@ func (b *Bridge) giveSize(early bool) {
 		due = z.turns.AllowN(now, 1) || due // a turn is used up either way
 	}
 	if !due {
-		b.giveSizeIn(left)
+		s.giveSizeIn(left)
 		return
 	}
 	size, running := z.wanted, make(chan struct{})
 	z.given, z.last, z.running = size, now, running
-	b.wg.Add(1)
-	go func() {
-		defer b.wg.Done()
-		err := b.term.Resize(size)
-		b.mu.Lock()
-		defer b.mu.Unlock()
+	s.wg.Go(func() {
+		err := s.term.Resize(size)
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		z.running = nil
 		close(running)
 		if err != nil && z.wanted == size {
@@ -74,61 +65,61 @@ func (b *Bridge) giveSize(early bool) {
 			// failed, and the same size may be told again.
 			z.wanted, z.given = terminal.Size{}, terminal.Size{}
 		}
-		b.giveSize(false)
-	}()
+		s.giveSize(false)
+	})
 }
 
-func (b *Bridge) giveSizeIn(left time.Duration) {
-	z := &b.sizes
+func (s *Session) giveSizeIn(left time.Duration) {
+	z := &s.sizes
 	if z.armed {
 		return
 	}
-	b.wg.Add(1)
+	s.wg.Add(1)
 	z.armed = true
 	if z.timer == nil {
-		z.timer = time.AfterFunc(left, b.giveLater)
+		z.timer = time.AfterFunc(left, s.giveLater)
 	} else {
 		z.timer.Reset(left)
 	}
 }
 
-func (b *Bridge) giveLater() {
-	defer b.wg.Done()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.sizes.armed = false
-	b.giveSize(false)
+func (s *Session) giveLater() {
+	defer s.wg.Done()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sizes.armed = false
+	s.giveSize(false)
 }
 
 // stopResizing is called with the lock held, once the session is ending.
-func (b *Bridge) stopResizing() {
-	if z := &b.sizes; z.armed && z.timer.Stop() {
+func (s *Session) stopResizing() {
+	if z := &s.sizes; z.armed && z.timer.Stop() {
 		z.armed = false
-		b.wg.Done()
+		s.wg.Done()
 	}
 }
 
-// awaitSize is called by the reader before it takes input: what the client told
-// before is done, if it may be now. The lock is held, but not while it waits.
-func (b *Bridge) awaitSize() {
-	z := &b.sizes
+// awaitSize is called before input is taken: the size that the client told before
+// is given, if it may be now. The lock is held, but not while it waits.
+func (s *Session) awaitSize() {
+	z := &s.sizes
 	if z.wanted == z.given && z.running == nil {
 		return
 	}
 	wait := time.NewTimer(resizeWait)
 	defer wait.Stop()
 	for range 2 { // the size that the terminal takes now, and the last
-		b.giveSize(true)
+		s.giveSize(true)
 		running := z.running
 		if running == nil {
 			return
 		}
-		b.mu.Unlock()
+		s.mu.Unlock()
 		select {
 		case <-running:
-			b.mu.Lock()
+			s.mu.Lock()
 		case <-wait.C:
-			b.mu.Lock()
+			s.mu.Lock()
 			return
 		}
 	}

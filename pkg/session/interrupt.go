@@ -1,4 +1,4 @@
-package bridge
+package session
 
 import (
 	"bytes"
@@ -19,8 +19,9 @@ const (
 	lookQuiet = 50 * time.Millisecond
 	// maxAhead bounds what is read ahead, in bytes.
 	maxAhead = 4 << 20
-	// farBehind is how much a client has not rendered that is behind, in bytes.
-	farBehind = minWindow / 2
+	// farBehind is how much a client has not rendered that is behind, in bytes: half
+	// of the smallest window.
+	farBehind = 8 << 10
 	// maxLine is the longest line of which a part is not dropped, in bytes.
 	maxLine = 4 << 10
 )
@@ -34,51 +35,27 @@ var interrupts = map[string][]byte{
 }
 
 // interrupt notes an interrupt that was typed. The lock is held.
-func (b *Bridge) interrupt(typed []byte) {
-	if b.window.backlog() < farBehind {
+func (s *Session) interrupt(typed []byte) {
+	if s.owner.behind() < farBehind {
 		return
 	}
 	if echo, ok := interrupts[string(typed)]; ok {
-		b.echo = echo
-		b.output.Signal()
+		s.echo = echo
+		s.output.Signal()
 	}
 }
 
-// skip sends what the terminal has until the echo, but for what need not be
-// seen. It returns the terminal's error, as carryOutput does.
-func (b *Bridge) skip(echo []byte) error {
-	large := largeBuffers.Get().(*largeBuffer)
-	defer largeBuffers.Put(large)
-	ahead := queue{budget: b.opt.Budget, owner: b.opt.Owner, limit: maxAhead}
-	defer ahead.clear()
-	var failed error
-	for {
-		if echo != nil && failed == nil {
-			failed = b.look(&ahead, echo)
-		}
-		if ahead.size() == 0 {
-			return failed
-		}
-		var room int
-		if room, echo = b.awaitRoom(); echo != nil {
-			continue // typed again
-		}
-		p := ahead.front()
-		n := copy(large[headroom:], p[:min(len(p), room)])
-		ahead.drop(n)
-		b.sendOutput(large[:headroom+n])
-	}
-}
-
-// look reads on after what was read ahead until the echo is there, or no more may
-// be held.
-func (b *Bridge) look(ahead *queue, echo []byte) error {
+// readAhead reads until the echo of an interrupt is there, or no more may be held,
+// and drops what need not be seen before the echo. It returns the terminal's error,
+// which counts after what was read.
+func (s *Session) readAhead(echo []byte) error {
+	ahead := &s.ahead
 	for end := time.Now().Add(lookTime); time.Now().Before(end); {
 		p := ahead.space()
 		if len(p) == 0 {
 			return nil
 		}
-		n, err := b.readSoon(p)
+		n, err := s.readSoon(p)
 		from := ahead.size()
 		ahead.wrote(n)
 		if i := echoIn(ahead, echo, from, p[:n]); i >= 0 {
@@ -105,14 +82,12 @@ func echoIn(q *queue, echo []byte, from int, piece []byte) int {
 }
 
 // readSoon reads what is there, or comes soon.
-func (b *Bridge) readSoon(p []byte) (int, error) {
-	end := time.Now().Add(lookQuiet)
-	for {
-		n, err := b.term.TryRead(p, false)
+func (s *Session) readSoon(p []byte) (int, error) {
+	for end := time.Now().Add(lookQuiet); ; time.Sleep(time.Millisecond) {
+		n, err := s.term.TryRead(p, false)
 		if n > 0 || err != nil || time.Now().After(end) {
 			return n, err
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 

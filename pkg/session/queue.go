@@ -1,4 +1,4 @@
-package bridge
+package session
 
 import (
 	"slices"
@@ -13,45 +13,46 @@ type block [blockSize]byte
 var blocks = sync.Pool{New: func() any { return new(block) }}
 
 // Budget bounds the memory in which all sessions of a process hold bytes: input
-// that programs have not read, and output that was read ahead of an interrupt.
+// that programs have not read, output that was read ahead of an interrupt, and
+// output that observers have not been given.
 //
-// An owner may take more for as long as the budget has more left than he holds
-// (dynamic thresholds: Choudhury and Hahne, 1998). So n owners who take all they can
-// have 1/(n+1) of the budget each, and as much is left for whoever comes next.
+// A holder, a person say, may take more for as long as the budget has more left than
+// the holder has (dynamic thresholds: Choudhury and Hahne, 1998). So n holders that take
+// all they can have 1/(n+1) of the budget each, and as much is left for the next one.
 type Budget struct {
 	mu   sync.Mutex
 	left int64            // bytes
-	held map[string]int64 // bytes, by owner
+	held map[string]int64 // bytes, by holder
 }
 
 // NewBudget returns a budget of so many bytes. A nil Budget has no bound.
 func NewBudget(bytes int64) *Budget { return &Budget{left: bytes, held: map[string]int64{}} }
 
 // take takes a block, and reports whether there was one.
-func (b *Budget) take(owner string) bool {
+func (b *Budget) take(holder string) bool {
 	if b == nil {
 		return true
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	held := b.held[owner] + blockSize
+	held := b.held[holder] + blockSize
 	if held > b.left {
 		return false
 	}
-	b.held[owner] = held
+	b.held[holder] = held
 	b.left -= blockSize
 	return true
 }
 
-func (b *Budget) giveBack(owner string) {
+func (b *Budget) giveBack(holder string) {
 	if b == nil {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.left += blockSize
-	if b.held[owner] -= blockSize; b.held[owner] == 0 {
-		delete(b.held, owner)
+	if b.held[holder] -= blockSize; b.held[holder] == 0 {
+		delete(b.held, holder)
 	}
 }
 
@@ -61,7 +62,7 @@ func (b *Budget) giveBack(owner string) {
 // What front has returned may be read while bytes are added.
 type queue struct {
 	budget *Budget
-	owner  string   // whose share of the budget it takes
+	holder string   // whose share of the budget it takes
 	limit  int      // of its size, in bytes
 	blocks []*block // oldest first; full but for the first's beginning and the last's end
 	head   int      // where the bytes begin in the first block
@@ -81,7 +82,7 @@ func (q *queue) size() int {
 func (q *queue) space() []byte {
 	last := len(q.blocks) - 1
 	if last < 0 || q.tail == blockSize {
-		if last >= 0 && ((last+1)*blockSize >= q.limit || !q.budget.take(q.owner)) {
+		if last >= 0 && ((last+1)*blockSize >= q.limit || !q.budget.take(q.holder)) {
 			return nil
 		}
 		q.blocks = append(q.blocks, blocks.Get().(*block))
@@ -115,6 +116,12 @@ func (q *queue) front() []byte {
 	return q.blocks[0][q.head:q.end(0)]
 }
 
+// from is the bytes from byte i on, as many as are in one block.
+func (q *queue) from(i int) []byte {
+	i += q.head
+	return q.blocks[i/blockSize][i%blockSize : q.end(i/blockSize)]
+}
+
 // end is where the bytes end in a block.
 func (q *queue) end(i int) int {
 	if i == len(q.blocks)-1 {
@@ -138,7 +145,7 @@ func (q *queue) drop(n int) {
 			q.blocks, q.head, q.tail = nil, 0, 0
 			return
 		}
-		q.budget.giveBack(q.owner)
+		q.budget.giveBack(q.holder)
 		q.blocks = slices.Delete(q.blocks, 0, 1)
 	}
 }

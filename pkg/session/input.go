@@ -1,0 +1,52 @@
+package session
+
+// queueInput queues input, and returns how much of it there was room for. The lock
+// is held.
+func (s *Session) queueInput(p []byte, last bool) int {
+	if s.ending {
+		return len(p)
+	}
+	n := s.input.push(p)
+	s.full = n < len(p)
+	if last || n < len(p) {
+		s.toType = s.input.size()
+		if s.toType > 0 && !s.typist {
+			s.typist = true
+			s.wg.Go(s.typeInput)
+		}
+	}
+	return n
+}
+
+// typeInput writes queued input to the terminal until there is none to type.
+// Writing waits for as long as the program does not read; who reads the client
+// must not.
+func (s *Session) typeInput() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.toType > 0 && !s.ending {
+		p := s.input.front()
+		p = p[:min(len(p), s.toType)]
+		s.mu.Unlock()
+		n, err := s.term.Write(p)
+		s.mu.Lock()
+		s.given(n)
+		if err != nil {
+			n = s.toType // the shell is gone, which carryOutput finds out
+		}
+		s.input.drop(n)
+		s.toType -= n
+		s.full = false
+		s.queue.Signal()
+	}
+	s.typist = false
+	if s.ending {
+		s.input.clear()
+	}
+}
+
+// given counts input that the terminal has taken. The lock is held.
+func (s *Session) given(n int) {
+	s.bytesIn += int64(n)
+	s.count(n, 0)
+}
