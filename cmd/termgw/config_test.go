@@ -187,6 +187,29 @@ func TestServeDoesNotStart(t *testing.T) {
 	}
 }
 
+// What only a database can say of the query for workspaces stops the start too.
+func TestServeAsksTheDatabaseOfTheQuery(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	for query, want := range map[string]string{
+		"SELECT instance_id, name FROM workspaces WHERE id = $1; DROP TABLE workspaces":                "multiple commands",
+		"SELECT instance_id, name FROM workspaces WHERE id = $1)":                                      "syntax error",
+		"WITH w AS (DELETE FROM workspaces WHERE id = $1 RETURNING *) SELECT instance_id, name FROM w": "top level",
+		"SELECT instance_id FROM workspaces WHERE id = $1":                                             "instance_id and name",
+		"SELECT instance_id, name FROM workspaces WHERE id = '$1'":                                     "$1, the workspace's id",
+	} {
+		c := start(t, command(t, []string{
+			"TERMGW_LISTEN=127.0.0.1:0", "TERMGW_ADMIN_LISTEN=", "TERMGW_TICKET_JWKS=" + p.jwks,
+			"TERMGW_DATABASE_URL=" + p.url, "TERMGW_WORKSPACE_QUERY=" + query,
+		}, "serve"))
+		status, said := c.wait(t), c.log.String()
+		if status != 1 || !strings.Contains(said, "TERMGW_WORKSPACE_QUERY") || !strings.Contains(said, want) {
+			t.Errorf("%s: exit status %d, want %q:\n%s", query, status, want, said)
+		}
+		p.checkSecrets(t, "the refusal", said)
+	}
+}
+
 // A person's typing error is answered with the usage and status 2, on standard error.
 func TestUsage(t *testing.T) {
 	t.Parallel()

@@ -277,7 +277,7 @@ func untilCut(ctx context.Context, shared *store.Postgres, sessions []string, er
 func withDatabase(use func(*store.Postgres) error) (err error) {
 	url := os.Getenv("TERMGW_DATABASE_URL")
 	if url == "" {
-		return errors.New("TERMGW_DATABASE_URL is not set: sessions are known to the database that replicas share")
+		return errors.New("TERMGW_DATABASE_URL is not set: sessions are listed and revoked by the database that replicas share. A gateway without one keeps its sessions to itself; to cut them, end it")
 	}
 	shared, err := store.OpenPostgres(store.PostgresConfig{URL: url, WorkspaceQuery: os.Getenv("TERMGW_WORKSPACE_QUERY")})
 	if err != nil {

@@ -65,11 +65,10 @@ type Config struct {
 	Front    func(terminals http.Handler) http.Handler // what Listener serves
 }
 
-// Store is where workspaces, spent tickets, sessions, revocations and tunnels are.
+// Store is where workspaces, spent tickets, sessions and tunnels are.
 type Store interface {
 	router.Store
 	tunnelStore
-	Watch(ctx context.Context, cut func(order store.Revocation, sessions []string)) error
 	io.Closer
 }
 
@@ -174,6 +173,10 @@ func (g *gateway) open(ctx context.Context) error {
 	if g.Store == nil {
 		if g.Store, err = g.OpenStore(ctx); g.Store != nil {
 			g.closers = append(g.closers, g.Store.Close)
+			// A database that is away may come up later; what it says of the query stays.
+			if pingErr := g.Store.Ping(ctx); errors.Is(pingErr, store.ErrQuery) {
+				err = fmt.Errorf("TERMGW_WORKSPACE_QUERY: %w", pingErr)
+			}
 		}
 		faults = append(faults, err)
 	}
@@ -201,12 +204,7 @@ func (g *gateway) join() {
 	if g.Local == nil {
 		g.Local = g.Docker
 	}
-	g.jobs = append(g.jobs, g.Keys.Run, g.Docker.Run, func(ctx context.Context) error {
-		return g.Store.Watch(ctx, func(order store.Revocation, ids []string) {
-			g.Log.Info("sessions are revoked", "order", order.ID, "sessions", ids)
-			g.router.Cut(ids, order.Age)
-		})
-	})
+	g.jobs = append(g.jobs, g.Keys.Run, g.Docker.Run)
 	var orders, watching func() error
 	if shared, ok := g.Store.(*store.Postgres); ok {
 		orders, watching = shared.Reading, shared.Watching
@@ -214,7 +212,12 @@ func (g *gateway) join() {
 			Name: "termgw_orders_age_seconds", Help: "How long ago the orders to cut sessions were last read.",
 		}, func() float64 { return shared.OrdersAge().Seconds() }))
 		r := &reaper{store: shared, docker: g.Docker, replica: g.Replica, log: g.Log}
-		g.jobs = append(g.jobs, shared.Run, r.beat, r.reap, purging(shared, g.Log))
+		g.jobs = append(g.jobs, shared.Run, r.beat, r.reap, purging(shared, g.Log), func(ctx context.Context) error {
+			return shared.Watch(ctx, func(order store.Revocation, ids []string) {
+				g.Log.Info("sessions are revoked", "order", order.ID, "sessions", ids)
+				g.router.Cut(ids, order.Age)
+			})
+		})
 		g.closers = append(g.closers, func() error { flush(shared, g.Log); return nil })
 	}
 	g.router = router.New(router.Config{

@@ -7,11 +7,11 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"regexp"
 	"strconv"
 	"strings"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
@@ -19,11 +19,9 @@ import (
 // header on a WebSocket, hands over its ticket. It is never answered.
 const ticketProtocol = "termgw.ticket."
 
-var workspaceID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
-
 // checkRequest finds what is told by an HTTP status, before the upgrade.
 func (rt *Router) checkRequest(r *http.Request, id string) error {
-	if !workspaceID.MatchString(id) || id == "." || id == ".." {
+	if !store.ValidWorkspaceID(id) {
 		return errUnknown
 	}
 	if !headerHas(r.Header, "Connection", "upgrade") || !headerHas(r.Header, "Upgrade", "websocket") ||

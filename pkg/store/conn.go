@@ -1,17 +1,22 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/url"
+	"reflect"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 )
 
 // connector makes lib/pq's connections keep deadlines.
@@ -20,45 +25,83 @@ import (
 // a peer that is gone without a word (a cut cable, a dropped NAT entry) the call returns minutes later, when TCP gives
 // up. Here the context's deadline is put on the socket instead, which also spares a goroutine for every statement.
 type connector struct {
-	cfg pq.Config
+	cfg   pq.Config
+	named bool   // statements may be kept on the server, by name
+	query string // the operator's
 	// timeout bounds Connect by itself: when database/sql replaces a broken connection that others wait for, it does so in
 	// its own goroutine, with a context that has no deadline.
 	timeout time.Duration
+	// retired counts how often every connection was given up: older ones than the count are not used again.
+	retired atomic.Int64
 }
 
-func (c connector) Driver() driver.Driver { return &pq.Driver{} }
+func newConnector(cfg pq.Config, query string, timeout time.Duration) *connector {
+	c := &connector{cfg: cfg, named: !cfg.BinaryParameters, query: query, timeout: timeout}
+	c.cfg.BinaryParameters = true // one round trip, and so one server of a pooler's, for a statement without a name
+	return c
+}
 
-func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
+func (c *connector) Driver() driver.Driver { return &pq.Driver{} }
+
+func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	connector, err := pq.NewConnectorConfig(c.cfg)
 	if err != nil {
 		return nil, err
 	}
-	d := &dialer{until: time.Now().Add(c.timeout)}
+	d := &dialer{until: time.Now().Add(c.timeout), hosts: 1 + len(c.cfg.Multi)}
 	if t, ok := ctx.Deadline(); ok && t.Before(d.until) {
 		d.until = t
 	}
 	connector.Dialer(d)
+	retired := c.retired.Load()
 	pc, err := connector.Connect(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connecting: %w", err)
 	}
-	return &conn{Conn: pc, socket: d.last, prepared: map[string]driver.StmtQueryContext{}}, nil
+	conn := &conn{Conn: pc, socket: d.last, of: c, retired: retired}
+	if pooled, err := isPooled(ctx, pc); err != nil {
+		return nil, errors.Join(fmt.Errorf("connecting: %w", err), conn.Close())
+	} else if c.named && !pooled {
+		conn.prepared = map[string]statement{}
+	}
+	return conn, nil
 }
 
-// dialer remembers the socket that lib/pq came to use. It serves one connection.
+// isPooled reports whether a pooler is in between: the server's process is another than the greeting has told, which lib/pq
+// keeps for cancelling. In transaction mode such a pooler gives each statement to any of its connections, on which a name may
+// be unknown, or stand for another client's statement. If lib/pq should call the field otherwise, every connection counts as pooled.
+func isPooled(ctx context.Context, pc driver.Conn) (bool, error) {
+	rows, err := pc.(driver.QueryerContext).QueryContext(context.WithoutCancel(ctx), "SELECT pg_backend_pid()", nil) //nolint:forcetypeassert // lib/pq's connections are
+	if err != nil {
+		return false, err
+	}
+	pid := make([]driver.Value, 1)
+	if err := errors.Join(rows.Next(pid), rows.Close()); err != nil {
+		return false, err
+	}
+	told := reflect.Indirect(reflect.ValueOf(pc)).FieldByName("pid")
+	return !told.CanInt() || pid[0] != told.Int(), nil
+}
+
+// dialer remembers the socket that lib/pq came to use. It serves one connection. Each of several hosts has its share of
+// the time that is left, so that one that hangs does not use up that of the next.
 type dialer struct {
 	until time.Time
+	hosts int // that are left
 	last  *socket
 }
 
 func (d *dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	nd := net.Dialer{Deadline: d.until}
+	now := time.Now()
+	until := now.Add(d.until.Sub(now) / time.Duration(d.hosts))
+	d.hosts = max(1, d.hosts-1)
+	nd := net.Dialer{Deadline: until}
 	nc, err := nd.DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
 	d.last = &socket{Conn: nc}
-	return d.last, d.last.expire(d.until)
+	return d.last, d.last.expire(until)
 }
 
 // Dial and DialTimeout complete pq.Dialer; lib/pq prefers DialContext.
@@ -100,11 +143,20 @@ func (s *socket) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// conn prepares each statement once and runs it with a single Bind, Execute, Sync from then on.
+// conn prepares each statement once and runs it with a single Bind, Execute, Sync from then on, or, behind a pooler, with
+// the Parse before them.
 type conn struct {
 	driver.Conn
 	socket   *socket
-	prepared map[string]driver.StmtQueryContext
+	of       *connector
+	retired  int64                // of the connector's when it was opened
+	prepared map[string]statement // nil: a statement has no name
+	checked  bool                 // the operator's query, by itself
+}
+
+type statement interface {
+	driver.Stmt
+	driver.StmtQueryContext
 }
 
 func (c *conn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
@@ -112,16 +164,58 @@ func (c *conn) QueryContext(ctx context.Context, query string, args []driver.Nam
 	if err := c.socket.expire(until); err != nil {
 		return nil, driver.ErrBadConn
 	}
+	ctx = context.WithoutCancel(ctx)
+	if !c.checked && strings.Contains(query, c.of.query) {
+		if err := c.check(ctx); err != nil {
+			return nil, err
+		}
+		c.checked = true
+	}
+	rows, err := c.run(ctx, query, args)
+	switch st := c.prepared[query]; {
+	case st != nil && (isState(err, "0A000") || isState(err, "26000")):
+		// Prepared for a table that was altered since, or the server has forgotten it. Nothing has run.
+		delete(c.prepared, query)
+		_ = st.Close()
+		return c.run(ctx, query, args)
+	case isState(err, "25006"): // a standby, and so are the others: the next connection finds who took over
+		c.of.retired.Add(1)
+	}
+	return rows, err
+}
+
+func (c *conn) run(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	if c.prepared == nil {
+		return c.Conn.(driver.QueryerContext).QueryContext(ctx, query, args) //nolint:forcetypeassert // lib/pq's connections are
+	}
 	st := c.prepared[query]
 	if st == nil {
 		ps, err := c.Prepare(query)
 		if err != nil {
-			return nil, &prepareError{err}
+			return nil, err
 		}
-		st = ps.(driver.StmtQueryContext) //nolint:forcetypeassert // lib/pq's statements are
+		st = ps.(statement) //nolint:forcetypeassert // lib/pq's statements are
 		c.prepared[query] = st
 	}
-	return st.QueryContext(context.WithoutCancel(ctx), args)
+	return st.QueryContext(ctx, args)
+}
+
+// check has the server read the operator's query by itself: what is one statement with one parameter there, closed and
+// without a second one, is one part of ours too. Nothing is run.
+func (c *conn) check(ctx context.Context) error {
+	rows, err := c.Conn.(driver.QueryerContext).QueryContext(ctx, "EXPLAIN (ANALYZE false)\n"+c.of.query, []driver.NamedValue{{Ordinal: 1}}) //nolint:forcetypeassert // lib/pq's connections are
+	if isState(err, "08P01") || isState(err, "42P18") {                                                                                      // another number of them, or $10 and no $2
+		return fmt.Errorf("%w: its one parameter is $1, the workspace's id: %w", ErrQuery, err)
+	}
+	if err != nil {
+		return err
+	}
+	return rows.Close()
+}
+
+func isState(err error, code pqerror.Code) bool {
+	pe, ok := errors.AsType[*pq.Error](err)
+	return ok && pe.Code == code
 }
 
 // deadlineOnly is a context that ends nothing by itself: its deadline is the socket's. For one that can end, database/sql
@@ -133,12 +227,17 @@ type deadlineOnly struct {
 
 func (d deadlineOnly) Deadline() (time.Time, bool) { return d.at, true }
 
+// ResetSession and IsValid take a connection out of the pool that was given up.
 func (c *conn) ResetSession(ctx context.Context) error {
+	if !c.IsValid() {
+		return driver.ErrBadConn
+	}
 	return c.Conn.(driver.SessionResetter).ResetSession(ctx) //nolint:forcetypeassert // lib/pq's connections are
 }
 
+// IsValid is asked when a statement is over.
 func (c *conn) IsValid() bool {
-	return c.Conn.(driver.Validator).IsValid() //nolint:forcetypeassert // lib/pq's connections are
+	return c.retired == c.of.retired.Load() && c.Conn.(driver.Validator).IsValid() //nolint:forcetypeassert // lib/pq's connections are
 }
 
 // Close says goodbye, so that the server does not log a lost client, but not for long.
@@ -147,30 +246,58 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// prepareError tells a statement that Postgres does not accept from a value that it does not accept: the SQLSTATE may be
-// the same.
-type prepareError struct{ err error }
-
-func (e *prepareError) Error() string { return e.err.Error() }
-func (e *prepareError) Unwrap() error { return e.err }
-
 // parseURL reads a postgres:// URL or a key=value string. The parsers' own errors quote what they could not read, which
 // may be the password or a part of it, so hardly any is passed on. It also returns the URL as it was read: without white
-// space around it, for a secret that was made from a file ends in a newline.
-func parseURL(given string) (url string, cfg pq.Config, err error) {
-	if url = strings.TrimSpace(given); url == "" {
+// space around it, for a secret that was made from a file ends in a newline, and with several hosts as lib/pq takes them.
+func parseURL(given string) (dsn string, cfg pq.Config, err error) {
+	if dsn = spellHosts(strings.TrimSpace(given)); dsn == "" {
 		return "", pq.Config{}, errors.New("database URL: it is empty")
 	}
-	cfg, err = pq.NewConfig(url)
+	cfg, err = pq.NewConfig(dsn)
 	switch {
 	case err != nil && strings.HasPrefix(err.Error(), "pq: wrong value for "):
 		return "", pq.Config{}, fmt.Errorf("database URL: %s", strings.TrimPrefix(err.Error(), "pq: "))
 	case err != nil, strings.ContainsRune(cfg.Database, '@'):
 		return "", pq.Config{}, errors.New("database URL: not of the form postgres://user:password@host:5432/database?sslmode=verify-full " +
-			"(percent-encode special characters in the password)")
+			"(several hosts: host1:5432,host2:5432; percent-encode special characters in the password)")
 	}
 	if cfg.ApplicationName == "" {
 		cfg.ApplicationName = "termgw"
 	}
-	return url, cfg, nil
+	return dsn, cfg, nil
+}
+
+// spellHosts writes the hosts of a URL as psql takes it, h1:5432,h2:5433 or a socket's %2Fpath, as the parameters host and
+// port, which net/url does not refuse. What else is wrong stays for lib/pq to find.
+func spellHosts(dsn string) string {
+	scheme, rest, ok := strings.Cut(dsn, "://")
+	if !ok || scheme != "postgres" && scheme != "postgresql" {
+		return dsn
+	}
+	end := strings.IndexAny(rest, "/?#")
+	if end < 0 {
+		end = len(rest)
+	}
+	at := strings.LastIndexByte(rest[:end], '@') + 1
+	if !strings.ContainsAny(rest[at:end], ",%") {
+		return dsn
+	}
+	var hosts, ports []string
+	for authority := range strings.SplitSeq(rest[at:end], ",") {
+		u := url.URL{Host: authority}
+		host, err := url.PathUnescape(u.Hostname())
+		if err != nil {
+			return dsn
+		}
+		hosts, ports = append(hosts, host), append(ports, cmp.Or(u.Port(), "5432"))
+	}
+	u, err := url.Parse(scheme + "://" + rest[:at] + rest[end:])
+	if err != nil {
+		return dsn
+	}
+	q := u.Query()
+	q.Set("host", strings.Join(hosts, ","))
+	q.Set("port", strings.Join(ports, ","))
+	u.RawQuery = q.Encode()
+	return u.String()
 }

@@ -13,8 +13,11 @@ import (
 	"slices"
 )
 
-// workspaceID is what the endpoint's path admits.
 var workspaceID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+
+// ValidWorkspaceID reports whether an id is one that the endpoint's path admits: 1 to 128 characters of [A-Za-z0-9._-], and
+// not what a path means by a dot or two.
+func ValidWorkspaceID(id string) bool { return workspaceID.MatchString(id) && id != "." && id != ".." }
 
 // LookupIn serves a fixed list, for MemoryConfig.Lookup.
 func LookupIn(list []Workspace) func(context.Context, string) (Workspace, error) {
@@ -99,7 +102,7 @@ func parseWorkspace(entry map[string]json.RawMessage) (Workspace, []error) {
 			faults = append(faults, fmt.Errorf("field %q is not a string", name))
 		}
 	}
-	if !workspaceID.MatchString(w.ID) || w.ID == "." || w.ID == ".." {
+	if !ValidWorkspaceID(w.ID) {
 		faults = append(faults, errors.New("the id is not 1 to 128 characters of A-Z a-z 0-9 . _ -"))
 	}
 	switch w.RemoteTarget {

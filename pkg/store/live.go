@@ -45,9 +45,7 @@ WHERE ended_at IS NULL AND instance_id = '' AND workspace_id <> ALL (COALESCE($3
   AND last_seen_at < now() - make_interval(secs => $1) AND last_seen_at > now() - make_interval(secs => $2)
 ORDER BY last_seen_at DESC LIMIT 1000`
 
-const lookupSQL = `WITH termgw_ws AS (
-%s
-), found AS (
+const lookupSQL = `found AS (
   SELECT to_jsonb(termgw_ws.*) AS j FROM termgw_ws LIMIT 1
 )
 SELECT COALESCE(NULLIF(rtrim(j->>'id', ' '), ''), $1::text), COALESCE(j->>'name', ''), COALESCE(j->>'instance_id', ''), COALESCE(j->>'container', '')

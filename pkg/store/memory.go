@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -34,24 +33,24 @@ type MemoryConfig struct {
 const memoryMargin = time.Minute
 
 // Memory is the store of a single process; with the process, all of it is gone. It holds no more than the tickets that
-// have not expired, the sessions that are live, the orders that were given and the host keys that were seen. It is safe
-// for concurrent use.
+// have not expired, the sessions that are live and the host keys that were seen. Nobody can order it to cut a session: orders
+// are rows of a database. It is safe for concurrent use.
 type Memory struct {
 	c MemoryConfig
 
 	mu       sync.Mutex
 	spent    map[ticketKey]time.Time // until when to remember it
 	sweep    int                     // size of spent at which to look for what can be forgotten
-	orders   []Revocation
-	ordered  chan struct{}     // closed at the next order
+	sessions map[string]seat
 	tunnels  map[string]string // lease to endpoint
 	hostKeys map[string]string
-
-	// sessions has a lock of its own, taken within mu or alone.
-	sessions *registry
 }
 
-type ticketKey struct{ issuer, jti string }
+type (
+	ticketKey struct{ issuer, jti string }
+	// seat is what a live session takes of the limits.
+	seat struct{ workspace, subject string }
+)
 
 // minSweep keeps a small set from being searched over and over.
 const minSweep = 64
@@ -62,8 +61,8 @@ func NewMemory(c MemoryConfig) *Memory {
 		c.Now = time.Now
 	}
 	return &Memory{
-		c: c, spent: map[ticketKey]time.Time{}, sweep: minSweep, ordered: make(chan struct{}),
-		tunnels: map[string]string{}, hostKeys: map[string]string{}, sessions: newRegistry(),
+		c: c, spent: map[ticketKey]time.Time{}, sweep: minSweep,
+		sessions: map[string]seat{}, tunnels: map[string]string{}, hostKeys: map[string]string{},
 	}
 }
 
@@ -86,7 +85,10 @@ func (m *Memory) Redeem(ctx context.Context, claims ticket.Claims, s Session) (W
 		return Workspace{}, fmt.Errorf("%s: %w: %w", op, ErrUnavailable, err)
 	}
 	w.ID = cmp.Or(w.ID, claims.WorkspaceID)
-	if err := m.open(claims, s, w, err); err != nil {
+	if err == nil {
+		err = m.open(s.ID, seat{w.ID, claims.Subject})
+	}
+	if err != nil {
 		return Workspace{}, fmt.Errorf("%s: %w", op, err)
 	}
 	return w, nil
@@ -94,7 +96,9 @@ func (m *Memory) Redeem(ctx context.Context, claims ticket.Claims, s Session) (W
 
 // Finish forgets a session.
 func (m *Memory) Finish(_ context.Context, sessionID string, _ End) error {
-	m.sessions.close(sessionID)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.sessions, sessionID)
 	return nil
 }
 
@@ -131,88 +135,30 @@ func (m *Memory) unspend(key ticketKey) {
 	delete(m.spent, key)
 }
 
-// open enters a session as live unless an order, what the lookup found or a limit forbids it.
-func (m *Memory) open(claims ticket.Claims, s Session, w Workspace, found error) error {
+// open enters a session as live unless a limit forbids it.
+func (m *Memory) open(id string, to seat) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	e := m.sessions.begin(claims, s)
-	defer m.sessions.drop(e)
-	e.place(w)
-	for _, o := range m.orders {
-		if o.names(e.Record, e.presented) && !e.issued.After(o.CreatedAt) {
-			return ErrRevoked
-		}
-	}
-	if found != nil {
-		return found
-	}
-	if m.sessions.has(s.ID) {
+	if _, ok := m.sessions[id]; ok {
 		return fmt.Errorf("%w: another session has the same id", ErrUnavailable)
 	}
+	var ofWorkspace, ofSubject int
+	for _, s := range m.sessions {
+		if s.workspace == to.workspace {
+			ofWorkspace++
+		}
+		if s.subject == to.subject {
+			ofSubject++
+		}
+	}
 	switch l := m.c.Limits; {
-	case l.PerWorkspace > 0 && m.sessions.count(func(r *Record) bool { return r.WorkspaceID == e.WorkspaceID }) >= l.PerWorkspace:
+	case l.PerWorkspace > 0 && ofWorkspace >= l.PerWorkspace:
 		return l.reached(LimitWorkspace)
-	case l.PerSubject > 0 && m.sessions.count(func(r *Record) bool { return r.Subject == e.Subject }) >= l.PerSubject:
+	case l.PerSubject > 0 && ofSubject >= l.PerSubject:
 		return l.reached(LimitSubject)
 	}
-	m.sessions.open(e, m.c.Now())
+	m.sessions[id] = to
 	return nil
-}
-
-// Revoke does what Postgres.Revoke does.
-func (m *Memory) Revoke(ctx context.Context, r Revocation) (Revocation, []string, error) {
-	if err := r.check(); err != nil {
-		return Revocation{}, nil, fmt.Errorf("revoking: %w", err)
-	}
-	if r.WorkspaceID != "" {
-		w, _ := m.c.Lookup(ctx, r.WorkspaceID) // that there is none is no fault: the order holds as it is
-		r.RowID = w.ID
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	r.ID, r.CreatedAt = int64(len(m.orders))+1, m.c.Now()
-	m.orders = append(m.orders, r)
-	close(m.ordered)
-	m.ordered = make(chan struct{})
-	var sessions []string
-	for _, s := range m.sessions.list() {
-		if r.names(s, "") {
-			sessions = append(sessions, s.ID)
-		}
-	}
-	slices.Sort(sessions)
-	return r, sessions, nil
-}
-
-// Watch does what Postgres.Watch does.
-func (m *Memory) Watch(ctx context.Context, cut func(order Revocation, sessions []string)) error {
-	for done := 0; ; {
-		m.mu.Lock()
-		orders, next := m.orders[done:], m.ordered
-		m.mu.Unlock()
-		for _, order := range orders {
-			order.Age = m.c.Now().Sub(order.CreatedAt)
-			if sessions := m.sessions.apply(order); len(sessions) > 0 {
-				cut(order, sessions)
-			}
-		}
-		done += len(orders)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-next:
-		}
-	}
-}
-
-// Sessions lists the live sessions, the newest first; an end is not remembered.
-func (m *Memory) Sessions(_ context.Context, f SessionFilter) ([]Record, error) {
-	list := slices.DeleteFunc(m.sessions.list(), func(r Record) bool {
-		match := Revocation{WorkspaceID: f.WorkspaceID, Subject: f.Subject, SessionID: f.SessionID, InstanceID: f.InstanceID}
-		return !match.names(r, "") || f.Replica != "" && f.Replica != r.Replica
-	})
-	slices.SortFunc(list, func(a, b Record) int { return cmp.Or(b.Started.Compare(a.Started), cmp.Compare(a.ID, b.ID)) })
-	return list[:min(len(list), f.limit())], nil
 }
 
 // AcquireTunnel does what Postgres.AcquireTunnel does; a lease lasts as long as the process.
@@ -239,17 +185,6 @@ func (m *Memory) ReleaseTunnel(_ context.Context, lease string) error {
 	defer m.mu.Unlock()
 	delete(m.tunnels, lease)
 	return nil
-}
-
-// Tunnels counts the tunnels in use by endpoint.
-func (m *Memory) Tunnels(context.Context) (map[string]int, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	counts := map[string]int{}
-	for _, endpoint := range m.tunnels {
-		counts[endpoint]++
-	}
-	return counts, nil
 }
 
 // HostKey returns the host key that is kept for an instance, or "".

@@ -57,7 +57,7 @@ func TestMemoryForgetsWhatExpired(t *testing.T) {
 			t.Fatalf("%d tickets are remembered after %d", n, i)
 		}
 	}
-	if n := len(m.sessions.live); n != 0 {
+	if n := len(m.sessions); n != 0 {
 		t.Errorf("%d sessions are remembered after their end", n)
 	}
 	// A ticket is remembered while a verifier may still accept it.

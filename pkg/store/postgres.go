@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -118,8 +117,9 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 	}
 	maps.Copy(set, cfg.Runtime) // what the URL states, wins
 	cfg.Runtime = set
+	operators := fmt.Sprintf(operatorsSQL, query)
 
-	db := sql.OpenDB(connector{cfg: cfg, timeout: c.Timeout})
+	db := sql.OpenDB(newConnector(cfg, query, c.Timeout))
 	db.SetMaxOpenConns(c.MaxConns)
 	db.SetMaxIdleConns(c.MaxConns)
 	db.SetConnMaxLifetime(connLifetime)
@@ -130,10 +130,10 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 		timeout:  c.Timeout,
 		limits:   c.Limits,
 		now:      c.Now,
-		redeem:   fmt.Sprintf(redeemSQL, query),
-		ping:     fmt.Sprintf(pingSQL, query),
-		lookup:   fmt.Sprintf(lookupSQL, query),
-		rowID:    fmt.Sprintf(rowIDSQL, query),
+		redeem:   operators + fmt.Sprintf(redeemSQL, foundSQL, true),
+		ping:     operators + fmt.Sprintf(redeemSQL, probeSQL, false),
+		lookup:   operators + lookupSQL,
+		rowID:    operators + rowIDSQL,
 		log:      c.Logger,
 		sessions: newRegistry(),
 		outbox:   newOutbox(),
@@ -175,7 +175,7 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 	err := p.one(ctx, p.redeem, []any{
 		id, issuer, jti, attempt, claims.Expires, id, claims.IssuedAt, subject, session, string(claims.Mode), replica, src,
 		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), p.silence(),
-	}, &spent, &rows, &complete, &fits, &revoked, &over, &opened, &started,
+	}, &complete, new(any), &spent, &rows, &fits, &revoked, &over, &opened, &started,
 		&w.ID, &w.Name, &w.InstanceID, &w.Container, &w.Region, &w.OSUser, &w.HostKey, &w.RemoteTarget)
 	switch {
 	case err != nil && refusesID(err):
@@ -191,7 +191,7 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 	case rows > 1:
 		return Workspace{}, fmt.Errorf("%s: %w: the workspace query returned more than one row for one id", op, ErrUnavailable)
 	case !complete:
-		return Workspace{}, fmt.Errorf("%s: %w: %w", op, ErrUnavailable, ErrQuery)
+		return Workspace{}, fmt.Errorf("%s: %w: %w: %s", op, ErrUnavailable, ErrQuery, lacksColumns)
 	case !fits:
 		return Workspace{}, fmt.Errorf("%s: %w: a value in the workspace's row is too long: the id has 256 bytes at most, any other 16384", op, ErrUnavailable)
 	case over != "":
@@ -207,33 +207,38 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 	return w, nil
 }
 
-const takesNoWrites = "the database takes no writes: it is a standby, or set to be read-only"
+const (
+	takesNoWrites = "the database takes no writes: it is a standby, or set to be read-only"
+	lacksColumns  = "it must return columns named instance_id and name"
+)
 
-// Ping tells whether a ticket could be redeemed now: the database answers and takes writes, the schema is there, and the
-// workspace query is one that Postgres accepts and has the columns that it must have. It runs nothing.
+// Ping tells whether a ticket could be redeemed now, by the statement that redeems: the database answers and takes writes,
+// the schema is there, the gateway's role has the rights, and the workspace query is one that Postgres accepts and has the
+// columns that it must have. It spends nothing and runs nothing of the operator's. An ErrQuery is for good.
 func (p *Postgres) Ping(ctx context.Context) error {
 	const op = "asking the database"
-	var readOnly bool
-	var columns []string
-	err := p.query(ctx, p.ping, []any{nil}, func(rows *sql.Rows) (err error) {
-		if columns, err = rows.Columns(); err != nil {
+	var complete, identified bool
+	err := p.query(ctx, p.ping, []any{
+		nil, "", "", "", time.Time{}, "", time.Time{}, "", "", "", "", "",
+		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), p.silence(),
+	}, func(rows *sql.Rows) error {
+		columns, err := rows.Columns()
+		if err != nil {
 			return err
 		}
 		into := make([]any, len(columns))
 		for i := range into {
 			into[i] = new(any)
 		}
-		into[0] = &readOnly
+		into[0], into[1] = &complete, &identified
 		return scanOne(rows, into)
 	})
 	switch {
 	case err != nil:
 		return unavailable(op, err)
-	case readOnly:
-		return fmt.Errorf("%s: %w: %s", op, ErrUnavailable, takesNoWrites)
-	case !slices.Contains(columns, "instance_id") || !slices.Contains(columns, "name"):
-		return fmt.Errorf("%s: %w: %w", op, ErrUnavailable, ErrQuery)
-	case !slices.Contains(columns, "id"):
+	case !complete:
+		return fmt.Errorf("%s: %w: %w: %s", op, ErrUnavailable, ErrQuery, lacksColumns)
+	case !identified:
 		p.noID.Do(func() {
 			p.log.Warn("the workspace query returns no id",
 				"effect", "several spellings of an id may count as several workspaces", "fix", "add `id::text AS id` to its columns")
@@ -359,11 +364,8 @@ func text(s string) string {
 // refusesID tells whether err says that a parameter's value does not fit its type: of all parameters, only the workspace's
 // id has a type that is not ours to choose.
 func refusesID(err error) bool {
-	if _, ok := errors.AsType[*prepareError](err); ok {
-		return false
-	}
 	pe, ok := errors.AsType[*pq.Error](err)
-	if !ok {
+	if !ok || ofText(pe) {
 		return false
 	}
 	switch pe.Code {
@@ -376,6 +378,10 @@ func refusesID(err error) bool {
 	}
 	return false
 }
+
+// ofText tells a statement that Postgres does not accept from a value that it does not accept: the SQLSTATE may be the same,
+// but only what is in the text has a place there.
+func ofText(pe *pq.Error) bool { return pe.Position != "" || pe.Code.Class() == "42" }
 
 // refusal reports whether err is the database's answer to a statement, and would be its answer the next time too: the
 // statement or the data are to blame, and not the connection, the server's state or the time.
@@ -397,7 +403,6 @@ func unavailable(op string, err error) error {
 		return nil
 	}
 	pe, _ := errors.AsType[*pq.Error](err)
-	_, preparing := errors.AsType[*prepareError](err)
 	switch {
 	case pe != nil && pe.Code == "42P01" && strings.Contains(pe.Message, `"termgw.`):
 		return fmt.Errorf("%s: %w: the schema is missing or old, run `termgw migrate`: %w", op, ErrUnavailable, err)
@@ -408,7 +413,9 @@ func unavailable(op string, err error) error {
 		return fmt.Errorf("%s: %w: %s: %w", op, ErrUnavailable, takesNoWrites, err)
 	case pe != nil && pe.Code == "42501":
 		return fmt.Errorf("%s: %w: the database role lacks a right: %w", op, ErrUnavailable, err)
-	case pe != nil && preparing:
+	case pe != nil && (pe.Code == "42601" || pe.Code == "0A000"):
+		return fmt.Errorf("%s: %w: %w: Postgres does not accept the workspace query: %w", op, ErrUnavailable, ErrQuery, err)
+	case pe != nil && ofText(pe):
 		return fmt.Errorf("%s: %w: Postgres does not accept the workspace query: %w", op, ErrUnavailable, err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%s: %w: no answer in time: %w", op, ErrUnavailable, err)

@@ -781,6 +781,97 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
+// What a redemption may not do, makes the gateway unready: each of its rights, in turn, is taken away.
+func TestPingNeedsWhatARedemptionNeeds(t *testing.T) {
+	t.Parallel()
+	dsn := database(t, textWorkspaces)
+	db := sqlDB(t, dsn)
+	role := fmt.Sprintf("gateway_%d", time.Now().UnixNano())
+	execSQL(t, dsn, `CREATE ROLE `+role+` LOGIN PASSWORD 's3cret'; GRANT SELECT ON workspaces TO `+role+`;
+		GRANT USAGE ON SCHEMA termgw TO `+role+`; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA termgw TO `+role)
+	t.Cleanup(func() {
+		if _, err := db.Exec(`DROP OWNED BY ` + role + `; DROP ROLE ` + role); err != nil {
+			t.Error(err)
+		}
+	})
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(role, "s3cret")
+	p := open(t, PostgresConfig{URL: u.String(), Limits: Limits{PerWorkspace: 5}})
+	redeem := func(id string) error {
+		_, err := p.Redeem(t.Context(), claims(id, "ws-local"), session(id))
+		return err
+	}
+	if err := errors.Join(p.Ping(t.Context()), redeem("all")); err != nil {
+		t.Fatal(err)
+	}
+	for i, right := range []string{
+		"SELECT ON workspaces", "USAGE ON SCHEMA termgw", "INSERT ON termgw.spent_tickets", "UPDATE ON termgw.spent_tickets",
+		"INSERT ON termgw.sessions", "SELECT ON termgw.revocations",
+	} {
+		execSQL(t, dsn, `REVOKE `+right+` FROM `+role)
+		redeemed, pinged := redeem(fmt.Sprint("t", i)), p.Ping(t.Context())
+		for _, err := range []error{redeemed, pinged} {
+			if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "lacks a right") {
+				t.Errorf("without %s: %v", right, err)
+			}
+		}
+		execSQL(t, dsn, `GRANT `+right+` TO `+role)
+		if err := p.Ping(t.Context()); err != nil {
+			t.Errorf("with %s again: %v", right, err)
+		}
+	}
+}
+
+// A table that is altered under prepared statements costs no answer: readiness's, nor a terminal's.
+func TestAlteredWorkspaces(t *testing.T) {
+	t.Parallel()
+	dsn := database(t, `CREATE TABLE workspaces (id text PRIMARY KEY, name varchar(20), instance_id text);
+		INSERT INTO workspaces VALUES ('ws-local', 'one', '')`)
+	p := open(t, PostgresConfig{URL: dsn, MaxConns: 1, WorkspaceQuery: `SELECT * FROM workspaces WHERE id = $1`})
+	for i, change := range []string{
+		`ALTER TABLE termgw.sessions ALTER COLUMN replica TYPE varchar(300)`,
+		`ALTER TABLE workspaces ALTER COLUMN name TYPE text`,
+		`ALTER TABLE workspaces ADD COLUMN container text`,
+		`ALTER TABLE workspaces DROP COLUMN container`,
+		`ALTER TABLE workspaces ALTER COLUMN instance_id TYPE varchar(30), ADD COLUMN region text`,
+	} {
+		for n := range 2 {
+			id := fmt.Sprint(i, n)
+			if _, err := p.Redeem(t.Context(), claims(id, "ws-local"), session(id)); err != nil {
+				t.Errorf("redeem after %d changes: %v", i, err)
+			}
+			if _, err := p.Sessions(t.Context(), SessionFilter{WorkspaceID: "ws-local"}); err != nil {
+				t.Errorf("sessions after %d changes: %v", i, err)
+			}
+			if err := p.Ping(t.Context()); err != nil {
+				t.Errorf("ping after %d changes: %v", i, err)
+			}
+		}
+		execSQL(t, dsn, change)
+	}
+}
+
+// Nor does a server that forgets them.
+func TestForgottenStatements(t *testing.T) {
+	t.Parallel()
+	p := open(t, PostgresConfig{URL: database(t, textWorkspaces), MaxConns: 1})
+	for i := range 3 {
+		id := fmt.Sprint(i)
+		if _, err := p.Redeem(t.Context(), claims(id, "ws-local"), session(id)); err != nil {
+			t.Errorf("redeem: %v", err)
+		}
+		if err := p.Ping(t.Context()); err != nil {
+			t.Errorf("ping: %v", err)
+		}
+		if err := p.one(t.Context(), `DEALLOCATE ALL`, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func BenchmarkRedeem(b *testing.B) {
 	for _, limits := range []Limits{{}, {PerWorkspace: 1 << 20, PerSubject: 1 << 20}} {
 		// Spread over workspaces and people as in life, or all in one.

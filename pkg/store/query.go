@@ -3,16 +3,22 @@ package store
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 )
 
 // DefaultWorkspaceQuery reads the platform's own table.
 const DefaultWorkspaceQuery = `SELECT id::text AS id, COALESCE(instance_id,'') AS instance_id, COALESCE(name,'') AS name FROM workspaces WHERE id = $1`
 
+// operatorsSQL begins each statement that asks the operator's query. In a FROM Postgres takes nothing that writes.
+const operatorsSQL = `WITH termgw_ws AS (SELECT * FROM (
+%s
+) AS termgw_query), `
+
 // redeemSQL is one statement, and so one transaction and one round trip: either all of it happened or nothing.
 //
-//   - The operator's query comes first, so that no name of ours can shadow one of its tables, and owns $1, so that
-//     Postgres infers the parameter's type from it (uuid, text, bigint). The id goes into the session as $6 again.
+//   - The operator's query (operatorsSQL) comes first, so that no name of ours can shadow one of its tables, and owns $1, so
+//     that Postgres infers the parameter's type from it (uuid, text, bigint). The id goes into the session as $6 again.
 //   - Its columns are read through jsonb, by name: which ones are there, and their types, is the operator's choice. The
 //     `.*` makes it the row, whatever the columns are called.
 //   - One row is found by several spellings of its id: ABCDEF01-… for a uuid, 01 for a bigint, any case for citext. So what
@@ -27,16 +33,15 @@ const DefaultWorkspaceQuery = `SELECT id::text AS id, COALESCE(instance_id,'') A
 //   - A ticket is as old as its iat, in whole seconds of the platform's clock, and an order as its created_at, by the
 //     database's. They are compared without leeway, for a ticket that is minted after an order has to open.
 //   - Data-modifying WITH parts run whether or not they are read: the ticket is spent also when what follows refuses.
-const redeemSQL = `WITH termgw_ws AS (
-%s
+//   - A probe (probeSQL) is the same statement, which spends nothing and runs nothing of the operator's: Postgres checks
+//     the same queries, tables and rights.
+const redeemSQL = `found AS (
+  %s
 ), spent AS (
   INSERT INTO termgw.spent_tickets AS t (issuer, jti, attempt, expires_at)
-  VALUES ($2::text, $3::text, $4::text, $5::timestamptz)
+  SELECT $2::text, $3::text, $4::text, $5::timestamptz WHERE %t
   ON CONFLICT (issuer, jti) DO UPDATE SET attempt = t.attempt WHERE t.attempt = excluded.attempt
   RETURNING true
-), found AS (
-  SELECT count(*) AS n, (array_agg(r.j))[1] AS j
-  FROM (SELECT to_jsonb(termgw_ws.*) AS j FROM termgw_ws LIMIT 2) r
 ), own AS (
   SELECT COALESCE(NULLIF(rtrim(found.j->>'id', ' '), ''), termgw.normal_id($1::text, pg_typeof($1)::text)) AS id,
     COALESCE(greatest(octet_length(found.j->>'name'), octet_length(found.j->>'instance_id'), octet_length(found.j->>'container'),
@@ -68,16 +73,26 @@ const redeemSQL = `WITH termgw_ws AS (
   ON CONFLICT (id) DO UPDATE SET id = s.id WHERE s.issuer = excluded.issuer AND s.jti = excluded.jti
   RETURNING true
 )
-SELECT first, n, complete, fits, revoked, COALESCE(over, ''), EXISTS (SELECT FROM opened), now(), id,
+SELECT complete, COALESCE(j ? 'id', true), first, n, fits, revoked, COALESCE(over, ''), EXISTS (SELECT FROM opened), now(), id,
   COALESCE(j->>'name', ''), COALESCE(j->>'instance_id', ''), COALESCE(j->>'container', ''), COALESCE(j->>'region', ''),
   COALESCE(j->>'os_user', ''), COALESCE(j->>'host_key', ''), COALESCE(j->>'remote_target', '')
 FROM judged`
 
+// foundSQL and probeSQL are the first part of redeemSQL: the rows, two at most, and how many; or one whose columns are all
+// null, of no row and of the tables that only other statements use.
+const (
+	foundSQL = `SELECT count(*) AS n, (array_agg(r.j))[1] AS j
+  FROM (SELECT to_jsonb(termgw_ws.*) AS j FROM termgw_ws LIMIT 2) r`
+	probeSQL = `SELECT 0::bigint AS n, to_jsonb(r.*) AS j FROM (
+    SELECT w.* FROM (VALUES (1)) AS one LEFT JOIN (
+      SELECT termgw_ws.* FROM termgw_ws, termgw.tunnels, termgw.host_keys, termgw.locks LIMIT 0
+    ) w ON true
+  ) r`
+)
+
 // rowIDSQL returns the id that a workspace has in its own row, as redeemSQL does, and whether there is a row. Where there is
 // none any more, and the type writes one value in several ways, it is the id that a live session has.
-const rowIDSQL = `WITH termgw_ws AS (
-%s
-), w AS MATERIALIZED (
+const rowIDSQL = `w AS MATERIALIZED (
   SELECT to_jsonb(termgw_ws.*)->>'id' AS id FROM termgw_ws LIMIT 1
 )
 SELECT COALESCE((SELECT NULLIF(rtrim(id, ' '), '') FROM w), (
@@ -85,16 +100,6 @@ SELECT COALESCE((SELECT NULLIF(rtrim(id, ' '), '') FROM w), (
     WHERE pg_typeof($1)::text ~ '^numeric$|(^|\.)citext$' AND s.ended_at IS NULL
       AND termgw.normal_id(s.workspace_id, pg_typeof($1)::text) = termgw.normal_id($1::text, pg_typeof($1)::text) LIMIT 1
   ), termgw.normal_id($1::text, pg_typeof($1)::text)), EXISTS (SELECT FROM w)`
-
-// pingSQL has Postgres check, without running it, everything a redemption needs: the operator's query, our tables and
-// the right to read them. Its one row tells whether this server takes no writes, a standby say; its other columns are the
-// operator's query's, by their names.
-const pingSQL = `WITH termgw_ws AS (
-%s
-) SELECT current_setting('transaction_read_only')::boolean, w.* FROM (VALUES (1)) AS one LEFT JOIN (
-  SELECT termgw_ws.*, r.row_id AS termgw_row_id, termgw.normal_id('', '') AS termgw_normal_id
-  FROM termgw_ws, termgw.spent_tickets, termgw.sessions, termgw.revocations r, termgw.tunnels, termgw.host_keys, termgw.locks LIMIT 0
-) w ON true`
 
 // purgeSQL deletes one batch of each table if this replica gets the lock (0005_locks.sql), which ends with the statement. Batches, because
 // a backlog (a gateway that was away for a month) must not run into the statement's deadline every time anew.
@@ -115,166 +120,22 @@ const purgeSQL = `WITH lock AS MATERIALIZED (
 )
 SELECT greatest((SELECT count(*) FROM t), (SELECT count(*) FROM s), (SELECT count(*) FROM r), (SELECT count(*) FROM u))`
 
-// workspaceQuery returns the operator's query as it goes into a WITH part: one statement that reads, without its final
-// semicolon. It knows just enough of SQL's lexical rules (PostgreSQL manual, 4.1) to tell a semicolon, a parenthesis and
-// a parameter from the same characters in a string or a comment; whether the rest is SQL is for Postgres to say.
-func workspaceQuery(q string) (string, error) {
-	var (
-		faults []error
-		fault  = func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
-		end    = -1 // the final semicolon
-		depth  int
-		first  string
-		one    bool
-	)
-	for i := 0; i < len(q); {
-		tok, kind := nextToken(q[i:])
-		start := i
-		i += len(tok)
-		if kind == tokSpace {
-			continue
-		}
-		if kind == tokOpen {
-			return "", fmt.Errorf("a string, name or comment is not closed: %.20s…", tok)
-		}
-		if end >= 0 {
-			return "", errors.New("more than one statement")
-		}
-		if first == "" && tok != "(" {
-			first = strings.ToUpper(tok)
-		}
-		switch {
-		case tok == ";":
-			end = start
-		case tok == "(":
-			depth++
-		case tok == ")":
-			depth--
-			if depth < 0 {
-				return "", errors.New("a parenthesis is closed that was never opened")
-			}
-		case kind == tokParam && tok == "$1":
-			one = true
-		case kind == tokParam:
-			fault("%s: the only parameter is $1, the workspace's id", tok)
-		}
-	}
-	if end < 0 {
-		end = len(q)
-	}
-	switch first {
-	case "SELECT", "WITH", "TABLE", "VALUES":
-	case "", ";":
-		return "", errors.New("it is empty")
-	default:
-		fault("it begins with %s: only a query that reads is allowed (SELECT or WITH)", first)
-	}
-	if depth > 0 {
-		fault("a parenthesis is not closed")
-	}
-	if !one {
-		fault("it does not use $1, the workspace's id")
-	}
-	return q[:end], errors.Join(faults...)
-}
-
-type tokenKind int
-
-const (
-	tokOther tokenKind = iota
-	tokSpace           // white space and comments
-	tokParam           // $1
-	tokOpen            // a string, name or comment that never ends
+var (
+	readsOnly = regexp.MustCompile(`(?is)^(?:\s|\(|--[^\n]*\n|/\*.*?\*/)*(?:SELECT|WITH|TABLE|VALUES)\b`)
+	// afterQuery is a final semicolon, and comments after it in which nothing could be the end of a string.
+	afterQuery = regexp.MustCompile(`;(?:\s|--[^\n'"$]*(?:\n|$)|/\*[^*/'"$]*\*/)*$`)
 )
 
-// nextToken cuts the first token off q, which is not empty.
-func nextToken(q string) (string, tokenKind) {
-	switch c := q[0]; {
-	case strings.IndexByte(" \t\r\n\f\v", c) >= 0:
-		return q[:1], tokSpace
-	case strings.HasPrefix(q, "--"):
-		if i := strings.IndexByte(q, '\n'); i >= 0 {
-			return q[:i+1], tokSpace
-		}
-		return q, tokSpace
-	case strings.HasPrefix(q, "/*"):
-		return blockComment(q)
-	case c == '\'' || c == '"':
-		return quoted(q, 0, false)
-	case c == '$':
-		return dollar(q)
-	case wordByte(c):
-		n := 1
-		for n < len(q) && (wordByte(q[n]) || q[n] == '$') {
-			n++
-		}
-		if n == 1 && (c == 'e' || c == 'E') && len(q) > 1 && q[1] == '\'' {
-			return quoted(q, 1, true) // E'…' alone knows the backslash
-		}
-		return q[:n], tokOther
+// workspaceQuery returns the operator's query without a final semicolon, and refuses what needs no database to be refused. All
+// else Postgres says when the query is first used (conn.check, and that what is part of a FROM can only read).
+func workspaceQuery(q string) (string, error) {
+	q = strings.TrimSpace(afterQuery.ReplaceAllString(q, ""))
+	var faults []error
+	if !readsOnly.MatchString(q) {
+		faults = append(faults, fmt.Errorf("it begins with %.20q: only a query that reads is allowed (SELECT or WITH)", q))
 	}
-	return q[:1], tokOther
-}
-
-func wordByte(c byte) bool {
-	return c == '_' || c >= 0x80 || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
-}
-
-// quoted ends at the closing quote; a doubled quote is read as the end of one string and the start of the next, which
-// comes to the same here.
-func quoted(q string, start int, escapes bool) (string, tokenKind) {
-	for i := start + 1; i < len(q); i++ {
-		switch {
-		case escapes && q[i] == '\\':
-			i++
-		case q[i] == q[start]:
-			if escapes && i+1 < len(q) && q[i+1] == q[start] {
-				i++ // the next part would have lost its E
-				continue
-			}
-			return q[:i+1], tokOther
-		}
+	if !strings.Contains(q, "$1") {
+		faults = append(faults, errors.New("it does not use $1, the workspace's id"))
 	}
-	return q, tokOpen
-}
-
-// blockComment nests, unlike C's.
-func blockComment(q string) (string, tokenKind) {
-	depth := 0
-	for i := 0; i+1 < len(q); i++ {
-		switch q[i : i+2] {
-		case "/*":
-			depth++
-			i++
-		case "*/":
-			depth--
-			i++
-			if depth == 0 {
-				return q[:i+1], tokSpace
-			}
-		}
-	}
-	return q, tokOpen
-}
-
-// dollar reads a parameter ($1) or a dollar-quoted string ($tag$ … $tag$).
-func dollar(q string) (string, tokenKind) {
-	n := 1
-	for n < len(q) && '0' <= q[n] && q[n] <= '9' {
-		n++
-	}
-	if n > 1 {
-		return q[:n], tokParam
-	}
-	for n < len(q) && wordByte(q[n]) {
-		n++
-	}
-	if n == len(q) || q[n] != '$' {
-		return q[:1], tokOther
-	}
-	tag := q[:n+1]
-	if i := strings.Index(q[len(tag):], tag); i >= 0 {
-		return q[:len(tag)+i+len(tag)], tokOther
-	}
-	return q, tokOpen
+	return q, errors.Join(faults...)
 }

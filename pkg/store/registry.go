@@ -101,34 +101,6 @@ func (r *registry) ids() []string {
 	return ids
 }
 
-func (r *registry) has(id string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, ok := r.live[id]
-	return ok
-}
-
-func (r *registry) count(counts func(*Record) bool) (n int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, e := range r.live {
-		if counts(&e.Record) {
-			n++
-		}
-	}
-	return n
-}
-
-func (r *registry) list() []Record {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	list := make([]Record, 0, len(r.live))
-	for _, e := range r.live {
-		list = append(list, e.Record)
-	}
-	return list
-}
-
 // coveredBy tells whether an order cuts the session: it names it, and the session is not newer than the order. Newer is a
 // session that was opened after the order, by the store's clock, with a ticket issued after it, by the platform's; so
 // an order that is delivered late, or again, spares who was let in since.

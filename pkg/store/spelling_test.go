@@ -272,29 +272,16 @@ func TestMemorySpellings(t *testing.T) {
 	m := NewMemory(MemoryConfig{Limits: Limits{PerWorkspace: 1}, Lookup: func(ctx context.Context, id string) (Workspace, error) {
 		return list(ctx, strings.ToUpper(id[:1])+strings.ToLower(id[1:]))
 	}})
-	cuts := watch(t, m)
-	for i, written := range []string{"Ab", "ab", "AB"} {
+	for i, written := range []string{"Ab", "ab", "aB"} {
 		s := fmt.Sprint("s", i)
-		if w, err := m.Redeem(t.Context(), claims("t"+s, "aB"), session(s)); err != nil || w.ID != "Ab" {
+		if w, err := m.Redeem(t.Context(), claims("t"+s, written), session(s)); err != nil || w.ID != "Ab" {
 			t.Fatal(w, err)
 		}
 		if _, err := m.Redeem(t.Context(), claims("u"+s, "AB"), session("u"+s)); !errors.Is(err, ErrLimit) {
 			t.Errorf("another spelling: %v, want ErrLimit", err)
 		}
-		if _, sessions, err := m.Revoke(t.Context(), Revocation{WorkspaceID: written}); err != nil || !slices.Equal(sessions, []string{s}) {
-			t.Errorf("revoke %q: %v, %v", written, sessions, err)
-		}
-		if got := <-cuts; !slices.Equal(got.sessions, []string{s}) {
-			t.Errorf("revoke %q cuts %v", written, got.sessions)
-		}
-		if _, err := m.Redeem(t.Context(), claims("v"+s, "ab"), session("v"+s)); !errors.Is(err, ErrRevoked) {
-			t.Errorf("a ticket after revoke %q: %v", written, err)
-		}
 		if err := m.Finish(t.Context(), s, End{}); err != nil {
 			t.Fatal(err)
 		}
-		m.mu.Lock()
-		m.orders[i].CreatedAt = time.Now().Add(-time.Hour) // the next tickets are newer
-		m.mu.Unlock()
 	}
 }

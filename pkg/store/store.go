@@ -31,8 +31,8 @@ var (
 	// password of the database. Unless that is a workspace query whose rows do not fit, or a session id that is not new,
 	// the ticket is not spent as far as the store knows.
 	ErrUnavailable = errors.New("store unavailable")
-	// ErrQuery: an ErrUnavailable by the operator's own query.
-	ErrQuery = errors.New("the workspace query must return columns named instance_id and name")
+	// ErrQuery: an ErrUnavailable by the operator's own query, whatever the database holds.
+	ErrQuery = errors.New("the workspace query is wrong")
 )
 
 // What a limit is on. The last is also the contract's `detail`.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -20,12 +19,8 @@ type storeUnderTest interface {
 	Finish(ctx context.Context, sessionID string, e End) error
 	Ping(ctx context.Context) error
 	Close() error
-	Revoke(ctx context.Context, r Revocation) (Revocation, []string, error)
-	Watch(ctx context.Context, cut func(order Revocation, sessions []string)) error
-	Sessions(ctx context.Context, f SessionFilter) ([]Record, error)
 	AcquireTunnel(ctx context.Context, endpoint, instanceID, replica string, limit int) (string, error)
 	ReleaseTunnel(ctx context.Context, lease string) error
-	Tunnels(ctx context.Context) (map[string]int, error)
 	HostKey(ctx context.Context, instanceID string) (string, error)
 	KeepHostKey(ctx context.Context, instanceID, line string) (string, error)
 }
@@ -249,7 +244,10 @@ func testStore(t *testing.T, newLimited func(*testing.T, Limits) storeUnderTest)
 	})
 
 	t.Run("revocations", func(t *testing.T) {
-		s := newStore(t)
+		s, shared := newStore(t).(*Postgres)
+		if !shared {
+			return // an order is a row of a database
+		}
 		cuts := watch(t, s)
 		for _, who := range []struct{ id, subject, workspace string }{
 			{"ann-local", "ann", "ws-local"},
@@ -321,7 +319,10 @@ func testStore(t *testing.T, newLimited func(*testing.T, Limits) storeUnderTest)
 	})
 
 	t.Run("sessions", func(t *testing.T) {
-		s := newStore(t)
+		s, shared := newStore(t).(*Postgres)
+		if !shared {
+			return
+		}
 		ids := func(f SessionFilter) (ids []string) {
 			t.Helper()
 			list, err := s.Sessions(t.Context(), f)
@@ -402,9 +403,8 @@ func testStore(t *testing.T, newLimited func(*testing.T, Limits) storeUnderTest)
 		if _, err := s.AcquireTunnel(t.Context(), "eice-2", "i-2", "gw-1", limit); err != nil {
 			t.Errorf("another endpoint: %v", err)
 		}
-		counts, err := s.Tunnels(t.Context())
-		if want := map[string]int{"eice-1": limit, "eice-2": 1}; err != nil || !maps.Equal(counts, want) {
-			t.Errorf("counts: %v, %v, want %v", counts, err, want)
+		if _, err := s.AcquireTunnel(t.Context(), "eice-2", "i-2", "gw-1", 1); !errors.Is(err, ErrLimit) {
+			t.Errorf("another endpoint's place is not counted: %v", err)
 		}
 		lease := <-leases
 		for range 2 { // the second frees nothing
@@ -452,7 +452,7 @@ type cutting struct {
 }
 
 // watch runs Watch until the test's end.
-func watch(t *testing.T, s storeUnderTest) <-chan cutting {
+func watch(t *testing.T, s *Postgres) <-chan cutting {
 	t.Helper()
 	cuts := make(chan cutting, 1000)
 	background(t, func(ctx context.Context) error {

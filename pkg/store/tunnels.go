@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"fmt"
 	"sync"
 )
@@ -11,8 +10,6 @@ import (
 const (
 	acquireSQL = `SELECT termgw.acquire_tunnel($1, $2, $3, $4, $5, $6)`
 	releaseSQL = `DELETE FROM termgw.tunnels WHERE id = $1`
-	tunnelsSQL = `SELECT endpoint, count(*) FROM termgw.tunnels
-WHERE renewed_at > now() - make_interval(secs => $1) GROUP BY endpoint`
 )
 
 // leases are the tunnels of this process.
@@ -67,22 +64,4 @@ func (p *Postgres) AcquireTunnel(ctx context.Context, endpoint, instanceID, repl
 func (p *Postgres) ReleaseTunnel(ctx context.Context, lease string) error {
 	p.leases.remove(lease)
 	return unavailable("releasing a tunnel", p.one(ctx, releaseSQL, []any{lease}))
-}
-
-// Tunnels counts the tunnels in use by endpoint, over all replicas. An endpoint without any is not in it.
-func (p *Postgres) Tunnels(ctx context.Context) (map[string]int, error) {
-	counts := map[string]int{}
-	err := p.each(ctx, tunnelsSQL, []any{p.silence()}, func(rows *sql.Rows) error {
-		var (
-			endpoint string
-			n        int
-		)
-		err := rows.Scan(&endpoint, &n)
-		counts[endpoint] = n
-		return err
-	})
-	if err != nil {
-		return nil, unavailable("counting tunnels", err)
-	}
-	return counts, nil
 }
