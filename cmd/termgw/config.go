@@ -23,6 +23,7 @@ import (
 	"github.com/molecule-ai/termgw/internal/gateway"
 	"github.com/molecule-ai/termgw/internal/logline"
 	"github.com/molecule-ai/termgw/pkg/eice"
+	"github.com/molecule-ai/termgw/pkg/router"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/ticket"
@@ -92,17 +93,20 @@ var endpointID = regexp.MustCompile(`^eice-[0-9a-f]{8,17}$`)
 func (e environment) parse() (gateway.Config, []error) {
 	p := parser{}
 	c := gateway.Config{
-		Listen: e.Listen, AdminListen: e.AdminListen, BasePath: strings.TrimSuffix(e.BasePath, "/"),
+		Config: router.Config{
+			BasePath:       strings.TrimSuffix(e.BasePath, "/"),
+			AllowedOrigins: list(e.AllowedOrigins),
+			PingInterval:   p.duration("PING_INTERVAL", e.PingInterval, 100*time.Millisecond, time.Hour),
+			IdleTimeout:    p.duration("IDLE_TIMEOUT", e.IdleTimeout, time.Second, 7*24*time.Hour),
+			MaxSession:     p.duration("MAX_SESSION", e.MaxSession, time.Second, 7*24*time.Hour),
+		},
+		Listen: e.Listen, AdminListen: e.AdminListen,
 		DatabaseURL: e.DatabaseURL, WorkspacesFile: e.WorkspacesFile, WorkspaceQuery: e.WorkspaceQuery,
 		TicketJWKS: e.TicketJWKS, TicketIssuer: e.TicketIssuer, TicketAudience: e.TicketAudience,
-		TicketMaxTTL:   p.duration("TICKET_MAX_TTL", e.TicketMaxTTL, time.Second, 24*time.Hour),
-		AllowedOrigins: list(e.AllowedOrigins),
-		Shells:         list(e.Shells),
-		PingInterval:   p.duration("PING_INTERVAL", e.PingInterval, 100*time.Millisecond, time.Hour),
-		IdleTimeout:    p.duration("IDLE_TIMEOUT", e.IdleTimeout, time.Second, 7*24*time.Hour),
-		MaxSession:     p.duration("MAX_SESSION", e.MaxSession, time.Second, 7*24*time.Hour),
-		DrainTimeout:   p.duration("DRAIN_TIMEOUT", e.DrainTimeout, 0, time.Hour),
-		RemoteTarget:   e.RemoteTarget, EICETunnel: e.EICETunnel, EICEOSUser: e.EICEOsUser, EICEEndpointID: e.EICEEndpointID,
+		TicketMaxTTL: p.duration("TICKET_MAX_TTL", e.TicketMaxTTL, time.Second, 24*time.Hour),
+		Shells:       list(e.Shells),
+		DrainTimeout: p.duration("DRAIN_TIMEOUT", e.DrainTimeout, 0, time.Hour),
+		RemoteTarget: e.RemoteTarget, EICETunnel: e.EICETunnel, EICEOSUser: e.EICEOsUser, EICEEndpointID: e.EICEEndpointID,
 	}
 	p.address("LISTEN", e.Listen)
 	if e.AdminListen != "" {

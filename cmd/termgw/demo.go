@@ -22,6 +22,7 @@ import (
 
 	"github.com/molecule-ai/termgw/internal/gateway"
 	"github.com/molecule-ai/termgw/internal/logline"
+	"github.com/molecule-ai/termgw/pkg/router"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/terminal"
@@ -78,21 +79,15 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 	if err != nil {
 		return err
 	}
-	cfg := gateway.Config{
-		Log: logline.New(std.Err, "text", slog.LevelInfo), Replica: "demo", Listener: listener,
-		// No Since: the key is new, so no older ticket verifies.
-		Keys: ticket.StaticKeys(key), TicketAudience: ticket.DefaultAudience, TicketMaxTTL: ticket.DefaultMaxTTL,
-		PingInterval: 25 * time.Second, IdleTimeout: 30 * time.Minute, MaxSession: 8 * time.Hour,
-		Shells: []string{"/bin/bash", "/bin/sh"}, KeepDetached: true, Timing: timing,
-	}
-	docker, err := cfg.OpenDocker(nil)
+	docker, err := runner.OpenDocker(runner.DockerConfig{Shells: []string{"/bin/bash", "/bin/sh"}, Timing: timing})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, docker.Close()) }()
+	log := logline.New(std.Err, "text", slog.LevelInfo)
 	d := &demo{
 		origin: "http://" + listener.Addr().String(), secret: rand.Text(), once: rand.Text(),
-		minter: minter, docker: docker, log: cfg.Log, tokens: map[string]bool{},
+		minter: minter, docker: docker, log: log, tokens: map[string]bool{},
 		used: func(string) {},
 	}
 	page, built := web.Page()
@@ -102,8 +97,6 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 
 	env, home := shellEnvironment()
 	host := runner.NewHost(runner.HostConfig{Command: cmp.Or(c.Shell, loginShell()), Dir: home, Env: env, Timing: timing})
-	cfg.Store, cfg.Docker, cfg.Local, cfg.Front = store.NewMemory(store.MemoryConfig{Lookup: d.lookup}), docker, demoStarter{host, docker}, d.handler
-
 	endpoint, remove, err := d.writeEndpoint()
 	if err != nil {
 		return err
@@ -120,7 +113,18 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 	if err != nil {
 		return err
 	}
-	return gateway.Run(ctx, cfg)
+	return gateway.Run(ctx, gateway.Config{
+		Config: router.Config{
+			Verifier: ticket.NewVerifier(ticket.VerifierConfig{Keys: ticket.StaticKeys(key), Audience: ticket.DefaultAudience, MaxTTL: ticket.DefaultMaxTTL}),
+			// No Since: the key is new, so no older ticket verifies.
+			Store:        store.NewMemory(store.MemoryConfig{Lookup: d.lookup}),
+			Local:        demoStarter{host, docker},
+			Docker:       docker.Ping,
+			PingInterval: 25 * time.Second, IdleTimeout: 30 * time.Minute, MaxSession: 8 * time.Hour,
+			Replica: "demo", Log: log,
+		},
+		Listener: listener, Front: d.handler,
+	})
 }
 
 func (d *demo) greet(w io.Writer, endpoint string, built bool) error {

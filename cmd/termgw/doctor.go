@@ -375,7 +375,7 @@ func (d *doctor) tunnel(ctx context.Context) (string, error) {
 }
 
 func (d *doctor) login(ctx context.Context) (string, error) {
-	remote, err := d.cfg.OpenRemote(ctx, d.store, nil)
+	remote, err := d.cfg.OpenRemote(ctx, d.store, nil, nil)
 	if err != nil {
 		return "", err
 	}

@@ -4,11 +4,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // The host of TERMGW_ADMIN_LISTEN may be any name.
 func TestAdminOwnName(t *testing.T) {
-	handler := adminHandler(newRegistry(), "Metrics.Corp.Example:9090")
+	handler := adminHandler(prometheus.NewRegistry(), "Metrics.Corp.Example:9090")
 	for host, want := range map[string]int{
 		"metrics.corp.example:9090": http.StatusOK, "METRICS.corp.example.": http.StatusOK, "corp.example:9090": http.StatusMisdirectedRequest,
 	} {

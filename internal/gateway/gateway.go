@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/molecule-ai/termgw/pkg/router"
 	"github.com/molecule-ai/termgw/pkg/runner"
@@ -30,38 +30,31 @@ import (
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
-// Config holds the values that a gateway runs with, each checked by its reader.
+// Config holds the values that a gateway runs with, each checked by its reader. Run
+// opens what they name, unless the router's Store is given: then so are its Verifier
+// and its starters, which stay the caller's.
 type Config struct {
+	router.Config // Replica empty: the host's name and a random end; MaxSessions 0: as many as the process's descriptors hold
+
 	// Faults is what the reader found wrong. Run returns it, with whatever cannot be
 	// opened, before it serves.
 	Faults  error
-	Log     *slog.Logger
 	Version string
-	Replica string // this process, in the audit trail; empty: the host's name and a random end
 
-	Listen, AdminListen, BasePath               string // host:port; AdminListen empty: no admin port
+	Listen, AdminListen                         string // host:port; AdminListen empty: no admin port
 	DatabaseURL, WorkspacesFile, WorkspaceQuery string
 	TicketJWKS, TicketIssuer, TicketAudience    string
 	TicketMaxTTL                                time.Duration
-	AllowedOrigins, Shells                      []string
-	TrustedProxies                              []netip.Prefix
-	PingInterval, IdleTimeout, MaxSession       time.Duration
-	DrainTimeout                                time.Duration
-	MaxSessions                                 int // 0: as many as the process's descriptors hold
 	Limits                                      store.Limits
+	DrainTimeout                                time.Duration
+	Shells                                      []string
 	KeepDetached                                bool
-	RemoteTarget, EICETunnel                    string // RemoteTarget empty: no terminals on instances
+	RemoteTarget, EICETunnel                    string
 	EICEOSUser, EICEEndpointID                  string
 	Environ                                     []string // of the AWS CLI, if EICETunnel is aws-cli
 	Timing                                      runner.Timing
 
-	// Parts that take the place of those which Run opens. They stay the caller's, who
-	// closes them once Run has returned.
-	Keys     *ticket.Keys                              // nil: those of TicketJWKS
-	Store    Store                                     // nil: the one of DatabaseURL or WorkspacesFile
-	Docker   *runner.Docker                            // nil: OpenDocker
-	Local    router.Starter                            // of workspaces without an instance; nil: Docker
-	Listener net.Listener                              // nil: Listen and AdminListen, which the log tells
+	Listener net.Listener                              // nil: Listen and AdminListen
 	Front    func(terminals http.Handler) http.Handler // what Listener serves
 }
 
@@ -125,11 +118,8 @@ func (c *Config) OpenDocker(swept func(runner.Swept)) (*runner.Docker, error) {
 type gateway struct {
 	Config
 	reg     *prometheus.Registry
-	swept   func(runner.Swept)
-	remote  router.Starter // nil: none
 	router  *router.Router
-	held    int64 // see memoryLimit, in bytes
-	memory  int64
+	memory  int64                         // see memoryLimit
 	jobs    []func(context.Context) error // run until their context ends
 	servers []server
 	closers []func() error
@@ -139,98 +129,80 @@ type gateway struct {
 // that it started. From then on a signal that would end the process hurries: nobody
 // is waited for any more.
 func Run(ctx context.Context, cfg Config) (err error) {
-	g := &gateway{Config: cfg, reg: newRegistry()}
-	g.Replica = cmp.Or(g.Replica, replicaName())
-	g.swept = orphanCounter(g.reg)
+	g := &gateway{Config: cfg, reg: prometheus.NewRegistry()}
+	g.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	g.Replica, g.Metrics = cmp.Or(g.Replica, replicaName()), router.NewMetrics(g.reg)
+	var memoryErr error
+	if g.memory, g.HeldBytes, memoryErr = memoryLimit(); memoryErr != nil {
+		g.Log.Warn("no memory limit is kept", "err", memoryErr)
+	}
 	defer func() {
 		for _, c := range slices.Backward(g.closers) {
 			err = errors.Join(err, c())
 		}
 	}()
-	if err := g.open(ctx); err != nil {
-		return err
+	if g.Store == nil {
+		if err := g.open(ctx); err != nil {
+			return err
+		}
 	}
-	g.join()
+	g.router = router.New(g.Config.Config)
+	g.reg.MustRegister(g.router)
 	if err := g.listen(); err != nil {
 		return err
 	}
 	return g.serve(ctx)
 }
 
-// open opens the parts, and tells all that is wrong in one go.
+// open opens what the router joins, with the jobs of each part; its error tells all that is wrong.
 func (g *gateway) open(ctx context.Context) error {
-	faults := []error{g.Faults}
-	var err error
-	g.MaxSessions, err = sessionLimit(g.MaxSessions)
-	faults = append(faults, err)
-	if g.memory, g.held, err = memoryLimit(); err != nil {
-		g.Log.Warn("no memory limit is kept", "err", err)
-	}
-	if g.Keys == nil {
-		g.Keys, err = g.OpenKeys()
-		faults = append(faults, err)
-	}
-	if g.Store == nil {
-		if g.Store, err = g.OpenStore(ctx); g.Store != nil {
-			g.closers = append(g.closers, g.Store.Close)
-			// A database that is away may come up later; what it says of the query stays.
-			if pingErr := g.Store.Ping(ctx); errors.Is(pingErr, store.ErrQuery) {
-				err = fmt.Errorf("TERMGW_WORKSPACE_QUERY: %w", pingErr)
-			}
+	maxSessions, limitErr := sessionLimit(g.MaxSessions)
+	keys, keysErr := g.OpenKeys()
+	sessions, storeErr := g.OpenStore(ctx)
+	if sessions != nil {
+		g.closers = append(g.closers, sessions.Close)
+		// A database that is away may come up later; what it says of the query stays.
+		if pingErr := sessions.Ping(ctx); errors.Is(pingErr, store.ErrQuery) {
+			storeErr = fmt.Errorf("TERMGW_WORKSPACE_QUERY: %w", pingErr)
 		}
-		faults = append(faults, err)
 	}
-	if g.Docker == nil {
-		if g.Docker, err = g.OpenDocker(g.swept); g.Docker != nil {
-			g.closers = append(g.closers, g.Docker.Close)
-		}
-		faults = append(faults, err)
+	swept := orphanCounter(g.reg)
+	docker, dockerErr := g.OpenDocker(swept)
+	if docker != nil {
+		g.closers = append(g.closers, docker.Close)
 	}
-	if err := errors.Join(faults...); err != nil || g.RemoteTarget == "" {
+	if err := errors.Join(g.Faults, limitErr, keysErr, storeErr, dockerErr); err != nil {
 		return err
 	}
-	remote, err := g.OpenRemote(ctx, countTunnels(g.Store, g.reg), g.swept)
-	if err != nil {
+	if remote, err := g.OpenRemote(ctx, sessions, swept, g.reg); err != nil {
 		g.Log.Warn("no terminals on instances", "err", err)
-		return nil
+	} else {
+		g.Remote = remote
+		g.closers = append(g.closers, remote.Close)
 	}
-	g.remote = remote
-	g.closers = append(g.closers, remote.Close)
-	return nil
-}
-
-// join joins the parts by a router, and says what is done in the background.
-func (g *gateway) join() {
-	if g.Local == nil {
-		g.Local = g.Docker
-	}
-	g.jobs = append(g.jobs, g.Keys.Run, g.Docker.Run)
-	var orders, watching func() error
-	if shared, ok := g.Store.(*store.Postgres); ok {
-		orders, watching = shared.Reading, shared.Watching
-		g.reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	g.Verifier = ticket.NewVerifier(ticket.VerifierConfig{
+		Keys: keys, Issuer: g.TicketIssuer, Audience: g.TicketAudience, MaxTTL: g.TicketMaxTTL,
+	})
+	g.Store, g.Local, g.Docker, g.MaxSessions = sessions, docker, docker.Ping, maxSessions
+	g.jobs = append(g.jobs, keys.Run, docker.Run)
+	if shared, ok := sessions.(*store.Postgres); ok {
+		g.Orders, g.Watching = shared.Reading, shared.Watching
+		promauto.With(g.reg).NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "termgw_orders_age_seconds", Help: "How long ago the orders to cut sessions were last read.",
-		}, func() float64 { return shared.OrdersAge().Seconds() }))
-		r := &reaper{store: shared, docker: g.Docker, replica: g.Replica, log: g.Log}
-		g.jobs = append(g.jobs, shared.Run, r.beat, r.reap, purging(shared, g.Log), func(ctx context.Context) error {
+		}, func() float64 { return shared.OrdersAge().Seconds() })
+		r := &reaper{store: shared, docker: docker, replica: g.Replica, log: g.Log}
+		g.jobs = append(g.jobs, shared.Run, r.beat, r.reap, r.purge, func(ctx context.Context) error {
 			return shared.Watch(ctx, func(order store.Revocation, ids []string) {
 				g.Log.Info("sessions are revoked", "order", order.ID, "sessions", ids)
 				g.router.Cut(ids, order.Age)
 			})
 		})
-		g.closers = append(g.closers, func() error { flush(shared, g.Log); return nil })
+		g.closers = append(g.closers, func() error { // once the sessions are over
+			flush(shared, g.Log)
+			return nil
+		})
 	}
-	g.router = router.New(router.Config{
-		Verifier: ticket.NewVerifier(ticket.VerifierConfig{
-			Keys: g.Keys, Issuer: g.TicketIssuer, Audience: g.TicketAudience, MaxTTL: g.TicketMaxTTL,
-		}),
-		Store: g.Store, Local: g.Local, Remote: g.remote, Docker: g.Docker.Ping, Orders: orders, Watching: watching,
-		BasePath: g.BasePath, AllowedOrigins: g.AllowedOrigins, TrustedProxies: g.TrustedProxies,
-		PingInterval: g.PingInterval, IdleTimeout: g.IdleTimeout, MaxSession: g.MaxSession,
-		MaxSessions: g.MaxSessions, HeldBytes: g.held, Replica: g.Replica,
-		Log: g.Log, Metrics: router.NewMetrics(g.reg),
-	})
-	g.reg.MustRegister(g.router)
+	return nil
 }
 
 // listen listens, unless the caller does.
@@ -253,21 +225,8 @@ func (g *gateway) listen() error {
 		g.Log.Info("serving metrics", "address", admin.Addr().String())
 	}
 	g.Log.Info("serving terminals", "address", terminals.Addr().String(), "version", g.Version,
-		"max_sessions", g.MaxSessions, "memory_limit", g.memory, "held_bytes", g.held)
+		"max_sessions", g.MaxSessions, "memory_limit", g.memory, "held_bytes", g.HeldBytes)
 	return nil
-}
-
-// purgeEvery is how often a replica tries to remove old rows; one gets to.
-const purgeEvery = 10 * time.Minute
-
-func purging(shared *store.Postgres, log *slog.Logger) func(context.Context) error {
-	return func(ctx context.Context) error {
-		return every(ctx, purgeEvery, func() {
-			if err := shared.Purge(ctx); err != nil && ctx.Err() == nil {
-				log.Warn("old rows were not purged", "err", err)
-			}
-		})
-	}
 }
 
 // flush writes what of the audit trail a database that was away has not taken.
@@ -288,20 +247,12 @@ func replicaName() string {
 	return host + "-" + strings.ToLower(rand.Text()[:6])
 }
 
-// newRegistry has the process's own metrics.
-func newRegistry() *prometheus.Registry {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return reg
-}
-
 // orphanCounter counts what the ends of sessions found.
 func orphanCounter(reg prometheus.Registerer) func(runner.Swept) {
-	orphans := prometheus.NewCounterVec(prometheus.CounterOpts{
+	orphans := promauto.With(reg).NewCounterVec(prometheus.CounterOpts{
 		Name: "termgw_orphans_total",
 		Help: "Processes that a shell left behind: killed, kept because they were told to stay, or left, which should never move.",
 	}, []string{"outcome"})
-	reg.MustRegister(orphans)
 	killed, kept, left := orphans.WithLabelValues("killed"), orphans.WithLabelValues("kept"), orphans.WithLabelValues("left")
 	return func(s runner.Swept) {
 		killed.Add(float64(s.Killed))

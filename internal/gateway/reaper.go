@@ -29,6 +29,8 @@ const (
 	beatAgain = time.Second
 	// reapAtOnce bounds how many of a workspace's sessions are reaped at once.
 	reapAtOnce = 4
+	// purgeEvery is how often a replica tries to remove old rows; one gets to.
+	purgeEvery = 10 * time.Minute
 	// lookAgain is how long a workspace is left alone whose container did not run here: most likely it is another host's.
 	lookAgain = 5 * time.Minute
 )
@@ -54,6 +56,7 @@ type reaper struct {
 		Abandoned(ctx context.Context, silence time.Duration, leaveOut []string) ([]store.Abandoned, error)
 		CloseAbandoned(ctx context.Context, reason string, local, remote time.Duration) error
 		Finish(ctx context.Context, sessionID string, end store.End) error
+		Purge(context.Context) error
 	}
 	docker interface {
 		Reap(context.Context, runner.Target) error
@@ -147,6 +150,15 @@ func (r *reaper) end(ctx context.Context, a store.Abandoned) {
 	if err != nil && ctx.Err() == nil {
 		log.Warn("an abandoned session was not ended", "err", err)
 	}
+}
+
+// purge removes old rows of the audit trail.
+func (r *reaper) purge(ctx context.Context) error {
+	return every(ctx, purgeEvery, func() {
+		if err := r.store.Purge(ctx); err != nil && ctx.Err() == nil {
+			r.log.Warn("old rows were not purged", "err", err)
+		}
+	})
 }
 
 // elsewhere has the workspaces whose container did not run here or was not to be found out, and until when that is taken

@@ -47,6 +47,8 @@ func (*reaperStore) CloseAbandoned(context.Context, string, time.Duration, time.
 	return nil
 }
 
+func (*reaperStore) Purge(context.Context) error { return nil }
+
 func (s *reaperStore) Finish(_ context.Context, id string, end store.End) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/molecule-ai/termgw/pkg/router"
 )
@@ -53,7 +54,7 @@ func inTime(t *testing.T, handler http.Handler, test func(*testing.T, pipes)) {
 // TestStalledClients: nobody holds a descriptor by sending half of a request, or by not taking the answers.
 func TestStalledClients(t *testing.T) {
 	t.Parallel()
-	rt := router.New(router.Config{Log: slog.New(slog.DiscardHandler), Metrics: router.NewMetrics(newRegistry())})
+	rt := router.New(router.Config{Log: slog.New(slog.DiscardHandler), Metrics: router.NewMetrics(prometheus.NewRegistry())})
 	for _, test := range []struct {
 		name, sends string
 		takes       bool

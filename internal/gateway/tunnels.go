@@ -11,6 +11,7 @@ import (
 
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/molecule-ai/termgw/pkg/eice"
@@ -32,44 +33,6 @@ type tunnelStore interface {
 	ReleaseTunnel(ctx context.Context, lease string) error
 }
 
-// countedTunnels is a tunnelStore that counts the tunnels of this replica.
-type countedTunnels struct {
-	tunnelStore
-	open *prometheus.GaugeVec
-
-	mu        sync.Mutex
-	endpoints map[string]string // by lease
-}
-
-func countTunnels(shared tunnelStore, reg prometheus.Registerer) *countedTunnels {
-	c := &countedTunnels{tunnelStore: shared, endpoints: map[string]string{}, open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "termgw_eice_tunnels", Help: "Tunnels of this replica through an EC2 Instance Connect Endpoint. AWS lets an endpoint carry 20, over all replicas.",
-	}, []string{"endpoint"})}
-	reg.MustRegister(c.open)
-	return c
-}
-
-// AcquireTunnel is that of the store.
-func (c *countedTunnels) AcquireTunnel(ctx context.Context, endpoint, instanceID, replica string, limit int) (lease string, err error) {
-	lease, err = c.tunnelStore.AcquireTunnel(ctx, endpoint, instanceID, replica, limit)
-	if err == nil {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.endpoints[lease] = endpoint
-		c.open.WithLabelValues(endpoint).Inc()
-	}
-	return lease, err
-}
-
-// ReleaseTunnel is that of the store. The tunnel is gone, whatever the store says.
-func (c *countedTunnels) ReleaseTunnel(ctx context.Context, lease string) error {
-	c.mu.Lock()
-	c.open.WithLabelValues(c.endpoints[lease]).Dec()
-	delete(c.endpoints, lease)
-	c.mu.Unlock()
-	return c.tunnelStore.ReleaseTunnel(ctx, lease)
-}
-
 // tunnels opens ways to instances through an EC2 Instance Connect Endpoint. It
 // is where pkg/eice and pkg/runner meet, which do not know each other.
 type tunnels struct {
@@ -77,7 +40,14 @@ type tunnels struct {
 	shared  tunnelStore
 	replica string
 	cli     bool // the AWS CLI carries the bytes
+	open    *prometheus.GaugeVec
 	log     *slog.Logger
+}
+
+func tunnelGauge(reg prometheus.Registerer) *prometheus.GaugeVec {
+	return promauto.With(reg).NewGaugeVec(prometheus.GaugeOpts{
+		Name: "termgw_eice_tunnels", Help: "Tunnels of this replica through an EC2 Instance Connect Endpoint. AWS lets an endpoint carry 20, over all replicas.",
+	}, []string{"endpoint"})
 }
 
 // OpenAWS returns a client of the EC2 Instance Connect Endpoint. It asks AWS nothing yet.
@@ -90,14 +60,14 @@ func (c *Config) OpenAWS(ctx context.Context) (*eice.Client, error) {
 }
 
 // OpenRemote returns the runner of workspaces on instances. It asks AWS nothing
-// yet: a gateway without such workspaces needs no credentials. Swept may be nil.
-func (c *Config) OpenRemote(ctx context.Context, shared tunnelStore, swept func(runner.Swept)) (*runner.Remote, error) {
+// yet: a gateway without such workspaces needs no credentials. Without a registry nothing is counted.
+func (c *Config) OpenRemote(ctx context.Context, shared tunnelStore, swept func(runner.Swept), reg prometheus.Registerer) (*runner.Remote, error) {
 	aws, err := c.OpenAWS(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("the AWS configuration: %w", err)
 	}
 	return runner.NewRemote(runner.RemoteConfig{
-		Tunnels:  &tunnels{aws: aws, shared: shared, replica: c.Replica, cli: c.EICETunnel == "aws-cli", log: c.Log},
+		Tunnels:  &tunnels{aws: aws, shared: shared, replica: c.Replica, cli: c.EICETunnel == "aws-cli", open: tunnelGauge(reg), log: c.Log},
 		HostKeys: shared, OSUser: c.EICEOSUser, Target: c.RemoteTarget,
 		Shells: c.Shells, EndDetached: !c.KeepDetached, Swept: swept, Timing: c.Timing, Log: c.Log,
 	})
@@ -110,11 +80,11 @@ func (t *tunnels) Open(ctx context.Context, r runner.TunnelRequest) (runner.Tunn
 	if err != nil {
 		return runner.Tunnel{}, told(err)
 	}
-	lease, err := t.shared.AcquireTunnel(ctx, route.EndpointID, r.InstanceID, t.replica, eice.MaxTunnels)
+	release, err := t.acquire(ctx, route.EndpointID, r.InstanceID)
 	if err != nil {
 		return runner.Tunnel{}, err
 	}
-	tunnel := runner.Tunnel{Expires: time.Now().Add(eice.MaxTunnel - sweepTime), Ended: func() { t.release(lease) }}
+	tunnel := runner.Tunnel{Expires: time.Now().Add(eice.MaxTunnel - sweepTime), Ended: release}
 	both, bothCtx := errgroup.WithContext(ctx)
 	both.Go(func() error { return t.aws.PushKey(bothCtx, route, r.OSUser, r.PublicKey) })
 	if t.cli {
@@ -139,12 +109,22 @@ func (t *tunnels) Open(ctx context.Context, r runner.TunnelRequest) (runner.Tunn
 	return tunnel, nil
 }
 
-func (t *tunnels) release(lease string) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if err := t.shared.ReleaseTunnel(ctx, lease); err != nil {
-		t.log.Warn("a tunnel's place is freed late", "err", err) // it frees itself
+// acquire takes one of the endpoint's places.
+func (t *tunnels) acquire(ctx context.Context, endpoint, instanceID string) (release func(), err error) {
+	lease, err := t.shared.AcquireTunnel(ctx, endpoint, instanceID, t.replica, eice.MaxTunnels)
+	if err != nil {
+		return nil, err
 	}
+	open := t.open.WithLabelValues(endpoint)
+	open.Inc()
+	return func() {
+		open.Dec() // the tunnel is gone, whatever the store says
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := t.shared.ReleaseTunnel(ctx, lease); err != nil {
+			t.log.Warn("a tunnel's place is freed late", "err", err) // it frees itself
+		}
+	}, nil
 }
 
 // tellingConn is a tunnel whose errors say what they mean for a session. The

@@ -26,7 +26,7 @@ import (
 func TestTunnelsAreCounted(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewRegistry()
-	c := countTunnels(store.NewMemory(store.MemoryConfig{}), reg)
+	c := &tunnels{shared: store.NewMemory(store.MemoryConfig{}), replica: "replica", open: tunnelGauge(reg)}
 	wantOpen := func(endpoint string, want float64) {
 		t.Helper()
 		families, err := reg.Gather()
@@ -45,25 +45,26 @@ func TestTunnelsAreCounted(t *testing.T) {
 		}
 		t.Errorf("%s is not counted", endpoint)
 	}
-	acquire := func(endpoint string) string {
+	acquire := func(endpoint string) (release func()) {
 		t.Helper()
-		lease, err := c.AcquireTunnel(t.Context(), endpoint, "i-1", "replica", 2)
+		release, err := c.acquire(t.Context(), endpoint, "i-1")
 		if err != nil {
 			t.Fatal(err)
 		}
-		return lease
+		return release
 	}
-	first, second := acquire("eice-1"), acquire("eice-1")
+	var releases []func()
+	for range eice.MaxTunnels {
+		releases = append(releases, acquire("eice-1"))
+	}
 	acquire("eice-2")
-	if _, err := c.AcquireTunnel(t.Context(), "eice-1", "i-1", "replica", 2); !errors.Is(err, store.ErrLimit) {
-		t.Errorf("a third: %v", err)
+	if _, err := c.acquire(t.Context(), "eice-1", "i-1"); !errors.Is(err, store.ErrLimit) {
+		t.Errorf("one too many: %v", err)
 	}
-	wantOpen("eice-1", 2)
+	wantOpen("eice-1", eice.MaxTunnels)
 	wantOpen("eice-2", 1)
-	for _, lease := range []string{first, second} {
-		if err := c.ReleaseTunnel(t.Context(), lease); err != nil {
-			t.Fatal(err)
-		}
+	for _, release := range releases {
+		release()
 	}
 	wantOpen("eice-1", 0)
 	wantOpen("eice-2", 1)
@@ -113,7 +114,7 @@ func TestRemoteEndsBeforeAWSDoes(t *testing.T) {
 	}})
 	for _, cli := range []bool{false, true} {
 		before := time.Now()
-		tunnel, err := (&tunnels{aws: client, shared: freePlaces{}, cli: cli}).Open(t.Context(), runner.TunnelRequest{
+		tunnel, err := (&tunnels{aws: client, shared: freePlaces{}, cli: cli, open: tunnelGauge(nil)}).Open(t.Context(), runner.TunnelRequest{
 			InstanceID: "i-0123456789abcdef0", OSUser: "ec2-user",
 			PublicKey: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEUwSLuvlcpyY4dF5UkAIjJQJqaf8pWcHHMvYGkY9qWp",
 		})
