@@ -31,9 +31,7 @@ type KeygenCmd struct {
 }
 
 // Run writes the two files and names them.
-func (c *KeygenCmd) Run(std *stdio) error { return c.generate(std.Out) }
-
-func (c *KeygenCmd) generate(out io.Writer) error {
+func (c *KeygenCmd) Run(std *stdio) error {
 	key, err := ticket.GenerateKey(c.Alg)
 	if err != nil {
 		return err
@@ -54,7 +52,7 @@ func (c *KeygenCmd) generate(out io.Writer) error {
 	if err := writeNew(setPath, append(public, '\n'), 0o644); err != nil {
 		return errors.Join(err, os.Remove(c.Out))
 	}
-	_, err = fmt.Fprintf(out, "kid          %s\nprivate key  %s  (keep it secret; termgw ticket mint --key %s …)\nkey set      %s  (TERMGW_TICKET_JWKS=%s)\n",
+	_, err = fmt.Fprintf(std.Out, "kid          %s\nprivate key  %s  (keep it secret; termgw ticket mint --key %s …)\nkey set      %s  (TERMGW_TICKET_JWKS=%s)\n",
 		key.KeyID, c.Out, c.Out, setPath, setPath)
 	return err
 }
@@ -85,9 +83,7 @@ type MintCmd struct {
 }
 
 // Run prints the ticket and a newline on standard output.
-func (c *MintCmd) Run(std *stdio) error { return c.mint(std.Out) }
-
-func (c *MintCmd) mint(out io.Writer) error {
+func (c *MintCmd) Run(std *stdio) error {
 	if c.TTL < time.Second {
 		return fmt.Errorf("--ttl %s: want a second or more", c.TTL)
 	}
@@ -113,7 +109,7 @@ func (c *MintCmd) mint(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(out, raw)
+	_, err = fmt.Fprintln(std.Out, raw)
 	return err
 }
 
@@ -141,16 +137,12 @@ type VerifyCmd struct {
 
 // Run prints the claims as JSON, or returns the reason of the refusal.
 func (c *VerifyCmd) Run(ctx context.Context, std *stdio) error {
-	return c.verify(ctx, std.In, std.Out)
-}
-
-func (c *VerifyCmd) verify(ctx context.Context, in io.Reader, out io.Writer) error {
 	keys, err := ticket.OpenKeys(ticket.KeysConfig{Location: c.JWKS})
 	if err != nil {
 		return err
 	}
 	const enough = 64 << 10 // more than any ticket: what is longer is refused as such
-	input, err := io.ReadAll(io.LimitReader(in, enough))
+	input, err := io.ReadAll(io.LimitReader(std.In, enough))
 	if err != nil {
 		return fmt.Errorf("reading the ticket from standard input: %w", err)
 	}
@@ -164,7 +156,7 @@ func (c *VerifyCmd) verify(ctx context.Context, in io.Reader, out io.Writer) err
 	if err != nil {
 		return err
 	}
-	encoder := json.NewEncoder(out)
+	encoder := json.NewEncoder(std.Out)
 	encoder.SetIndent("", "  ")
 	return encoder.Encode(claims)
 }

@@ -19,7 +19,7 @@ func generateTicketKey(t testing.TB, alg string) (private, set string) {
 	t.Helper()
 	private = filepath.Join(t.TempDir(), "key.json")
 	var out bytes.Buffer
-	if err := (&KeygenCmd{Alg: alg, Out: private}).generate(&out); err != nil {
+	if err := (&KeygenCmd{Alg: alg, Out: private}).Run(&stdio{Out: &out}); err != nil {
 		t.Fatal(err)
 	}
 	set = strings.TrimSuffix(private, ".json") + ".jwks.json"
@@ -57,14 +57,14 @@ func TestTicketCommands(t *testing.T) {
 		t.Run(alg, func(t *testing.T) {
 			private, set := generateTicketKey(t, alg)
 			var raw, claims bytes.Buffer
-			if err := mintCommand(private).mint(&raw); err != nil {
+			if err := mintCommand(private).Run(&stdio{Out: &raw}); err != nil {
 				t.Fatal(err)
 			}
 			if strings.Count(raw.String(), "\n") != 1 || strings.Count(raw.String(), ".") != 2 {
 				t.Fatalf("mint prints %q, want a ticket and a newline", raw.String())
 			}
 			verify := VerifyCmd{JWKS: set, Audience: "termgw", MaxTTL: time.Minute}
-			if err := verify.verify(t.Context(), strings.NewReader(raw.String()), &claims); err != nil {
+			if err := verify.Run(t.Context(), &stdio{In: strings.NewReader(raw.String()), Out: &claims}); err != nil {
 				t.Fatal(err)
 			}
 			var got map[string]any
@@ -78,7 +78,7 @@ func TestTicketCommands(t *testing.T) {
 			// Refused: the reason, never the ticket; and nothing on standard output.
 			claims.Reset()
 			verify.Audience = "another"
-			err := verify.verify(t.Context(), strings.NewReader(raw.String()), &claims)
+			err := verify.Run(t.Context(), &stdio{In: strings.NewReader(raw.String()), Out: &claims})
 			if !errors.Is(err, ticket.ErrInvalid) || !strings.Contains(err.Error(), "aud") {
 				t.Errorf("err = %v", err)
 			}
@@ -115,7 +115,7 @@ func TestKeygenFiles(t *testing.T) {
 	// Neither file is overwritten, and half a pair is not left behind.
 	before := jwkMember(t, private, "d")
 	again := &KeygenCmd{Alg: "EdDSA", Out: private}
-	if err := again.generate(&bytes.Buffer{}); !errors.Is(err, fs.ErrExist) {
+	if err := again.Run(&stdio{Out: &bytes.Buffer{}}); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("over a private key: %v", err)
 	}
 	if jwkMember(t, private, "d") != before {
@@ -124,7 +124,7 @@ func TestKeygenFiles(t *testing.T) {
 	if err := os.Remove(private); err != nil {
 		t.Fatal(err)
 	}
-	if err := again.generate(&bytes.Buffer{}); !errors.Is(err, fs.ErrExist) {
+	if err := again.Run(&stdio{Out: &bytes.Buffer{}}); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("over a key set: %v", err)
 	}
 	if _, err := os.Stat(private); !errors.Is(err, fs.ErrNotExist) {
@@ -158,7 +158,7 @@ func TestMintCommandRefuses(t *testing.T) {
 			command := mintCommand(private)
 			change(command)
 			var out bytes.Buffer
-			err := command.mint(&out)
+			err := command.Run(&stdio{Out: &out})
 			if err == nil || out.Len() > 0 {
 				t.Fatalf("err = %v, printed %q", err, out.String())
 			}

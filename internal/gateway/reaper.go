@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -64,7 +62,7 @@ type reaper struct {
 	replica string
 	log     *slog.Logger
 
-	elsewhere elsewhere
+	elsewhere sync.Map // until when each workspace is left alone whose container does not run here, or is not to be found out
 	busy      sync.Map // the workspaces whose sessions are being ended
 	ending    sync.WaitGroup
 }
@@ -95,7 +93,7 @@ func (r *reaper) beat(ctx context.Context) error {
 func (r *reaper) reap(ctx context.Context) error {
 	defer r.ending.Wait()
 	return every(ctx, beatEvery, func() {
-		abandoned, err := r.store.Abandoned(ctx, silence, r.elsewhere.workspaces(time.Now()))
+		abandoned, err := r.store.Abandoned(ctx, silence, r.leaveOut(time.Now()))
 		if err == nil {
 			err = r.store.CloseAbandoned(ctx, store.ReasonLost, lookFor, remoteSilence)
 		}
@@ -128,12 +126,12 @@ func (r *reaper) reap(ctx context.Context) error {
 }
 
 func (r *reaper) end(ctx context.Context, a store.Abandoned) {
-	if r.elsewhere.has(a.Workspace.ID) { // another of its sessions has just told
+	if _, elsewhere := r.elsewhere.Load(a.Workspace.ID); elsewhere { // another of its sessions has just told
 		return
 	}
 	log := r.log.With("session", a.SessionID, "workspace", a.Workspace.ID)
 	if a.Err != nil {
-		r.elsewhere.add(a.Workspace.ID, time.Now().Add(lookAgain))
+		r.elsewhere.Store(a.Workspace.ID, time.Now().Add(lookAgain))
 		log.Warn("an abandoned session was not ended", "err", a.Err)
 		return
 	}
@@ -142,7 +140,7 @@ func (r *reaper) end(ctx context.Context, a store.Abandoned) {
 	})
 	switch {
 	case errors.Is(err, runner.ErrNotRunning): // here, at least
-		r.elsewhere.add(a.Workspace.ID, time.Now().Add(lookAgain))
+		r.elsewhere.Store(a.Workspace.ID, time.Now().Add(lookAgain))
 		return
 	case err == nil:
 		err = r.store.Finish(ctx, a.SessionID, store.End{Reason: store.ReasonLost})
@@ -161,35 +159,17 @@ func (r *reaper) purge(ctx context.Context) error {
 	})
 }
 
-// elsewhere has the workspaces whose container did not run here or was not to be found out, and until when that is taken
-// for granted.
-type elsewhere struct {
-	mu    sync.Mutex
-	until map[string]time.Time
-}
-
-func (e *elsewhere) add(workspace string, until time.Time) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.until == nil {
-		e.until = map[string]time.Time{}
-	}
-	e.until[workspace] = until
-}
-
-func (e *elsewhere) has(workspace string) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	_, ok := e.until[workspace]
-	return ok
-}
-
-// workspaces lists them, without those whose time is over.
-func (e *elsewhere) workspaces(now time.Time) []string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	maps.DeleteFunc(e.until, func(_ string, until time.Time) bool { return !now.Before(until) })
-	return slices.Collect(maps.Keys(e.until))
+// leaveOut lists the workspaces that are left alone at this time, and forgets the others.
+func (r *reaper) leaveOut(now time.Time) (workspaces []string) {
+	r.elsewhere.Range(func(workspace, until any) bool {
+		if now.Before(until.(time.Time)) {
+			workspaces = append(workspaces, workspace.(string))
+		} else {
+			r.elsewhere.CompareAndDelete(workspace, until)
+		}
+		return true
+	})
+	return workspaces
 }
 
 // every does something now and then, until ctx ends.

@@ -15,7 +15,7 @@ const TYPES = new Map([
   [".css", "text/css"],
   [".svg", "image/svg+xml"],
 ]);
-// As strict as the demo's own (cmd/termgw/demo.go).
+// As strict as the demo's own (internal/demo/demo.go).
 const POLICY =
   "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; " +
   "connect-src 'self'; img-src 'self'";

@@ -1,0 +1,268 @@
+// Package demo is the small platform of `termgw demo`: it lists workspaces, mints
+// tickets for them, and serves a page. It is served with the gateway's terminals and
+// opens none.
+package demo
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/json"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/ticket"
+	"github.com/molecule-ai/termgw/web"
+)
+
+// Host is the id of the workspace that is this machine.
+const Host = "host"
+
+// Platform mints tickets for this machine and for the containers of its engine.
+type Platform struct {
+	// Used is told the page's new address when the old one was used.
+	Used func(url string)
+	// Page has the page's files; nil: they were not built.
+	Page fs.FS
+	// Verifier takes the platform's tickets. Their key is new: no older one verifies.
+	Verifier *ticket.Verifier
+
+	origin string // http://127.0.0.1:8022
+	secret string // opens tickets; for programs
+	minter *ticket.Minter
+	docker *runner.Docker
+	log    *slog.Logger
+
+	mu     sync.Mutex
+	once   string          // opens one session of the page
+	tokens map[string]bool // of the page's sessions
+}
+
+// New makes a platform with a key and secrets of its own, which is served at an address of this machine.
+func New(address string, docker *runner.Docker, log *slog.Logger) (*Platform, error) {
+	key, err := ticket.GenerateKey("EdDSA")
+	if err != nil {
+		return nil, err
+	}
+	minter, err := ticket.NewMinter(key)
+	if err != nil {
+		return nil, err
+	}
+	p := &Platform{
+		Used:     func(string) {},
+		Verifier: ticket.NewVerifier(ticket.VerifierConfig{Keys: ticket.StaticKeys(key), Audience: ticket.DefaultAudience, MaxTTL: ticket.DefaultMaxTTL}),
+		origin:   "http://" + address, secret: rand.Text(), once: rand.Text(),
+		minter: minter, docker: docker, log: log, tokens: map[string]bool{},
+	}
+	p.Page, _ = web.Page()
+	return p, nil
+}
+
+// PageURL is good for one browser.
+func (p *Platform) PageURL() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// In the fragment, which a browser sends to no server.
+	return p.origin + "/#key=" + p.once
+}
+
+// TicketsURL mints tickets for whoever posts to it: it has a secret.
+func (p *Platform) TicketsURL() string { return p.origin + "/demo/tickets?key=" + p.secret }
+
+// TerminalURL is this machine's terminal.
+func (p *Platform) TerminalURL() string {
+	return "ws" + strings.TrimPrefix(p.origin, "http") + "/workspaces/" + Host + "/terminal"
+}
+
+// contentPolicy lets the page load nothing but itself, and connect to nothing
+// else: 'self' is also the WebSockets of its own host and port (CSP 3, section
+// 6.7.2.8). xterm.js sets styles of its own, hence the one 'unsafe-inline'.
+const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; " +
+	"img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+// Handler serves the platform, and the gateway's terminals beside it.
+func (p *Platform) Handler(rt http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /demo/session", p.openSession)
+	mux.HandleFunc("GET /demo/workspaces", p.workspaces)
+	mux.HandleFunc("POST /demo/tickets", p.tickets)
+	mux.Handle("GET /{$}", p.files())
+	if p.Page != nil {
+		_ = fs.WalkDir(p.Page, ".", func(path string, entry fs.DirEntry, err error) error {
+			if err == nil && !entry.IsDir() && !strings.HasPrefix(path, ".") && path != "index.html" {
+				mux.Handle("GET /"+path, p.files())
+			}
+			return err
+		})
+	}
+	mux.Handle("/", rt)
+	own := strings.TrimPrefix(p.origin, "http://")
+	_, port, _ := net.SplitHostPort(own)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// A page of another host whose name was pointed here (DNS rebinding)
+		// shows its own name.
+		if r.Host != own && r.Host != "localhost:"+port {
+			problemJSON(w, http.StatusMisdirectedRequest, "The demo is at "+p.origin+" only.")
+			return
+		}
+		h := w.Header()
+		h.Set("Content-Security-Policy", contentPolicy)
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("X-Content-Type-Options", "nosniff")
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func (p *Platform) files() http.Handler {
+	if p.Page == nil {
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+			_, _ = io.WriteString(w, "The page is not in this binary: it is built with Node 20 or newer, by `make web build`.\n"+
+				"The terminal works without it: see the `termgw connect` line that the demo printed.\n")
+		})
+	}
+	files := http.FileServerFS(p.Page)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-cache")
+		files.ServeHTTP(w, r)
+	})
+}
+
+// openSession trades the one-time key of the printed address for a token that
+// the page keeps for its tab. No cookie: cookies are sent to every port of a
+// host, also to another user's server.
+func (p *Platform) openSession(w http.ResponseWriter, r *http.Request) {
+	p.mu.Lock()
+	ok := sameSecret(bearer(r), p.once)
+	token := rand.Text()
+	if ok {
+		p.once = rand.Text()
+		p.tokens[token] = true
+	}
+	p.mu.Unlock()
+	if !ok {
+		problemJSON(w, http.StatusUnauthorized, "This address was used before. Take the new one from the terminal in which termgw demo runs; with --json it prints none: start it again.")
+		return
+	}
+	p.Used(p.PageURL())
+	writeJSON(w, map[string]string{"token": token})
+}
+
+func (p *Platform) allowed(w http.ResponseWriter, r *http.Request) bool {
+	given := cmp.Or(bearer(r), r.URL.Query().Get("key"))
+	p.mu.Lock()
+	ok := p.tokens[given]
+	p.mu.Unlock()
+	if !ok && !sameSecret(given, p.secret) {
+		problemJSON(w, http.StatusUnauthorized, "Open the page by the address that the terminal in which termgw demo runs shows.")
+		return false
+	}
+	return true
+}
+
+type workspace struct {
+	ID     string `json:"id"`
+	Name   string `json:"name"`
+	Detail string `json:"detail"`
+}
+
+func (p *Platform) workspaces(w http.ResponseWriter, r *http.Request) {
+	if !p.allowed(w, r) {
+		return
+	}
+	hostname, err := os.Hostname()
+	if err != nil {
+		hostname = "a shell as you"
+	}
+	list := []workspace{{Host, "This machine", hostname}}
+	containers, err := p.containers(r.Context())
+	if err != nil {
+		p.log.Debug("no containers are listed", "err", err)
+	}
+	writeJSON(w, append(list, containers...))
+}
+
+// containers lists what runs, by name. Without an engine there is nothing.
+func (p *Platform) containers(ctx context.Context) ([]workspace, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	running, err := p.docker.Containers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var list []workspace
+	for _, c := range running {
+		if c.Name != Host {
+			list = append(list, workspace{c.Name, c.Name, c.Image})
+		}
+	}
+	return list, nil
+}
+
+// Lookup finds a workspace, for the gateway's store.
+func (p *Platform) Lookup(ctx context.Context, id string) (store.Workspace, error) {
+	if id == Host {
+		return store.Workspace{ID: id, Name: "This machine"}, nil
+	}
+	containers, err := p.containers(ctx)
+	if err != nil {
+		return store.Workspace{}, err
+	}
+	for _, c := range containers {
+		if c.ID == id {
+			return store.Workspace{ID: id, Name: c.Name, Container: c.Name}, nil
+		}
+	}
+	return store.Workspace{}, store.ErrNotFound
+}
+
+func (p *Platform) tickets(w http.ResponseWriter, r *http.Request) {
+	if !p.allowed(w, r) {
+		return
+	}
+	var body struct {
+		Workspace string      `json:"workspace"`
+		Mode      ticket.Mode `json:"mode"` // "ro": look, do not type
+	}
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10)).Decode(&body); err != nil || body.Workspace == "" {
+		problemJSON(w, http.StatusBadRequest, `Send {"workspace":"host"}, or the id of another workspace.`)
+		return
+	}
+	raw, err := p.minter.Mint(ticket.Claims{Audience: []string{ticket.DefaultAudience}, Subject: "demo", WorkspaceID: body.Workspace, Mode: body.Mode})
+	if err != nil {
+		problemJSON(w, http.StatusBadRequest, "No ticket can be minted for that workspace: an id is 1 to 128 letters, digits and ._-, and the mode is rw or ro.")
+		return
+	}
+	writeJSON(w, map[string]string{"ticket": raw})
+}
+
+func bearer(r *http.Request) string {
+	secret, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	return secret
+}
+
+func sameSecret(given, secret string) bool {
+	return subtle.ConstantTimeCompare([]byte(given), []byte(secret)) == 1
+}
+
+func writeJSON(w http.ResponseWriter, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	_ = json.NewEncoder(w).Encode(body) // the client may be gone
+}
+
+func problemJSON(w http.ResponseWriter, status int, detail string) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]any{"title": http.StatusText(status), "status": status, "detail": detail})
+}
