@@ -29,10 +29,9 @@ import (
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
-// environment is what is set, as text. It is read in one go and checked by
-// parse, so that all faults are told at once; envconfig stops at the first. A
-// field's name is its variable's: by a tag that names the variable, envconfig
-// would read it without the prefix too.
+// environment holds the variables as text. parse checks them and lists every fault,
+// while envconfig would stop at the first. A variable's name comes from its field:
+// by a tag with the name, envconfig would also read the name without the prefix.
 type environment struct {
 	Listen         string `default:":8080" desc:"Terminal endpoint, /healthz, /readyz"`
 	AdminListen    string `split_words:"true" default:"127.0.0.1:9090" desc:"/metrics and pprof; empty turns it off"`
@@ -68,8 +67,8 @@ type environment struct {
 
 const environmentPrefix = "TERMGW"
 
-// loadConfig reads and checks the environment; the config's Faults name every fault.
-// What is none of them is in the config all the same. It logs to w.
+// loadConfig returns the configuration of the environment, with a log to w. Its Faults
+// list every invalid variable; the valid ones are set all the same.
 func loadConfig(w io.Writer) gateway.Config {
 	var e environment
 	if err := envconfig.Process(environmentPrefix, &e); err != nil {
@@ -89,7 +88,7 @@ var basePath = regexp.MustCompile(`^(/[A-Za-z0-9._~-]+)*$`)
 
 var endpointID = regexp.MustCompile(`^eice-[0-9a-f]{8,17}$`)
 
-// parse checks every variable. Values that may hold a secret are not repeated.
+// parse checks every variable. Its errors repeat no value that may hold a secret.
 func (e environment) parse() (gateway.Config, []error) {
 	p := parser{}
 	c := gateway.Config{
@@ -159,7 +158,7 @@ func (e environment) parse() (gateway.Config, []error) {
 	return c, p.faults
 }
 
-// parser collects faults.
+// parser collects the faults of variables.
 type parser struct{ faults []error }
 
 func (p *parser) require(name string, ok bool, fault string) {
@@ -198,7 +197,7 @@ func list(s string) []string {
 	return l
 }
 
-// usage is the table of variables, from the fields above.
+// usage is the template of the table of variables.
 const usage = `Environment:
 {{range .}}  {{usage_key .}}{{with usage_default .}} = {{.}}{{end}}
       {{usage_description .}}
@@ -214,8 +213,8 @@ func environmentUsage(w io.Writer) error {
 	return envconfig.Usagef(environmentPrefix, &environment{}, w, usage)
 }
 
-// shellEnvironment is what a shell of this machine gets of the gateway's own
-// environment: names that hold no secret.
+// shellEnvironment returns the part of the gateway's environment that a shell of this
+// machine gets, variables without secrets, and the home directory.
 func shellEnvironment() (env []string, home string) {
 	for _, name := range []string{"HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TZ", "USER"} {
 		if value, ok := os.LookupEnv(name); ok {

@@ -24,14 +24,14 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// DemoCmd runs the whole: store, key, a small platform and its page.
+// DemoCmd runs a gateway with a store, a ticket key and a small platform of its own.
 type DemoCmd struct {
 	Listen string `default:"127.0.0.1:8022" placeholder:"ADDR" help:"Loopback address to listen on; port 0 picks a free one (${default})."`
 	Shell  string `placeholder:"COMMAND" help:"What 'This machine' runs, by sh -c (your login shell)."`
 	JSON   bool   `name:"json" help:"Print one JSON line with the addresses, for programs."`
 }
 
-// Help tells who can open what.
+// Help says who can open which shells.
 func (DemoCmd) Help() string {
 	return `One process with a store, a key and a small platform page. Its workspaces are a shell of this
 machine, as you, and every running container if a Docker engine answers (DOCKER_HOST).
@@ -40,13 +40,13 @@ Whoever has the printed address has a shell as you: it is served on loopback onl
 carries a secret. The page's is good for one browser; a new one is printed when it was used.`
 }
 
-// Run serves the demo until it is told to end.
+// Run serves the demo until a signal ends the process.
 func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (err error) {
 	listener, err := listenLoopback(c.Listen)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = listener.Close() }() // also when it was served
+	defer func() { _ = listener.Close() }() // a second time after gateway.Run
 	docker, err := runner.OpenDocker(runner.DockerConfig{Shells: []string{"/bin/bash", "/bin/sh"}, Timing: timing})
 	if err != nil {
 		return err
@@ -98,8 +98,8 @@ func greet(w io.Writer, p *demo.Platform, endpoint string) error {
 	return err
 }
 
-// writeEndpoint leaves the ticket endpoint in a file that only this user can
-// read: a secret in a command line could be read by every user.
+// writeEndpoint writes the ticket endpoint to a file that only this user can read:
+// every user could read the secret in a command line.
 func writeEndpoint(url string) (path string, remove func() error, err error) {
 	dir, err := os.MkdirTemp("", "termgw-demo-")
 	if err != nil {
@@ -113,7 +113,8 @@ func writeEndpoint(url string) (path string, remove func() error, err error) {
 	return path, remove, nil
 }
 
-// demoStarter opens this machine's shell for its workspace, else a container's.
+// demoStarter opens a shell of this machine for its workspace, and of a container for
+// any other.
 type demoStarter struct {
 	host   *runner.Host
 	docker *runner.Docker
@@ -126,8 +127,8 @@ func (s demoStarter) Start(ctx context.Context, t runner.Target, size terminal.S
 	return s.docker.Start(ctx, t, size)
 }
 
-// listenLoopback refuses any other address: whoever can reach the demo and has
-// its secret has a shell as its user.
+// listenLoopback listens at a loopback address and refuses any other: a client that
+// reaches the demo with its secret has a shell as its user.
 func listenLoopback(address string) (net.Listener, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {

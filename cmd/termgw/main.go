@@ -1,7 +1,7 @@
 // Command termgw is a terminal gateway: it carries a browser's WebSocket to the
-// shell of a workspace's container. This package holds its subcommands and its
-// configuration, the only code that reads the environment, and wires the
-// packages under pkg together.
+// shell of a workspace's container. This package holds the subcommands, their flags
+// and their output, and the configuration, the only code that reads the environment.
+// The running process is internal/gateway.
 package main
 
 import (
@@ -30,21 +30,21 @@ type cli struct {
 	Version  VersionCmd  `cmd:"" help:"Print the version."`
 }
 
-// stdio is what a command reads and writes.
+// stdio holds the standard files of a command.
 type stdio struct {
 	In       io.Reader
 	Out, Err io.Writer
 }
 
-// exitStatus is an error that only sets the exit status: what there was to say
-// was said.
+// exitStatus is an error that sets the exit status and prints nothing: the command
+// has printed the cause.
 type exitStatus int
 
 func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
 func main() {
-	// What a session holds for hours is 10 KiB of heap; half as much again while
-	// it opens is enough. GOGC, if it is set, decides instead.
+	// A session holds 10 KiB of heap for hours and needs little more while it opens, so
+	// garbage of half the heap's size is enough. GOGC takes precedence.
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
@@ -53,7 +53,7 @@ func main() {
 
 // runProcess runs the command of this process's arguments, and returns its exit status.
 func runProcess(timing runner.Timing) int {
-	// Never undone: a second signal must not end the process in mid-teardown.
+	// It stays: a second signal must not end the process in the middle of its teardown.
 	ctx, _ := signal.NotifyContext(context.Background(), gateway.EndSignals()...)
 	return run(ctx, os.Args[1:], &stdio{os.Stdin, os.Stdout, os.Stderr}, timing)
 }
@@ -75,8 +75,8 @@ func run(ctx context.Context, args []string, std *stdio, timing runner.Timing) i
 		panic(err) // the structs above are wrong
 	}
 	command, err := parser.Parse(args)
-	if status >= 0 {
-		return status // --help was answered
+	if status >= 0 { // after --help
+		return status
 	}
 	if err != nil {
 		parser.FatalIfErrorf(err)

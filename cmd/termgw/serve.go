@@ -24,7 +24,7 @@ func (ServeCmd) Help() string {
 	return b.String()
 }
 
-// Run serves until it is told to end.
+// Run serves until a signal ends the process.
 func (ServeCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) error {
 	cfg := loadConfig(std.Err)
 	cfg.Version, cfg.Timing = version, timing
@@ -34,7 +34,7 @@ func (ServeCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) error
 // MigrateCmd brings the schema up to date.
 type MigrateCmd struct{}
 
-// Run applies what is missing and names it.
+// Run applies the missing migrations and prints their names.
 func (MigrateCmd) Run(ctx context.Context, std *stdio) error {
 	url := os.Getenv("TERMGW_DATABASE_URL")
 	if url == "" {

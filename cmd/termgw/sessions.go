@@ -17,15 +17,15 @@ import (
 	"github.com/molecule-ai/termgw/pkg/store"
 )
 
-// SessionsCmd groups what an operator does with the sessions of all replicas.
+// SessionsCmd groups the commands for the sessions of all replicas.
 type SessionsCmd struct {
 	List   ListSessionsCmd   `cmd:"" help:"Show who is in which workspace since when, on all replicas."`
 	Revoke RevokeSessionsCmd `cmd:"" help:"Cut sessions on all replicas at once, and refuse the tickets that were issued before."`
 }
 
-// sessionNames says which sessions are meant: those that match all that is
-// given. A name that is given and empty is refused: it is a script's unset
-// variable, and without it the rest would match more than was meant.
+// sessionNames selects the sessions that match all given names. A name that is given
+// and empty is refused: it is probably a script's unset variable, and without it the
+// others would match too many sessions.
 type sessionNames struct {
 	Workspace *string `placeholder:"ID" help:"Of this workspace."`
 	Subject   *string `placeholder:"WHO" help:"Of this person, the ticket's sub."`
@@ -49,8 +49,8 @@ func orEmpty(s *string) string {
 	return *s
 }
 
-// mostListed bounds a list. No fleet has so many live sessions; the audit trail
-// may hold more.
+// mostListed bounds the sessions in a list. No fleet has so many live ones; the audit
+// trail may hold more.
 const mostListed = 10_000
 
 // ListSessionsCmd lists sessions.
@@ -61,7 +61,7 @@ type ListSessionsCmd struct {
 	JSON    bool   `name:"json" help:"One JSON object a line."`
 }
 
-// Help says what a row means.
+// Help says what a row's times mean.
 func (ListSessionsCmd) Help() string {
 	return "Reads TERMGW_DATABASE_URL. The newest comes first; times are UTC, by the database's clock. " +
 		"A live session is noted every few seconds: one whose LAST SEEN is minutes ago has lost its gateway, and its row is closed by the next that looks."
@@ -90,7 +90,7 @@ func (c *ListSessionsCmd) Run(ctx context.Context, std *stdio) error {
 	})
 }
 
-// sessionJSON is a session for programs. The names stay as they are.
+// sessionJSON is a session for programs, which rely on the names.
 type sessionJSON struct {
 	Session   string     `json:"session"`
 	Workspace string     `json:"workspace"`
@@ -105,7 +105,7 @@ type sessionJSON struct {
 	Ended     *time.Time `json:"ended,omitempty"`
 	Reason    string     `json:"reason,omitempty"`
 	ExitCode  *int       `json:"exit_code,omitempty"`
-	// Written with the end. Nobody knows those of a session that was lost with its replica.
+	// Recorded with the end, and unknown for a session that was lost with its replica.
 	BytesIn  *int64 `json:"bytes_in,omitempty"`
 	BytesOut *int64 `json:"bytes_out,omitempty"`
 }
@@ -181,8 +181,8 @@ func moment(t time.Time) string {
 	return t.UTC().Format("2006-01-02T15:04:05Z")
 }
 
-// printable makes text that others chose, a person's name say, safe for a
-// terminal and for a table: no escape sequence, no tab, no end of line.
+// printable makes text from elsewhere, like a person's name, safe for a terminal and a
+// table: without escape sequences, tabs and ends of lines.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -201,21 +201,21 @@ type RevokeSessionsCmd struct {
 	Reason string `placeholder:"TEXT" help:"Why, for the record."`
 }
 
-// Help says what an order does.
+// Help says what a revocation does.
 func (RevokeSessionsCmd) Help() string {
 	return "Writes a row into termgw.revocations (TERMGW_DATABASE_URL). Names at least one of workspace, subject, session or instance; " +
 		"cut is what matches all that are named. A ticket that is minted afterwards opens again. " +
 		"Waits up to 30 s for the gateways to end the sessions and prints which they have ended; the exit status is 1 if one is left."
 }
 
-// cutTime is how long the command waits for the gateways: they read an order within
-// 5 s, and a shell may take some seconds to end. cutPoll is how often it asks.
+// cutTime bounds the wait for the gateways, which read a revocation within 5 s and then
+// end shells for some seconds. cutPoll is the interval at which the database is asked.
 const (
 	cutTime = 30 * time.Second
 	cutPoll = 200 * time.Millisecond
 )
 
-// Run writes the order, and prints which sessions it has cut.
+// Run writes the revocation, and prints the sessions that the gateways have ended.
 func (c *RevokeSessionsCmd) Run(ctx context.Context, std *stdio) error {
 	if err := c.check(); err != nil {
 		return err
@@ -255,7 +255,8 @@ func (c *RevokeSessionsCmd) Run(ctx context.Context, std *stdio) error {
 	})
 }
 
-// untilCut waits until none of the sessions is live, and returns those that are left.
+// untilCut waits until none of the sessions is live, or cutTime is over, and returns the
+// live ones.
 func untilCut(ctx context.Context, shared *store.Postgres, sessions []string, err error) ([]store.Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, cutTime)
 	defer cancel()
@@ -273,7 +274,7 @@ func untilCut(ctx context.Context, shared *store.Postgres, sessions []string, er
 	return left, err
 }
 
-// withDatabase lends the replicas' store.
+// withDatabase calls use with the store that the replicas share.
 func withDatabase(use func(*store.Postgres) error) (err error) {
 	url := os.Getenv("TERMGW_DATABASE_URL")
 	if url == "" {
@@ -287,7 +288,7 @@ func withDatabase(use func(*store.Postgres) error) (err error) {
 	return use(shared)
 }
 
-// operator is who runs this command, for the record.
+// operator returns user@host of this command, for the audit trail.
 func operator() string {
 	name, host := "unknown", "unknown"
 	if u, err := user.Current(); err == nil {

@@ -16,8 +16,7 @@ import (
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
-// TicketCmd groups what a person does with tickets by hand: make a key, mint a
-// ticket with it, look into one.
+// TicketCmd groups the commands for keys and tickets by hand.
 type TicketCmd struct {
 	Keygen KeygenCmd `cmd:"" help:"Make a signing key and the key set that the gateway verifies with."`
 	Mint   MintCmd   `cmd:"" help:"Mint a ticket and print it, and nothing else."`
@@ -30,7 +29,7 @@ type KeygenCmd struct {
 	Out string `default:"termgw-ticket.json" placeholder:"FILE.json" help:"Private key, a JWK, readable by its owner alone, for 'mint --key' (${default}). Its public half, a JWK Set for TERMGW_TICKET_JWKS, goes beside it to FILE.jwks.json. Nothing is overwritten."`
 }
 
-// Run writes the two files and names them.
+// Run writes the two files and prints their names.
 func (c *KeygenCmd) Run(std *stdio) error {
 	key, err := ticket.GenerateKey(c.Alg)
 	if err != nil {
@@ -57,7 +56,7 @@ func (c *KeygenCmd) Run(std *stdio) error {
 	return err
 }
 
-// writeNew makes a file that was not there, whole or not at all.
+// writeNew creates a file with all of its data, or none. It is an error if the file exists.
 func writeNew(path string, data []byte, mode fs.FileMode) error {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
@@ -119,15 +118,15 @@ func readTicketKey(path string) (jose.JSONWebKey, error) {
 		return jose.JSONWebKey{}, err
 	}
 	var key jose.JSONWebKey
-	// The decoder's error may quote the file, and the file is a secret.
+	// The decoder's error may quote the file, which is secret.
 	if err := json.Unmarshal(data, &key); err != nil {
 		return jose.JSONWebKey{}, fmt.Errorf("%s: not a JWK, as 'termgw ticket keygen' writes it", path)
 	}
 	return key, nil
 }
 
-// VerifyCmd checks a ticket as the gateway would, all but its single use. The
-// ticket is no argument: every user of the machine can read a command line.
+// VerifyCmd checks a ticket as the gateway does, except for its single use. The ticket
+// is not an argument: every user of the machine can read a command line.
 type VerifyCmd struct {
 	JWKS     string        `name:"jwks" required:"" placeholder:"FILE|URL" help:"JWK Set: a file or an https URL."`
 	Issuer   string        `placeholder:"ISS" help:"Required iss; any if left out."`
@@ -141,7 +140,7 @@ func (c *VerifyCmd) Run(ctx context.Context, std *stdio) error {
 	if err != nil {
 		return err
 	}
-	const enough = 64 << 10 // more than any ticket: what is longer is refused as such
+	const enough = 64 << 10 // more than the longest ticket that Verify takes
 	input, err := io.ReadAll(io.LimitReader(std.In, enough))
 	if err != nil {
 		return fmt.Errorf("reading the ticket from standard input: %w", err)

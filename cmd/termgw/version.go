@@ -7,8 +7,8 @@ import (
 	"runtime/debug"
 )
 
-// These are set by the build (-ldflags "-X main.version=…"). The date is the commit's: the time of a build would make
-// every build another program.
+// The build sets these (-ldflags "-X main.version=…"). The date is the commit's: with the time of the build, no two builds
+// would be the same program.
 var (
 	version      = "dev"
 	commit, date string
@@ -24,7 +24,7 @@ func (VersionCmd) Run(std *stdio) error {
 	return err
 }
 
-// built tells the commit and its date. A plain `go build` or `go install` sets neither, but Go itself may have noted them.
+// built returns the commit and its date. A plain `go build` or `go install` sets neither, but Go may have noted them.
 func built() (string, string) {
 	noted := map[string]string{}
 	if info, ok := debug.ReadBuildInfo(); ok {

@@ -1,6 +1,6 @@
 // Package demo is the small platform of `termgw demo`: it lists workspaces, mints
-// tickets for them, and serves a page. It is served with the gateway's terminals and
-// opens none.
+// tickets for them, and serves a page. It opens no terminals: the gateway's handler,
+// which it serves beside its own, does.
 package demo
 
 import (
@@ -30,25 +30,26 @@ const Host = "host"
 
 // Platform mints tickets for this machine and for the containers of its engine.
 type Platform struct {
-	// Used is told the page's new address when the old one was used.
+	// Used is called with the page's new address when the old one was used.
 	Used func(url string)
-	// Page has the page's files; nil: they were not built.
+	// Page holds the page's files; nil: they were not built.
 	Page fs.FS
-	// Verifier takes the platform's tickets. Their key is new: no older one verifies.
+	// Verifier verifies the platform's tickets. The key is new, so no older ticket passes.
 	Verifier *ticket.Verifier
 
-	origin string // http://127.0.0.1:8022
-	secret string // opens tickets; for programs
+	origin string // like http://127.0.0.1:8022
+	secret string // of the tickets' address, for programs
 	minter *ticket.Minter
 	docker *runner.Docker
 	log    *slog.Logger
 
 	mu     sync.Mutex
-	once   string          // opens one session of the page
-	tokens map[string]bool // of the page's sessions
+	once   string          // the page's one-time key
+	tokens map[string]bool // of the tabs that have used one
 }
 
-// New makes a platform with a key and secrets of its own, which is served at an address of this machine.
+// New returns a platform with a key and secrets of its own, to be served at a loopback
+// address.
 func New(address string, docker *runner.Docker, log *slog.Logger) (*Platform, error) {
 	key, err := ticket.GenerateKey("EdDSA")
 	if err != nil {
@@ -68,7 +69,7 @@ func New(address string, docker *runner.Docker, log *slog.Logger) (*Platform, er
 	return p, nil
 }
 
-// PageURL is good for one browser.
+// PageURL returns the page's address, which is good for one browser.
 func (p *Platform) PageURL() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -76,10 +77,10 @@ func (p *Platform) PageURL() string {
 	return p.origin + "/#key=" + p.once
 }
 
-// TicketsURL mints tickets for whoever posts to it: it has a secret.
+// TicketsURL returns the address that mints tickets, with its secret.
 func (p *Platform) TicketsURL() string { return p.origin + "/demo/tickets?key=" + p.secret }
 
-// TerminalURL is this machine's terminal.
+// TerminalURL returns the address of this machine's terminal.
 func (p *Platform) TerminalURL() string {
 	return "ws" + strings.TrimPrefix(p.origin, "http") + "/workspaces/" + Host + "/terminal"
 }
@@ -90,7 +91,7 @@ func (p *Platform) TerminalURL() string {
 const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; " +
 	"img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// Handler serves the platform, and the gateway's terminals beside it.
+// Handler returns the platform's handler, which serves the gateway's beside its own.
 func (p *Platform) Handler(rt http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /demo/session", p.openSession)
@@ -109,8 +110,7 @@ func (p *Platform) Handler(rt http.Handler) http.Handler {
 	own := strings.TrimPrefix(p.origin, "http://")
 	_, port, _ := net.SplitHostPort(own)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// A page of another host whose name was pointed here (DNS rebinding)
-		// shows its own name.
+		// A page whose own name was pointed here (DNS rebinding) shows that name.
 		if r.Host != own && r.Host != "localhost:"+port {
 			problemJSON(w, http.StatusMisdirectedRequest, "The demo is at "+p.origin+" only.")
 			return
@@ -192,7 +192,7 @@ func (p *Platform) workspaces(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, append(list, containers...))
 }
 
-// containers lists what runs, by name. Without an engine there is nothing.
+// containers lists the running containers by name.
 func (p *Platform) containers(ctx context.Context) ([]workspace, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -209,7 +209,7 @@ func (p *Platform) containers(ctx context.Context) ([]workspace, error) {
 	return list, nil
 }
 
-// Lookup finds a workspace, for the gateway's store.
+// Lookup returns a workspace, for the gateway's store.
 func (p *Platform) Lookup(ctx context.Context, id string) (store.Workspace, error) {
 	if id == Host {
 		return store.Workspace{ID: id, Name: "This machine"}, nil

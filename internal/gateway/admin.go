@@ -15,18 +15,18 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// admin serves /metrics and pprof, which are for operators alone. There is no
-// password; what keeps a browser's pages from reading it is the Host.
+// admin serves /metrics and pprof, for operators alone. There is no password; the
+// check of the Host header keeps a browser's pages from reading the answers.
 type admin struct {
 	mux       *http.ServeMux
 	ownNames  []string   // lower case
-	recording sync.Mutex // held for as long as a profile or a trace is taken
+	recording sync.Mutex // held while a profile or a trace is recorded
 }
 
-// adminHandler returns the handler for the address that it listens at.
+// adminHandler returns the handler of the listener at an address, whose host is one of its own names.
 func adminHandler(reg *prometheus.Registry, listen string) http.Handler {
 	a := &admin{mux: http.NewServeMux()}
-	machine, _ := os.Hostname() // without one there is no such name
+	machine, _ := os.Hostname() // empty after an error
 	for _, name := range []string{hostOf(listen), machine} {
 		if name != "" {
 			a.ownNames = append(a.ownNames, strings.ToLower(name))
@@ -54,12 +54,12 @@ func (a *admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // knows reports whether a Host is an address, or a name that no page from the
-// internet can have: a page whose name leads to its own server first and then here
-// (DNS rebinding) shares its origin with this server, and reads all that it
-// answers. Nobody can register a name without a dot or under one of these ends
-// (RFC 6761, ICANN's .internal; .svc and .cluster.local are Kubernetes's), and so
-// Prometheus may ask by a service's name. A neighbour in the browser's own network
-// can have other names under .local (RFC 6762).
+// internet can have. A page whose name leads first to its own server and then here
+// (DNS rebinding) shares its origin with this server, and could read every answer.
+// A name without a dot, or with one of these ends, cannot be registered (RFC 6761,
+// ICANN's .internal; .svc and .cluster.local are Kubernetes's), so Prometheus may
+// ask by a service's name. Other names under .local may belong to a neighbour in the
+// browser's network (RFC 6762).
 func (a *admin) knows(host string) bool {
 	if _, err := netip.ParseAddr(host); err == nil {
 		return true
@@ -78,7 +78,7 @@ func (a *admin) knows(host string) bool {
 	return host != "" && !strings.Contains(host, ".")
 }
 
-// hostOf returns an address's host, which may have a port, without brackets.
+// hostOf returns the host of an address with or without a port, without brackets.
 func hostOf(address string) string {
 	if host, _, err := net.SplitHostPort(address); err == nil {
 		return host
@@ -86,13 +86,12 @@ func hostOf(address string) string {
 	return strings.Trim(address, "[]")
 }
 
-// longestRecording bounds a profile or a trace, in seconds. Both slow every
-// terminal, and a trace has some 10 MB a second.
+// longestRecording bounds the time of a profile or a trace, in seconds. Both slow every
+// terminal, and a trace takes some 10 MB a second.
 const longestRecording = 60
 
-// bounded bounds what records for a time: so long, and one at once. Any profile
-// does so when it is asked for the change in some seconds; always says that it
-// does so without being asked, too.
+// bounded allows one recording at a time, of longestRecording at most. A request
+// with seconds records, whatever the profile; always says that one without does too.
 func (a *admin) bounded(next http.HandlerFunc, always bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		asked := r.FormValue("seconds")

@@ -11,17 +11,18 @@ import (
 )
 
 const (
-	// descriptorsBase are kept for what is no session: listeners, the pools of connections to the database and the engine,
-	// probes, and clients that have yet to say what they want.
+	// descriptorsBase is the number of descriptors apart from sessions: listeners, the pools of connections to the database
+	// and the engine, probes, and clients without a request yet.
 	descriptorsBase = 64
-	// descriptorsEach are a session's. A container's: its client's connection, the engine's, and one that its end borrows.
-	// A child's: its client's connection, its terminal and the child itself; once it has printed much, an epoll set too,
-	// without which it costs more.
+	// descriptorsEach is the number of descriptors of a session. In a container: the client's connection, the engine's, and
+	// one that is borrowed at the end. Of a child process: the client's connection, the terminal and the child's pidfd; after
+	// much output an epoll set too, which the terminal can do without.
 	descriptorsEach = 3
 )
 
-// sessionLimit is how many sessions fit in the process's descriptors, or fewer if so configured (0: not). Past it clients
-// are refused before their ticket is spent, and there is something left to end the others with.
+// sessionLimit returns the number of sessions that fit in the process's descriptors, or the configured number if that is
+// smaller and not 0. Beyond it clients are refused before their ticket is spent, and the end of the other sessions finds
+// the descriptors that it needs.
 func sessionLimit(configured int) (int, error) {
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
@@ -37,8 +38,8 @@ func sessionLimit(configured int) (int, error) {
 	return fit, nil
 }
 
-// sparing is a listener that keeps a descriptor in reserve. When there is no other, a client is taken in with it: what it
-// wants then fails for want of a descriptor too, and it is told so. It would wait unheard instead.
+// sparing is a listener that keeps one descriptor in reserve. When no other is free, a client is accepted with the reserve:
+// its request then fails for want of a descriptor and the client is told so, instead of waiting unheard.
 type sparing struct {
 	net.Listener
 	spare *os.File // nil: in use
@@ -46,7 +47,7 @@ type sparing struct {
 
 func (l *sparing) Accept() (net.Conn, error) {
 	if l.spare == nil {
-		l.spare, _ = os.Open(os.DevNull) // the next time, then
+		l.spare, _ = os.Open(os.DevNull) // a failure is repeated at the next Accept
 	}
 	conn, err := l.Listener.Accept()
 	if l.spare != nil && errors.Is(err, unix.EMFILE) {

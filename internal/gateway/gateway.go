@@ -1,8 +1,9 @@
 // Package gateway is the running process: it opens the store, the ticket keys and
-// the runners, joins them by a router, serves its listeners, and ends in order.
+// the runners, joins them by a router, serves the listeners, does the background
+// work of a replica, and ends in order.
 //
-// It reads no flag and no environment: package main passes values. What a request
-// goes through is the router's, and what a shell is, the runners'.
+// It reads no flags and no environment: package main passes values. Requests are the
+// router's business, and shells the runners'.
 package gateway
 
 import (
@@ -30,14 +31,14 @@ import (
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
-// Config holds the values that a gateway runs with, each checked by its reader. Run
-// opens what they name, unless the router's Store is given: then so are its Verifier
-// and its starters, which stay the caller's.
+// Config holds the values that a gateway runs with; whoever reads them checks them.
+// Run opens the router's Store, Verifier and starters by these values, unless the
+// Store is set: then the caller sets them all, and closes them.
 type Config struct {
-	router.Config // Replica empty: the host's name and a random end; MaxSessions 0: as many as the process's descriptors hold
+	router.Config // Replica empty: the host's name and a random suffix; MaxSessions 0: as many as the process's descriptors allow
 
-	// Faults is what the reader found wrong. Run returns it, with whatever cannot be
-	// opened, before it serves.
+	// Faults lists the invalid values. Run returns it before it serves, together with
+	// the errors of the parts that it could not open.
 	Faults  error
 	Version string
 
@@ -54,19 +55,19 @@ type Config struct {
 	Environ                                     []string // of the AWS CLI, if EICETunnel is aws-cli
 	Timing                                      runner.Timing
 
-	Listener net.Listener                              // nil: Listen and AdminListen
-	Front    func(terminals http.Handler) http.Handler // what Listener serves
+	Listener net.Listener                              // nil: Run listens at Listen and AdminListen
+	Front    func(terminals http.Handler) http.Handler // the handler of Listener
 }
 
-// Store is where workspaces, spent tickets, sessions and tunnels are.
+// Store holds workspaces, spent tickets, sessions and tunnels.
 type Store interface {
 	router.Store
 	tunnelStore
 	io.Closer
 }
 
-// OpenKeys reads a file of keys; those of an address are fetched by Keys.Run. It
-// returns nil if TicketJWKS is empty, which is one of Faults.
+// OpenKeys reads a file of ticket keys; Keys.Run fetches those of a URL. It returns
+// nil if TicketJWKS is empty, which is one of Faults.
 func (c *Config) OpenKeys() (*ticket.Keys, error) {
 	if c.TicketJWKS == "" {
 		return nil, nil
@@ -78,8 +79,8 @@ func (c *Config) OpenKeys() (*ticket.Keys, error) {
 	return keys, nil
 }
 
-// OpenStore does not connect to a database yet. It returns nil if neither a database
-// nor a list of workspaces is given, which is one of Faults.
+// OpenStore opens the store without a connection to the database. It returns nil if
+// DatabaseURL and WorkspacesFile are empty, which is one of Faults.
 func (c *Config) OpenStore(ctx context.Context) (Store, error) {
 	switch {
 	case c.DatabaseURL == "" && c.WorkspacesFile == "":
@@ -97,8 +98,8 @@ func (c *Config) OpenStore(ctx context.Context) (Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("TERMGW_WORKSPACES_FILE: %w", err)
 	}
-	// A ticket's time is in whole seconds. Served from the next one on, a ticket
-	// of this process is told from one that an earlier process may have seen.
+	// A ticket's times are whole seconds. From the next second on, a ticket of this
+	// process's time differs from one that an earlier process may have spent.
 	since := time.Now().Truncate(time.Second).Add(time.Second)
 	c.Log.Info("no database: sessions are kept in this process, which must be the only replica", "workspaces", len(workspaces))
 	select {
@@ -109,25 +110,25 @@ func (c *Config) OpenStore(ctx context.Context) (Store, error) {
 	return store.NewMemory(store.MemoryConfig{Lookup: store.LookupIn(workspaces), Since: since, Limits: c.Limits}), nil
 }
 
-// OpenDocker returns the runner of workspaces in containers. Swept may be nil.
+// OpenDocker returns the runner of workspaces in containers. swept may be nil.
 func (c *Config) OpenDocker(swept func(runner.Swept)) (*runner.Docker, error) {
 	return runner.OpenDocker(runner.DockerConfig{Shells: c.Shells, EndDetached: !c.KeepDetached, Swept: swept, Timing: c.Timing})
 }
 
-// gateway is a Config and what was opened by it.
+// gateway is a Config with the parts that were opened by it.
 type gateway struct {
 	Config
 	reg     *prometheus.Registry
 	router  *router.Router
-	memory  int64                         // see memoryLimit
-	jobs    []func(context.Context) error // run until their context ends
+	memory  int64                         // the process's limit, in bytes; 0: none
+	jobs    []func(context.Context) error // each runs until its context ends
 	servers []server
-	closers []func() error
+	closers []func() error // called in reverse order
 }
 
-// Run serves until ctx ends or a part fails; then it ends the sessions, and everything
-// that it started. From then on a signal that would end the process hurries: nobody
-// is waited for any more.
+// Run serves until ctx ends or a part fails; then it ends the sessions and everything
+// that it started. From then on one of EndSignals ends the wait for the sessions'
+// people.
 func Run(ctx context.Context, cfg Config) (err error) {
 	g := &gateway{Config: cfg, reg: prometheus.NewRegistry()}
 	g.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -154,14 +155,15 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	return g.serve(ctx)
 }
 
-// open opens what the router joins, with the jobs of each part; its error tells all that is wrong.
+// open opens the parts that the router joins, and notes the jobs of each. Its error lists
+// every fault.
 func (g *gateway) open(ctx context.Context) error {
 	maxSessions, limitErr := sessionLimit(g.MaxSessions)
 	keys, keysErr := g.OpenKeys()
 	sessions, storeErr := g.OpenStore(ctx)
 	if sessions != nil {
 		g.closers = append(g.closers, sessions.Close)
-		// A database that is away may come up later; what it says of the query stays.
+		// A database that is away may come back; a query that it refuses stays wrong.
 		if pingErr := sessions.Ping(ctx); errors.Is(pingErr, store.ErrQuery) {
 			storeErr = fmt.Errorf("TERMGW_WORKSPACE_QUERY: %w", pingErr)
 		}
@@ -205,7 +207,7 @@ func (g *gateway) open(ctx context.Context) error {
 	return nil
 }
 
-// listen listens, unless the caller does.
+// listen opens the listeners, unless the caller has.
 func (g *gateway) listen() error {
 	if g.Listener != nil {
 		g.servers = []server{{g.Listener, g.Front(g.router)}}
@@ -229,7 +231,7 @@ func (g *gateway) listen() error {
 	return nil
 }
 
-// flush writes what of the audit trail a database that was away has not taken.
+// flush writes the ends of sessions that a database that was away has not taken.
 func flush(shared *store.Postgres, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -238,7 +240,7 @@ func flush(shared *store.Postgres, log *slog.Logger) {
 	}
 }
 
-// replicaName tells this process from every other in the audit trail.
+// replicaName returns a name that no other process has in the audit trail.
 func replicaName() string {
 	host, err := os.Hostname()
 	if err != nil {
@@ -247,7 +249,7 @@ func replicaName() string {
 	return host + "-" + strings.ToLower(rand.Text()[:6])
 }
 
-// orphanCounter counts what the ends of sessions found.
+// orphanCounter returns a function that counts the reports of the sessions' ends.
 func orphanCounter(reg prometheus.Registerer) func(runner.Swept) {
 	orphans := promauto.With(reg).NewCounterVec(prometheus.CounterOpts{
 		Name: "termgw_orphans_total",

@@ -11,19 +11,19 @@ import (
 )
 
 const (
-	// lobbyMemory bounds what the connections of a listener hold that are no terminals (yet), in bytes.
+	// lobbyMemory bounds the memory of a listener's connections that are not terminals (yet), in bytes.
 	lobbyMemory = 64 << 20
-	// guestMemory is what such a connection holds, and an honest request with it.
+	// guestMemory is the memory of such a connection with an honest request, in bytes.
 	guestMemory = 8 << 10
-	// honestRequest is what an honest request has, in bytes, and requestMemory what each byte beyond it may hold:
-	// 32 KiB of names with nothing behind them hold 0.6 MiB (measured).
+	// honestRequest is the size of an honest request, and requestMemory the memory that each byte beyond it may take, both
+	// in bytes: 32 KiB of header names without values take 0.6 MiB (measured).
 	honestRequest = 4 << 10
 	requestMemory = 20
 )
 
-// lobby is a listener that bounds the memory of the connections on which a request is awaited, read or answered. When it
-// is used up, those are closed that have held the most for the longest: a client whose handshake is under way needs a
-// round trip, and its request is small.
+// lobby is a listener that bounds the memory of the connections on which a request is awaited, read or answered. When the
+// memory is used up, the connections are closed that have held the most for the longest: an honest client needs one round
+// trip, and its request is small.
 type lobby struct {
 	net.Listener
 
@@ -37,16 +37,16 @@ type guest struct {
 	*net.TCPConn
 	lobby *lobby
 
-	since     time.Time // it was accepted, or has had its last answer
+	since     time.Time // the time of its accept, or of its last answer
 	read      int       // bytes since then
-	dismissed bool      // it reads nothing more
+	dismissed bool      // Read returns an error from now on
 }
 
 func newLobby(listener net.Listener) *lobby {
 	return &lobby{Listener: listener, guests: map[net.Conn]*guest{}}
 }
 
-// Accept accepts a connection, which is a guest once the server tells its state.
+// Accept accepts a connection. The server's call of track makes it a guest.
 func (l *lobby) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if tcp, ok := conn.(*net.TCPConn); ok {
@@ -55,7 +55,7 @@ func (l *lobby) Accept() (net.Conn, error) {
 	return conn, err
 }
 
-// track is the server's ConnState.
+// track is the ConnState function of the server.
 func (l *lobby) track(conn net.Conn, state http.ConnState) {
 	g, ok := conn.(*guest)
 	if !ok || state == http.StateActive {
@@ -72,7 +72,7 @@ func (l *lobby) track(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// Read is the server's: whoever carries a terminal reads the descriptor.
+// Read is called by the server alone: a terminal's bytes are read from the descriptor.
 func (g *guest) Read(p []byte) (int, error) {
 	n, err := g.TCPConn.Read(p)
 	g.lobby.mu.Lock()
@@ -98,8 +98,8 @@ func (l *lobby) remove(g *guest) {
 	}
 }
 
-// makeRoom dismisses guests until there is room for some more: each one's reader, which may wait, sees an end, and the
-// server closes the connection. Close would wait for the reader. The lock is held.
+// makeRoom dismisses guests until an eighth of the memory is free: a dismissed guest's Read returns, and the server closes
+// the connection. Close would wait for Read. The caller holds the lock.
 func (l *lobby) makeRoom() {
 	if l.used <= lobbyMemory {
 		return

@@ -8,16 +8,16 @@ import (
 )
 
 const (
-	// heldShare of the memory limit is what all sessions together may hold for their clients; with what the garbage
-	// collector leaves lying meanwhile it may become half as much again.
+	// heldShare divides the memory limit: the quotient is what all sessions together may hold for their clients. Garbage
+	// that is not collected yet may add half as much again.
 	heldShare = 8
-	// mostHeld is as much where the limit is larger, or there is none, in bytes.
+	// mostHeld bounds the quotient, and takes its place without a limit, in bytes.
 	mostHeld = 128 << 20
 )
 
-// memoryLimit has the Go runtime stay below 90% of the memory that the control group allows, unless GOMEMLIMIT says what
-// it stays below. It returns that, in bytes, 0 if there is no limit, and what sessions may hold of it. After an error
-// the runtime has no limit.
+// memoryLimit sets the Go runtime's memory limit to GOMEMLIMIT, or to 90% of the control group's limit. It returns the
+// limit, 0 without one, and how much of it sessions may hold for their clients, both in bytes. After an error the runtime
+// has no limit.
 func memoryLimit() (limit, held int64, err error) {
 	limit, err = memlimit.Set()
 	if err != nil {

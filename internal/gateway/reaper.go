@@ -14,40 +14,42 @@ import (
 )
 
 const (
-	// beatEvery is how often a replica says that its sessions are live.
+	// beatEvery is the interval of a replica's heartbeats; each covers all of its sessions.
 	beatEvery = store.DefaultDeadAfter / 3
-	// silence is how long it may miss that before its shells are ended: six times.
+	// silence is the time without a heartbeat after which a replica's shells are ended: six intervals.
 	silence = 2 * store.DefaultDeadAfter
-	// lookFor is how long a local session's shell is looked for. Only a gateway on its container's engine finds it, and
-	// that may be down for a while.
+	// lookFor bounds the search for a local session's shell. Only a gateway on its container's engine finds the shell, and
+	// that gateway may be down for a while.
 	lookFor = 24 * time.Hour
-	// remoteSilence is when a session on an instance is over: its shell ends by itself when the connection does.
+	// remoteSilence is the time without a heartbeat after which a session on an instance is over: its shell ends with the
+	// connection.
 	remoteSilence = 10 * time.Minute
-	// beatAgain is how soon a heartbeat that failed is tried again: when the database is back, nobody should count as dead.
+	// beatAgain is the pause before a failed heartbeat is repeated. It is short: when the database is back, no live replica
+	// should count as dead.
 	beatAgain = time.Second
-	// reapAtOnce bounds how many of a workspace's sessions are reaped at once.
+	// reapAtOnce bounds the sessions of one workspace that are reaped at the same time.
 	reapAtOnce = 4
-	// purgeEvery is how often a replica tries to remove old rows; one gets to.
+	// purgeEvery is the interval at which a replica tries to remove old rows; one replica at a time succeeds.
 	purgeEvery = 10 * time.Minute
-	// lookAgain is how long a workspace is left alone whose container did not run here: most likely it is another host's.
+	// lookAgain is the time for which a workspace is skipped whose container did not run here: most likely it is on another
+	// host.
 	lookAgain = 5 * time.Minute
 )
 
-// reaper says that this replica's sessions are live, and ends those that nobody says so of: a gateway that is killed
-// leaves its shells, because no engine ends them.
+// reaper sends this replica's heartbeats, and ends the sessions of replicas that send none: a killed gateway leaves its
+// shells, because no engine ends them.
 //
-// A session is ended when two things are true. Its row has heard no beat for a minute, by the database's own clock; one
-// beat covers every row of a replica, so one that is slow, or loses five in a row, keeps all of them. And its marker, a
-// random id that is never used again, is found in its workspace's container on this gateway's engine, so that nothing else
-// can be hit. While the database was away all were silent: the store lists nothing until this process's own beats have been
-// steady for a while, in which every live replica has sent one. A replica that lives but reaches no database for a minute,
-// while another on the same engine does, loses its terminals: nobody can tell it from a dead one.
+// A session is ended under two conditions. Its row has had no heartbeat for a minute, by the database's clock; a replica
+// that is slow, or misses five heartbeats in a row, keeps its sessions. And the session's marker, a random id that is never
+// used again, is found in the workspace's container on this gateway's engine, so no other process can be hit. While the
+// database was away all replicas were silent: the store lists no session until this process's own heartbeats have been
+// steady for a while, in which every live replica has sent one. A live replica that reaches no database for a minute, while
+// another on the same engine does, loses its terminals: it cannot be told from a dead one.
 //
-// A row is closed when this engine has the container and nothing of the session is left in it, or the container does not let it
-// be ended, which the runner tries a few times more and counts. If the container does not
-// run here it may run elsewhere, so nothing is done, and the workspace is left alone for some minutes; a row that no
-// replica could close is closed after a day, when nobody looks for it any more, or after some minutes if it was on an
-// instance.
+// A row is closed when this engine has the container and no process of the session is left in it, or when the container
+// prevents the end, which the runner repeats a few times and counts. A container that does not run here may run elsewhere,
+// so its workspace is skipped for some minutes. A row that no replica could close is closed after a day, or after some
+// minutes if the session was on an instance.
 type reaper struct {
 	store interface {
 		Heartbeat(ctx context.Context, replica string) error
@@ -62,12 +64,13 @@ type reaper struct {
 	replica string
 	log     *slog.Logger
 
-	elsewhere sync.Map // until when each workspace is left alone whose container does not run here, or is not to be found out
-	busy      sync.Map // the workspaces whose sessions are being ended
-	ending    sync.WaitGroup
+	skipped sync.Map // a workspace's id, to the time until which it is skipped
+	busy    sync.Map // ids of the workspaces whose sessions are being ended
+	ending  sync.WaitGroup
 }
 
-// beat runs apart from reap, which may take longer than silence. A fault is logged once, not at each try.
+// beat sends heartbeats until ctx ends. It runs apart from reap, which may take longer than silence. A fault that lasts is
+// logged once.
 func (r *reaper) beat(ctx context.Context) error {
 	failed := false
 	for {
@@ -88,12 +91,12 @@ func (r *reaper) beat(ctx context.Context) error {
 	}
 }
 
-// reap waits for no workspace: its container may take long. A workspace's first session is ended before the others, so that
-// a container which is not here is looked for once.
+// reap ends abandoned sessions until ctx ends, without waiting for any workspace, whose container may be slow. A workspace's
+// first session is ended before the others, so that a container which is not here is looked for once.
 func (r *reaper) reap(ctx context.Context) error {
 	defer r.ending.Wait()
 	return every(ctx, beatEvery, func() {
-		abandoned, err := r.store.Abandoned(ctx, silence, r.leaveOut(time.Now()))
+		abandoned, err := r.store.Abandoned(ctx, silence, r.skip(time.Now()))
 		if err == nil {
 			err = r.store.CloseAbandoned(ctx, store.ReasonLost, lookFor, remoteSilence)
 		}
@@ -126,12 +129,12 @@ func (r *reaper) reap(ctx context.Context) error {
 }
 
 func (r *reaper) end(ctx context.Context, a store.Abandoned) {
-	if _, elsewhere := r.elsewhere.Load(a.Workspace.ID); elsewhere { // another of its sessions has just told
+	if _, skipped := r.skipped.Load(a.Workspace.ID); skipped { // since another of its sessions was looked for
 		return
 	}
 	log := r.log.With("session", a.SessionID, "workspace", a.Workspace.ID)
 	if a.Err != nil {
-		r.elsewhere.Store(a.Workspace.ID, time.Now().Add(lookAgain))
+		r.skipped.Store(a.Workspace.ID, time.Now().Add(lookAgain))
 		log.Warn("an abandoned session was not ended", "err", a.Err)
 		return
 	}
@@ -139,8 +142,8 @@ func (r *reaper) end(ctx context.Context, a store.Abandoned) {
 		Session: a.SessionID, WorkspaceID: a.Workspace.ID, Name: a.Workspace.Name, Container: a.Workspace.Container, Log: log,
 	})
 	switch {
-	case errors.Is(err, runner.ErrNotRunning): // here, at least
-		r.elsewhere.Store(a.Workspace.ID, time.Now().Add(lookAgain))
+	case errors.Is(err, runner.ErrNotRunning): // on this engine
+		r.skipped.Store(a.Workspace.ID, time.Now().Add(lookAgain))
 		return
 	case err == nil:
 		err = r.store.Finish(ctx, a.SessionID, store.End{Reason: store.ReasonLost})
@@ -150,7 +153,7 @@ func (r *reaper) end(ctx context.Context, a store.Abandoned) {
 	}
 }
 
-// purge removes old rows of the audit trail.
+// purge removes old rows of the audit trail, now and then until ctx ends.
 func (r *reaper) purge(ctx context.Context) error {
 	return every(ctx, purgeEvery, func() {
 		if err := r.store.Purge(ctx); err != nil && ctx.Err() == nil {
@@ -159,20 +162,20 @@ func (r *reaper) purge(ctx context.Context) error {
 	})
 }
 
-// leaveOut lists the workspaces that are left alone at this time, and forgets the others.
-func (r *reaper) leaveOut(now time.Time) (workspaces []string) {
-	r.elsewhere.Range(func(workspace, until any) bool {
+// skip returns the workspaces that are skipped at this time, and forgets the others.
+func (r *reaper) skip(now time.Time) (workspaces []string) {
+	r.skipped.Range(func(workspace, until any) bool {
 		if now.Before(until.(time.Time)) {
 			workspaces = append(workspaces, workspace.(string))
 		} else {
-			r.elsewhere.CompareAndDelete(workspace, until)
+			r.skipped.CompareAndDelete(workspace, until)
 		}
 		return true
 	})
 	return workspaces
 }
 
-// every does something now and then, until ctx ends.
+// every calls do at once and then at each interval, until ctx ends.
 func every(ctx context.Context, interval time.Duration, do func()) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()

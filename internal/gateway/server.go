@@ -25,17 +25,17 @@ type server struct {
 	handler  http.Handler
 }
 
-// headerTimeout is what a client has to send its request in, with the body that
-// nobody wants, and answerTimeout what it has to take the answer in: so long it
-// costs a descriptor. Neither counts for a connection that has become a WebSocket.
-// maxHeader bounds the request in bytes: a ticket of 8 KiB fits, twice.
+// headerTimeout bounds the time in which a client sends its request, with its unused
+// body, and answerTimeout the time in which it takes the answer: for so long a client
+// can hold a descriptor. Neither holds for a connection that has become a WebSocket.
+// maxHeader bounds a request's header in bytes: a ticket of 8 KiB fits twice.
 const (
 	headerTimeout = 10 * time.Second
 	answerTimeout = time.Minute
 	maxHeader     = 32 << 10
 )
 
-// newServer serves one of the listeners.
+// newServer returns the server of one listener.
 func newServer(handler http.Handler, logger *slog.Logger) *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true) // a WebSocket is an HTTP/1.1 upgrade
@@ -47,8 +47,8 @@ func newServer(handler http.Handler, logger *slog.Logger) *http.Server {
 	}
 }
 
-// httpErrors logs what net/http has to say of connections and handlers, at level
-// debug. Connections are anybody's, so its lines have a bound.
+// httpErrors logs net/http's errors of connections and handlers, at level debug.
+// Anybody can cause them, so the number of lines is bounded.
 type httpErrors struct {
 	log   *slog.Logger
 	lines *logline.Bound
@@ -61,20 +61,22 @@ func (e httpErrors) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// EndSignals are those that end the process in order.
+// EndSignals returns the signals that end the process in order: SIGTERM, and those of
+// SIGINT and SIGHUP that the process was not started to ignore.
 func EndSignals() []os.Signal {
 	ends := []os.Signal{syscall.SIGTERM}
 	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
-		if !signal.Ignored(sig) { // else nohup or a script's background started it, to outlive them
+		if !signal.Ignored(sig) { // ignored by nohup, or in a script's background
 			ends = append(ends, sig)
 		}
 	}
 	return ends
 }
 
+// serve serves until ctx ends or a part fails, and then drains.
 func (g *gateway) serve(ctx context.Context) error {
-	ends := EndSignals() // while what is ignored can be told from the rest
-	wasIgnored()
+	ends := EndSignals() // before catchIgnored
+	catchIgnored()
 	parts, failed := errgroup.WithContext(ctx)
 	background, stop := context.WithCancel(context.Background())
 	defer stop()
@@ -102,8 +104,8 @@ func (g *gateway) serve(ctx context.Context) error {
 	if err != nil {
 		g.Log.Error("sessions are left", "err", err)
 	}
-	// What is left are short requests, and connections that a browser opened
-	// ahead and never used, which Shutdown would wait 5 s for.
+	// Short requests are left, and connections that a browser opened ahead and never
+	// used, for which Shutdown would wait 5 s.
 	short, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	for _, s := range servers {
@@ -115,11 +117,11 @@ func (g *gateway) serve(ctx context.Context) error {
 	return errors.Join(parts.Wait(), err)
 }
 
-// wasIgnored undoes what a gateway that was started by nohup, or in a script's
-// background, would hand down to its shells: an ignored SIGHUP or SIGINT, by
-// which a shell's Ctrl-C is dead. A signal that is caught goes back to its
-// default in a child. The gateway stays as deaf as it was started.
-func wasIgnored() {
+// catchIgnored catches every signal that the process was started to ignore, by nohup
+// or in a script's background, and does nothing on it. A child inherits an ignored
+// signal, and then Ctrl-C is dead in its shell; a caught one is reset to its default
+// in the child.
+func catchIgnored() {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return

@@ -20,27 +20,25 @@ import (
 	"github.com/molecule-ai/termgw/pkg/store"
 )
 
-// sweepTime is how much before AWS's end of a tunnel ours comes. Over what is left
-// of it the shells are ended: nothing goes through it later, and a new tunnel only
-// for that would be one of the 20.
+// sweepTime is the time between the gateway's end of a tunnel and AWS's. In it the
+// shells are ended over the tunnel: a new one for that alone would be one of the 20.
 const sweepTime = 10 * time.Second
 
-// tunnelStore counts tunnels over all replicas and keeps what an instance's
-// sshd showed.
+// tunnelStore counts tunnels over all replicas and keeps the host keys of instances.
 type tunnelStore interface {
 	runner.HostKeys
 	AcquireTunnel(ctx context.Context, endpoint, instanceID, replica string, limit int) (lease string, err error)
 	ReleaseTunnel(ctx context.Context, lease string) error
 }
 
-// tunnels opens ways to instances through an EC2 Instance Connect Endpoint. It
-// is where pkg/eice and pkg/runner meet, which do not know each other.
+// tunnels opens tunnels to instances through an EC2 Instance Connect Endpoint. It
+// joins pkg/eice and pkg/runner, which do not import each other.
 type tunnels struct {
 	aws     *eice.Client
 	shared  tunnelStore
 	replica string
-	cli     bool // the AWS CLI carries the bytes
-	open    *prometheus.GaugeVec
+	cli     bool                 // the AWS CLI carries the bytes
+	open    *prometheus.GaugeVec // tunnels of this replica, by endpoint
 	log     *slog.Logger
 }
 
@@ -50,7 +48,7 @@ func tunnelGauge(reg prometheus.Registerer) *prometheus.GaugeVec {
 	}, []string{"endpoint"})
 }
 
-// OpenAWS returns a client of the EC2 Instance Connect Endpoint. It asks AWS nothing yet.
+// OpenAWS returns a client of AWS, without a request to AWS.
 func (c *Config) OpenAWS(ctx context.Context) (*eice.Client, error) {
 	sdk, err := awsconfig.LoadDefaultConfig(ctx)
 	if err != nil {
@@ -59,8 +57,9 @@ func (c *Config) OpenAWS(ctx context.Context) (*eice.Client, error) {
 	return eice.New(eice.Config{AWS: sdk, EndpointID: c.EICEEndpointID, Environ: c.Environ}), nil
 }
 
-// OpenRemote returns the runner of workspaces on instances. It asks AWS nothing
-// yet: a gateway without such workspaces needs no credentials. Without a registry nothing is counted.
+// OpenRemote returns the runner of workspaces on instances, without a request to AWS: a
+// gateway without such workspaces needs no credentials. swept and reg, which counts
+// tunnels, may be nil.
 func (c *Config) OpenRemote(ctx context.Context, shared tunnelStore, swept func(runner.Swept), reg prometheus.Registerer) (*runner.Remote, error) {
 	aws, err := c.OpenAWS(ctx)
 	if err != nil {
@@ -73,8 +72,8 @@ func (c *Config) OpenRemote(ctx context.Context, shared tunnelStore, swept func(
 	})
 }
 
-// Open finds the instance, takes one of its endpoint's places, and lets the key
-// in while the tunnel opens.
+// Open finds the instance, takes one of its endpoint's places, and opens the tunnel
+// while AWS puts the key on the instance.
 func (t *tunnels) Open(ctx context.Context, r runner.TunnelRequest) (runner.Tunnel, error) {
 	route, err := t.aws.Locate(ctx, r.InstanceID, r.Region)
 	if err != nil {
@@ -109,7 +108,7 @@ func (t *tunnels) Open(ctx context.Context, r runner.TunnelRequest) (runner.Tunn
 	return tunnel, nil
 }
 
-// acquire takes one of the endpoint's places.
+// acquire takes one of the endpoint's places, for release to give back.
 func (t *tunnels) acquire(ctx context.Context, endpoint, instanceID string) (release func(), err error) {
 	lease, err := t.shared.AcquireTunnel(ctx, endpoint, instanceID, t.replica, eice.MaxTunnels)
 	if err != nil {
@@ -118,7 +117,7 @@ func (t *tunnels) acquire(ctx context.Context, endpoint, instanceID string) (rel
 	open := t.open.WithLabelValues(endpoint)
 	open.Inc()
 	return func() {
-		open.Dec() // the tunnel is gone, whatever the store says
+		open.Dec() // the tunnel is closed, also if the store fails
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		if err := t.shared.ReleaseTunnel(ctx, lease); err != nil {
@@ -127,18 +126,18 @@ func (t *tunnels) acquire(ctx context.Context, endpoint, instanceID string) (rel
 	}, nil
 }
 
-// tellingConn is a tunnel whose errors say what they mean for a session. The
-// endpoint's last word comes to whoever reads; a writer sees no more than a
-// broken connection, and often first: it waits for that word.
+// tellingConn is a tunnel whose errors say what they mean for a session. The endpoint
+// gives its reason to the reader; the writer sees only a broken connection, often
+// before the reader, and so Write waits for the reader's error.
 type tellingConn struct {
 	net.Conn
 	once  sync.Once
-	ended chan struct{} // closed after the next was set
+	ended chan struct{} // closed once err is set
 	err   error         // of the Read that failed
 }
 
-// lastWord bounds that wait, for when nobody reads.
-const lastWord = time.Second
+// reasonTime bounds that wait, for a tunnel without a reader.
+const reasonTime = time.Second
 
 func newTellingConn(c net.Conn) *tellingConn {
 	return &tellingConn{Conn: c, ended: make(chan struct{})}
@@ -164,12 +163,12 @@ func (c *tellingConn) Write(p []byte) (int, error) {
 	select {
 	case <-c.ended:
 		return n, c.err
-	case <-time.After(lastWord):
+	case <-time.After(reasonTime):
 		return n, told(err)
 	}
 }
 
-// told gives an error of AWS's the meaning that the error table knows.
+// told returns an error of AWS's as one that the error table knows.
 func told(err error) error {
 	var e *eice.Error
 	if !errors.As(err, &e) {
