@@ -8,11 +8,10 @@ import (
 	"time"
 )
 
-// Command is the AWS CLI as an ssh ProxyCommand over the same route: no secret
-// is in argv, and the arguments have no character that a shell or ssh's %
-// tokens know. The two names and the address together spare the CLI its own
-// Describe calls. It finds credentials as the gateway does, so env is the part
-// of Config.Environ that it reads, and never what TERMGW_ holds.
+// Command returns the AWS CLI command that opens a tunnel over the same route, for ssh's ProxyCommand. argv holds no
+// secret, and no character that is special to a shell or among ssh's % tokens. Endpoint id, DNS name and address
+// together spare the CLI its own Describe calls. The CLI finds credentials as the gateway does, so env is the part of
+// Config.Environ that the CLI reads, without any TERMGW_ variable. maxDuration is that of OpenTunnel.
 func (c *Client) Command(route Route, maxDuration time.Duration) (argv, env []string) {
 	argv = []string{
 		"aws", "ec2-instance-connect", "open-tunnel",
@@ -31,21 +30,19 @@ func (c *Client) Command(route Route, maxDuration time.Duration) (argv, env []st
 	return argv, env
 }
 
-// cliReads tells whether the AWS CLI needs a variable: the SDK's own, where
-// credentials may come from, and what finds the program, its files, roots and
-// proxy.
+// cliReads reports whether the AWS CLI needs a variable: the SDK's own, the sources of credentials, and the variables
+// for the program's path, files, roots and proxy.
 func cliReads(name string) bool {
 	return strings.HasPrefix(name, "AWS_") || slices.Contains([]string{
 		"PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "SSL_CERT_FILE", "SSL_CERT_DIR",
-		// Not HTTP_PROXY, which the CLI's tunnel takes before HTTPS_PROXY.
+		// Without HTTP_PROXY, which the CLI's tunnel prefers to HTTPS_PROXY.
 		"HTTPS_PROXY", "NO_PROXY", "https_proxy", "no_proxy",
 	}, name)
 }
 
-// CommandError is what the CLI's words mean, of which no more than their end is
-// needed. An endpoint's refusal stands in them as it came. Without words, nothing
-// came through the tunnel in time: the CLI waits for good when it cannot verify or
-// find the endpoint.
+// CommandError returns the error that the AWS CLI's output describes; the end of the output is enough. An endpoint's
+// refusal stands in the output unchanged. No output means that nothing came through the tunnel in time: the CLI waits
+// for good when it cannot find or verify the endpoint.
 func (c *Client) CommandError(said string) *Error {
 	const closed = "Websocket Closure Reason:"
 	if at := strings.LastIndex(said, `{"ErrorCode"`); at >= 0 {
@@ -66,7 +63,7 @@ func (c *Client) CommandError(said string) *Error {
 	return &Error{detail, scrub(errors.New(said))}
 }
 
-// bound is a duration that AWS takes for a tunnel, in whole seconds.
+// bound returns the nearest duration that AWS accepts for a tunnel, in whole seconds; 0 and less is MaxTunnel.
 func bound(d time.Duration) time.Duration {
 	if d <= 0 || d > MaxTunnel {
 		return MaxTunnel

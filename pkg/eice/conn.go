@@ -15,24 +15,23 @@ import (
 )
 
 const (
-	// A tunnel that only stalls is noticed within the two together.
+	// A stalled tunnel is noticed within pingEvery + pongTime.
 	pingEvery = 15 * time.Second
 	pongTime  = 15 * time.Second
-	// closeTime bounds a goodbye to an endpoint that does not answer.
+	// closeTime bounds the close handshake with an endpoint that does not answer.
 	closeTime = 2 * time.Second
-	// maxFrame splits a large write, so that a ping gets in between.
+	// maxFrame is the size of the frames, in bytes, that a large write is split into, so that a ping gets in between.
 	maxFrame = 32 << 10
-	// endSlack is how much before its time a tunnel's end may come.
+	// endSlack is how long before its planned end AWS may end a tunnel.
 	endSlack = 5 * time.Second
 )
 
-// wire is the TCP connection under a tunnel. It tells whether something
-// arrives while someone listens: an answer to a ping is not seen while the
-// tunnel's reader is busy elsewhere, which is no stall.
+// wire is the TCP connection under a tunnel. It shows whether bytes arrive while a Read waits: while the tunnel's
+// reader is busy elsewhere, the answer to a ping is not read, which is no stall.
 type wire struct {
 	net.Conn
-	reads   atomic.Uint64 // begun and ended, so odd while one waits
-	written atomic.Uint64
+	reads   atomic.Uint64 // Reads begun + Reads ended: odd while a Read waits
+	written atomic.Uint64 // Writes ended
 }
 
 func (w *wire) Read(p []byte) (int, error) {
@@ -46,8 +45,8 @@ func (w *wire) Write(p []byte) (int, error) {
 	return w.Conn.Write(p)
 }
 
-// tunnel is a WebSocket as a net.Conn. Reads and writes go without a goroutine;
-// one more watches for a stall and ends in Close.
+// tunnel is a WebSocket as a net.Conn. Reads and Writes run in the caller's goroutine; another goroutine, joined by
+// Close, watches for a stall.
 //
 // A deadline that passes ends the tunnel: half a frame cannot be taken back.
 type tunnel struct {
@@ -55,7 +54,7 @@ type tunnel struct {
 	ws     *websocket.Conn
 	client *Client
 	route  Route
-	end    time.Time // of the tunnel's longest life, almost
+	end    time.Time // of the longest life, less endSlack: an end after it is an expiry
 
 	readMu sync.Mutex
 	frame  io.Reader // the message being read
@@ -70,7 +69,7 @@ type tunnel struct {
 }
 
 func (c *Client) newTunnel(ws *websocket.Conn, w *wire, route Route, end time.Time) *tunnel {
-	ws.SetReadLimit(-1) // read in pieces, never kept whole
+	ws.SetReadLimit(-1) // messages are read in pieces, never held whole
 	t := &tunnel{
 		wire: w, ws: ws, client: c, route: route, end: end,
 		stop: make(chan struct{}), stopped: make(chan struct{}),
@@ -125,20 +124,19 @@ func (t *tunnel) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-// Close says goodbye, for a bounded time, and ends the tunnel. Whoever reads or
-// writes is woken.
+// Close ends the tunnel, with a close handshake of at most closeTime. A Read or Write that waits returns net.ErrClosed.
 func (t *tunnel) Close() error {
 	t.once.Do(func() {
 		t.closed.Store(true)
 		close(t.stop)
 		_ = t.SetDeadline(time.Now().Add(closeTime))
-		_ = t.ws.Close(websocket.StatusNormalClosure, "") // fails when the endpoint left first, which is no fault
+		_ = t.ws.Close(websocket.StatusNormalClosure, "") // an error if the endpoint left first, which is no fault
 		<-t.stopped
 	})
 	return nil
 }
 
-// explain is what the end of the WebSocket means.
+// explain returns the error of Read and Write for an error of the WebSocket.
 func (t *tunnel) explain(err error) error {
 	if t.closed.Load() {
 		return net.ErrClosed
@@ -163,7 +161,7 @@ func (t *tunnel) explain(err error) error {
 	return &Error{TunnelCut, scrub(fmt.Errorf("the tunnel broke: %w", err))}
 }
 
-// watch pings the endpoint, and ends a tunnel through which nothing comes.
+// watch pings the endpoint, and ends a silent tunnel.
 func (t *tunnel) watch() {
 	defer close(t.stopped)
 	tick := time.NewTicker(t.client.pingEvery)
@@ -182,8 +180,7 @@ func (t *tunnel) watch() {
 	}
 }
 
-// silent sends a ping, and tells whether nothing at all came for as long as an
-// answer may take, although somebody read.
+// silent sends a ping, and reports whether nothing at all arrived within pongTime while a Read waited.
 func (t *tunnel) silent() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), t.client.pongTime)
 	defer cancel()
@@ -193,9 +190,9 @@ func (t *tunnel) silent() bool {
 	}
 	nothingCame := func() bool { return reads%2 == 1 && reads == t.reads.Load() }
 	if ctx.Err() != nil {
-		return nothingCame() // the ping went out
+		return nothingCame() // the ping was sent
 	}
-	// It did not: a large write goes before it, or is stuck.
+	// The ping was not sent: a large write is ahead of it, or stuck.
 	select {
 	case <-t.stop:
 		return false

@@ -1,10 +1,9 @@
-// Package eice is the AWS side of a remote workspace: it finds an instance and
-// its EC2 Instance Connect Endpoint, pushes a key for one login, and opens a
-// tunnel to the instance's sshd, or says how the AWS CLI would open it.
+// Package eice is the AWS side of a remote workspace: it finds an instance and its EC2 Instance Connect Endpoint,
+// pushes a public key for one login, and opens a tunnel to the instance's sshd, or names the AWS CLI command for a
+// tunnel.
 //
-// It does not know SSH, what a workspace is, nor who asks. What AWS answers is
-// not trusted until it was checked: an address or a name from it goes into a
-// signed request and into a command line.
+// The package knows neither SSH nor workspaces nor users. AWS's answers are checked before use: addresses and names
+// from an answer go into signed requests and command lines.
 package eice
 
 import (
@@ -26,41 +25,41 @@ import (
 )
 
 const (
-	// stepTime bounds each of the three steps with its retries. Key and tunnel
-	// go at the same time, so that the whole path fails within 12 s.
+	// stepTime bounds Locate, PushKey and OpenTunnel, each with its retries. PushKey and OpenTunnel run at the same
+	// time, so the whole path fails within 12 s.
 	stepTime   = 6 * time.Second
 	attempts   = 4
 	maxBackoff = time.Second
 
-	// cacheTime is how long a route is believed. OpenTunnel authorises an
-	// address, and addresses are given to other instances in time.
+	// cacheTime is how long Locate reuses a route. OpenTunnel authorises an address, and in time AWS gives the address
+	// to another instance.
 	cacheTime = 30 * time.Second
 
-	// MaxTunnel is AWS's longest tunnel.
+	// MaxTunnel is the longest life that AWS gives a tunnel.
 	MaxTunnel = time.Hour
 
-	// MaxTunnels is how many tunnels AWS lets an endpoint carry, over all replicas
-	// (EC2 Instance Connect Endpoint quotas; it cannot be raised).
+	// MaxTunnels is AWS's limit of open tunnels for one endpoint, all replicas together (EC2 Instance Connect Endpoint
+	// quotas; not adjustable).
 	MaxTunnels = 20
 
 	sshPort = "22"
 )
 
-// Config is what a Client needs.
+// Config holds the parameters of New.
 type Config struct {
-	// AWS is the SDK's own configuration. Its HTTP client's transport (roots,
-	// proxy, dialer) carries the tunnels too, when it is the SDK's own type.
+	// AWS is the SDK's own configuration. Tunnels use its HTTP client's transport too (roots, proxy, dialer), if the
+	// client is an awshttp.BuildableClient, else the SDK's default transport.
 	AWS aws.Config
-	// EndpointID is the endpoint to use; empty: found by the instance's VPC.
+	// EndpointID is the endpoint of all instances; empty: the endpoint is found by the instance's VPC.
 	EndpointID string
-	// Environ is the gateway's environment, of which Command hands on what the
-	// AWS CLI reads. Only needed for Command.
+	// Environ is the gateway's environment. Command passes on the variables that the AWS CLI reads; nothing else needs
+	// Environ.
 	Environ []string
-	// Now is the clock that signs; nil is time.Now.
+	// Now is the clock for signatures and lifetimes; nil: time.Now.
 	Now func() time.Time
 }
 
-// Client talks to AWS. Its methods may be called at the same time.
+// Client talks to AWS. Its methods may be called concurrently.
 type Client struct {
 	cfg       Config
 	instances instancesCall
@@ -75,31 +74,31 @@ type Client struct {
 
 	flight singleflight.Group
 	mu     sync.Mutex
-	routes map[place]known
+	routes map[routeKey]cachedRoute
 }
 
-// The three operations that are used, as functions: with the SDK's clients in
-// its reach the linker keeps all their methods, and EC2's 700 are 25 MB.
+// The three operations in use are kept as functions: if the SDK's clients were reachable, the linker would keep all
+// their methods, and EC2's 700 are 25 MB.
 type (
 	instancesCall func(context.Context, *ec2.DescribeInstancesInput, ...func(*ec2.Options)) (*ec2.DescribeInstancesOutput, error)
 	endpointsCall func(context.Context, *ec2.DescribeInstanceConnectEndpointsInput, ...func(*ec2.Options)) (*ec2.DescribeInstanceConnectEndpointsOutput, error)
 	sendKeyCall   func(context.Context, *ec2instanceconnect.SendSSHPublicKeyInput, ...func(*ec2instanceconnect.Options)) (*ec2instanceconnect.SendSSHPublicKeyOutput, error)
 )
 
-// DescribeInstanceConnectEndpoints is what the SDK's paginator calls.
+// DescribeInstanceConnectEndpoints calls f, for the SDK's paginator.
 func (f endpointsCall) DescribeInstanceConnectEndpoints(ctx context.Context, in *ec2.DescribeInstanceConnectEndpointsInput, o ...func(*ec2.Options)) (*ec2.DescribeInstanceConnectEndpointsOutput, error) {
 	return f(ctx, in, o...)
 }
 
-// place is what a route is found by.
-type place struct{ instance, region string }
+// routeKey is the key of a cached route.
+type routeKey struct{ instance, region string }
 
-type known struct {
+type cachedRoute struct {
 	route Route
 	until time.Time
 }
 
-// Route is the way to an instance, as Locate found and checked it.
+// Route is the way to an instance, as found and checked by Locate.
 type Route struct {
 	InstanceID  string
 	Region      string
@@ -110,7 +109,7 @@ type Route struct {
 
 // New returns a client. It makes no request.
 func New(cfg Config) *Client {
-	c := &Client{cfg: cfg, now: cfg.Now, stepTime: stepTime, pingEvery: pingEvery, pongTime: pongTime, routes: map[place]known{}}
+	c := &Client{cfg: cfg, now: cfg.Now, stepTime: stepTime, pingEvery: pingEvery, pongTime: pongTime, routes: map[routeKey]cachedRoute{}}
 	if c.now == nil {
 		c.now = time.Now
 	}
@@ -119,21 +118,21 @@ func New(cfg Config) *Client {
 	} else {
 		c.transport = awshttp.NewBuildableClient().GetTransport()
 	}
-	// A WebSocket is an upgrade, which HTTP/2 does not have.
+	// A WebSocket begins with an Upgrade, which HTTP/2 does not have.
 	c.transport.Protocols = new(http.Protocols)
 	c.transport.Protocols.SetHTTP1(true)
 	c.transport.ForceAttemptHTTP2 = false
 	c.transport.DisableKeepAlives = true
 
 	sdk := cfg.AWS.Copy()
-	// A wrong clock breaks tickets and the CLI as well: it is told, not hidden.
+	// A wrong clock breaks tickets and the AWS CLI as well, so it must show as an error.
 	sdk.DisableClockSkewCorrection = true
 	sdk.Retryer = func() aws.Retryer {
 		return retry.NewStandard(func(o *retry.StandardOptions) {
 			o.MaxAttempts, o.MaxBackoff = attempts, maxBackoff
 		})
 	}
-	sdk.RetryMaxAttempts = 0 // it would go before the Retryer's own
+	sdk.RetryMaxAttempts = 0 // another value would override the Retryer's MaxAttempts
 	compute := ec2.NewFromConfig(sdk, func(o *ec2.Options) { o.APIOptions = append(o.APIOptions, checkRoot) })
 	c.instances, c.endpoints = compute.DescribeInstances, compute.DescribeInstanceConnectEndpoints
 	c.sendKey = ec2instanceconnect.NewFromConfig(sdk).SendSSHPublicKey
@@ -146,19 +145,19 @@ var (
 	endpointForm = regexp.MustCompile(`^eice-[0-9a-f]{8,17}$`)
 	regionForm   = regexp.MustCompile(`^[a-z]{2,4}(-[a-z]{2,16}){1,3}-[0-9]{1,2}$`)
 	userForm     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,31}$`)
-	// dnsForm keeps signed requests with AWS, whatever an answer says.
+	// dnsForm accepts only names of AWS: whatever an answer says, a signed request goes to AWS alone.
 	dnsForm = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.){1,8}amazonaws\.com(\.cn)?$`)
 )
 
-// ValidInstanceID tells whether id is written as an instance's.
+// ValidInstanceID reports whether id has the form of an instance's id.
 func ValidInstanceID(id string) bool { return instanceForm.MatchString(id) }
 
-// ValidOSUser tells whether name is a POSIX user name, which also fits into a
-// command line.
+// ValidOSUser reports whether name is a POSIX user name of at most 32 characters. Such a name is safe in a command
+// line.
 func ValidOSUser(name string) bool { return userForm.MatchString(name) }
 
-// credentials asks for them before each request, so that their failure is told
-// from the request's. The SDK keeps them: this costs nothing while they last.
+// credentials returns AWS credentials. It is called before each request, so that missing credentials and a failed
+// request have different errors. The SDK caches credentials, so a call costs nothing until they expire.
 func (c *Client) credentials(ctx context.Context) (aws.Credentials, error) {
 	if c.cfg.AWS.Credentials == nil {
 		return aws.Credentials{}, fault(Credentials, "no AWS credentials are configured")
@@ -170,7 +169,7 @@ func (c *Client) credentials(ctx context.Context) (aws.Credentials, error) {
 	return got, nil
 }
 
-// region is the one to ask.
+// region returns wanted, or the configured region if wanted is empty.
 func (c *Client) region(wanted string) (string, error) {
 	region := cmp.Or(wanted, c.cfg.AWS.Region)
 	if !regionForm.MatchString(region) {

@@ -16,10 +16,10 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
 
-// Detail names what failed, for clients, operators and docs; it is stable.
+// Detail is the name of a failure, for clients, operators and docs. Names are stable.
 type Detail string
 
-// What can fail on the way to an instance.
+// The failures on the way to an instance.
 const (
 	InstanceID         Detail = "instance_id"
 	InstanceUnknown    Detail = "instance_unknown"
@@ -53,10 +53,10 @@ const (
 	TunnelExpired      Detail = "tunnel_expired"
 )
 
-// Docs is the page that has each Detail's causes and fixes.
+// Docs is the page with each Detail's causes and fixes.
 const Docs = "docs/infra/workspace-terminal.md"
 
-// sentences say what to do, to whoever sits at the terminal.
+// sentences tell the person at the terminal what to do.
 var sentences = map[Detail]string{
 	InstanceID:         "The workspace's instance id is malformed: correct it in the workspace's row.",
 	InstanceUnknown:    "The workspace's instance does not exist in this AWS account and region.",
@@ -90,8 +90,7 @@ var sentences = map[Detail]string{
 	TunnelExpired:      "The tunnel's longest life is over: open the terminal again.",
 }
 
-// Error is a failure on the way to an instance. Its text holds no account, ARN,
-// signed URL or key.
+// Error is a failure on the way to an instance. Its text holds no account id, ARN, signed URL or key.
 type Error struct {
 	Detail Detail
 	Err    error
@@ -100,16 +99,16 @@ type Error struct {
 func (e *Error) Error() string { return fmt.Sprintf("%s: %v", e.Detail, e.Err) }
 func (e *Error) Unwrap() error { return e.Err }
 
-// Sentence tells a person what to do, and where to read on.
+// Sentence returns what the person at the terminal can do, and the page to read.
 func (e *Error) Sentence() string { return sentences[e.Detail] + " See " + Docs + "." }
 
 func fault(detail Detail, text string) *Error { return &Error{detail, errors.New(text)} }
 
-// operation is a call to AWS, with what its failures mean.
+// operation is an AWS call, with the meaning of its failures.
 type operation struct {
 	name    string
 	denied  Detail
-	refused Detail // what AWS has no better word for
+	refused Detail // for a code that says nothing more precise
 }
 
 var (
@@ -119,15 +118,15 @@ var (
 	openTunnel        = operation{"OpenTunnel", IAMTunnel, TunnelRefused}
 )
 
-// refusal is an answer of AWS that is no success.
+// refusal is an unsuccessful answer of AWS.
 type refusal struct {
 	status  int
 	code    string
 	message string
-	date    string // the answer's Date
+	date    string // the Date header
 }
 
-// explain turns an SDK error into ours.
+// explain returns the Error for an error of the SDK.
 func (c *Client) explain(op operation, err error) *Error {
 	api, answered := errors.AsType[smithy.APIError](err)
 	if !answered {
@@ -149,12 +148,12 @@ func (c *Client) refused(op operation, r refusal) *Error {
 	return &Error{c.meaning(op, r), scrub(text)}
 }
 
-// skewLimit is how far a clock may be off: AWS's own limit is 5 minutes, and
-// the answer's Date has whole seconds and a way to go.
+// skewLimit is the difference from AWS's clock that counts as a wrong clock: AWS's limit of 5 minutes, less 10 s for a
+// Date header that has whole seconds and travels for a while.
 const skewLimit = 5*time.Minute - 10*time.Second
 
 func (c *Client) meaning(op operation, r refusal) Detail {
-	// Service codes come as "Client.X" and "…#X" too.
+	// AWS writes the code X also as "Client.X" and "…#X".
 	code := r.code[strings.LastIndexAny(r.code, "#:")+1:]
 	code = strings.TrimPrefix(strings.TrimPrefix(code, "Client."), "Server.")
 	_, throttled := retry.DefaultThrottleErrorCodes[code]
@@ -166,7 +165,7 @@ func (c *Client) meaning(op operation, r refusal) Detail {
 	unauthorised := r.status == http.StatusUnauthorized || r.status == http.StatusForbidden
 	switch {
 	case code == "RequestTimeTooSkewed", code == "RequestInTheFuture",
-		// AWS says an expired or a wrong signature then; only the clock tells.
+		// For a wrong clock AWS reports an expired or wrong signature; only the Date header shows the reason.
 		(expired || unsigned || unauthorised) && c.skewed(r.date):
 		return Clock
 	case expired:
@@ -201,8 +200,8 @@ func (c *Client) skewed(date string) bool {
 	return err == nil && c.now().Sub(theirs).Abs() > skewLimit
 }
 
-// What must not be in an error. AWS puts ARNs and account ids into its
-// messages, and Go puts a request's URL into its errors.
+// Secrets that scrub removes: AWS puts ARNs and account ids into its messages, and Go puts a request's URL into its
+// errors.
 var (
 	secretURL  = regexp.MustCompile(`(?i)[a-z0-9+.-]*://[^\s"]*`)
 	secretARN  = regexp.MustCompile(`(?i)arn:[a-z0-9-]*:[^\s"]*`)
@@ -213,12 +212,11 @@ var (
 	account    = regexp.MustCompile(`\d{12,}`)
 )
 
-// maxErrorText is in bytes.
+// maxErrorText bounds the text of an error, in bytes.
 const maxErrorText = 400
 
-// scrubbed is an error's text without what must not be seen, and without the
-// error itself, whose text a log might print. Only its being the end of a
-// context or of a deadline is kept.
+// scrubbed is an error's text without secrets. It does not wrap the error, whose text a log might print; it wraps
+// context.Canceled or a deadline's error if the error did.
 type scrubbed struct {
 	text string
 	is   error
@@ -241,7 +239,7 @@ func scrubText(text string) string {
 	text = strings.ToValidUTF8(text, "?")
 	text = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return ' ' // also an end of line, or an escape sequence for the operator's terminal
+			return ' ' // no line break or escape sequence reaches the operator's terminal
 		}
 		return r
 	}, text)

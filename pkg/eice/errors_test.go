@@ -181,7 +181,7 @@ func TestFaults(t *testing.T) {
 				w.client.stepTime = stepTime
 			}
 			if late {
-				w.client.remember(place{instanceID, "us-east-1"}, route)
+				w.client.remember(routeKey{instanceID, "us-east-1"}, route)
 			}
 			began := time.Now()
 			err := w.step(t.Context(), step)

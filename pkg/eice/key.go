@@ -8,8 +8,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2instanceconnect"
 )
 
-// PushKey lets a public key, one line of authorized_keys, log in as a user of
-// the instance for the next 60 s. Its errors are an *Error.
+// PushKey lets a public key log in as osUser on the instance for the next 60 s. authorizedKey is one line of
+// authorized_keys. Errors are of type *Error.
 func (c *Client) PushKey(ctx context.Context, route Route, osUser, authorizedKey string) error {
 	if !ValidOSUser(osUser) {
 		return fault(OSUser, "the OS user's name is malformed")

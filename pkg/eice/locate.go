@@ -10,12 +10,11 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 )
 
-// maxPages bounds an answer that goes on. A VPC has one endpoint.
+// maxPages bounds the pages of an answer. A VPC has one endpoint.
 const maxPages = 5
 
-// Locate finds an instance and its endpoint; region may be empty for the
-// configured one. A route is kept for half a minute, a failure never. Its errors
-// are an *Error.
+// Locate finds an instance and its endpoint. An empty region is the configured region. A route is cached for half a
+// minute, a failure never. Errors are of type *Error.
 func (c *Client) Locate(ctx context.Context, instanceID, region string) (Route, error) {
 	if !ValidInstanceID(instanceID) {
 		return Route{}, fault(InstanceID, "the instance's id is malformed")
@@ -24,15 +23,15 @@ func (c *Client) Locate(ctx context.Context, instanceID, region string) (Route, 
 	if err != nil {
 		return Route{}, err
 	}
-	at := place{instanceID, region}
+	at := routeKey{instanceID, region}
 	if route, ok := c.recall(at); ok {
 		return route, nil
 	}
 	found, err, _ := c.flight.Do(at.instance+" "+at.region, func() (any, error) {
-		if route, ok := c.recall(at); ok { // by the one before, since we looked
+		if route, ok := c.recall(at); ok { // found by another caller's search meanwhile
 			return route, nil
 		}
-		// Others wait for this one, so it does not end with who began it.
+		// Other callers wait for this search, so the context of the caller that began it does not end it.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.stepTime)
 		defer cancel()
 		route, err := c.locate(ctx, at)
@@ -47,7 +46,7 @@ func (c *Client) Locate(ctx context.Context, instanceID, region string) (Route, 
 	return found.(Route), nil
 }
 
-func (c *Client) locate(ctx context.Context, at place) (Route, error) {
+func (c *Client) locate(ctx context.Context, at routeKey) (Route, error) {
 	if _, err := c.credentials(ctx); err != nil {
 		return Route{}, err
 	}
@@ -60,21 +59,21 @@ func (c *Client) locate(ctx context.Context, at place) (Route, error) {
 	if err != nil {
 		return Route{}, err
 	}
-	endpoint, err := c.endpoint(ctx, at.region, instance)
+	endpoint, err := c.findEndpoint(ctx, at.region, instance)
 	if err != nil {
 		return Route{}, err
 	}
 	return Route{at.instance, at.region, instance.address, endpoint.id, endpoint.dns}, nil
 }
 
-// target is what is needed of an instance.
-type target struct {
+// instanceInfo is the part of an instance that a route depends on.
+type instanceInfo struct {
 	address     netip.Addr
 	vpc, subnet string
 }
 
-// pickInstance reads the answer for one instance.
-func pickInstance(out *ec2.DescribeInstancesOutput, id string) (target, error) {
+// pickInstance returns the running instance id from AWS's answer.
+func pickInstance(out *ec2.DescribeInstancesOutput, id string) (instanceInfo, error) {
 	var instance *types.Instance
 	for _, reservation := range out.Reservations {
 		for i := range reservation.Instances {
@@ -84,7 +83,7 @@ func pickInstance(out *ec2.DescribeInstancesOutput, id string) (target, error) {
 		}
 	}
 	if instance == nil {
-		return target{}, fault(InstanceUnknown, "AWS does not know the instance")
+		return instanceInfo{}, fault(InstanceUnknown, "AWS does not know the instance")
 	}
 	var state types.InstanceStateName
 	if instance.State != nil {
@@ -93,24 +92,24 @@ func pickInstance(out *ec2.DescribeInstancesOutput, id string) (target, error) {
 	switch state {
 	case types.InstanceStateNameRunning:
 	case types.InstanceStateNameTerminated, types.InstanceStateNameShuttingDown:
-		return target{}, fault(InstanceTerminated, "the instance is terminated")
+		return instanceInfo{}, fault(InstanceTerminated, "the instance is terminated")
 	case types.InstanceStateNamePending, types.InstanceStateNameStopping, types.InstanceStateNameStopped:
-		return target{}, fault(InstanceStopped, "the instance is "+string(state))
+		return instanceInfo{}, fault(InstanceStopped, "the instance is "+string(state))
 	default:
-		return target{}, fault(Answer, "the instance's state is none that is known")
+		return instanceInfo{}, fault(Answer, "the instance's state is none that is known")
 	}
 	if aws.ToString(instance.PrivateIpAddress) == "" {
 		if aws.ToString(instance.Ipv6Address) != "" || hasIPv6(instance.NetworkInterfaces) {
-			return target{}, fault(InstanceIPv6Only, "the instance has an IPv6 address only")
+			return instanceInfo{}, fault(InstanceIPv6Only, "the instance has an IPv6 address only")
 		}
-		return target{}, fault(InstanceNoAddress, "the instance has no private address")
+		return instanceInfo{}, fault(InstanceNoAddress, "the instance has no private address")
 	}
 	address, err := netip.ParseAddr(*instance.PrivateIpAddress)
-	// A VPC may use public ranges, so what is asked is that it can be a host's.
+	// A VPC may use public ranges, so every unicast address is accepted.
 	if err != nil || !address.Is4() || !address.IsGlobalUnicast() {
-		return target{}, fault(Answer, "the instance's address is none")
+		return instanceInfo{}, fault(Answer, "the instance's address is none")
 	}
-	return target{address, aws.ToString(instance.VpcId), aws.ToString(instance.SubnetId)}, nil
+	return instanceInfo{address, aws.ToString(instance.VpcId), aws.ToString(instance.SubnetId)}, nil
 }
 
 func hasIPv6(interfaces []types.InstanceNetworkInterface) bool {
@@ -122,16 +121,15 @@ func hasIPv6(interfaces []types.InstanceNetworkInterface) bool {
 	return false
 }
 
-// endpoint asks for the configured endpoint, else for those of the instance's
-// VPC. It does not filter by state, to tell an endpoint that is being created
-// from none.
-func (c *Client) endpoint(ctx context.Context, region string, instance target) (gateway, error) {
+// findEndpoint asks AWS for the configured endpoint, else for the endpoints of the instance's VPC, in any state: an
+// endpoint that is being created is not the same as none.
+func (c *Client) findEndpoint(ctx context.Context, region string, instance instanceInfo) (endpointInfo, error) {
 	in := &ec2.DescribeInstanceConnectEndpointsInput{}
 	if c.cfg.EndpointID != "" {
 		in.InstanceConnectEndpointIds = []string{c.cfg.EndpointID}
 	} else {
 		if instance.vpc == "" {
-			return gateway{}, fault(Answer, "the instance is in no VPC")
+			return endpointInfo{}, fault(Answer, "the instance is in no VPC")
 		}
 		in.Filters = []types.Filter{{Name: aws.String("vpc-id"), Values: []string{instance.vpc}}}
 	}
@@ -140,19 +138,19 @@ func (c *Client) endpoint(ctx context.Context, region string, instance target) (
 	for page := 0; pages.HasMorePages() && page < maxPages; page++ {
 		out, err := pages.NextPage(ctx, func(o *ec2.Options) { o.Region = region })
 		if err != nil {
-			return gateway{}, c.explain(describeEndpoints, err)
+			return endpointInfo{}, c.explain(describeEndpoints, err)
 		}
 		all = append(all, out.InstanceConnectEndpoints...)
 	}
 	return pickEndpoint(all, c.cfg.EndpointID, instance, c.fips)
 }
 
-// gateway is what is needed of an endpoint.
-type gateway struct{ id, dns string }
+// endpointInfo is the part of an endpoint that a route depends on.
+type endpointInfo struct{ id, dns string }
 
-// pickEndpoint takes the wanted endpoint, else the one in the instance's
-// subnet, else the first of its VPC.
-func pickEndpoint(all []types.Ec2InstanceConnectEndpoint, wanted string, instance target, fips bool) (gateway, error) {
+// pickEndpoint returns the endpoint with the id wanted; without a wanted id the endpoint in the instance's subnet, else
+// the first of the VPC.
+func pickEndpoint(all []types.Ec2InstanceConnectEndpoint, wanted string, instance instanceInfo, fips bool) (endpointInfo, error) {
 	var best *types.Ec2InstanceConnectEndpoint
 	creating := false
 	for i := range all {
@@ -176,47 +174,47 @@ func pickEndpoint(all []types.Ec2InstanceConnectEndpoint, wanted string, instanc
 	switch {
 	case best != nil:
 	case creating:
-		return gateway{}, fault(EndpointCreating, "the endpoint is being created")
+		return endpointInfo{}, fault(EndpointCreating, "the endpoint is being created")
 	case wanted != "":
-		return gateway{}, fault(EndpointUnknown, "the configured endpoint is not there or not ready")
+		return endpointInfo{}, fault(EndpointUnknown, "the configured endpoint is not there or not ready")
 	default:
-		return gateway{}, fault(EndpointNone, "no endpoint in the instance's VPC is ready")
+		return endpointInfo{}, fault(EndpointNone, "no endpoint in the instance's VPC is ready")
 	}
 	name := aws.ToString(best.DnsName)
 	if fips {
 		if name = aws.ToString(best.FipsDnsName); name == "" {
-			return gateway{}, fault(EndpointFIPS, "the endpoint has no FIPS name")
+			return endpointInfo{}, fault(EndpointFIPS, "the endpoint has no FIPS name")
 		}
 	}
 	id := aws.ToString(best.InstanceConnectEndpointId)
 	if !endpointForm.MatchString(id) {
-		return gateway{}, fault(Answer, "the endpoint's id is none")
+		return endpointInfo{}, fault(Answer, "the endpoint's id is none")
 	}
 	if len(name) > 253 || !dnsForm.MatchString(name) {
-		return gateway{}, fault(Answer, "the endpoint's name is none of AWS")
+		return endpointInfo{}, fault(Answer, "the endpoint's name is none of AWS")
 	}
-	return gateway{id, name}, nil
+	return endpointInfo{id, name}, nil
 }
 
-func (c *Client) recall(at place) (Route, bool) {
+func (c *Client) recall(at routeKey) (Route, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	got, ok := c.routes[at]
 	return got.route, ok && c.now().Before(got.until)
 }
 
-func (c *Client) remember(at place, route Route) {
+func (c *Client) remember(at routeKey, route Route) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.now()
-	maps.DeleteFunc(c.routes, func(_ place, k known) bool { return !now.Before(k.until) })
-	c.routes[at] = known{route, now.Add(cacheTime)}
+	maps.DeleteFunc(c.routes, func(_ routeKey, cached cachedRoute) bool { return !now.Before(cached.until) })
+	c.routes[at] = cachedRoute{route, now.Add(cacheTime)}
 }
 
-// Forget drops a route that has failed, so that the next Locate asks AWS.
-// PushKey and OpenTunnel do it themselves.
+// Forget removes a failed route from the cache: the next Locate asks AWS. PushKey and OpenTunnel call Forget
+// themselves.
 func (c *Client) Forget(route Route) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.routes, place{route.InstanceID, route.Region})
+	delete(c.routes, routeKey{route.InstanceID, route.Region})
 }

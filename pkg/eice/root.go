@@ -13,12 +13,11 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
 
-// maxProlog is how far an answer is read for its first element, in bytes.
+// maxProlog bounds the bytes of an answer that are searched for its first element.
 const maxProlog = 4 << 10
 
-// checkRoot refuses a success that is not the operation's: the SDK never looks at
-// an answer's root, so that a proxy's page, or nothing at all, reads as an answer
-// in which AWS names no instance.
+// checkRoot makes an operation fail whose successful answer has another root element than the operation's. The SDK
+// ignores the root: a proxy's page, or an empty body, would read as an answer of AWS that names no instance.
 func checkRoot(stack *middleware.Stack) error {
 	want := stack.ID() + "Response"
 	check := func(ctx context.Context, in middleware.DeserializeInput, next middleware.DeserializeHandler) (middleware.DeserializeOutput, middleware.Metadata, error) {
@@ -41,7 +40,7 @@ func checkRoot(stack *middleware.Stack) error {
 	return stack.Deserialize.Add(middleware.DeserializeMiddlewareFunc("checkRoot", check), middleware.After)
 }
 
-// root is the name of a document's first element; empty: it has none.
+// root returns the name of a document's first element, or "" for a document without elements.
 func root(document io.Reader) string {
 	for d := xml.NewDecoder(document); ; {
 		token, err := d.Token()

@@ -24,14 +24,12 @@ const (
 	maxRefusal  = 16 << 10
 )
 
-// OpenTunnel opens a connection to the instance's port 22 through its
-// endpoint; maxDuration is cut to what AWS allows, 0 is its longest. The
-// context bounds the opening alone, which is tried again while AWS throttles it.
-// Its errors are an *Error, and so are the connection's, but for io.EOF after an
-// orderly close.
+// OpenTunnel opens a connection to the instance's port 22 through its endpoint; the caller closes the connection.
+// maxDuration is at most MaxTunnel, which 0 stands for. The context bounds the opening alone, which is retried while
+// AWS throttles it. Errors are of type *Error, those of Read and Write too, except for io.EOF after an orderly close by
+// the endpoint and net.ErrClosed after Close.
 //
-// An endpoint that cannot reach the instance opens the tunnel all the same: the
-// first Read says so.
+// An endpoint that cannot reach the instance opens the tunnel all the same: the first Read returns the error.
 func (c *Client) OpenTunnel(ctx context.Context, route Route, maxDuration time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.stepTime)
 	defer cancel()
@@ -51,7 +49,7 @@ func (c *Client) OpenTunnel(ctx context.Context, route Route, maxDuration time.D
 	}
 }
 
-// sleep tells whether the context outlives the wait.
+// sleep reports whether the context outlives the wait.
 func sleep(ctx context.Context, wait time.Duration) bool {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -72,8 +70,8 @@ func (c *Client) openTunnel(ctx context.Context, route Route, maxDuration time.D
 	if err != nil {
 		return nil, err
 	}
-	// A transport of its own: the connection under the WebSocket is needed to
-	// bound a close, and to see whether anything arrives.
+	// A transport for this tunnel alone gives access to the connection under the WebSocket, which
+	// bounds a close and shows whether bytes arrive.
 	w := new(wire)
 	transport := c.transport.Clone()
 	dial := transport.DialContext
@@ -101,14 +99,14 @@ func (c *Client) openTunnel(ctx context.Context, route Route, maxDuration time.D
 	return c.newTunnel(ws, w, route, opened.Add(maxDuration-min(endSlack, maxDuration/10))), nil
 }
 
-// presign is the URL that opens a tunnel, which is a secret for a minute.
+// presign returns the URL that opens a tunnel: a secret for a minute.
 func (c *Client) presign(ctx context.Context, credentials aws.Credentials, route Route, maxDuration time.Duration) (string, error) {
 	query := url.Values{
 		"instanceConnectEndpointId": {route.EndpointID},
 		"remotePort":                {sshPort},
 		"privateIpAddress":          {route.Address.String()},
 		"maxTunnelDuration":         {seconds(maxDuration)},
-		// The signer does not add it, and it has to be signed.
+		// The signer does not add X-Amz-Expires, which must be signed.
 		"X-Amz-Expires": {signedFor},
 	}
 	target := url.URL{Scheme: "wss", Host: route.EndpointDNS, Path: "/openTunnel", RawQuery: query.Encode()}
@@ -123,8 +121,8 @@ func (c *Client) presign(ctx context.Context, credentials aws.Credentials, route
 	return signed, nil
 }
 
-// handshake keeps what the endpoint answers instead of an upgrade. The library
-// reads 1 KiB of it, and a denial's message may be longer.
+// handshake keeps the endpoint's answer to a refused upgrade. The WebSocket library reads 1 KiB of an answer, and a
+// denial's message may be longer.
 type handshake struct {
 	transport *http.Transport
 	refused   *refusal
@@ -135,7 +133,7 @@ func (h *handshake) RoundTrip(request *http.Request) (*http.Response, error) {
 	if err != nil || response.StatusCode == http.StatusSwitchingProtocols {
 		return response, err
 	}
-	// What can be read of it is enough; an error leaves the status.
+	// After a failed read the status and the part that was read are enough.
 	body, _ := io.ReadAll(io.LimitReader(response.Body, maxRefusal))
 	r := parseRefusal(body)
 	r.status, r.date = response.StatusCode, response.Header.Get("Date")
@@ -143,7 +141,7 @@ func (h *handshake) RoundTrip(request *http.Request) (*http.Response, error) {
 	return response, nil
 }
 
-// refusedTunnel says why a handshake failed.
+// refusedTunnel returns the Error of a failed handshake. r is nil if the endpoint did not answer.
 func (c *Client) refusedTunnel(ctx context.Context, r *refusal, err error) *Error {
 	switch {
 	case ctx.Err() != nil:
@@ -152,15 +150,15 @@ func (c *Client) refusedTunnel(ctx context.Context, r *refusal, err error) *Erro
 		return c.refused(openTunnel, *r)
 	}
 	if wrapped, ok := errors.AsType[*url.Error](err); ok {
-		err = wrapped.Err // it repeats the URL
+		err = wrapped.Err // url.Error's text repeats the signed URL
 	}
 	return &Error{Unreachable, scrub(fmt.Errorf("OpenTunnel: %w", err))}
 }
 
-// noJSON stands for the code of an answer that has none.
+// noJSON is the code of an answer that is not JSON.
 const noJSON = "no JSON"
 
-// parseRefusal reads the JSON of a refused handshake; anything else has no code.
+// parseRefusal reads the JSON of a refused handshake. Any other body has the code noJSON.
 func parseRefusal(body []byte) refusal {
 	var answer struct {
 		ErrorCode string `json:"ErrorCode"`
