@@ -1,9 +1,9 @@
 // Package bridge is one client of a session: the WebSocket, the termgw.v1
-// messages, flow control by what the client has rendered, and the sign of life of
-// the connection.
+// messages, flow control by the output that the client has rendered, and the pings
+// that tell whether the client is there.
 //
-// It knows a WebSocket and a session. Who the person is, where the shell runs and
-// which close code an end deserves are its callers' business.
+// A bridge knows a WebSocket and a session. The person, the place where the shell
+// runs and the close code of an end are the callers' business.
 package bridge
 
 import (
@@ -18,7 +18,7 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// Why a client's session ends.
+// Causes of a session's end, by its client.
 var (
 	ErrClosed     = errors.New("the client closed the connection")
 	ErrLost       = errors.New("the client's connection is lost")
@@ -28,29 +28,30 @@ var (
 
 const (
 	// maxMessages bounds the control messages that wait for a client that does
-	// not read. Past it pings go unanswered.
+	// not read. With so many waiting, a ping is not answered.
 	maxMessages = 64
-	// flushTime is how long a client may take for one frame once the session
+	// flushTime bounds the time that a client takes for one frame once the session
 	// was cut.
 	flushTime = 2 * time.Second
-	// answerTime is the longest that a client may take for what was sent before
-	// the close frame, and for its answer to that.
+	// answerTime bounds the time that a client takes for all that was sent, and for
+	// the answer to the close frame.
 	answerTime = 5 * time.Minute
 )
 
-// Options say what a client is told, and by whom it is measured.
+// Options are the settings of one bridge.
 type Options struct {
-	Ready        Ready         // sent first; its mode is the client's
-	PingInterval time.Duration // two unanswered: the client is gone; 0: no pings
-	// RTT is told each ping's round trip, Backlog each change of the bytes
-	// sent and not yet acknowledged. Both may be nil.
+	Ready        Ready         // the first message; its mode is the client's
+	PingInterval time.Duration // after two unanswered pings the client is gone; 0: no pings
+	// RTT is called with each ping's round trip, Backlog with each change of the
+	// bytes sent and not yet acknowledged. Both may be nil.
 	RTT     func(time.Duration)
 	Backlog func(delta int)
 }
 
-// Bridge is the owner of a session. Close it once the session has run.
+// Bridge is the owner of a session (session.Client). The caller closes the bridge
+// once the session has run.
 //
-// Its reader is a goroutine that carries input; output is sent by the goroutine in
+// The reader is a goroutine that carries input; output is sent by the goroutine in
 // which the session calls Output.
 type Bridge struct {
 	ws      *Socket
@@ -62,16 +63,16 @@ type Bridge struct {
 	small   [headroom + smallOutput]byte
 
 	mu       sync.Mutex
-	ending   bool // the session was cut, or is over: what the client says is dropped
+	ending   bool // the session was cut, or is over: messages of the client are dropped
 	window   window
 	messages []message // to send, oldest first
 	telling  bool      // sendMessages runs
-	choked   bool      // the reader waits for room for input and hears no acks
+	choked   bool      // the reader waits for room for input, and hears no acks
 	pings    pings
 }
 
-// New gives a session its owner. The WebSocket speaks termgw.v1 if that was
-// negotiated, else raw mode.
+// New gives a session its owner. The WebSocket speaks termgw.v1 if that
+// subprotocol was negotiated, else raw mode.
 func New(ws *Socket, s *session.Session, opt Options) *Bridge {
 	b := &Bridge{ws: ws, opt: opt, v1: ws.v1(), gone: make(chan struct{})}
 	if b.v1 {
@@ -85,16 +86,16 @@ func New(ws *Socket, s *session.Session, opt Options) *Bridge {
 // Begin sends the first message, and lets the client speak.
 func (b *Bridge) Begin() {
 	if b.v1 {
-		_ = b.ws.wire.send(opText, framed(encodeReady(b.opt.Ready))) // a client that is gone is the reader's to find
+		_ = b.ws.wire.send(opText, framed(encodeReady(b.opt.Ready))) // the reader finds a client that is gone
 	}
 	b.wg.Go(b.readClient)
 	b.startPings()
 }
 
 // Close tells the client why the session is over, closes the WebSocket with a
-// code and joins every goroutine of the bridge. A client that does not answer
-// is waited for 8 s. Nil says that the shell ended by itself, and nothing more:
-// then the client has the time that it needs for what was sent, until ctx ends.
+// code and joins every goroutine of the bridge. A client that does not answer has
+// 8 s. A nil error says that the shell ended by itself: then the client has the time
+// that it needs for all that was sent (awaitAnswer), until ctx ends.
 func (b *Bridge) Close(ctx context.Context, code websocket.StatusCode, e *Error) {
 	b.mu.Lock()
 	b.ending = true
@@ -117,11 +118,11 @@ func (b *Bridge) Close(ctx context.Context, code websocket.StatusCode, e *Error)
 	b.wg.Wait()
 }
 
-// awaitAnswer waits until the client has answered the close frame, and so has
-// all that came before it. Whoever closes a TCP connection to which something
-// still comes, the ack of a slow client, say, resets it, and that drops what is
-// on its way. So a client is waited for that takes or says something within the
-// time of two pings, which cannot follow a close frame, but not for ever.
+// awaitAnswer waits until the client has answered the close frame, and so has all
+// that was sent before. A TCP connection that is closed while bytes arrive, the ack
+// of a slow client for example, is reset, and a reset drops the bytes on their way to
+// the client. So the client is waited for while it takes or sends bytes, with breaks
+// of two ping intervals at most, and answerTime in all.
 func (b *Bridge) awaitAnswer(ctx context.Context) {
 	silence := 2 * b.opt.PingInterval
 	if silence == 0 {
@@ -178,7 +179,7 @@ func (b *Bridge) Exited(e terminal.Exit) {
 	b.ending = true
 }
 
-// Notice sends a notice. A client in raw mode is told nothing.
+// Notice sends a notice; in raw mode, nothing.
 func (b *Bridge) Notice(n session.Notice) {
 	if !b.v1 {
 		return

@@ -11,15 +11,15 @@ import (
 	"github.com/coder/websocket"
 )
 
-// readClient is the reader: WebSocket to session. It reads until the client
-// is gone or the WebSocket is closed; after the session's end it goes on, since
-// the library answers and hears close frames in it, but drops what it reads.
+// readClient is the reader: WebSocket to session. It reads until the client is gone
+// or the WebSocket is closed. After the session's end it goes on, since the library
+// answers close frames while reading, and messages are dropped.
 func (b *Bridge) readClient() {
 	defer close(b.gone)
 	var small [256]byte // larger than a keystroke or a common control message
 	for {
-		// Never with a context that ends: that would end the connection, and
-		// with it the close frame that tells the client why.
+		// The end of a context would end the connection before the close frame,
+		// which tells the client why.
 		typ, r, err := b.ws.ws.Reader(context.Background())
 		if err == nil {
 			err = b.receive(typ, r, small[:0])
@@ -77,8 +77,8 @@ func readControl(r io.Reader, buf []byte) ([]byte, error) {
 	}
 }
 
-// readFull reads until p is full or the message over; then its error is io.EOF,
-// which io.ReadFull's is not.
+// readFull reads until p is full or the message is over; the error is io.EOF then,
+// unlike that of io.ReadFull.
 func readFull(r io.Reader, p []byte) (n int, err error) {
 	for n < len(p) && err == nil {
 		var m int
@@ -88,7 +88,7 @@ func readFull(r io.Reader, p []byte) (n int, err error) {
 	return n, err
 }
 
-// tooLarge is the error of a message over its limit, in however many fragments.
+// tooLarge returns the error of a message over its limit.
 func tooLarge(limit int) error { return fmt.Errorf("%w of %d bytes", ErrTooLarge, limit) }
 
 func (b *Bridge) receiveControl(p []byte) error {
@@ -131,7 +131,7 @@ func (b *Bridge) acknowledge(rendered int64) error {
 	return nil
 }
 
-// receiveInput takes a message of input, in pieces as they come.
+// receiveInput takes a message of input, in the pieces in which it comes.
 func (b *Bridge) receiveInput(r io.Reader, small []byte) error {
 	n, err := readFull(r, small[:cap(small)])
 	if errors.Is(err, io.EOF) {
@@ -163,8 +163,8 @@ func (b *Bridge) receiveInput(r io.Reader, small []byte) error {
 	}
 }
 
-// await types a part of a message of input, and waits while the session may hold
-// no more. The window is lifted meanwhile, since acks cannot be heard.
+// await types a part of a message of input, and waits while the session may hold no
+// more. The window does not hold output back meanwhile, since no ack is heard.
 func (b *Bridge) await(p []byte, last bool) {
 	for {
 		p = p[b.session.TypePart(p, last):]
@@ -181,7 +181,7 @@ func (b *Bridge) choke(choked bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if choked && !b.choked {
-		b.ws.wire.limitUnsent() // what is sent has no other bound now
+		b.ws.wire.limitUnsent() // nothing else bounds output now
 	}
 	b.choked = choked
 }

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// smallOutput is the largest piece of output that has a buffer of its own, in
-// bytes: enough for a keystroke's echo.
+// smallOutput is the largest piece of output for which a bridge has a buffer of its
+// own, in bytes: enough for a keystroke's echo.
 const smallOutput = 256
 
 // largeBuffer has room for the largest piece of a session's output.
@@ -14,8 +14,8 @@ type largeBuffer [headroom + 32<<10]byte
 
 var largeBuffers = sync.Pool{New: func() any { return new(largeBuffer) }}
 
-// Output sends a piece of output, and returns when the client's machine has taken
-// it. Only the session's end bounds that.
+// Output sends a piece of output, and returns when the kernel has taken the frame.
+// Only the session's end bounds that time.
 func (b *Bridge) Output(_ int64, p []byte) error {
 	b.mu.Lock()
 	before := b.window.backlog()
@@ -35,14 +35,14 @@ func (b *Bridge) Output(_ int64, p []byte) error {
 	return b.ws.wire.send(opBinary, buf[:headroom+n])
 }
 
-// message is a frame that others than the session's goroutine send.
+// message is a frame that sendMessages sends.
 type message struct {
 	op      byte
 	payload []byte
 }
 
-// tell queues a message. Who calls it need not wait for a client that does not
-// read. The lock is held.
+// tell queues a message, and does not wait for a client that does not read. The lock
+// is held.
 func (b *Bridge) tell(op byte, payload []byte) {
 	b.messages = append(b.messages, message{op, payload})
 	if !b.telling {
@@ -59,7 +59,7 @@ func (b *Bridge) sendMessages() {
 		m := b.messages[0]
 		b.messages = b.messages[1:]
 		b.mu.Unlock()
-		_ = b.ws.wire.send(m.op, framed(m.payload)) // a client that is gone is the reader's to find
+		_ = b.ws.wire.send(m.op, framed(m.payload)) // the reader finds a client that is gone
 		b.mu.Lock()
 	}
 	b.messages, b.telling = nil, false

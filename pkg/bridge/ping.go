@@ -6,16 +6,16 @@ import (
 	"time"
 )
 
-// pings are the signs of life that a client is asked for, by WebSocket pings.
+// pings tell whether the client is there, and how far (RFC 6455, 5.5.2).
 type pings struct {
 	timer      *time.Timer // nil: not started, or stopped
 	armed      bool        // ping is going to run
-	number     uint32      // sent so far; the last one's payload
-	sent       time.Time   // the last one; zero: it is answered
-	unanswered int         // since the client was last heard
+	number     uint32      // of the last ping; its payload
+	sent       time.Time   // when the last ping was sent; zero: it is answered
+	unanswered int         // pings since the client was last heard
 }
 
-// startPings sends the first ping at once: its round trip, taken before anything
+// startPings sends the first ping at once: its round trip, measured before output
 // floods the connection, tells the window how far the client is.
 func (b *Bridge) startPings() {
 	if b.opt.PingInterval == 0 {
@@ -28,8 +28,8 @@ func (b *Bridge) startPings() {
 	b.pings.timer = time.AfterFunc(0, b.ping)
 }
 
-// stopPings is called with the lock held; a ping that is under way finds that it
-// is late.
+// stopPings is called with the lock held. A call of ping that waits for the lock does
+// nothing.
 func (b *Bridge) stopPings() {
 	if p := &b.pings; p.armed && p.timer.Stop() {
 		p.armed = false
@@ -37,8 +37,8 @@ func (b *Bridge) stopPings() {
 	}
 }
 
-// ping sends the next ping, or gives up a client that was not heard since the one
-// before the last.
+// ping sends the next ping, or gives up a client of which nothing was heard since
+// the last ping but one.
 func (b *Bridge) ping() {
 	defer b.wg.Done()
 	if lost := b.nextPing(); lost != nil {
@@ -55,10 +55,10 @@ func (b *Bridge) nextPing() (lost error) {
 		return nil
 	}
 	if b.choked {
-		// Its pongs are stuck behind its input, but not its going. What does not
-		// show is left to the idle time: that of a client which goes when it has
-		// sent more than the kernels hold, unless it answers a ping with a reset,
-		// or of one whose machine is away.
+		// Pongs are stuck behind input, but the end of the connection shows. The
+		// idle time is left for a client whose going does not show: it had sent
+		// more than the kernels hold and answers no ping with a reset, or its
+		// machine is away.
 		if b.ws.wire.hungUp() {
 			return fmt.Errorf("%w: it went while its input waited", ErrLost)
 		}
@@ -80,7 +80,7 @@ func (b *Bridge) nextPing() (lost error) {
 	return nil
 }
 
-// pong takes a pong frame. One that answers the last ping measures a round trip.
+// pong takes a pong frame. The answer to the last ping measures a round trip.
 func (b *Bridge) pong(payload []byte) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

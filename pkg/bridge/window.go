@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// The window bounds the output that has left the terminal and is not yet
-// rendered. It follows the client: what it renders in targetBacklog, plus what
-// is on its way there and back.
+// The window bounds the output that has left the terminal and is not yet rendered: as
+// much as the client renders in targetBacklog, plus the output and the
+// acknowledgements on their way.
 const (
 	initialWindow = 64 << 10
 	minWindow     = 16 << 10
@@ -15,24 +15,23 @@ const (
 	targetBacklog = 100 * time.Millisecond
 )
 
-// rateInterval is the least time over which the client's speed is measured:
-// longer than a browser's frame, in which acknowledgements come in bursts.
+// rateInterval is the shortest time over which the client's speed is measured: longer
+// than a browser's frame, in which acknowledgements come together.
 const rateInterval = 20 * time.Millisecond
 
-// window decides how much output may be under way to the client, from the
-// acknowledgements of what it has rendered. A client that never acknowledges
-// (raw mode) has no window: TCP is its only bound.
+// window decides how much output may be under way to the client, by the
+// acknowledgements. A client that never acknowledges (raw mode) has no window, and is
+// bounded by TCP alone.
 //
-// limit = rate x (rtt + targetBacklog). The round trip has to be in it: a far
-// client's rate is bounded by limit/rtt, so by rate alone the window would
-// shrink at each step. And it has to come from WebSocket pings, which the
-// client answers without rendering anything: acknowledgements cannot tell a
-// slow renderer from a long way.
+// limit = rate x (rtt + targetBacklog). The round trip belongs in the product: a far
+// client's rate is bounded by limit/rtt, so by rate alone the window would shrink at
+// each step. The round trip is measured by WebSocket pings, which a client answers
+// without rendering: acknowledgements cannot tell a slow renderer from a long way.
 type window struct {
 	limit       int   // bytes; 0: no acknowledgement is expected
 	sent, acked int64 // bytes since the start
 
-	rtt  time.Duration // smallest of the last pings; 0: not known yet
+	rtt  time.Duration // the smallest of rtts; 0: not known yet
 	rtts [3]time.Duration
 
 	rate       float64   // bytes a second, smoothed; 0: not known yet
@@ -46,15 +45,7 @@ var (
 	errAckAhead = errors.New("ack: more bytes than were sent")
 )
 
-// room tells how many more bytes may be read from the terminal.
-func (w *window) room() int {
-	if w.limit == 0 {
-		return maxWindow
-	}
-	return max(0, w.limit-w.backlog())
-}
-
-// backlog is the output sent and not yet known to be rendered, in bytes.
+// backlog returns the output sent and not acknowledged, in bytes.
 func (w *window) backlog() int {
 	if w.limit == 0 {
 		return 0
@@ -62,7 +53,7 @@ func (w *window) backlog() int {
 	return int(w.sent - w.acked)
 }
 
-// send notes that n bytes leave.
+// send notes that n bytes are sent.
 func (w *window) send(n int) {
 	w.slack = w.slack || w.sent == w.acked
 	w.sent += int64(n)
@@ -99,7 +90,7 @@ func (w *window) ack(now time.Time, total int64) error {
 	}
 	rate := float64(w.acked-w.sinceAcked) / elapsed.Seconds()
 	// With slack the program was slow, not the client (BBR's application-limited
-	// rule): the client renders that much at least, so the window may only grow.
+	// rule): the client's rate is at least this one, so the window may only grow.
 	if !w.slack || w.fitting(rate) > w.limit {
 		if w.rate == 0 {
 			w.rate = rate
@@ -111,7 +102,7 @@ func (w *window) ack(now time.Time, total int64) error {
 	return nil
 }
 
-// fitting is the limit for a client that renders rate bytes a second.
+// fitting returns the limit for a client that renders rate bytes a second.
 func (w *window) fitting(rate float64) int {
 	return int(min(max(rate*(w.rtt+targetBacklog).Seconds(), minWindow), maxWindow))
 }

@@ -246,3 +246,11 @@ func TestWindowTakesTheSmallestOfTheLastPings(t *testing.T) {
 		}
 	}
 }
+
+// room is how many more bytes may be sent.
+func (w *window) room() int {
+	if w.limit == 0 {
+		return maxWindow
+	}
+	return max(0, w.limit-w.backlog())
+}

@@ -13,20 +13,19 @@ import (
 	"github.com/molecule-ai/termgw/internal/pollfd"
 )
 
-// wire is the connection under a WebSocket. The session's own frames are
-// written to it whole, in one system call, and are told from the library's by
-// their coming through send.
+// wire is the connection under a WebSocket. The bridge's frames come by send and are
+// written whole, in one system call; the library's come by Write.
 type wire struct {
 	net.Conn
 	fd    *pollfd.FD  // nil: not a socket
-	heard atomic.Bool // something has come; cleared by whoever asks
+	heard atomic.Bool // bytes have come since the flag was cleared
 
 	mu     sync.Mutex // held for one frame
-	failed error      // nothing can follow: a frame was cut off, or the close frame was sent
+	failed error      // no frame can follow: one was cut off, or the close frame was sent
 }
 
-// socket is a connection of the kernel's: net.TCPConn, and what embeds it. Its
-// descriptor is read and written past it.
+// socket is a connection of the kernel: a net.TCPConn, or a type that embeds one.
+// The wire reads and writes the descriptor directly.
 type socket interface {
 	syscall.Conn
 	SetReadBuffer(bytes int) error
@@ -58,8 +57,8 @@ func (w *wire) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
-// unacknowledged is what was sent and the client's machine has not taken, in
-// bytes.
+// unacknowledged returns the bytes that were sent and not taken by the client's
+// machine.
 func (w *wire) unacknowledged() (n int) {
 	if w.fd != nil {
 		n, _ = pollfd.Unsent(w.fd)
@@ -67,12 +66,11 @@ func (w *wire) unacknowledged() (n int) {
 	return n
 }
 
-// hungUp tells whether the client has closed or reset the connection, also
-// while what it sent before that is not read.
+// hungUp reports whether the client has closed or reset the connection, also while
+// bytes that came before are not read.
 func (w *wire) hungUp() bool { return w.fd != nil && w.fd.HungUp() }
 
-// Opcodes, RFC 6455, 5.2; with the bit that says that a frame is a whole
-// message.
+// Opcodes with the bit of a frame that is a whole message (RFC 6455, 5.2).
 const (
 	opText   = 0x80 | 0x1
 	opBinary = 0x80 | 0x2
@@ -80,16 +78,16 @@ const (
 	opPing   = 0x80 | 0x9
 )
 
-// headroom is what a frame's buffer has before its payload, for the header of
-// a frame from a server (RFC 6455, 5.2: 64 bits of length, no mask).
+// headroom is the space before the payload in a frame's buffer, in bytes: the
+// longest header of a server's frame (RFC 6455, 5.2: 64 bits of length, no mask).
 const headroom = 10
 
-// framed is a payload in a buffer with headroom.
+// framed returns a payload in a buffer with headroom.
 func framed(payload []byte) []byte {
 	return append(make([]byte, headroom, headroom+len(payload)), payload...)
 }
 
-// send writes one frame, whose payload follows the headroom.
+// send writes one frame, of a buffer with headroom.
 func (w *wire) send(op byte, buf []byte) error {
 	size := len(buf) - headroom
 	switch {
@@ -111,9 +109,9 @@ func (w *wire) send(op byte, buf []byte) error {
 	return w.write(buf)
 }
 
-// Write takes a frame of the library's: a close frame, or the answer to a ping
-// or a close. Each fits its buffer, and so comes whole. After our own close
-// frame the answers are dropped: an error would end the library's reading.
+// Write takes a frame of the library: a close frame, or the answer to a ping or a
+// close frame. Each fits the library's buffer, and so comes whole. After the bridge's
+// close frame the answers are dropped: an error would end the library's reading.
 func (w *wire) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -129,16 +127,16 @@ func (w *wire) write(frame []byte) error {
 	}
 	n, err := w.writeAll(frame)
 	if err != nil && n > 0 {
-		w.failed = err // what followed would be taken for the frame's rest
+		w.failed = err // a next frame would be taken for the rest of this one
 	}
 	if err == nil && frame[0] == opClose {
-		w.failed = errCloseSent // RFC 6455, 5.5.1: nothing may follow it
+		w.failed = errCloseSent // RFC 6455, 5.5.1: the last frame
 	}
 	return err
 }
 
-// writeAll takes turns with other large writes. A turn is held for one system
-// call, never while the client is waited for.
+// writeAll makes large writes in turn (pollfd.InTurn), and waits for the client
+// between two turns.
 func (w *wire) writeAll(p []byte) (done int, err error) {
 	switch {
 	case w.fd == nil:
@@ -158,19 +156,19 @@ func (w *wire) writeAll(p []byte) (done int, err error) {
 	}
 }
 
-// receiveBuffer is what the kernel holds of a client's input, in bytes; it takes
-// up to twice that of memory (socket(7), SO_RCVBUF). By itself it would hold
-// net.ipv4.tcp_rmem of a client that sends faster than a program reads: 6 MiB and more.
+// receiveBuffer is the input of a client that the kernel holds, in bytes, in up to
+// twice as much memory (socket(7), SO_RCVBUF). The kernel's default is
+// net.ipv4.tcp_rmem, 6 MiB and more, for a client that sends faster than a program reads.
 const receiveBuffer = 128 << 10
 
-// unsentLimit is what the kernel takes of output before it has sent the rest, in
-// bytes, in a session whose acknowledgements are not heard: nothing else bounds the
-// backlog then. What is under way, and the client's own receive buffer, are TCP's.
+// unsentLimit is the output that the kernel holds unsent, in bytes, in a session whose
+// acknowledgements are not heard: nothing else bounds the backlog then. TCP bounds the
+// output under way, and the client's receive buffer.
 const unsentLimit = 16 << 10
 
 func (w *wire) limitUnsent() {
 	if w.fd != nil {
-		_ = w.fd.Control(func(fd uintptr) { // without it there is more backlog, no more
+		_ = w.fd.Control(func(fd uintptr) { // a failure leaves more backlog, no harm else
 			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentLimit)
 		})
 	}

@@ -1,7 +1,6 @@
 package session
 
-// queueInput queues input, and returns how much of it there was room for. The lock
-// is held.
+// queueInput queues input, and returns how many bytes had room. The lock is held.
 func (s *Session) queueInput(p []byte, last bool) int {
 	if s.ending {
 		return len(p)
@@ -18,9 +17,8 @@ func (s *Session) queueInput(p []byte, last bool) int {
 	return n
 }
 
-// typeInput writes queued input to the terminal until there is none to type.
-// Writing waits for as long as the program does not read; who reads the client
-// must not.
+// typeInput writes queued input to the terminal until no whole message is left.
+// Write waits while the program does not read, which the client's reader must not.
 func (s *Session) typeInput() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -32,7 +30,7 @@ func (s *Session) typeInput() {
 		s.mu.Lock()
 		s.given(n)
 		if err != nil {
-			n = s.toType // the shell is gone, which carryOutput finds out
+			n = s.toType // the shell is gone: carryOutput finds that out
 		}
 		s.input.drop(n)
 		s.toType -= n
@@ -45,7 +43,7 @@ func (s *Session) typeInput() {
 	}
 }
 
-// given counts input that the terminal has taken. The lock is held.
+// given counts input that the terminal took. The lock is held.
 func (s *Session) given(n int) {
 	s.bytesIn += int64(n)
 	s.count(n, 0)

@@ -5,29 +5,29 @@ import (
 	"time"
 )
 
-// When Ctrl-C is typed, the kernel drops what its terminal holds of the output
-// (termios(3), NOFLSH), and echoes ^C. But the engine of a container holds
-// 1.4 MB more, and ssh as much again, which a slow client would have to render
-// before it sees the prompt: 1.4 s at 1 MB/s (measured). So for a client that is
-// behind, output is read ahead of it until the echo comes, and what was to be
-// sent before the echo goes where the kernel's went. Without an echo, from a
-// program in raw mode say, nothing is dropped.
+// When Ctrl-C is typed, the kernel drops the output that the terminal holds
+// (termios(3), NOFLSH), and echoes ^C. But a container's engine holds 1.4 MB more,
+// and ssh as much again, all of which a slow client would have to render before the
+// prompt: 1.4 s at 1 MB/s (measured). So for a client that is behind, the session
+// reads ahead until the echo comes, and drops the output before the echo, as the
+// kernel does. Without an echo, from a program in raw mode for example, no output is
+// dropped.
 const (
-	// lookTime is how long an echo is looked for.
+	// lookTime bounds the search for an echo.
 	lookTime = time.Second
-	// lookQuiet is for how long nothing comes once all of it has come.
+	// lookQuiet is the silence after which all output is taken to have come.
 	lookQuiet = 50 * time.Millisecond
-	// maxAhead bounds what is read ahead, in bytes.
+	// maxAhead bounds the output that is read ahead, in bytes.
 	maxAhead = 4 << 20
-	// farBehind is how much a client has not rendered that is behind, in bytes: half
-	// of the smallest window.
+	// farBehind is the output, in bytes, that a client has not rendered when an
+	// interrupt may skip output: half of the smallest window.
 	farBehind = 8 << 10
-	// maxLine is the longest line of which a part is not dropped, in bytes.
+	// maxLine is the longest line of which the client gets the rest, in bytes.
 	maxLine = 4 << 10
 )
 
-// interrupts are the keys for which the kernel drops output, with their echoes:
-// of the default settings, and typed alone.
+// interrupts are the keys, typed alone, for which the kernel drops output by
+// default, with their echoes.
 var interrupts = map[string][]byte{
 	"\x03": []byte("^C"),
 	"\x1a": []byte("^Z"),
@@ -45,9 +45,9 @@ func (s *Session) interrupt(typed []byte) {
 	}
 }
 
-// readAhead reads until the echo of an interrupt is there, or no more may be held,
-// and drops what need not be seen before the echo. It returns the terminal's error,
-// which counts after what was read.
+// readAhead reads output until the echo of an interrupt is there or no more may be
+// held, and drops the lines before the echo. The terminal's error, which readAhead
+// returns, comes after the output that was read.
 func (s *Session) readAhead(echo []byte) error {
 	ahead := &s.ahead
 	for end := time.Now().Add(lookTime); time.Now().Before(end); {
@@ -69,8 +69,8 @@ func (s *Session) readAhead(echo []byte) error {
 	return nil
 }
 
-// echoIn returns where the two bytes of an echo begin in the queue, the last piece
-// of which begins at from; -1: nowhere.
+// echoIn returns the index of an echo of two bytes in the queue, whose last piece
+// begins at from; -1 if there is none.
 func echoIn(q *queue, echo []byte, from int, piece []byte) int {
 	if from > 0 && len(piece) > 0 && *q.at(from - 1) == echo[0] && piece[0] == echo[1] {
 		return from - 1
@@ -81,7 +81,7 @@ func echoIn(q *queue, echo []byte, from int, piece []byte) int {
 	return -1
 }
 
-// readSoon reads what is there, or comes soon.
+// readSoon reads the output that is there, or comes within lookQuiet.
 func (s *Session) readSoon(p []byte) (int, error) {
 	for end := time.Now().Add(lookQuiet); ; time.Sleep(time.Millisecond) {
 		n, err := s.term.TryRead(p, false)
@@ -91,8 +91,8 @@ func (s *Session) readSoon(p []byte) (int, error) {
 	}
 }
 
-// withoutLines drops the lines before the one with the echo, which begins at i,
-// but for the rest of the first, of which the client has a part.
+// withoutLines drops the lines before the line with the echo, which begins at i, but
+// for the rest of the first line: the client has its beginning.
 func withoutLines(q *queue, i int) {
 	first := 0 // where the second line begins; 0: the first is too long
 	for k := range min(i, maxLine) {

@@ -14,24 +14,24 @@ type Notice struct {
 	Message string
 }
 
-// noticeLeads are the times before an end at which it is announced, and
-// tunnelLeads those of an end that no one can put off. A limit shorter than all
-// of them is announced at half its time.
+// noticeLeads are the times before an end at which the end is announced, and
+// tunnelLeads those of an end that nobody can put off. A limit shorter than all
+// leads is announced at half its time.
 var (
 	noticeLeads = []time.Duration{60 * time.Second, 10 * time.Second}
 	tunnelLeads = []time.Duration{5 * time.Minute, time.Minute}
 )
 
-// limit is one thing that ends a session at a known time.
+// limit ends a session at a known time.
 type limit struct {
 	code    string
-	cause   error           // nil: it is announced, and somebody else sees to it
-	atOnce  bool            // announce it when it is known, too
-	message string          // the notice's, with %s for the time left
-	warn    []time.Duration // before the end
+	cause   error           // nil: the end is announced only, the caller brings it about
+	atOnce  bool            // the end is announced when the limit is known, too
+	message string          // of the notice, with %s for the time left
+	warn    []time.Duration // the leads, longest first
 	life    time.Duration
 	end     time.Time
-	told    time.Duration // the shortest lead already announced; 0: none
+	told    time.Duration // the shortest lead that was announced; 0: none
 }
 
 // restart counts the limit's whole life from now.
@@ -51,8 +51,8 @@ func (l *limit) leads() []time.Duration {
 	return []time.Duration{l.life / 2}
 }
 
-// due tells what the time has come for, a notice or the end, or neither; and
-// when to ask again.
+// due returns the notice that is due, if any, whether the end is, and when to ask
+// again.
 func (l *limit) due(now time.Time) (notice *Notice, ended bool, next time.Time) {
 	left := l.end.Sub(now)
 	if left <= 0 {
@@ -90,14 +90,13 @@ func inSeconds(d time.Duration) string {
 
 func roundSeconds(d time.Duration) int64 { return int64((d + time.Second/2) / time.Second) }
 
-// lifetime is the clock of a session: its limits, on one timer that is armed for
-// whatever comes first. Input only moves the idle limit's end; the timer finds that
-// out when it fires, so that a keystroke costs none.
+// lifetime is the clock of a session: one alarm for all limits, set for the first.
+// Input only moves the end of the idle limit, and tick finds that out, so that a
+// keystroke sets no timer.
 type lifetime struct {
 	started bool
-	timer   *time.Timer // nil: never armed
-	armed   bool        // tick is going to run
-	idle    *limit      // nil: no idle time
+	alarm   alarm  // calls tick
+	idle    *limit // nil: no idle time
 	limits  []*limit
 }
 
@@ -139,13 +138,12 @@ func (s *Session) startLifetime() {
 	}
 	l.started = true
 	if len(l.limits) > 0 {
-		s.tickIn(0)
+		l.alarm.ring(0)
 	}
 }
 
 // Warn announces an end that the caller brings about: at once, but not before Run,
-// and again as the end comes near. The message has a %s for the time left. Warn may
-// be called at any time.
+// and again as the end comes near. The message has a %s for the time left.
 func (s *Session) Warn(code, message string, left time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,40 +154,15 @@ func (s *Session) Warn(code, message string, left time.Duration) {
 	end.restart(time.Now())
 	s.life.limits = append(s.life.limits, end)
 	if s.life.started {
-		s.tickIn(0)
+		s.life.alarm.ring(0)
 	}
 }
 
-// tickIn arms the timer, sooner than it is. The lock is held.
-func (s *Session) tickIn(d time.Duration) {
-	l := &s.life
-	switch {
-	case l.timer == nil:
-		s.wg.Add(1)
-		l.timer = time.AfterFunc(d, s.tick)
-	case !l.armed:
-		s.wg.Add(1)
-		l.timer.Reset(d)
-	case l.timer.Stop(): // else a tick waits for the lock
-		l.timer.Reset(d)
-	}
-	l.armed = true
-}
-
-// stopLifetime is called with the lock held, once the session is over; a tick that
-// runs already finds that out.
-func (s *Session) stopLifetime() {
-	if l := &s.life; l.armed && l.timer.Stop() {
-		l.armed = false
-		s.wg.Done()
-	}
-}
-
-// tick does what is due and arms the timer for what comes next.
+// tick announces and ends.
 func (s *Session) tick() {
 	defer s.wg.Done()
 	s.mu.Lock()
-	s.life.armed = false
+	s.life.alarm.set = false
 	cause := s.announce(time.Now())
 	s.mu.Unlock()
 	if cause != nil {
@@ -197,8 +170,8 @@ func (s *Session) tick() {
 	}
 }
 
-// announce gives the owner the notices that are due, and returns the cause of the
-// end if that is due. The lock is held.
+// announce gives the owner the notices that are due, and sets the alarm for the next,
+// or returns the cause of an end that is due. The lock is held.
 func (s *Session) announce(now time.Time) (cause error) {
 	if s.ending || s.over {
 		return nil
@@ -219,7 +192,7 @@ func (s *Session) announce(now time.Time) (cause error) {
 		}
 	}
 	if !next.IsZero() {
-		s.tickIn(next.Sub(now))
+		s.life.alarm.ring(next.Sub(now))
 	}
 	return nil
 }

@@ -6,34 +6,33 @@ import (
 	"slices"
 )
 
-// maxKept bounds the output that is kept for observers who are behind, in bytes.
+// maxKept bounds the output that is kept for slow observers, in bytes.
 const maxKept = 1 << 20
 
-// ErrBehind is the error of an observer that took too long: more output came than
-// is kept.
-var ErrBehind = errors.New("the observer is too far behind")
+// Errors of Observe.
+var (
+	ErrBehind  = errors.New("the observer is too far behind")
+	ErrNotKept = errors.New("the output is no longer kept")
+)
 
-// ErrNotKept is the error of an observer that wants output that is not kept.
-var ErrNotKept = errors.New("the output is no longer kept")
-
-// Observer is told what a shell prints, and slows nobody.
+// Observer gets a shell's output, and slows nobody.
 type Observer interface {
-	// Output is given what the shell has printed, from the byte at on. The session
-	// goes on meanwhile.
+	// Output takes the output that begins at offset at. The session goes on
+	// meanwhile.
 	Output(at int64, p []byte) error
 }
 
 // observer is an Observer at work.
 type observer struct {
-	at     int64 // the next byte that it gets
-	behind bool  // dropped
+	at     int64 // the offset of the next byte for the observer
+	behind bool  // the observer was dropped
 }
 
-// Observe gives an observer all that the shell prints from the byte from on, as
-// the owner is given it, in the caller's goroutine. It returns nil after the last
-// of it, ErrBehind when the observer is more than 1 MiB behind, or sooner when the
-// process holds too much, and otherwise the observer's own error or the context's
-// cause. From may be 0 before Run, and else no older than what is kept for others.
+// Observe gives an observer the output from the offset from on, as the owner is
+// given the output, in the caller's goroutine. Observe returns nil after the last
+// byte, ErrBehind when the observer is more than 1 MiB behind, or sooner when the
+// budget is used up, ErrNotKept when the output at from is neither kept for other
+// observers nor the next, the observer's own error, or the cause of ctx.
 func (s *Session) Observe(ctx context.Context, o Observer, from int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -73,8 +72,8 @@ func (s *Session) Observe(ctx context.Context, o Observer, from int64) error {
 	}
 }
 
-// show gives an observer the next piece. What is kept may be dropped meanwhile, so
-// the piece is a copy. The lock is held, but not while the observer has it.
+// show gives an observer the next piece: a copy, since kept output may be dropped
+// meanwhile. The lock is held, but not during Output.
 func (s *Session) show(o Observer, me *observer) error {
 	piece := blocks.Get().(*block)
 	defer blocks.Put(piece)
@@ -88,8 +87,8 @@ func (s *Session) show(o Observer, me *observer) error {
 	return err
 }
 
-// keep keeps what is printed for the observers. Where there is no room, those that
-// are furthest behind are dropped. The lock is held.
+// keep keeps output for the observers. When there is no room, the observers that are
+// furthest behind are dropped. The lock is held.
 func (s *Session) keep(p []byte) {
 	for p = p[s.kept.push(p):]; len(p) > 0 && len(s.observers) > 0; p = p[s.kept.push(p):] {
 		for _, o := range s.observers {
@@ -101,7 +100,7 @@ func (s *Session) keep(p []byte) {
 	s.observing.Broadcast()
 }
 
-// forget drops what every observer has. The lock is held.
+// forget drops the output that every observer was given. The lock is held.
 func (s *Session) forget() {
 	oldest := s.keptFrom + int64(s.kept.size())
 	for _, o := range s.observers {

@@ -2,20 +2,19 @@ package session
 
 import "github.com/molecule-ai/termgw/internal/pollfd"
 
-// smallRead is the buffer of a terminal that is waited for, in bytes: enough for a
-// keystroke's echo. What is there at once is read into a block, which is borrowed
-// for that, and so the largest piece that the owner is given: a browser takes 50 MB
-// in pieces of 4 KiB in twice the time of such pieces (measured).
+// smallRead is the size of the buffer with which a session waits for output, in
+// bytes: enough for a keystroke's echo. More output is read into a borrowed block,
+// which is the largest piece that the owner is given: a browser takes 50 MB in
+// pieces of 4 KiB in twice the time of pieces of 32 KiB (measured).
 const smallRead = 256
 
-// carryOutput reads the terminal and prints what it read, until there is no more;
-// it returns the error of the last read. What was read leaves at once, except in a
-// flood: while the owner has yet to render what it was given, more is gathered,
-// unless somebody has typed.
+// carryOutput reads and prints output until the end, and returns the error of the
+// last read. Output is printed at once, except in a flood: while the owner is behind
+// and nobody types, more is gathered for each piece.
 func (s *Session) carryOutput() error {
 	small := make([]byte, smallRead)
-	var failed error // of a read that was ahead
-	flows := false   // more may be there already
+	var failed error // of a read whose output is not printed yet
+	flows := false   // more output may be there already
 	for {
 		room, echo := s.awaitRoom()
 		if echo != nil {
@@ -50,8 +49,8 @@ func (s *Session) carryOutput() error {
 	}
 }
 
-// carryLarge prints what was waited for, if anything, with what is there behind
-// it. More is gathered of a flood.
+// carryLarge prints the output that was waited for, if any, together with the
+// output that is there now.
 func (s *Session) carryLarge(waitedFor []byte, room int) (n int, err error) {
 	large := blocks.Get().(*block)
 	defer blocks.Put(large)
@@ -64,15 +63,15 @@ func (s *Session) carryLarge(waitedFor []byte, room int) (n int, err error) {
 	return n, err
 }
 
-// mayGather reports whether the owner has yet to render what it was given, and
-// nobody has typed since.
+// mayGather reports whether the owner is behind, and nobody has typed since the last
+// output.
 func (s *Session) mayGather() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !s.ending && !s.typed && (!s.owner.acks || s.owner.behind() > 0)
 }
 
-// awaitRoom waits until output is wanted and returns how many bytes of it, or the
+// awaitRoom waits until the owner takes output and returns how many bytes, or the
 // echo of an interrupt that was typed meanwhile.
 func (s *Session) awaitRoom() (room int, echo []byte) {
 	s.mu.Lock()
@@ -81,8 +80,8 @@ func (s *Session) awaitRoom() (room int, echo []byte) {
 		if echo, s.echo = s.echo, nil; echo != nil {
 			return 0, echo
 		}
-		// choked: the owner's acknowledgements are stuck behind input that the
-		// program does not read, perhaps because its output is not read.
+		// When choked, acknowledgements are stuck behind input that the program does
+		// not read, perhaps because the program's output is not read.
 		if s.ending || s.choked {
 			return blockSize, nil
 		}
@@ -93,7 +92,7 @@ func (s *Session) awaitRoom() (room int, echo []byte) {
 	}
 }
 
-// print gives the owner a piece of output, and keeps it for the observers.
+// print gives the owner a piece of output, and keeps the piece for the observers.
 func (s *Session) print(p []byte) {
 	s.mu.Lock()
 	at := s.printed

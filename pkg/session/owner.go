@@ -7,26 +7,26 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// Client is the owner's side of a session: what the session tells it. No call is
-// made with another under way, but for Notice and Ending.
+// Client is the owner's side of a session, called by the session: one call at a
+// time, but for Notice and Ending, which may come at any time.
 type Client interface {
 	// Begin is called first, by Run.
 	Begin()
-	// Output is given what the shell has printed, from the byte at on. It returns
-	// when the client has taken p, or never will: after an error the client is
-	// still told what follows.
+	// Output takes the output that begins at offset at, and returns when the client
+	// has taken p or is known to take nothing. After an error further output is
+	// offered all the same.
 	Output(at int64, p []byte) error
 	// Notice announces an end. It does not wait.
 	Notice(n Notice)
-	// Ending says that the session was cut: what Output still gives is not worth a
-	// long wait, that of a call under way neither. It does not wait.
+	// Ending says that the session was cut: from now on Output waits for the client
+	// briefly, also an Output that waits already. Ending does not wait.
 	Ending()
 	// Exited follows the last output of a shell that ended by itself.
 	Exited(e terminal.Exit)
 }
 
-// Attachment is the owner's tie to the session: what the owner tells it. Its
-// methods may be called before Run, and after it, when they do nothing.
+// Attachment is the session's side, called by the owner. Its methods may be called
+// before Run, and after Run, when they do nothing.
 type Attachment struct {
 	session  *Session
 	client   Client
@@ -34,14 +34,14 @@ type Attachment struct {
 
 	// With the session's lock:
 	acks   bool
-	acked  int64 // output that the client has rendered, in bytes
-	allows int64 // output that the client takes before it acknowledges more
+	acked  int64 // the offset up to which the client has rendered the output
+	allows int64 // the offset up to which the client takes output
 }
 
 // Attach gives the session its owner, before Run. The owner takes window bytes
-// before its first acknowledgement; with a window of 0 it never acknowledges, and
-// holds the program back by the time that Output takes. Input of an owner that is
-// readOnly is dropped.
+// before its first acknowledgement. An owner with a window of 0 never acknowledges,
+// and holds the program back only by the time that Output takes. The input of a
+// readOnly owner is dropped.
 func (s *Session) Attach(c Client, window int, readOnly bool) *Attachment {
 	a := &Attachment{session: s, client: c, readOnly: readOnly, acks: window > 0, allows: int64(window)}
 	if !a.acks {
@@ -53,8 +53,8 @@ func (s *Session) Attach(c Client, window int, readOnly bool) *Attachment {
 	return a
 }
 
-// behind is the output that the client was given and has not rendered, as far as
-// that is known, in bytes. The lock is held.
+// behind returns how many bytes of output the client was given and has not
+// acknowledged; 0 for a client that never does. The lock is held.
 func (a *Attachment) behind() int64 {
 	if !a.acks {
 		return 0
@@ -62,8 +62,8 @@ func (a *Attachment) behind() int64 {
 	return a.session.printed - a.acked
 }
 
-// Acknowledge says that the client has rendered so many bytes since the start,
-// and takes a window more.
+// Acknowledge says that the client has rendered the output up to the offset
+// rendered, and takes window bytes more.
 func (a *Attachment) Acknowledge(rendered int64, window int) {
 	s := a.session
 	s.mu.Lock()
@@ -72,11 +72,11 @@ func (a *Attachment) Acknowledge(rendered int64, window int) {
 	s.output.Signal()
 }
 
-// Detach says that the client is gone, or must go, and why.
+// Detach says that the client is gone, or is to go, and why.
 func (a *Attachment) Detach(cause error) { a.session.End(cause) }
 
-// Resize gives the terminal the client's size, at once or soon. A size that the
-// terminal has costs nothing.
+// Resize gives the terminal a size, at once or soon (resizeEvery). The size that
+// the terminal has costs nothing.
 func (a *Attachment) Resize(size terminal.Size) {
 	s := a.session
 	s.mu.Lock()
@@ -85,10 +85,10 @@ func (a *Attachment) Resize(size terminal.Size) {
 	s.giveSize(false)
 }
 
-// Type gives the terminal a whole message of input, which may be an interrupt. It
-// returns how many bytes were taken: fewer than all while the program does not
-// read, and as much waits already as may. The rest follows by TypePart, after
-// AwaitInput.
+// Type gives the terminal a whole message of input, and returns how many bytes were
+// taken: fewer than all when the program does not read and the input queue is full.
+// The rest is for TypePart, after AwaitInput. A message that is an interrupt may
+// skip output.
 func (a *Attachment) Type(p []byte) int {
 	s := a.session
 	s.mu.Lock()
@@ -104,15 +104,14 @@ func (a *Attachment) Type(p []byte) int {
 		n, err = s.term.TryWrite(p)
 		s.given(n)
 		if n == len(p) || err != nil {
-			return len(p) // after an error the shell is gone, which carryOutput finds out
+			return len(p) // after an error the shell is gone: carryOutput finds that out
 		}
 	}
 	return n + s.queueInput(p[n:], true)
 }
 
-// TypePart gives the terminal a part of a message of input, and is like Type
-// otherwise. Nothing of a message is typed before its last part has come, unless
-// the queue may hold no more of it.
+// TypePart is Type for a part of a message. No part is typed before the last part
+// has come, unless the queue is full.
 func (a *Attachment) TypePart(p []byte, last bool) int {
 	s := a.session
 	s.mu.Lock()
@@ -123,8 +122,8 @@ func (a *Attachment) TypePart(p []byte, last bool) int {
 	return s.queueInput(p, last)
 }
 
-// AwaitInput waits until there may be room for more input. Its caller hears no
-// acknowledgements meanwhile, so output is not held back for them.
+// AwaitInput waits until there may be room for more input. The caller hears no
+// acknowledgement meanwhile, so output is not held back for acknowledgements.
 func (a *Attachment) AwaitInput() {
 	s := a.session
 	s.mu.Lock()
@@ -137,8 +136,8 @@ func (a *Attachment) AwaitInput() {
 	s.choked = false
 }
 
-// mayType notes that somebody has typed, and reports whether that goes to the
-// terminal. The lock is held.
+// mayType notes input, and reports whether the terminal is to get it. The lock is
+// held.
 func (a *Attachment) mayType(p []byte) bool {
 	s := a.session
 	if s.ending || len(p) == 0 {

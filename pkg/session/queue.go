@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// blockSize is the unit in which bytes are held, in bytes.
+// blockSize is the unit of memory for bytes that a session holds, in bytes.
 const blockSize = 32 << 10
 
 type block [blockSize]byte
@@ -25,10 +25,10 @@ type Budget struct {
 	held map[string]int64 // bytes, by holder
 }
 
-// NewBudget returns a budget of so many bytes. A nil Budget has no bound.
+// NewBudget returns a budget. A nil Budget has no bound.
 func NewBudget(bytes int64) *Budget { return &Budget{left: bytes, held: map[string]int64{}} }
 
-// take takes a block, and reports whether there was one.
+// take takes a block, and reports whether the holder may have one.
 func (b *Budget) take(holder string) bool {
 	if b == nil {
 		return true
@@ -56,20 +56,20 @@ func (b *Budget) giveBack(holder string) {
 	}
 }
 
-// queue holds bytes in order. Its first block is its own, so that no session
-// stands still for what others hold; each further one is taken from the budget.
+// queue holds bytes in order. The first block is the queue's own, so that no session
+// stands still for the bytes of another; each further block is taken from the budget.
 //
-// What front has returned may be read while bytes are added.
+// The bytes that front has returned may be read while bytes are added.
 type queue struct {
 	budget *Budget
-	holder string   // whose share of the budget it takes
-	limit  int      // of its size, in bytes
-	blocks []*block // oldest first; full but for the first's beginning and the last's end
+	holder string   // of the share of the budget
+	limit  int      // the largest size, in bytes
+	blocks []*block // oldest first
 	head   int      // where the bytes begin in the first block
-	tail   int      // where they end in the last
+	tail   int      // where the bytes end in the last block
 }
 
-// size is how many bytes the queue holds.
+// size returns how many bytes the queue holds.
 func (q *queue) size() int {
 	if len(q.blocks) == 0 {
 		return 0
@@ -77,8 +77,8 @@ func (q *queue) size() int {
 	return (len(q.blocks)-1)*blockSize + q.tail - q.head
 }
 
-// space is where bytes may be added, of which wrote then tells the number. It is
-// empty when the limit is reached, or the budget has nothing left.
+// space returns memory for further bytes, which wrote then adds; nil when the limit
+// is reached or the budget has nothing left.
 func (q *queue) space() []byte {
 	last := len(q.blocks) - 1
 	if last < 0 || q.tail == blockSize {
@@ -92,9 +92,10 @@ func (q *queue) space() []byte {
 	return q.blocks[last][q.tail:]
 }
 
+// wrote adds the first n bytes of space.
 func (q *queue) wrote(n int) { q.tail += n }
 
-// push adds what there is space for, and returns how many bytes that was.
+// push adds the bytes that have space, and returns how many.
 func (q *queue) push(p []byte) (n int) {
 	for n < len(p) {
 		space := q.space()
@@ -108,7 +109,7 @@ func (q *queue) push(p []byte) (n int) {
 	return n
 }
 
-// front is the oldest bytes, as many as are in one block; empty if the queue is.
+// front returns the oldest bytes, as many as are in one block; nil if there are none.
 func (q *queue) front() []byte {
 	if len(q.blocks) == 0 {
 		return nil
@@ -116,13 +117,13 @@ func (q *queue) front() []byte {
 	return q.blocks[0][q.head:q.end(0)]
 }
 
-// from is the bytes from byte i on, as many as are in one block.
+// from returns the bytes from byte i on, as many as are in one block.
 func (q *queue) from(i int) []byte {
 	i += q.head
 	return q.blocks[i/blockSize][i%blockSize : q.end(i/blockSize)]
 }
 
-// end is where the bytes end in a block.
+// end returns where the bytes end in block i.
 func (q *queue) end(i int) int {
 	if i == len(q.blocks)-1 {
 		return q.tail
@@ -130,13 +131,13 @@ func (q *queue) end(i int) int {
 	return blockSize
 }
 
-// at is the byte i of the queue.
+// at returns byte i.
 func (q *queue) at(i int) *byte {
 	i += q.head
 	return &q.blocks[i/blockSize][i%blockSize]
 }
 
-// drop removes the n oldest bytes, and gives back the blocks in which none is left.
+// drop removes the n oldest bytes, and gives back the blocks without a byte left.
 func (q *queue) drop(n int) {
 	for q.head += n; len(q.blocks) > 0 && q.head >= q.end(0); {
 		q.head -= q.end(0)

@@ -9,47 +9,48 @@ import (
 )
 
 // A new size is a call to the engine, of some 4 ms, and makes a full-screen program
-// draw all anew; a client may tell hundreds a second. So the first is given to the
-// terminal at once, and of those that follow only the last, resizeEvery after it.
-// What is typed after a new size must see it, so for input the size does not wait,
-// resizesAtOnce times in a row: more than a person drags a window and types.
+// draw its screen anew; a client may send hundreds a second. So the terminal is given
+// the first size at once, and only the last of those that follow, resizeEvery later.
+// Input after a new size must see that size, so a size that input waits for comes
+// early, resizesAtOnce times in a row: more than a person drags a window and types.
 const (
 	resizeEvery   = 300 * time.Millisecond
 	resizesAtOnce = 3
-	// resizeWait is how long input waits for the terminal to take a size, where
-	// that hangs.
+	// resizeWait bounds the time that input waits for an engine that hangs over a
+	// size.
 	resizeWait = 250 * time.Millisecond
 )
 
 // resizing gives sizes to the terminal, one at a time.
 type resizing struct {
 	wanted, given terminal.Size
-	turns         *rate.Limiter
+	pace          *rate.Limiter
 	last          time.Time     // when the latest size was given
-	running       chan struct{} // closed when the terminal has taken it; nil: it has
-	timer         *time.Timer   // nil: never armed
-	armed         bool          // giveLater is going to run
+	running       chan struct{} // closed when the terminal has taken a size; nil: none is on the way
+	alarm         alarm         // calls giveLater
 }
 
 func newResizing(first terminal.Size) resizing {
-	return resizing{wanted: first, given: first, turns: rate.NewLimiter(rate.Every(resizeEvery), resizesAtOnce)}
+	return resizing{wanted: first, given: first, pace: rate.NewLimiter(rate.Every(resizeEvery), resizesAtOnce)}
 }
 
-// giveSize gives the terminal the size that is wanted, at once or in its time; for
-// what is typed it may be early. The lock is held.
+// giveSize gives the terminal the wanted size, now or by the alarm. Early is for a
+// size that input waits for. The lock is held.
 func (s *Session) giveSize(early bool) {
 	z := &s.sizes
 	if s.ending || z.wanted == z.given || z.running != nil {
-		return // of a size that was told meanwhile, whoever gives one sees to it
+		return // the goroutine that gives a size looks for a newer one
 	}
 	now := time.Now()
 	left := resizeEvery - now.Sub(z.last)
 	due := left <= 0
 	if due || early {
-		due = z.turns.AllowN(now, 1) || due // a turn is used up either way
+		due = z.pace.AllowN(now, 1) || due // the pace counts every size
 	}
 	if !due {
-		s.giveSizeIn(left)
+		if !z.alarm.set {
+			z.alarm.ring(left)
+		}
 		return
 	}
 	size, running := z.wanted, make(chan struct{})
@@ -62,45 +63,23 @@ func (s *Session) giveSize(early bool) {
 		close(running)
 		if err != nil && z.wanted == size {
 			// The shell has just ended, which shows elsewhere; or the engine
-			// failed, and the same size may be told again.
+			// failed, and the client may send the same size again.
 			z.wanted, z.given = terminal.Size{}, terminal.Size{}
 		}
 		s.giveSize(false)
 	})
 }
 
-func (s *Session) giveSizeIn(left time.Duration) {
-	z := &s.sizes
-	if z.armed {
-		return
-	}
-	s.wg.Add(1)
-	z.armed = true
-	if z.timer == nil {
-		z.timer = time.AfterFunc(left, s.giveLater)
-	} else {
-		z.timer.Reset(left)
-	}
-}
-
 func (s *Session) giveLater() {
 	defer s.wg.Done()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sizes.armed = false
+	s.sizes.alarm.set = false
 	s.giveSize(false)
 }
 
-// stopResizing is called with the lock held, once the session is ending.
-func (s *Session) stopResizing() {
-	if z := &s.sizes; z.armed && z.timer.Stop() {
-		z.armed = false
-		s.wg.Done()
-	}
-}
-
-// awaitSize is called before input is taken: the size that the client told before
-// is given, if it may be now. The lock is held, but not while it waits.
+// awaitSize is called before input is taken, and gives the terminal the size that
+// came before, if the pace allows. The lock is held, but not during a wait.
 func (s *Session) awaitSize() {
 	z := &s.sizes
 	if z.wanted == z.given && z.running == nil {
@@ -108,7 +87,7 @@ func (s *Session) awaitSize() {
 	}
 	wait := time.NewTimer(resizeWait)
 	defer wait.Stop()
-	for range 2 { // the size that the terminal takes now, and the last
+	for range 2 { // the size that is on the way, and the last
 		s.giveSize(true)
 		running := z.running
 		if running == nil {

@@ -1,10 +1,9 @@
-// Package session is one shell and what is known of it: what it has printed, by
-// absolute offset, the input that waits for it, its limits of time, and its
-// clients: one owner, whose window holds the program back, and any number of
-// observers, who hold nobody back.
+// Package session is one shell: its output by absolute offset, the input that waits
+// for the shell, the limits of time, and the clients: one owner, whose window holds
+// the program back, and any number of observers, who hold nobody back.
 //
-// A session knows a Terminal and its clients. Connections, tickets, stores and
-// where the shell runs are its callers' business.
+// A session knows a Terminal and clients. Connections, tickets, stores and the
+// place where the shell runs are its callers' business.
 package session
 
 import (
@@ -18,8 +17,8 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// Why a session ended, besides the shell's own end. Callers have causes of their
-// own, by End or the context given to Run.
+// Causes of a session's end, besides the shell's own end. Callers add causes by End
+// or by the context given to Run.
 var (
 	ErrIdle     = errors.New("no input for the idle time")
 	ErrExpired  = errors.New("the session's longest life is over")
@@ -27,21 +26,21 @@ var (
 	ErrTerminal = errors.New("the terminal failed")
 )
 
-// Options are the limits of one session. Where one is zero there is none.
+// Options are the limits of one session. Zero means no limit.
 type Options struct {
-	Size        terminal.Size // that the terminal has; zero: not known
-	IdleTimeout time.Duration // without input, from Run on
-	MaxSession  time.Duration // from Run on
-	// Budget bounds the bytes that the sessions of the process hold together, and
-	// Holder is whose share of it the session uses.
+	Size        terminal.Size // the terminal's size at the start; zero: not known
+	IdleTimeout time.Duration // the longest time without input, counted from Run
+	MaxSession  time.Duration // the longest life, counted from Run
+	// Budget bounds the bytes that all sessions of the process hold together. Holder
+	// names the share of the budget that this session uses.
 	Budget *Budget
 	Holder string
-	// Count is told the bytes that were given to the terminal, and those that it
-	// has printed, as they pass. May be nil.
+	// Count is called with the bytes given to the terminal, and the bytes that the
+	// terminal has printed, as they pass. May be nil.
 	Count func(in, out int)
 }
 
-// Summary is what a session came to.
+// Summary is the result of a session.
 type Summary struct {
 	Cause    error          // nil: the shell ended by itself
 	Exit     *terminal.Exit // nil: not known
@@ -51,52 +50,51 @@ type Summary struct {
 
 // Session is one shell. Attach an owner, Run, then Join.
 //
-// The caller of Run carries output, terminal to owner; whoever calls the owner's
-// Attachment carries input the other way. A byte changes hands nowhere: each
-// hand-over between goroutines costs a keystroke some 30 µs. Others live for as
-// long as input waits for the terminal, or the terminal takes a new size.
+// The caller of Run carries output, terminal to owner; the caller of the owner's
+// Attachment carries input the other way. No byte changes hands between goroutines:
+// each hand-over costs a keystroke some 30 µs. Further goroutines live only while
+// input waits for the terminal, or the terminal takes a new size.
 type Session struct {
 	term   terminal.Terminal
 	opt    Options
 	hangUp func()         // ends the shell, once; returns when the shell is gone
 	wg     sync.WaitGroup // every goroutine that the session has started
 
-	// The goroutine's of Run:
+	// Of the goroutine that calls Run:
 	sent  int64 // bytes that the owner took
-	ahead queue // of output: read, and not printed yet
+	ahead queue // output that was read and is not printed yet
 
 	mu        sync.Mutex
 	owner     *Attachment // nil: not attached yet
-	cause     error       // of the end; nil: none, or the shell's own
-	settled   bool        // output is over, and cause stays as it is
+	cause     error       // of the end; nil: none yet, or the shell ended by itself
+	settled   bool        // the output is over: cause no longer changes
 	cut       bool        // the shell is being ended
 	ending    bool        // input is dropped, output is not held back
-	over      bool        // nothing is started any more
-	printed   int64       // bytes of output, all in all
+	over      bool        // the session starts no goroutine any more
+	printed   int64       // the offset of the next byte of output
 	output    sync.Cond   // carryOutput waits here for room
-	queue     sync.Cond   // AwaitInput waits here for the input queue
-	input     queue       // for the terminal
-	toType    int         // of input, in bytes; the rest is of a message whose end has not come
+	queue     sync.Cond   // AwaitInput waits here for room in input
+	input     queue       // waits for the program to read
+	toType    int         // bytes of input that are whole messages
 	typist    bool        // typeInput runs
-	full      bool        // nothing was typed since the queue had no room
-	choked    bool        // AwaitInput waits: the owner is not heard
-	typed     bool        // input has come since the last output
+	full      bool        // input had no room, and nothing was typed since
+	choked    bool        // AwaitInput waits: no acknowledgement is heard
+	typed     bool        // input came after the last output
 	echo      []byte      // of an interrupt that was typed; carryOutput takes it
-	bytesIn   int64
+	bytesIn   int64       // bytes that the terminal took
 	life      lifetime
 	sizes     resizing
-	kept      queue // of output, for the observers
-	keptFrom  int64 // the offset of the first byte in it
+	kept      queue // output that an observer has not been given
+	keptFrom  int64 // the offset of the first byte in kept
 	observers []*observer
 	observing sync.Cond // observers wait here for output
 }
 
 // maxInput bounds the input that waits for a program that does not read, in
-// bytes; the budget may bound it sooner.
+// bytes. The budget may bound the input sooner.
 const maxInput = 16 << 20
 
-// New returns the session of a started terminal, which is the session's from now
-// on.
+// New returns the session of a started terminal. The session ends the terminal.
 func New(term terminal.Terminal, opt Options) *Session {
 	s := &Session{
 		term: term, opt: opt,
@@ -106,14 +104,16 @@ func New(term terminal.Terminal, opt Options) *Session {
 		ahead:  queue{budget: opt.Budget, holder: opt.Holder, limit: maxAhead},
 		kept:   queue{budget: opt.Budget, holder: opt.Holder, limit: maxKept},
 	}
+	s.life.alarm = alarm{wg: &s.wg, call: s.tick}
+	s.sizes.alarm = alarm{wg: &s.wg, call: s.giveLater}
 	s.output.L, s.queue.L, s.observing.L = &s.mu, &s.mu, &s.mu
 	return s
 }
 
 // Run carries output until the shell ends, a limit is reached, End is called or
-// ctx is cancelled, whose cause is then the session's. When it returns the shell
-// is gone; if it ended by itself, the owner was given all of its output and then
-// its exit.
+// ctx is cancelled; the cause of ctx is then the session's. When Run returns the
+// shell is gone. The owner of a shell that ended by itself was given all of the
+// output and then the exit.
 func (s *Session) Run(ctx context.Context) Summary {
 	stop := context.AfterFunc(ctx, func() { s.End(context.Cause(ctx)) })
 	defer stop()
@@ -147,15 +147,15 @@ func (s *Session) Run(ctx context.Context) Summary {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.over = true
-	s.stopLifetime()
-	s.stopResizing()
+	s.life.alarm.stop()
+	s.sizes.alarm.stop()
 	s.observing.Broadcast()
 	sum.BytesIn, sum.BytesOut = s.bytesIn, s.sent
 	return sum
 }
 
-// End ends the shell, and gives the session its cause unless it has one. It does
-// not wait.
+// End ends the shell without waiting for that. Cause is the session's, unless it
+// has one.
 func (s *Session) End(cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,17 +173,17 @@ func (s *Session) End(cause error) {
 	s.wg.Go(s.hangUp)
 }
 
-// Close ends the shell of a session that does not run, or whose Run has failed.
+// Close ends the shell of a session that does not run, or whose Run has panicked.
 func (s *Session) Close() { s.hangUp() }
 
-// Join waits for what the session has started. Run has returned.
+// Join waits for the session's goroutines, after Run.
 func (s *Session) Join() { s.wg.Wait() }
 
-// stopInput drops what the owner types from now on and what of it still waits,
-// and lets output go that waited for the window. The lock is held.
+// stopInput drops the input that waits and all that follows, and releases output
+// that waits for the window. The lock is held.
 func (s *Session) stopInput() {
 	s.ending = true
-	if !s.typist { // else it does
+	if !s.typist { // else typeInput clears it
 		s.input.clear()
 	}
 	s.output.Broadcast()
