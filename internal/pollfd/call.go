@@ -7,11 +7,10 @@ import (
 	"unsafe"
 )
 
-// large is a write that is made as a full system call, in bytes: its time
-// counts, and a processor that does nothing else must wake the monitor, which
-// is what gives the others their share. In a flood a large write follows a few
-// large reads. Those sleep for 20 to 40 µs in a pty, at which the monitor would
-// take the processor away, and go on looking every 20 µs.
+// large is the size in bytes from which a write is a full system call. A large write takes time, and a processor that
+// runs nothing else must wake the monitor thread, which gives the other goroutines their share. In a flood a large
+// write follows a few large reads. Those sleep for 20 to 40 µs in a pty: as full system calls they would lose the
+// processor to the monitor, which would go on looking every 20 µs.
 const large = 2 << 10
 
 func (t *transfer) call(fd uintptr) (int, syscall.Errno) {

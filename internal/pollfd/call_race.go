@@ -4,8 +4,7 @@ package pollfd
 
 import "syscall"
 
-// call tells the race detector what a read has to do with the write before it,
-// as package syscall does.
+// call tells the race detector, as package syscall does, that a read comes after the write of its bytes.
 func (t *transfer) call(fd uintptr) (n int, errno syscall.Errno) {
 	var err error
 	if t.trap == syscall.SYS_READ {

@@ -1,10 +1,9 @@
-// Package pollfd reads and writes non-blocking descriptors that are in Go's
-// poller, for the two ends of a keystroke's way: the socket and the pty.
+// Package pollfd reads and writes non-blocking descriptors in Go's poller, for the two ends of a keystroke's way: the
+// socket and the pty.
 //
-// It spares what os.File and net.Conn do around each system call in case it
-// blocks. Above all, a process that was idle wakes the runtime's monitor thread
-// at its first system call, before it makes it: on two cores that took 30 of
-// the 230 µs of an echo. What cannot block needs none of it.
+// os.File and net.Conn prepare each system call for the case that it blocks; calls that cannot block need no
+// preparation. Above all, an idle process wakes the runtime's monitor thread before its first system call: on two cores
+// that took 30 of the 230 µs of an echo.
 package pollfd
 
 import (
@@ -16,15 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FD is a descriptor. One Read or TryRead may run at a time, and one Write or
-// TryWrite. Its owner closes it, which wakes both, and sets deadlines.
+// FD is a descriptor. One Read or TryRead may run at a time, and one Write or TryWrite. The owner of the file or
+// connection closes it, which wakes both calls, and sets deadlines.
 type FD struct {
 	raw         syscall.RawConn
 	read, write transfer
 }
 
-// transfer is one direction's call under way. It is kept, with its function,
-// because a closure for each call would be allocated each time.
+// transfer is the call under way in one direction. It is kept together with its function, since a new closure for each
+// call would be allocated.
 type transfer struct {
 	raw  func(func(uintptr) bool) error
 	once func(uintptr) bool
@@ -35,8 +34,7 @@ type transfer struct {
 	err  error
 }
 
-// New returns the descriptor of a file or connection, which must be in
-// non-blocking mode.
+// New returns the descriptor of a file or connection in non-blocking mode. The caller still owns c.
 func New(c syscall.Conn) (*FD, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -53,7 +51,7 @@ func newFD(raw syscall.RawConn) *FD {
 	return f
 }
 
-// do makes the call, and tells the poller whether it is over.
+// do makes the system call, and reports to the poller whether the transfer is over.
 func (t *transfer) do(fd uintptr) bool {
 	for {
 		n, errno := t.call(fd)
@@ -78,12 +76,11 @@ func (t *transfer) run(p []byte, wait bool) (int, error) {
 	if err == nil {
 		err = t.err
 	}
-	return t.n, owners(err)
+	return t.n, ownerError(err)
 }
 
-// owners is an error as the descriptor's owner knows it: the poller has several
-// words for a closed one.
-func owners(err error) error {
+// ownerError returns os.ErrClosed for the poller's various errors of a closed descriptor, and any other error as it is.
+func ownerError(err error) error {
 	var errno syscall.Errno
 	if err == nil || errors.As(err, &errno) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
@@ -91,8 +88,8 @@ func owners(err error) error {
 	return os.ErrClosed
 }
 
-// Read waits for a byte. Its errors are a syscall.Errno, io.EOF, or those of
-// the descriptor's owner: os.ErrDeadlineExceeded, os.ErrClosed.
+// Read waits for a byte. Errors are a syscall.Errno, io.EOF, or those of the descriptor's owner:
+// os.ErrDeadlineExceeded, os.ErrClosed.
 func (f *FD) Read(p []byte) (int, error) {
 	n, err := f.read.run(p, true)
 	if n == 0 && err == nil && len(p) > 0 {
@@ -101,7 +98,7 @@ func (f *FD) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TryRead reads what is there now. An end of file it does not tell.
+// TryRead reads the bytes that are there now. It returns 0 and nil if there are none, and at the end of the file.
 func (f *FD) TryRead(p []byte) (int, error) { return f.read.run(p, false) }
 
 // Write writes all of p.
@@ -114,22 +111,21 @@ func (f *FD) Write(p []byte) (int, error) {
 	}
 }
 
-// TryWrite writes what there is room for now.
+// TryWrite writes as many bytes as there is room for now.
 func (f *FD) TryWrite(p []byte) (int, error) { return f.write.run(p, false) }
 
-// WaitWrite waits until there is room to write, or an error to be told of. It
-// looks itself, after the poller has forgotten what it knew: room that came
-// since the last TryWrite is not told again.
+// WaitWrite waits until there is room to write, or an error for a write to return. It polls the descriptor itself: the
+// poller has forgotten its state, and does not report room again that came since the last TryWrite.
 func (f *FD) WaitWrite() error {
-	return owners(f.raw.Write(func(fd uintptr) bool {
+	return ownerError(f.raw.Write(func(fd uintptr) bool {
 		set := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}} //nolint:gosec // a descriptor
 		n, err := unix.Poll(set, 0)
 		return n > 0 || err != nil && err != unix.EINTR
 	}))
 }
 
-// HungUp tells whether the other side of a connection has closed or reset it,
-// also before what it sent is read. It does not wait.
+// HungUp reports whether the other side of a connection has closed or reset it, also while bytes from the other side
+// are still unread. It does not wait.
 func (f *FD) HungUp() (gone bool) {
 	_ = f.raw.Control(func(fd uintptr) {
 		set := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}} //nolint:gosec // a descriptor
@@ -139,9 +135,8 @@ func (f *FD) HungUp() (gone bool) {
 	return gone
 }
 
-// Unsent is what was written to a socket and has not been taken: over TCP
-// acknowledged by the other machine, over a unix socket read. In bytes, for a
-// unix socket with what the kernel adds.
+// Unsent returns how many written bytes a socket still holds: over TCP those that the other machine has not
+// acknowledged, over a unix socket those that are not read, plus the kernel's overhead.
 func Unsent(socket interface{ Control(f func(uintptr)) error }) (n int, err error) {
 	var asked error
 	err = socket.Control(func(fd uintptr) { n, asked = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })

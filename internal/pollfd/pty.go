@@ -11,34 +11,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pty is the master of a pty, whose reader keeps Go's poller out of a flood.
+// Pty is the master of a pty, and keeps Go's poller out of a flood.
 //
-// A kernel worker moves what a program prints 4,095 bytes at a time, and each
-// time wakes whoever polls the master: here a thread of the runtime's, which
-// finds that the terminal is being read already. That was a fifth of the
-// gateway's time in a flood. So from the first flood on the poller has an epoll
-// set instead, which has the master in it (epoll(7) allows that), and hears
-// nothing while the master is out of the set's interest.
+// A kernel worker moves a program's output 4,095 bytes at a time, and each time wakes the thread that polls the master.
+// That thread belongs to Go's runtime, and finds that the master is being read already: a fifth of the gateway's time
+// in a flood. So from the first flood on the poller has an epoll set instead of the master, and the set has the master
+// (epoll(7) allows that). The poller hears nothing while the master is out of the set's interest.
 type Pty struct {
-	now      atomic.Pointer[FD] // the master
-	set      *os.File           // nil: no flood yet, the master itself is in the poller
-	wait     *transfer          // a read that waits for the set
-	interest uint32             // of the set, in the master
+	master   atomic.Pointer[FD]
+	set      *os.File  // nil: no flood yet, the master itself is in the poller
+	waiting  *transfer // a Read that waits for the set
+	interest uint32    // of the set, in the master
 
 	mu       sync.Mutex
 	closed   bool
-	file     *os.File  // the master, in the poller
-	bare     *bare     // or not in it, beside a set
-	out      *os.File  // and in it again, while a Write waits
-	deadline time.Time // Read's
+	file     *os.File  // the master in the poller; nil: there is a set
+	bare     *bare     // the master outside the poller; nil: there is no set
+	out      *os.File  // a duplicate in the poller, while a Write waits and there is a set
+	deadline time.Time // of Read
 }
 
-// interesting is what wakes a Read.
+// interesting is the interest with which a byte wakes a Read.
 const interesting = unix.EPOLLIN | unix.EPOLLET&(1<<32-1)
 
-// NewPty takes a master over, and closes f.
+// NewPty returns the Pty of the master f, and closes f. The caller closes the Pty.
 func NewPty(f *os.File) (*Pty, error) {
-	fd, err := duplicate(int(f.Fd())) // Fd makes it blocking, and leaves it in the poller
+	fd, err := duplicate(int(f.Fd())) // Fd makes the master blocking, and leaves f in the poller
 	_ = f.Close()
 	if err != nil {
 		return nil, err
@@ -53,7 +51,7 @@ func NewPty(f *os.File) (*Pty, error) {
 		_ = p.file.Close()
 		return nil, err
 	}
-	p.now.Store(io)
+	p.master.Store(io)
 	return p, nil
 }
 
@@ -65,30 +63,28 @@ func duplicate(fd int) (int, error) {
 	return fd, nil
 }
 
-// Read waits for a byte. A pty has no end of file: a master whose other side
-// nobody holds gives syscall.EIO.
+// Read waits for a byte. A pty has no end of file: Read returns syscall.EIO when no process holds the other side.
 func (p *Pty) Read(b []byte) (int, error) {
 	if p.set == nil {
-		return p.now.Load().Read(b)
+		return p.master.Load().Read(b)
 	}
 	if err := p.listen(interesting); err != nil {
 		return 0, err
 	}
-	return p.wait.run(b, true)
+	return p.waiting.run(b, true)
 }
 
-// TryRead reads what is there now. Until the next Read, what comes wakes nobody.
+// TryRead reads the bytes that are there now. Bytes that arrive before the next Read wake no thread.
 func (p *Pty) TryRead(b []byte) (int, error) {
 	if p.set == nil {
 		p.quieten()
 	} else if err := p.listen(0); err != nil {
 		return 0, err
 	}
-	return p.now.Load().TryRead(b)
+	return p.master.Load().TryRead(b)
 }
 
-// quieten puts a set between the poller and the master. Without a descriptor to
-// spare it leaves things as they are.
+// quieten puts a set between the poller and the master. Without a free descriptor nothing changes.
 func (p *Pty) quieten() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -99,12 +95,12 @@ func (p *Pty) quieten() {
 	if err != nil {
 		return
 	}
-	_ = unix.SetNonblock(fd, true) // means nothing to a set, and to os.NewFile: into the poller
+	_ = unix.SetNonblock(fd, true) // has no effect on a set, but os.NewFile then puts it into the poller
 	set := os.NewFile(uintptr(fd), "epoll")
 	conn, err := set.SyscallConn()
 	var master int
 	if err == nil {
-		err = control(p.now.Load(), func(fd int) (err error) {
+		err = control(p.master.Load(), func(fd int) (err error) {
 			master, err = duplicate(fd)
 			return err
 		})
@@ -113,22 +109,22 @@ func (p *Pty) quieten() {
 		_ = set.Close()
 		return
 	}
-	_ = unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, master, &unix.EpollEvent{}) // two new descriptors: nothing can be wrong
+	_ = unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, master, &unix.EpollEvent{}) // cannot fail for two new descriptors
 	_ = set.SetReadDeadline(p.deadline)
 	p.bare = &bare{fd: master}
-	p.now.Store(newFD(p.bare))
-	_ = p.file.Close() // a Write that waits there goes on with the other
+	p.master.Store(newFD(p.bare))
+	_ = p.file.Close() // a Write that waits in it goes on with p.bare
 	p.file = nil
 	p.set = set
-	wait := &transfer{raw: conn.Read}
-	wait.once = func(uintptr) bool {
-		wait.n, wait.err = p.now.Load().TryRead(wait.p)
-		return wait.n > 0 || wait.err != nil
+	waiting := &transfer{raw: conn.Read}
+	waiting.once = func(uintptr) bool {
+		waiting.n, waiting.err = p.master.Load().TryRead(waiting.p)
+		return waiting.n > 0 || waiting.err != nil
 	}
-	p.wait = wait
+	p.waiting = waiting
 }
 
-// control runs a function on a descriptor.
+// control runs do on a descriptor. It returns the error of do, or os.ErrClosed.
 func control(c interface{ Control(func(uintptr)) error }, do func(fd int) error) error {
 	failed := os.ErrClosed
 	if err := c.Control(func(fd uintptr) { failed = do(int(fd)) }); err != nil {
@@ -137,7 +133,7 @@ func control(c interface{ Control(func(uintptr)) error }, do func(fd int) error)
 	return failed
 }
 
-// listen changes what wakes the poller, which looks at once, too.
+// listen sets the set's interest, and makes the poller look at the master at once.
 func (p *Pty) listen(interest uint32) error {
 	if p.interest == interest {
 		return nil
@@ -147,7 +143,7 @@ func (p *Pty) listen(interest uint32) error {
 		return os.ErrClosed
 	}
 	err = control(conn, func(set int) error {
-		return control(p.now.Load(), func(master int) error {
+		return control(p.master.Load(), func(master int) error {
 			return unix.EpollCtl(set, unix.EPOLL_CTL_MOD, master, &unix.EpollEvent{Events: interest})
 		})
 	})
@@ -157,12 +153,12 @@ func (p *Pty) listen(interest uint32) error {
 	return err
 }
 
-// TryWrite writes what there is room for now.
+// TryWrite writes as many bytes as there is room for now.
 func (p *Pty) TryWrite(b []byte) (int, error) {
 	for {
-		io := p.now.Load()
+		io := p.master.Load()
 		n, err := io.TryWrite(b)
-		if !errors.Is(err, os.ErrClosed) || io == p.now.Load() {
+		if !errors.Is(err, os.ErrClosed) || io == p.master.Load() {
 			return n, err
 		}
 	}
@@ -175,15 +171,15 @@ func (p *Pty) Write(b []byte) (int, error) {
 		if done += n; err != nil || done == len(b) {
 			return done, err
 		}
-		io := p.now.Load()
-		if err := p.waitWrite(io); err != nil && io == p.now.Load() {
+		io := p.master.Load()
+		if err := p.waitWrite(io); err != nil && io == p.master.Load() {
 			return done, err
 		}
 	}
 }
 
-// waitWrite waits until there is room to write. Only then the poller has the
-// master beside a set, which tells only of what can be read.
+// waitWrite waits until there is room to write. A set reports only what can be read, so with a set a duplicate of the
+// master is in the poller meanwhile.
 func (p *Pty) waitWrite(io *FD) error {
 	out, err := p.polled()
 	if err != nil {
@@ -204,7 +200,7 @@ func (p *Pty) waitWrite(io *FD) error {
 	return io.WaitWrite()
 }
 
-// polled is the master in the poller once more, or nil if it is in there.
+// polled returns a duplicate of the master in the poller, or nil if the master itself is there.
 func (p *Pty) polled() (*os.File, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -223,12 +219,12 @@ func (p *Pty) polled() (*os.File, error) {
 
 // Control runs a function on the master, as syscall.RawConn does.
 func (p *Pty) Control(do func(fd uintptr)) error {
-	p.mu.Lock() // so that it is done once, whichever the descriptor is
+	p.mu.Lock() // quieten changes the descriptor
 	defer p.mu.Unlock()
-	return p.now.Load().Control(do)
+	return p.master.Load().Control(do)
 }
 
-// SetReadDeadline bounds Read, as os.File does.
+// SetReadDeadline sets the deadline of Read, as os.File.SetReadDeadline does.
 func (p *Pty) SetReadDeadline(t time.Time) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -239,7 +235,7 @@ func (p *Pty) SetReadDeadline(t time.Time) error {
 	return p.file.SetReadDeadline(t)
 }
 
-// Close hangs up, and wakes a Read and a Write that wait: os.ErrClosed.
+// Close hangs up. A Read and a Write that wait return os.ErrClosed.
 func (p *Pty) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -257,11 +253,10 @@ func (p *Pty) Close() error {
 	return p.bare.close()
 }
 
-// bare is a descriptor that is not in the poller, and whose calls do not wait.
-// os.File would put it in: it goes by the non-blocking mode, which a descriptor
-// shares with its duplicates.
+// bare is a descriptor outside the poller, for calls that do not wait. os.File would put it into the poller, because it
+// is in non-blocking mode, which a descriptor shares with its duplicates.
 type bare struct {
-	mu sync.RWMutex // held for reading by each call: the number is another file's after close
+	mu sync.RWMutex // held for reading by each call: after close the number may be another file's
 	fd int          // -1: closed
 }
 
@@ -273,7 +268,7 @@ func (b *bare) Control(do func(uintptr)) error {
 	})
 }
 
-// Read makes a call that does not wait, as Write does.
+// Read runs do, which must not wait; its result is ignored. Write does the same.
 func (b *bare) Read(do func(uintptr) bool) error {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
