@@ -8,17 +8,16 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// What a stranger can have logged of one kind. A hundred at once is a proxy's
-// restart in a company; ten lines a second are 30 kB at most, by the length of a
-// line's texts.
+// The limits of lines of one kind that a stranger can cause. A hundred at once is a proxy's restart in a company; ten
+// lines a second are 30 kB at most, by the length of a line's texts.
 const (
 	linesPerSecond = 10
 	linesAtOnce    = 100
 	countEvery     = 10 * time.Second
 )
 
-// Bound bounds the lines of a kind: 100 at once, then 10 a second. The others are
-// counted, and one line every 10 s says how many there were.
+// Bound bounds the lines of each kind: 100 at once, then 10 a second. Further lines are only counted, and one line
+// every 10 s has their number.
 type Bound struct {
 	log *slog.Logger
 
@@ -32,11 +31,11 @@ type kind struct {
 	count   *time.Timer // runs while skipped > 0
 }
 
-// NewBound returns a Bound that tells what it left out to a log.
+// NewBound returns a Bound that logs the number of skipped lines to log.
 func NewBound(log *slog.Logger) *Bound { return &Bound{log: log, kinds: map[string]*kind{}} }
 
-// Do calls line, which writes one line, if there may be one more of its kind. The
-// caller has a fixed number of kinds.
+// Do calls line, which writes one line, unless the bound of its kind is reached. name is the kind; the caller has a
+// fixed number of kinds.
 func (b *Bound) Do(name string, line func()) {
 	if b.take(name) {
 		line()
@@ -70,7 +69,7 @@ func (b *Bound) tell(name string, k *kind) {
 	}
 }
 
-// Flush says at once what is left to say, when the process ends.
+// Flush logs the numbers of skipped lines at once. It is called when the process ends.
 func (b *Bound) Flush() {
 	b.mu.Lock()
 	left := map[string]*kind{}

@@ -1,8 +1,7 @@
-// Package logline writes the operators' log: lines that are safe to show on a
-// terminal, of a bounded length, without tickets, and few of them where a
-// stranger decides how many there are.
+// Package logline writes the operators' log. Its lines are safe to show on a terminal, bounded in length and free of
+// tickets; where a stranger decides how many lines there are, their number is bounded too.
 //
-// It does not decide what is logged.
+// The package does not decide what is logged.
 package logline
 
 import (
@@ -17,13 +16,12 @@ import (
 )
 
 const (
-	maxText = 1 << 10 // of one text in a line, in bytes before it is quoted
+	maxText = 1 << 10 // bytes of one text in a line, before quoting
 	maxList = 100     // elements of one list in a line
 )
 
-// New returns a logger that writes lines of JSON, or of text where format is
-// "text". Every text in a line, the message too, is safe as Safe makes it, and
-// a list has at most 100 elements.
+// New returns a logger that writes lines of text if format is "text", else of JSON. Every text in a line, the message
+// too, passes through Safe, and a list is cut to 100 elements.
 func New(w io.Writer, format string, level slog.Level) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		a.Value = safeValue(a.Value)
@@ -60,20 +58,17 @@ func safeValue(v slog.Value) slog.Value {
 	}
 }
 
-// jwt is what looks like a compact JWS (RFC 7515, section 3.1), or like its first
-// two parts: the first is the base64url of a JSON object, which begins with a
-// brace and then a quote or white space. In any case: an origin is compared in
-// lower case, and can be logged so. The dots may be percent-encoded, more than
-// once, and the whole may be base64 again.
+// jwt matches a compact JWS (RFC 7515, section 3.1), or its first two parts. The first part is the base64url of a JSON
+// object, which begins with a brace and then a quote or white space. Case is ignored: an origin is compared in lower
+// case, and may be logged so. The dots may be percent-encoded, more than once, and the whole may be base64 again.
 var jwt = regexp.MustCompile(`(?i)e[wy][a-z0-9_-]{14,}((\.|%(25)*2e)[a-z0-9_-]{8,}){1,2}|zx[lc][a-z0-9+/_-]{60,}=*`)
 
-// Safe returns a text that comes from outside as it may stand in a line: tickets
-// are masked; what is longer than 1 KiB is cut, and the line says so; what no
-// terminal shows as a character of its own is escaped as in Go's string literals:
-// control characters of ASCII and of ISO 6429 (C1), line ends, marks that change
-// the direction of writing, and bytes that are no UTF-8.
+// Safe makes a text from outside safe for a line: tickets are masked; a text over 1 KiB is cut, and ends with the
+// number of bytes left out; characters that a terminal does not show are escaped as in Go's string literals: control
+// characters of ASCII and of ISO 6429 (C1), line ends, marks that change the direction of writing, and bytes that are
+// not UTF-8.
 func Safe(s string) string {
-	if len(s) > 2*len("eyJ.") { // no word is shorter
+	if len(s) > 2*len("eyJ.") { // no ticket is shorter
 		s = jwt.ReplaceAllString(s, "[ticket]")
 	}
 	cut := 0
@@ -104,6 +99,6 @@ func Safe(s string) string {
 	return b.String()
 }
 
-// unsafe reports whether a rune is escaped. RuneError is what DecodeRune and
-// ContainsFunc give for a byte that is no UTF-8; the character itself is as rare.
+// unsafe reports whether a rune is escaped. DecodeRune and ContainsFunc return RuneError for a byte that is not UTF-8;
+// the character itself is as rare.
 func unsafe(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) }

@@ -13,15 +13,16 @@ import (
 const (
 	// cgroupVariable holds the name of the sandbox's control group.
 	cgroupVariable = "TERMGW_SANDBOX_CGROUP"
-	// cgroupPrefix begins that name; the outer process's pid follows, and of a sandbox in a sandbox the inner one's.
+	// cgroupPrefix begins the name; the outer process's pid follows. A sandbox in a sandbox adds a dot and its own
+	// outer process's pid.
 	cgroupPrefix = "termgw-sandbox-"
 )
 
-// Cgroup is the control group for the containers of a sandbox's engines, as an absolute path below each hierarchy's
-// root. Whoever needs the group makes it; it is removed with the sandbox.
+// Cgroup returns the control group for the containers of a sandbox's engines, as an absolute path below each
+// hierarchy's root. The caller makes the group; the sandbox's end removes it.
 func Cgroup() string { return "/" + os.Getenv(cgroupVariable) }
 
-// newCgroup is the name of the group of a sandbox whose outer process this is.
+// newCgroup returns the name of the group of this outer process's sandbox.
 func newCgroup() string {
 	if outer := os.Getenv(cgroupVariable); outer != "" {
 		return fmt.Sprintf("%s.%d", outer, os.Getpid())
@@ -29,11 +30,11 @@ func newCgroup() string {
 	return fmt.Sprintf("%s%d", cgroupPrefix, os.Getpid())
 }
 
-// cgroupRoots match the directories that hold the groups: of cgroups version 2, and of each hierarchy of version 1.
+// cgroupRoots match the directories that hold the groups, in cgroups version 2 and in each hierarchy of version 1.
 var cgroupRoots = []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"}
 
-// removeCgroups removes the group of a sandbox that has ended, and those that killed outer processes have left. Nothing
-// runs in them: all processes of a sandbox end with it.
+// removeCgroups removes the group of a sandbox that has ended, and the groups of sandboxes whose outer process was
+// killed. The groups are empty: all processes of a sandbox end with it.
 func removeCgroups(own string) {
 	for _, root := range cgroupRoots {
 		groups, _ := filepath.Glob(root + cgroupPrefix + "*")
@@ -45,8 +46,8 @@ func removeCgroups(own string) {
 	}
 }
 
-// abandoned reports whether a group's outer process is gone, or that of the sandbox around it. In a sandbox the others'
-// processes are not seen.
+// abandoned reports whether the outer process of a group's outermost sandbox is gone. In a sandbox, which does not see
+// the processes of others, it reports false.
 func abandoned(name string) bool {
 	outermost, _, _ := strings.Cut(strings.TrimPrefix(name, cgroupPrefix), ".")
 	pid, err := strconv.Atoi(outermost)
@@ -57,7 +58,7 @@ func abandoned(name string) bool {
 	return err != nil
 }
 
-// removeCgroup removes a group and the groups below it. The kernel removes only what is empty.
+// removeCgroup removes a group and the groups below it. The kernel removes only empty groups.
 func removeCgroup(group string) {
 	var groups []string
 	_ = filepath.WalkDir(group, func(path string, entry fs.DirEntry, err error) error {
@@ -67,6 +68,6 @@ func removeCgroup(group string) {
 		return nil
 	})
 	for _, path := range slices.Backward(groups) {
-		_ = os.Remove(path) // a group that is left is tried again by the next sandbox
+		_ = os.Remove(path) // the next sandbox tries a group that is left again
 	}
 }

@@ -12,18 +12,18 @@ import (
 )
 
 const (
-	// outerPIDVariable tells process 1 the outer process, which it sees no more.
+	// outerPIDVariable holds the pid of the outer process, which process 1 cannot see.
 	outerPIDVariable = "TERMGW_SANDBOX_OUTER"
 	// privateDir is in the sandbox's own /run, in memory.
 	privateDir = "/run/termgw"
-	// tempDir is no longer than /tmp is: the paths of unix sockets end at 107 bytes.
+	// tempDir is as short as /tmp: paths of unix sockets end at 107 bytes.
 	tempDir = "/run"
 )
 
-// copied are the directories whose changes are the sandbox's own.
-var copied = []string{"/etc", "/var/lib", "/var/log"}
+// overlaid are the directories whose changes stay in the sandbox.
+var overlaid = []string{"/etc", "/var/lib", "/var/log"}
 
-// runInit is process 1: it does not return. It runs argv, as the program at path unless that is empty.
+// runInit is process 1. It runs argv, with the program at path unless path is empty, and exits with its status.
 func runInit(argv []string, path string) {
 	outer := os.Getenv(outerPIDVariable)
 	if err := prepare(outer); err != nil {
@@ -47,9 +47,9 @@ func runInit(argv []string, path string) {
 	exitAs(reapUntil(child.Pid, -1))
 }
 
-// prepare makes the namespaces a place to run daemons in.
+// prepare makes the namespaces fit for daemons.
 func prepare(outer string) error {
-	// Nothing that is mounted from here on is seen outside.
+	// Mounts from here on are invisible outside.
 	if err := mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func prepare(outer string) error {
 			return err
 		}
 	}
-	// The machine's network, for what has to be downloaded.
+	// The machine's network, for downloads.
 	if err := os.WriteFile(outsideNetwork, nil, 0o600); err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func prepare(outer string) error {
 	if err := resolver.write(); err != nil {
 		return err
 	}
-	for _, dir := range copied {
+	for _, dir := range overlaid {
 		if err := overlay(dir); err != nil {
 			return err
 		}
@@ -83,7 +83,7 @@ func prepare(outer string) error {
 	if err := mount("tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"); err != nil {
 		return err
 	}
-	// The processes of the new namespace. What is the whole machine's there, nobody changes; the network is the sandbox's.
+	// /proc shows the sandbox's processes. Settings of the whole machine are read-only, those of the network are the sandbox's.
 	if err := mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return err
 	}
@@ -98,14 +98,14 @@ func prepare(outer string) error {
 	return loopbackUp()
 }
 
-func mount(source, target, kind string, flags uintptr, data string) error {
-	if err := unix.Mount(source, target, kind, flags, data); err != nil {
+func mount(source, target, fsType string, flags uintptr, data string) error {
+	if err := unix.Mount(source, target, fsType, flags, data); err != nil {
 		return &fs.PathError{Op: "mount", Path: target, Err: err}
 	}
 	return nil
 }
 
-// overlay lets writes to a directory go to memory.
+// overlay keeps the writes to a directory in memory.
 func overlay(dir string) error {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -118,7 +118,7 @@ func overlay(dir string) error {
 	return mount("overlay", dir, "overlay", 0, "lowerdir="+dir+",upperdir="+upper+",workdir="+work)
 }
 
-// resolverFile is the list of name servers, which a service of the machine may keep in /run.
+// resolverFile is the list of name servers, if a service of the machine keeps it in /run, which the sandbox hides.
 type resolverFile struct {
 	path string
 	data []byte

@@ -1,13 +1,13 @@
-// Package sandbox runs a program in Linux namespaces of its own, so that tests with real daemons leave the machine as it
-// was, however they end: network, processes, mounts, /etc, /run, /var/lib and temporary files are the program's own.
+// Package sandbox runs a program in Linux namespaces of its own, so that tests with real daemons leave the machine as
+// it was, however they end: network, processes, mounts, /etc, /run, /var/lib, /var/log and temporary files are the
+// program's own.
 //
-// Three processes take part. The outer one has started in the machine's namespaces; it waits, and when it dies the kernel
-// kills the second. That one is process 1 of the new namespaces: it prepares them, starts the program and reaps what
-// lost its parent; when it ends, the kernel kills every process that is left and unmounts everything. The program itself
-// is the third.
+// Three processes take part. The outer process runs in the machine's namespaces and waits; when it dies, the kernel
+// kills process 1. Process 1 of the new namespaces prepares them, starts the program and reaps orphans; when process 1
+// ends, the kernel kills all processes that are left and unmounts everything. The program is the third process.
 //
-// Only root can make namespaces that a Docker engine runs in: for everybody else, and where root lacks the right, the
-// program runs in the machine's own, and [Inside] reports false.
+// Only root can make namespaces that a Docker engine runs in. For other users, and for a root without the right, the
+// program runs in the machine's namespaces, and [Inside] reports false.
 package sandbox
 
 import (
@@ -22,8 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stageVariable tells a process which of the three it is. In the program it stays set, and is inherited: what the
-// program starts is in the sandbox already.
+// stageVariable tells a process which of the three it is. The program's children inherit the program's value: they are
+// in the sandbox already.
 const stageVariable = "TERMGW_SANDBOX"
 
 // The values of stageVariable.
@@ -33,8 +33,8 @@ const (
 	stageOutside = "outside" // the program, where no namespaces could be made
 )
 
-// Enter returns in a process that is in a sandbox. In one that is not, it starts this program again in a new sandbox,
-// with the same arguments, waits for it, and exits as it exits. So it belongs at the very beginning of main or TestMain.
+// Enter starts this program again in a new sandbox, with the same arguments, waits for its end, and exits with its
+// status. In the new process Enter returns. It is to be called first in main or TestMain.
 func Enter() {
 	switch os.Getenv(stageVariable) {
 	case stageInside, stageOutside:
@@ -45,7 +45,7 @@ func Enter() {
 	}
 }
 
-// Run runs a command in a sandbox, and exits as the command exits.
+// Run runs a command in a sandbox, and exits with its status.
 func Run(argv []string) {
 	switch os.Getenv(stageVariable) {
 	case stageInside, stageOutside:
@@ -60,11 +60,11 @@ func Run(argv []string) {
 // Inside reports whether this process is in a sandbox.
 func Inside() bool { return os.Getenv(stageVariable) == stageInside }
 
-// outsideNetwork is where the sandbox keeps the machine's own network namespace.
+// outsideNetwork is the sandbox's file of the machine's network namespace.
 const outsideNetwork = privateDir + "/outside.net"
 
-// Outside makes a command that has not started run in the machine's own network, for what it downloads. It stays in the
-// sandbox for everything else.
+// Outside makes a command that has not started use the machine's network, for downloads. Everything else of the command
+// stays in the sandbox.
 func Outside(cmd *exec.Cmd) *exec.Cmd {
 	if !Inside() || cmd.Err != nil {
 		return cmd
@@ -79,9 +79,10 @@ func Outside(cmd *exec.Cmd) *exec.Cmd {
 	return cmd
 }
 
-// runOuter starts process 1, or the program itself where there can be no namespaces.
+// runOuter starts process 1, or the program itself where namespaces cannot be made, and exits with the program's
+// status.
 func runOuter() {
-	runtime.LockOSThread() // Pdeathsig is about the thread that has started the child
+	runtime.LockOSThread() // Pdeathsig kills the child when the thread that started it ends
 	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 	interrupted := CatchSignals()
 
@@ -100,7 +101,7 @@ func runOuter() {
 	if err == nil {
 		go func() {
 			for sig := range interrupted {
-				// Process 1 hears nothing but what it asks for, and this: everything ends with it.
+				// Process 1 gets only the signals that it catches, and SIGKILL, which ends the whole sandbox.
 				if sig != unix.SIGQUIT {
 					sig = unix.SIGKILL
 				}
@@ -113,9 +114,9 @@ func runOuter() {
 	exitAs(status, err)
 }
 
-// CatchSignals returns the signals that end the run. A signal that this process was started to ignore, as nohup and a
-// script's background do, has no effect here. Every child starts with default dispositions: a child inherits what its
-// parent ignores, never what its parent catches.
+// CatchSignals returns the signals that end the run: SIGHUP, SIGINT, SIGQUIT and SIGTERM. A signal that this process
+// was started to ignore, as nohup and a script's background do, has no effect here. Every child starts with default
+// dispositions: a child inherits its parent's ignored signals, never the caught ones.
 func CatchSignals() <-chan os.Signal {
 	ending := make(chan os.Signal, 8)
 	ignored := make(chan os.Signal, 1) // never read
@@ -132,7 +133,7 @@ func CatchSignals() <-chan os.Signal {
 	return ending
 }
 
-// self is the program that runs.
+// self returns the path of the running program.
 func self() string {
 	path, err := os.Executable()
 	if err != nil {
@@ -153,7 +154,7 @@ func start(cmd *exec.Cmd) (*os.Process, error) {
 	return cmd.Process, err
 }
 
-// wait waits for the child alone.
+// wait reaps the child alone.
 func wait(child *os.Process, err error) (unix.WaitStatus, error) {
 	if err != nil {
 		return 0, err
@@ -161,7 +162,7 @@ func wait(child *os.Process, err error) (unix.WaitStatus, error) {
 	return reapUntil(child.Pid, child.Pid)
 }
 
-// reapUntil reaps which, as waitpid(2) says it, until the child pid has ended.
+// reapUntil reaps the processes that which selects, as in waitpid(2), until the child pid has ended.
 func reapUntil(pid, which int) (unix.WaitStatus, error) {
 	for {
 		var status unix.WaitStatus
@@ -176,7 +177,7 @@ func reapUntil(pid, which int) (unix.WaitStatus, error) {
 	}
 }
 
-// exitAs ends this process as a shell tells the end of its child.
+// exitAs ends this process with the status that a shell gives for the child: 128 + signal for a killed child.
 func exitAs(status unix.WaitStatus, err error) {
 	switch {
 	case err != nil:

@@ -1,4 +1,5 @@
-// Command sandbox runs a command in namespaces of its own: sandbox COMMAND [ARGUMENT…]. Its exit status is the command's.
+// Command sandbox runs a command in namespaces of its own: sandbox COMMAND [ARGUMENT…]. It exits with the command's
+// status.
 package main
 
 import (
