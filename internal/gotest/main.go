@@ -1,11 +1,11 @@
-// Command gotest runs `go test -json` and prints what a person reads of it: a line for each package that ends, a line of
-// progress when nothing else is printed, and at the end what was slow, what the failed tests printed and the command that
-// repeats them. It decides nothing about what is tested.
+// Command gotest runs `go test -json` and prints the results for a person: a line for each package that ends, a line of
+// progress when nothing else is printed, and at the end the slowest tests, the output of the failed tests and the
+// command that repeats them. It does not choose the tests.
 //
 //	gotest ROOT GO ARGUMENT…
 //
-// ROOT is the repository, GO the go command, and the arguments are those of `go test`. The last line counts the tests,
-// and the exit status is go's.
+// ROOT is the repository, GO the go command, and the arguments are those of `go test`. The last line counts the tests.
+// The exit status is go's; it is 1 if no test has run.
 package main
 
 import (
@@ -27,8 +27,8 @@ import (
 const (
 	// quiet is the longest time without a line of output.
 	quiet = 15 * time.Second
-	// patience bounds the end of the tests after an interrupt.
-	patience = 20 * time.Second
+	// grace is how long the tests may take to end after an interrupt.
+	grace = 20 * time.Second
 )
 
 func main() {
@@ -40,7 +40,7 @@ func main() {
 }
 
 func run(root, goCommand string, args []string) int {
-	// Both death signals are about a thread: this program's is sent when its parent dies, go's when this thread does.
+	// A death signal is sent when the parent's thread ends: for go that is this thread.
 	runtime.LockOSThread()
 	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 	signals := sandbox.CatchSignals()
@@ -53,9 +53,9 @@ func run(root, goCommand string, args []string) int {
 	//nolint:gosec // G702: the arguments are those of whoever runs the tests
 	cmd := exec.Command(goCommand, append([]string{"test", "-json"}, args...)...)
 	cmd.Stdout, cmd.Stderr = &lineWriter{lines: lines}, &lineWriter{lines: lines}
-	// In a process group of its own: a terminal's Ctrl-C then reaches go and the tests once, from here.
+	// In their own process group go and the tests get a terminal's Ctrl-C once, from here.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
-	cmd.WaitDelay = patience // a process that outlives go and holds its output
+	cmd.WaitDelay = grace // for processes that outlive go and hold its output open
 	if err := cmd.Start(); err != nil {
 		fmt.Fprintln(os.Stderr, "gotest:", err)
 		return 1
@@ -78,7 +78,7 @@ func run(root, goCommand string, args []string) int {
 				interrupt = sig.(syscall.Signal)
 				r.printf("\n%s: the tests that run are ended\n", unix.SignalName(interrupt))
 				_ = unix.Kill(-cmd.Process.Pid, interrupt)
-				giveUp = time.After(patience)
+				giveUp = time.After(grace)
 			} else {
 				_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 			}
@@ -106,7 +106,7 @@ func run(root, goCommand string, args []string) int {
 	return r.end(status, again)
 }
 
-// lineWriter sends every line that is written, with its end, to a channel.
+// lineWriter sends every written line, with its end, to a channel.
 type lineWriter struct {
 	lines chan<- []byte
 	part  []byte

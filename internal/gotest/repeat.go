@@ -8,17 +8,17 @@ import (
 	"strings"
 )
 
-// repeat makes commands that run failed tests again, to be pasted into a shell at the root of the repository.
+// repeat makes the commands that run failed tests again, for a shell at the root of the repository.
 type repeat struct {
 	args      []string // of the run
 	goCommand string
 	root      string
 	required  bool // TERMGW_TEST_REQUIRE is 1
 
-	dir, module, moduleDir string // where the run is; empty: asked
+	dir, module, moduleDir string // of the run; empty: locate asks go
 }
 
-// commands returns one for all packages that failed as a whole, and one for each other.
+// commands returns one command for all packages that failed as a whole, and one for each other failed package.
 func (c repeat) commands(failed []*testedPackage) []string {
 	if len(failed) == 0 {
 		return nil
@@ -40,7 +40,7 @@ func (c repeat) commands(failed []*testedPackage) []string {
 	return commands
 }
 
-// locate asks go about the module. Without an answer, packages go by their import paths, which works as well.
+// locate asks go for the module. Without an answer the commands name packages by import path, which works as well.
 func (c *repeat) locate() {
 	c.dir, _ = filepath.Abs(".")
 	out, err := exec.Command(c.goCommand, "list", "-m", "-f", "{{.Path}}\n{{.Dir}}").Output()
@@ -49,7 +49,7 @@ func (c *repeat) locate() {
 	}
 }
 
-// path is a package's path from where the run is.
+// path returns a package's path, relative to the run's directory.
 func (c repeat) path(name string) string {
 	below, ok := strings.CutPrefix(name+"/", c.module+"/")
 	if c.module == "" || !ok {
@@ -79,13 +79,13 @@ func (c repeat) command(args ...string) string {
 	return strings.Join(words, " ")
 }
 
-// alone are go test's flags that take no value in an argument of its own.
+// alone lists the flags of go test that take no value in the next argument.
 var alone = []string{
 	"a", "artifacts", "asan", "benchmem", "c", "cover", "failfast", "fullpath", "linkshared", "modcacherw", "msan", "n", "race", "short",
 	"trimpath", "v", "work", "x",
 }
 
-// flags returns the arguments of `go test` without its packages, and without the choice of tests.
+// flags returns the flags among the arguments of `go test`, except -run and -skip.
 func flags(args []string) []string {
 	var found []string
 	for i := 0; i < len(args); i++ {
@@ -108,13 +108,13 @@ func flags(args []string) []string {
 
 func hasFlag(args []string, name string) bool { return slices.Contains(flags(args), "-"+name) }
 
-// selection is the value of -run that selects the tests and no others: its alternatives are separated by a bar, and
-// the elements of a subtest's name by slashes, which both stand outside brackets.
+// selection returns the value of -run that selects these tests and no others. Its alternatives are separated by bars,
+// and the elements of a subtest's name by slashes; both stand outside brackets.
 func selection(tests []*test) string {
-	names := map[string][]string{} // the last elements, by what is before
+	names := map[string][]string{} // the last elements of names, by the elements before
 	var parents []string
 	for _, t := range tests {
-		// What a test runs, its subtests do not have to be named for.
+		// A test runs its subtests: they need not be named.
 		if slices.ContainsFunc(tests, func(other *test) bool { return strings.HasPrefix(t.name, other.name+"/") }) {
 			continue
 		}
@@ -144,7 +144,7 @@ func selection(tests []*test) string {
 
 var plain = regexp.MustCompile(`^[A-Za-z0-9_./:=,@%+-]+$`)
 
-// quote makes an argument one word of a shell.
+// quote returns an argument as one word of a shell.
 func quote(arg string) string {
 	if plain.MatchString(arg) {
 		return arg

@@ -27,12 +27,12 @@ type event struct {
 	FailedBuild string // the ImportPath of the build that failed the package
 }
 
-// report turns events into what a person reads.
+// report turns events into output for a person.
 type report struct {
 	out     io.Writer
 	now     func() time.Time
-	verbose bool   // what passed tests printed is printed, too
-	saved   string // a folder for the whole output of packages that failed; empty: not saved
+	verbose bool   // print the output of passed tests too
+	saved   string // the folder for the whole output of failed packages; empty: not saved
 
 	began, printed time.Time
 	packages       map[string]*testedPackage
@@ -45,11 +45,11 @@ type report struct {
 type testedPackage struct {
 	name            string
 	tests           map[string]*test
-	running         map[string]*test // not those that wait in t.Parallel
-	output          strings.Builder  // all of it
-	file            string           // has the output, once it is saved
+	running         map[string]*test // without tests that wait in t.Parallel
+	output          strings.Builder  // of the package and its tests
+	file            string           // with the output, once saved
 	said            []string         // the package's own output, and a crash's
-	crashed         bool             // what is printed is a panic's or a signal's
+	crashed         bool             // the lines that follow are a panic's or a signal's
 	cached          bool
 	result          string // pass, fail or skip; empty while it runs
 	elapsed         float64
@@ -79,10 +79,10 @@ func (r *report) printf(format string, args ...any) {
 	r.printed = r.now()
 }
 
-// line takes a line that go printed. One that is no event is go's own message: an argument that is wrong, say.
+// line takes a line that go printed. A line that is no event is go's own message, about a wrong argument say.
 func (r *report) line(line []byte) {
 	if bytes.HasPrefix(line, []byte("go: downloading ")) {
-		return // progress says that go is building: a module's first tests would begin with a hundred of these
+		return // progress reports building: a module's first test run would begin with a hundred of these lines
 	}
 	var e event
 	if !bytes.HasPrefix(line, []byte("{")) || json.Unmarshal(line, &e) != nil {
@@ -145,15 +145,15 @@ func (p *testedPackage) event(e event) {
 }
 
 var (
-	// frame matches the lines that only say where a test's output begins and ends.
+	// frame matches the lines that only mark where a test's output begins and ends.
 	frame = regexp.MustCompile(`^ *(=== [A-Z]+ |--- (PASS|FAIL|SKIP): )|^(PASS|FAIL)\n$|^(ok  |FAIL|\?   )\t`)
-	// crash matches the first line of what test2json says of whichever test has printed last.
+	// crash matches the first line of a crash, which test2json ascribes to the test that printed last.
 	crash  = regexp.MustCompile(`^(panic: |fatal error: |SIGQUIT: |signal: |WARNING: DATA RACE|\*\*\* Test killed)`)
 	isLog  = regexp.MustCompile(` level=(DEBUG|INFO|WARN|ERROR) `)
 	source = regexp.MustCompile(`^ *[^ ]+\.go:\d+: `)
 )
 
-// print keeps a line that the test, or without one the package, has printed.
+// print keeps a line that test t printed, or the package if t is nil.
 func (p *testedPackage) print(t *test, line string) {
 	p.output.WriteString(line)
 	p.cached = p.cached || t == nil && strings.HasSuffix(line, "\t(cached)\n")
@@ -167,7 +167,7 @@ func (p *testedPackage) print(t *test, line string) {
 	}
 }
 
-// end takes the result. A test that still ran has failed: the process ended first.
+// end takes the result of the package. A test that was still running has failed: the process ended first.
 func (p *testedPackage) end(e event) {
 	p.result, p.elapsed, p.build = e.Action, e.Elapsed, e.FailedBuild
 	if e.Action != "fail" {
@@ -175,7 +175,7 @@ func (p *testedPackage) end(e event) {
 	}
 	p.failed += len(p.running)
 	if p.failed == 0 {
-		p.failed = 1 // no test: a build, a leak that was found at the end
+		p.failed = 1 // no test failed, but a build, or a leak was found at the end
 		p.crashed = true
 	}
 }
@@ -183,7 +183,7 @@ func (p *testedPackage) end(e event) {
 // wholly reports whether the package failed as a whole: some of its tests may not have run.
 func (p *testedPackage) wholly() bool { return p.crashed || len(p.running) > 0 }
 
-// failures returns the failed tests, in the order in which they began, without those that failed by a subtest alone.
+// failures returns the failed tests in the order in which they began, without silent tests with a failed subtest.
 func (p *testedPackage) failures() []*test {
 	var failed []*test
 	for _, t := range p.tests {
@@ -197,7 +197,7 @@ func (p *testedPackage) failures() []*test {
 	return failed
 }
 
-// hasFailed is about a test of a package that has ended.
+// hasFailed reports whether a test failed. The package has ended.
 func (p *testedPackage) hasFailed(t *test) bool {
 	return t.result == "fail" || p.running[t.name] != nil
 }
@@ -211,7 +211,7 @@ func (p *testedPackage) subtestFailed(t *test) bool {
 	return false
 }
 
-// packageEnded prints the package's line, and below it why tests were skipped, or all that its failed tests printed.
+// packageEnded prints the package's line, and below it the reasons of skipped tests and the output of failed tests.
 func (r *report) packageEnded(p *testedPackage) {
 	r.passed, r.failed, r.skipped = r.passed+p.passed, r.failed+p.failed, r.skipped+p.skipped
 	what := map[string]string{"pass": "ok", "fail": "FAIL", "skip": "skipped"}[p.result]
@@ -252,7 +252,7 @@ func (r *report) packageEnded(p *testedPackage) {
 	}
 }
 
-// reason is what a test that was skipped printed last, without its place in the source.
+// reason returns the last text that a skipped test printed, without the place in the source.
 func (t *test) reason() string {
 	var words []string
 	for _, line := range t.said {
@@ -264,7 +264,7 @@ func (t *test) reason() string {
 	return strings.Join(words, " ")
 }
 
-// printFailures prints the lines of the failed tests and of the package that are wanted.
+// printFailures prints the lines of the failed tests and of the package that wanted accepts.
 func (r *report) printFailures(p *testedPackage, wanted func(line string) bool) {
 	lines := func(said []string) {
 		for _, line := range said {
@@ -290,7 +290,7 @@ func (r *report) printFailures(p *testedPackage, wanted func(line string) bool) 
 	}
 }
 
-// save writes the whole output of a package to a file, over that of an earlier run.
+// save writes a package's whole output to a file, over that of an earlier run.
 func (r *report) save(p *testedPackage) {
 	if r.saved == "" || p.output.Len() == 0 || p.build != "" {
 		return
@@ -307,7 +307,7 @@ func (r *report) save(p *testedPackage) {
 	p.file = path
 }
 
-// progress prints what runs, when nothing was printed for a while.
+// progress prints the packages that run, if nothing was printed for a while.
 func (r *report) progress() {
 	now := r.now()
 	if now.Sub(r.printed) < quiet {
@@ -325,7 +325,7 @@ func (r *report) progress() {
 	r.printf("... %s: %s\n", clock(now.Sub(r.began)), strings.Join(running, "; "))
 }
 
-// state says how many tests have ended and which runs longest. A test that waits for its subtests is not meant.
+// state returns the number of ended tests and the longest running test, apart from tests that wait for subtests.
 func (p *testedPackage) state(now time.Time) string {
 	s := fmt.Sprintf("%s %d ended", p.name, p.passed+p.failed+p.skipped)
 	var longest *test
@@ -344,7 +344,7 @@ func (p *testedPackage) state(now time.Time) string {
 	return s
 }
 
-// end prints the summary of a run that go ended with this status, and returns the exit status.
+// end prints the summary of a run, which go ended with status, and returns the exit status.
 func (r *report) end(status int, again repeat) int {
 	for _, name := range slices.Sorted(maps.Keys(r.packages)) {
 		if p := r.packages[name]; p.result == "" {
@@ -428,7 +428,7 @@ func (r *report) printSlowest(what string, all []slow, most int) {
 
 func seconds(s float64) string { return fmt.Sprintf("%.1f s", s) }
 
-// clock is m:ss.
+// clock formats a duration as m:ss.
 func clock(d time.Duration) string {
 	s := int(d.Round(time.Second).Seconds())
 	return fmt.Sprintf("%d:%02d", s/60, s%60)

@@ -1,12 +1,12 @@
-// Command phases runs targets of the Makefile side by side, each as soon as the targets that it needs have ended well. It
-// keeps the output of each together and says which run, which failed, and how to repeat those. What a target does is the
-// Makefile's.
+// Command phases runs targets of the Makefile side by side, each as soon as the targets that it needs have succeeded.
+// It keeps each target's output together, and prints which targets run, which failed, and how to repeat the failed
+// ones.
 //
 //	phases TITLE LAST <TABLE
 //
-// A line of the table is `TARGET: TARGETS THAT IT NEEDS`; of those that can start, the upper one starts first. A target's
-// output is printed when the target ends, that of LAST after everything else. A target that fails stops only those that
-// need it.
+// A line of the table is `TARGET: NEEDED TARGETS`. Of the targets that can start, the upper one starts first. A
+// target's output is printed when the target ends, that of LAST after everything else. A failed target stops only the
+// targets that need it.
 package main
 
 import (
@@ -46,7 +46,7 @@ func run(title, last string) (status int, err error) {
 	if err != nil {
 		return 2, err
 	}
-	// A processor each, and one more: most phases wait more than they compute.
+	// One phase for each processor, and one more: most phases wait more than they compute.
 	most := runtime.NumCPU() + 1
 	if jobs := os.Getenv("PHASES"); jobs != "" {
 		if most, err = strconv.Atoi(jobs); err != nil || most < 1 {
@@ -67,7 +67,7 @@ func run(title, last string) (status int, err error) {
 		every: 30 * time.Second, grace: 30 * time.Second,
 	}
 
-	// Both death signals are about a thread: this program's is sent when its parent dies, a phase's when this thread does.
+	// A death signal is sent when the parent's thread ends: for a phase that is this thread.
 	runtime.LockOSThread()
 	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0)
 	status = r.run(sandbox.CatchSignals())
@@ -77,7 +77,8 @@ func run(title, last string) (status int, err error) {
 	return status, err
 }
 
-// environment is that of the phases. They are no part of the make that runs this program, and take no tokens of its -j.
+// environment returns the environment of the phases. Phases do not belong to the make that runs this program, and take
+// no tokens of its -j.
 func environment() []string {
 	var env []string
 	for _, variable := range os.Environ() {
@@ -90,7 +91,7 @@ func environment() []string {
 	return env
 }
 
-// parse reads the table.
+// parse returns the phases of the table, in its order.
 func parse(table string) ([]*phase, error) {
 	var phases []*phase
 	known := map[string]*phase{}
@@ -104,7 +105,7 @@ func parse(table string) ([]*phase, error) {
 			return nil, fmt.Errorf("the table has the line %q", line)
 		}
 		for _, name := range strings.Fields(needs) {
-			// Only those above it: no circle is possible.
+			// A phase needs only phases above it, so no circle is possible.
 			if known[name] == nil {
 				return nil, fmt.Errorf("%s needs %s, which is not above it", p.name, name)
 			}

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// tailLines is how much of a failed phase's output is printed again at the end.
+// tailLines is how many lines of a failed phase's output are printed again at the end.
 const tailLines = 40
 
 type state string
@@ -23,7 +23,7 @@ const (
 	running state = "running"
 	ok      state = "ok"
 	failed  state = "FAILED"
-	notRun  state = "not run" // a phase that it needs did not end well
+	notRun  state = "not run" // a needed phase failed
 )
 
 type phase struct {
@@ -32,7 +32,7 @@ type phase struct {
 
 	state state
 	cmd   *exec.Cmd
-	log   string // the file with its output
+	log   string // the file with the output
 	began time.Time
 	took  time.Duration
 	err   error
@@ -42,12 +42,12 @@ type runner struct {
 	title   string
 	last    string // the phase whose output is printed after everything else
 	phases  []*phase
-	most    int // phases that run at the same time
-	logs    string
+	most    int    // the limit of phases that run at the same time
+	logs    string // the folder of the phases' output
 	out     io.Writer
-	command []string // runs the phase that is its last argument
-	again   string   // what stands before a phase's name in the command that repeats it
-	env     []string
+	command []string      // runs a phase, given its name as the last argument
+	again   string        // repeats a phase in a shell, given its name at the end
+	env     []string      // of the phases
 	every   time.Duration // between two reports of progress
 	grace   time.Duration // from an interrupt until the phases are killed
 
@@ -91,7 +91,7 @@ func (r *runner) run(signals <-chan os.Signal) int {
 	return 0
 }
 
-// in returns the phases that are in a state.
+// in returns the phases in a state.
 func (r *runner) in(s state) []*phase {
 	var found []*phase
 	for _, p := range r.phases {
@@ -108,7 +108,7 @@ func (r *runner) signal(sig syscall.Signal) {
 	}
 }
 
-// startReady starts the phases that can start, the upper ones of the table first.
+// startReady starts the phases that can start, in the order of the table.
 func (r *runner) startReady() {
 	if r.interrupt != 0 {
 		return
@@ -129,8 +129,8 @@ func (r *runner) startReady() {
 	}
 }
 
-// start starts a phase in a session of its own: a signal then reaches all its processes, and a terminal's Ctrl-C none of
-// them twice. When this program is killed, make is asked to end.
+// start starts a phase in a session of its own: all processes of the phase get a signal once, also a terminal's Ctrl-C,
+// which this program passes on. When this program is killed, make gets a SIGTERM.
 func (r *runner) start(p *phase) {
 	p.began = time.Now()
 	p.log = filepath.Join(r.logs, p.name+".txt")
@@ -176,12 +176,12 @@ func (p *phase) result() string {
 	return string(p.state)
 }
 
-// show prints what a phase has printed.
+// show prints a phase's output.
 func (r *runner) show(p *phase) {
 	fmt.Fprintf(r.out, "\n==> %s\n%s", p.name, p.output())
 }
 
-// output is all that a phase has printed, in whole lines.
+// output returns a phase's output so far, in whole lines.
 func (p *phase) output() []byte {
 	output, err := os.ReadFile(p.log)
 	if err != nil {
@@ -193,7 +193,7 @@ func (p *phase) output() []byte {
 	return output
 }
 
-// progress prints which phases run, and the last line of each.
+// progress prints the phases that run, and the last line of each.
 func (r *runner) progress() {
 	var names []string
 	var lines strings.Builder
@@ -206,7 +206,7 @@ func (r *runner) progress() {
 	fmt.Fprintf(r.out, "... %s: %s\n%s", clock(time.Since(r.began)), strings.Join(names, ", "), &lines)
 }
 
-// tail returns the last lines.
+// tail returns the last lines of an output.
 func tail(output []byte, lines int) []byte {
 	from := len(output)
 	for ; lines > 0 && from > 0; lines-- {
@@ -215,7 +215,7 @@ func tail(output []byte, lines int) []byte {
 	return output[from:]
 }
 
-// summary prints the times, the last phase, and what failed.
+// summary prints the times, the last phase's output and the failures.
 func (r *runner) summary() {
 	fmt.Fprintf(r.out, "\n==> %s: %s in all\n", r.title, clock(time.Since(r.began)))
 	for _, p := range r.phases {
@@ -238,7 +238,7 @@ func (r *runner) summary() {
 	}
 	failures := r.in(failed)
 	for _, p := range failures {
-		// The last phase alone has just been shown, and has said itself how to repeat what failed.
+		// If only the last phase failed, its output was just printed and says how to repeat the failed part.
 		if p.name != r.last || len(failures) > 1 {
 			fmt.Fprintf(r.out, "\n==> %s failed; all of its output: %s\n%s", p.name, p.log, tail(p.output(), tailLines))
 			fmt.Fprintf(r.out, "again: %s%s\n", r.again, p.name)
@@ -246,7 +246,7 @@ func (r *runner) summary() {
 	}
 }
 
-// clock is m:ss.
+// clock formats a duration as m:ss.
 func clock(d time.Duration) string {
 	s := int(d.Round(time.Second).Seconds())
 	return fmt.Sprintf("%d:%02d", s/60, s%60)
