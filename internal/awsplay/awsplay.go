@@ -1,11 +1,10 @@
-// Package awsplay plays the part of AWS that opens a way to an instance, for
-// tests and for trying it by hand: the EC2 query API (DescribeInstances,
-// DescribeInstanceConnectEndpoints), SendSSHPublicKey, and an EC2 Instance
-// Connect Endpoint's openTunnel. It verifies each signature by itself, honours
-// the life of keys and tunnels, and fails when told to.
+// Package awsplay plays the part of AWS that opens a way to an instance, for tests and for trials by hand: the EC2
+// query API (DescribeInstances, DescribeInstanceConnectEndpoints), SendSSHPublicKey, and openTunnel of an EC2 Instance
+// Connect Endpoint. It verifies each signature with its own code, honours the lives of keys and tunnels, and fails when
+// told to (Fail).
 //
-// It is no simulation of anything else, and it knows no SDK: what it takes, AWS
-// takes, as far as its documents and its own CLI tell.
+// It plays nothing else and uses no AWS SDK: as far as AWS's documents and AWS's own CLI show, AWS accepts what the
+// package accepts.
 package awsplay
 
 import (
@@ -23,7 +22,7 @@ import (
 	"time"
 )
 
-// Op is a call that can be counted and made to fail.
+// Op is a call that Calls counts and Fail makes fail.
 type Op string
 
 // The calls.
@@ -34,66 +33,65 @@ const (
 	OpenTunnel        Op = "openTunnel"
 )
 
-// Config is what a Server needs. All but the credentials has defaults.
+// Config holds the parameters of New. All fields but Credentials have a default.
 type Config struct {
-	Region      string // us-east-1
-	Account     string // 123456789012; it is in messages, which must not show it
+	Region      string // default us-east-1
+	Account     string // default 123456789012; error messages hold it, and a gateway must not show it
 	Credentials Credentials
-	Now         func() time.Time
-	Log         *slog.Logger // nil: silent
+	Now         func() time.Time // default time.Now
+	Log         *slog.Logger     // nil: silent
 }
 
-// Credentials are what requests must be signed with.
+// Credentials are the credentials that requests must be signed with.
 type Credentials struct {
 	AccessKeyID     string
 	SecretAccessKey string
-	SessionToken    string // empty: there must be none
-	Expired         bool
+	SessionToken    string // empty: requests must have none
+	Expired         bool   // a correct signature gets the error of an expired token
 }
 
 // Instance is an EC2 instance.
 type Instance struct {
 	ID        string
-	State     string // running
+	State     string // default running
 	PrivateIP string // empty: none
 	IPv6      string // empty: none
-	VPC       string // vpc-0123456789abcdef0
-	Subnet    string // subnet-0123456789abcdef0
-	// Target is the TCP address that tunnels to its port 22 lead to; empty: a
-	// security group is closed.
+	VPC       string // default vpc-0123456789abcdef0
+	Subnet    string // default subnet-0123456789abcdef0
+	// Target is the TCP address that tunnels to port 22 lead to; empty: none, as with a closed security group.
 	Target string
-	// OSUsers are those for whom IAM lets keys be pushed; empty: all.
+	// OSUsers are the users for whom IAM allows keys to be pushed; empty: all users.
 	OSUsers []string
 }
 
 // Endpoint is an EC2 Instance Connect Endpoint.
 type Endpoint struct {
 	ID         string
-	DNSName    string // by ID and region, as AWS makes them
-	NoFIPS     bool   // it has no FIPS name
-	VPC        string // vpc-0123456789abcdef0
-	Subnet     string // subnet-0123456789abcdef0
-	State      string // create-complete
-	MaxTunnels int    // 20
+	DNSName    string // default: made of ID and region, as AWS does
+	NoFIPS     bool   // the endpoint has no FIPS name
+	VPC        string // default vpc-0123456789abcdef0
+	Subnet     string // default subnet-0123456789abcdef0
+	State      string // default create-complete
+	MaxTunnels int    // default 20
 }
 
-// Fault makes a call fail.
+// Fault is the way in which a call fails.
 type Fault struct {
 	// Status, Code and Message are the answer, in the call's own protocol.
 	Status  int
 	Code    string
 	Message string
-	// Body, if set, is answered as it is, with Status.
+	// Body, if set, is the whole body of an answer with Status.
 	Body string
-	// CloseReason lets a tunnel open, and closes it at once with this reason.
+	// CloseReason, if set, is the reason with which a tunnel is closed as soon as it is open.
 	CloseReason string
-	// Hang lets the call wait until the client leaves.
+	// Hang leaves the call unanswered until the client leaves.
 	Hang bool
-	// Times is how many calls fail; 0 is all.
+	// Times is the number of calls that fail; 0: all.
 	Times int
 }
 
-// Server is the played AWS. Its methods may be called at the same time.
+// Server is the played AWS. Its methods may be called concurrently.
 type Server struct {
 	cfg  Config
 	ca   *authority
@@ -101,24 +99,24 @@ type Server struct {
 	wg   sync.WaitGroup // listeners and tunnels
 	done chan struct{}
 
-	mu        sync.Mutex
-	creds     Credentials
-	instances map[string]Instance
-	endpoints map[string]Endpoint
-	order     []string // of endpoints, as put
-	faults    map[Op]Fault
-	calls     map[Op]int
-	keys      map[login][]pushed
-	tunnels   map[*tunnel]struct{}
-	cutAfter  int64
-	first     net.Addr
-	closed    bool
+	mu          sync.Mutex
+	creds       Credentials
+	instances   map[string]Instance
+	endpoints   map[string]Endpoint
+	endpointIDs []string // in the order of PutEndpoint
+	faults      map[Op]Fault
+	calls       map[Op]int
+	keys        map[login][]pushed
+	tunnels     map[*tunnel]struct{}
+	cutAfter    int64
+	first       net.Addr
+	closed      bool
 }
 
-// maxBody bounds a request. EC2's forms and keys are small.
+// maxBody bounds a request's body, in bytes. EC2's forms and keys are small.
 const maxBody = 64 << 10
 
-// New returns a server with a new CA. It listens nowhere yet.
+// New returns a server with a new CA, which does not listen yet. The caller closes the server.
 func New(cfg Config) (*Server, error) {
 	cfg.Region = cmp.Or(cfg.Region, "us-east-1")
 	cfg.Account = cmp.Or(cfg.Account, "123456789012")
@@ -154,10 +152,10 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// wireKey is where a request's context has its connection.
+// wireKey is the key of a request's connection in the request's context.
 type wireKey struct{}
 
-// Listen serves HTTPS at one more address, and returns it as bound.
+// Listen serves HTTPS at one more address, and returns the bound address.
 func (s *Server) Listen(address string) (net.Addr, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
@@ -183,8 +181,8 @@ func (s *Server) Listen(address string) (net.Addr, error) {
 	return l.Addr(), nil
 }
 
-// Dial connects to the server's first listener, whatever the address: a
-// client's way to AWS's own names, whose certificate it still checks.
+// Dial connects to the server's first listener, whatever the address: so a client reaches the server by AWS's own
+// names, and still checks the certificates.
 func (s *Server) Dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	s.mu.Lock()
 	first := s.first
@@ -195,7 +193,7 @@ func (s *Server) Dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, first.Network(), first.String())
 }
 
-// Close ends listeners, requests and tunnels, and waits for them.
+// Close ends listeners, requests and tunnels, and joins their goroutines.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	if !s.closed {
@@ -203,13 +201,13 @@ func (s *Server) Close() error {
 		close(s.done)
 	}
 	s.mu.Unlock()
-	s.Cut() // first: a stalled connection would keep http.Server.Close in its TLS goodbye
+	s.Cut() // first: http.Server.Close would wait for the TLS close of a stalled connection
 	err := s.http.Close()
 	s.wg.Wait()
 	return err
 }
 
-// CAPEM is the certificate to trust.
+// CAPEM returns the CA's certificate, for clients to trust.
 func (s *Server) CAPEM() []byte { return s.ca.pem() }
 
 // PutInstance adds or replaces an instance.
@@ -232,27 +230,27 @@ func (s *Server) PutEndpoint(e Endpoint) Endpoint {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, old := s.endpoints[e.ID]; !old {
-		s.order = append(s.order, e.ID)
+		s.endpointIDs = append(s.endpointIDs, e.ID)
 	}
 	s.endpoints[e.ID] = e
 	return e
 }
 
-// SetCredentials changes what requests must be signed with.
+// SetCredentials replaces the credentials that requests must be signed with.
 func (s *Server) SetCredentials(c Credentials) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.creds = c
 }
 
-// Fail makes a call fail from now on.
+// Fail makes calls of op fail from now on.
 func (s *Server) Fail(op Op, f Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults[op] = f
 }
 
-// Heal ends all faults.
+// Heal ends all faults and undoes CutAfter.
 func (s *Server) Heal() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -260,14 +258,14 @@ func (s *Server) Heal() {
 	s.cutAfter = 0
 }
 
-// Calls is how often a call was made, answered or not.
+// Calls returns how many calls of op were made, answered or not.
 func (s *Server) Calls(op Op) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.calls[op]
 }
 
-// begin counts a call, and returns its fault.
+// begin counts a call and returns its fault, if there is one.
 func (s *Server) begin(op Op) (Fault, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -283,17 +281,17 @@ func (s *Server) begin(op Op) (Fault, bool) {
 	return f, ok
 }
 
-// protocol is how a service tells errors.
+// protocol writes a denial as one service's error.
 type protocol func(w http.ResponseWriter, d denial)
 
-// denial is an error that AWS answers.
+// denial is an error answer of AWS.
 type denial struct {
 	status        int
 	code, message string
 }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
-	// net/http's own Date would be the machine's, not the played clock's.
+	// net/http's own Date would be the machine's, not that of cfg.Now.
 	w.Header().Set("Date", s.cfg.Now().UTC().Format(http.TimeFormat))
 	w.Header().Set("X-Amzn-Requestid", "00000000-0000-4000-8000-000000000000")
 	if r.URL.Path == "/openTunnel" {
@@ -302,7 +300,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
-		return // the client's end, or its excess
+		return // the client has left, or has sent too much
 	}
 	r.Body = io.NopCloser(bytes.NewReader(raw))
 	switch {
@@ -315,14 +313,13 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// fail counts a call and answers its fault, if it has one.
-func (s *Server) fail(w http.ResponseWriter, r *http.Request, op Op, tell protocol) bool {
+// playFault counts a call, and reports whether it has answered the call with a fault.
+func (s *Server) playFault(w http.ResponseWriter, r *http.Request, op Op, tell protocol) bool {
 	f, ok := s.begin(op)
 	return ok && s.answer(w, r, f, tell)
 }
 
-// answer gives a fault's answer. It returns false when there is none to give
-// yet.
+// answer answers a call with a fault. It reports false for CloseReason, which lets the tunnel open first.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, f Fault, tell protocol) bool {
 	switch {
 	case f.CloseReason != "":
@@ -332,7 +329,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, f Fault, tell pr
 		case <-r.Context().Done():
 		case <-s.done:
 		}
-		panic(http.ErrAbortHandler) // an answer, even none, would be a late 200
+		panic(http.ErrAbortHandler) // a return would be a late 200
 	case f.Body != "":
 		w.WriteHeader(f.Status)
 		_, _ = io.WriteString(w, f.Body) // the client may have left
@@ -342,7 +339,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, f Fault, tell pr
 	return true
 }
 
-// unauthorised is AWS's message for it, with what nobody else must see.
+// unauthorised is AWS's message for a denied action, with an account id and ARNs, which a gateway must not show.
 func (s *Server) unauthorised(action string) string {
 	return fmt.Sprintf("User: arn:aws:sts::%[1]s:assumed-role/gateway/session is not authorized to perform: %[2]s on resource: "+
 		"arn:aws:ec2:%[3]s:%[1]s:instance/*", s.cfg.Account, action, s.cfg.Region)

@@ -15,8 +15,7 @@ import (
 	"time"
 )
 
-// authority is a CA that is thrown away with the server. It makes a
-// certificate for each name that a client asks for.
+// authority is the CA of one server. It makes a certificate for each name that a client asks for.
 type authority struct {
 	key  *ecdsa.PrivateKey
 	cert *x509.Certificate
@@ -57,7 +56,7 @@ func (a *authority) pem() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
 }
 
-// certificate is for the name asked for; without one, for loopback.
+// certificate returns a certificate for loopback addresses and, if given, for the requested name.
 func (a *authority) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

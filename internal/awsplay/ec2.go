@@ -84,7 +84,7 @@ func (s *Server) serveEC2(w http.ResponseWriter, r *http.Request, body []byte) {
 		tellEC2(w, denial{http.StatusBadRequest, "InvalidAction", "The action or version is not valid here."})
 		return
 	}
-	if s.fail(w, r, op, tellEC2) {
+	if s.playFault(w, r, op, tellEC2) {
 		return
 	}
 	if err := s.verifier("ec2").header(r, body); err != nil {
@@ -98,8 +98,7 @@ func (s *Server) serveEC2(w http.ResponseWriter, r *http.Request, body []byte) {
 	}
 }
 
-// ec2Denial is EC2's word for a signature's fault. It says the same of a
-// request that is too old and of a token that is.
+// ec2Denial returns EC2's error for a refused signature. EC2 reports an old request and an expired token alike.
 func ec2Denial(err error) denial {
 	switch {
 	case errors.Is(err, errSkew), errors.Is(err, errExpired), errors.Is(err, errRenew):
@@ -171,7 +170,7 @@ func (s *Server) describeEndpoints(w http.ResponseWriter, form url.Values) {
 		values, ok := want[filter]
 		return !ok || slices.Contains(values, value)
 	}
-	for _, id := range s.order {
+	for _, id := range s.endpointIDs {
 		e := s.endpoints[id]
 		if len(ids) > 0 && !slices.Contains(ids, id) || !matches("vpc-id", e.VPC) || !matches("state", e.State) {
 			continue
@@ -184,7 +183,7 @@ func (s *Server) describeEndpoints(w http.ResponseWriter, form url.Values) {
 	writeXML(w, http.StatusOK, answer)
 }
 
-// fipsName is the endpoint's other name.
+// fipsName returns the endpoint's FIPS name, or "".
 func (e Endpoint) fipsName() string {
 	if e.NoFIPS {
 		return ""

@@ -11,10 +11,10 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// keyLife is how long a pushed key lets someone log in.
+// keyLife is how long a pushed key allows logins.
 const keyLife = 60 * time.Second
 
-// login is who a key is for.
+// login is the account that a key is for.
 type login struct{ instance, user string }
 
 type pushed struct {
@@ -37,7 +37,7 @@ func (s *Server) serveKey(w http.ResponseWriter, r *http.Request, body []byte) {
 		tellJSON(w, denial{http.StatusBadRequest, "UnknownOperationException", "The operation is not valid here."})
 		return
 	}
-	if s.fail(w, r, SendSSHPublicKey, tellJSON) {
+	if s.playFault(w, r, SendSSHPublicKey, tellJSON) {
 		return
 	}
 	if err := s.verifier("ec2-instance-connect").header(r, body); err != nil {
@@ -60,7 +60,7 @@ func (s *Server) serveKey(w http.ResponseWriter, r *http.Request, body []byte) {
 	writeJSON(w, http.StatusOK, map[string]any{"RequestId": requestID, "Success": true})
 }
 
-// jsonDenial is the word of the JSON services for a signature's fault.
+// jsonDenial returns the JSON services' error for a refused signature.
 func jsonDenial(err error) denial {
 	code := "IncompleteSignature"
 	switch {
@@ -95,7 +95,7 @@ func (s *Server) push(instance, user, key string) *denial {
 	return nil
 }
 
-// AuthorizedKeys are the keys that let a user log in to an instance now.
+// AuthorizedKeys returns the keys with which a user can log in to an instance now.
 func (s *Server) AuthorizedKeys(instance, user string) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -108,7 +108,7 @@ func (s *Server) AuthorizedKeys(instance, user string) []string {
 	return lines
 }
 
-// Keys serves AuthorizedKeys at /INSTANCE/USER, over plain HTTP, to an sshd's
+// Keys serves AuthorizedKeys at /INSTANCE/USER, over plain HTTP, for an sshd's
 //
 //	AuthorizedKeysCommand /usr/bin/curl -sf http://127.0.0.1:PORT/i-0123456789abcdef0/%u
 func (s *Server) Keys() http.Handler {

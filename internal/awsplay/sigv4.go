@@ -14,18 +14,18 @@ import (
 	"time"
 )
 
-// A verifier of Signature Version 4, written from AWS's description of it
-// ("Signature Version 4 for API requests", IAM User Guide), not from a signer.
+// A verifier of Signature Version 4, written from AWS's description ("Signature Version 4 for API requests", IAM User
+// Guide), not from a signer.
 
 const (
 	algorithm  = "AWS4-HMAC-SHA256"
 	dateFormat = "20060102T150405Z"
 	maxSkew    = 5 * time.Minute
-	// maxExpires is the CLI's own for a tunnel. Nothing needs longer.
+	// maxExpires is the longest life of a presigned request, in seconds: that of the AWS CLI for a tunnel.
 	maxExpires = 60
 )
 
-// Why a signature is refused.
+// The reasons to refuse a signature.
 var (
 	errUnsigned  = errors.New("the request is not signed as Signature Version 4 asks")
 	errScope     = errors.New("the credential's scope is for another day, region or service")
@@ -37,7 +37,7 @@ var (
 	errMismatch  = errors.New("the signature does not match the request")
 )
 
-// verifier is what signatures are checked against.
+// verifier holds the values that signatures are checked against.
 type verifier struct {
 	creds   Credentials
 	region  string
@@ -45,19 +45,19 @@ type verifier struct {
 	now     time.Time
 }
 
-// claim is what a request says of its signature.
-type claim struct {
+// signatureFields describe the signature of a request.
+type signatureFields struct {
 	credential, signedHeaders, signature string
 	date, token                          string
 }
 
-// header verifies a request that is signed by its headers.
+// header verifies a request whose signature is in its headers.
 func (v verifier) header(r *http.Request, body []byte) error {
 	rest, ok := strings.CutPrefix(r.Header.Get("Authorization"), algorithm+" ")
 	if !ok || len(r.Header.Values("Authorization")) != 1 {
 		return errUnsigned
 	}
-	var c claim
+	var c signatureFields
 	for part := range strings.SplitSeq(rest, ",") {
 		name, value, _ := strings.Cut(strings.TrimSpace(part), "=")
 		field, known := map[string]*string{
@@ -69,7 +69,7 @@ func (v verifier) header(r *http.Request, body []byte) error {
 		*field = value
 	}
 	c.date, c.token = r.Header.Get("X-Amz-Date"), r.Header.Get("X-Amz-Security-Token")
-	date, err := v.claims(c)
+	date, err := v.checkFields(c)
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (v verifier) header(r *http.Request, body []byte) error {
 	return v.compare(r, c, date, query, hash)
 }
 
-// presigned verifies a request that is signed by its query, with no body.
+// presigned verifies a request whose signature is in its query, without a body.
 func (v verifier) presigned(r *http.Request) error {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil || query.Get("X-Amz-Algorithm") != algorithm || r.Header.Get("Authorization") != "" {
@@ -98,11 +98,11 @@ func (v verifier) presigned(r *http.Request) error {
 			return fmt.Errorf("%w: %s is there twice", errUnsigned, name)
 		}
 	}
-	c := claim{
+	c := signatureFields{
 		query.Get("X-Amz-Credential"), query.Get("X-Amz-SignedHeaders"), query.Get("X-Amz-Signature"),
 		query.Get("X-Amz-Date"), query.Get("X-Amz-Security-Token"),
 	}
-	date, err := v.claims(c)
+	date, err := v.checkFields(c)
 	if err != nil {
 		return err
 	}
@@ -123,8 +123,8 @@ func (v verifier) presigned(r *http.Request) error {
 	return v.compare(r, c, date, unsigned, hexHash(nil))
 }
 
-// claims checks all but the signature itself, and returns the request's date.
-func (v verifier) claims(c claim) (time.Time, error) {
+// checkFields checks all but the signature itself, and returns the request's date.
+func (v verifier) checkFields(c signatureFields) (time.Time, error) {
 	date, err := time.Parse(dateFormat, c.date)
 	if err != nil || c.signature == "" {
 		return time.Time{}, errUnsigned
@@ -144,7 +144,7 @@ func (v verifier) claims(c claim) (time.Time, error) {
 	return date, nil
 }
 
-func (v verifier) compare(r *http.Request, c claim, date time.Time, query, bodyHash string) error {
+func (v verifier) compare(r *http.Request, c signatureFields, date time.Time, query, bodyHash string) error {
 	names := strings.Split(c.signedHeaders, ";")
 	if !slices.IsSorted(names) || !slices.Contains(names, "host") {
 		return fmt.Errorf("%w: SignedHeaders", errUnsigned)
@@ -191,7 +191,7 @@ func (v verifier) compare(r *http.Request, c claim, date time.Time, query, bodyH
 	if !hmac.Equal([]byte(hex.EncodeToString(key)), []byte(c.signature)) {
 		return errMismatch
 	}
-	// What is signed with a dead key was signed well.
+	// An expired token is reported only for a correct signature.
 	if v.creds.Expired {
 		return errRenew
 	}
@@ -203,7 +203,7 @@ func hexHash(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// canonicalPath encodes the path once more, as every service but S3 wants it.
+// canonicalPath encodes the path a second time, as every service but S3 requires.
 func canonicalPath(u *url.URL) string {
 	path := u.EscapedPath()
 	if path == "" {
@@ -247,7 +247,7 @@ func canonicalQuery(raw string, without ...string) (string, error) {
 	return strings.Join(encoded, "&"), nil
 }
 
-// encode is AWS's UriEncode: all but RFC 3986's unreserved characters.
+// encode is AWS's UriEncode: it encodes all but RFC 3986's unreserved characters.
 func encode(s string) string {
 	const unreserved = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~"
 	var b strings.Builder
@@ -261,7 +261,7 @@ func encode(s string) string {
 	return b.String()
 }
 
-// verifier returns what a service's requests are checked against now.
+// verifier returns the values that a service's requests are checked against now.
 func (s *Server) verifier(service string) verifier {
 	s.mu.Lock()
 	defer s.mu.Unlock()

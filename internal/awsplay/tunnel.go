@@ -15,23 +15,22 @@ import (
 	"github.com/coder/websocket"
 )
 
-// dialTime is how long an instance may take to answer an endpoint.
+// dialTime is how long an endpoint waits for an instance's answer.
 const dialTime = 5 * time.Second
 
-// tunnel is an open tunnel.
 type tunnel struct {
 	endpoint string
 	wire     *wire
 }
 
-// tellTunnel is a refused handshake.
+// tellTunnel answers a handshake with a denial.
 func tellTunnel(w http.ResponseWriter, d denial) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(d.status)
 	_ = json.NewEncoder(w).Encode(map[string]string{"ErrorCode": d.code, "Message": d.message}) // the client may have left
 }
 
-// serveTunnel checks a request, and carries its tunnel until it ends.
+// serveTunnel checks a request, and carries its tunnel until the tunnel's end.
 func (s *Server) serveTunnel(w http.ResponseWriter, r *http.Request) {
 	f, failing := s.begin(OpenTunnel)
 	if failing && s.answer(w, r, f, tellTunnel) {
@@ -68,8 +67,8 @@ func (s *Server) serveTunnel(w http.ResponseWriter, r *http.Request) {
 	s.carry(ws, under, target)
 }
 
-// admit checks the parameters of a tunnel and takes one of its endpoint's
-// places. Whoever gets in calls leave, then wg.Done.
+// admit checks a tunnel's parameters and counts the tunnel as its endpoint's. Unless denied, the caller calls leave,
+// then wg.Done.
 func (s *Server) admit(r *http.Request, t *tunnel) (target string, life time.Duration, _ *denial) {
 	invalid := func(what string) (string, time.Duration, *denial) {
 		return "", 0, &denial{http.StatusBadRequest, "InvalidParameter", "The parameter " + what + " is not valid."}
@@ -133,7 +132,7 @@ func (s *Server) leave(t *tunnel) {
 	delete(s.tunnels, t)
 }
 
-// carry copies both ways until either side ends.
+// carry copies bytes in both directions until either side ends.
 func (s *Server) carry(ws *websocket.Conn, under *wire, target string) {
 	ctx, cancel := context.WithTimeout(context.Background(), dialTime)
 	defer cancel()
@@ -158,7 +157,7 @@ func (s *Server) carry(ws *websocket.Conn, under *wire, target string) {
 	<-out
 }
 
-// copyOut copies what the instance writes, and cuts the tunnel when told to.
+// copyOut copies the instance's bytes to the client, and cuts the tunnel after cutAfter bytes.
 func (s *Server) copyOut(client io.Writer, instance io.Reader, under *wire) {
 	buf := make([]byte, 32<<10)
 	var sent int64
@@ -183,7 +182,7 @@ func (s *Server) copyOut(client io.Writer, instance io.Reader, under *wire) {
 	}
 }
 
-// Tunnels is how many are open.
+// Tunnels returns the number of open tunnels.
 func (s *Server) Tunnels() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -193,16 +192,14 @@ func (s *Server) Tunnels() int {
 // Cut resets all open tunnels.
 func (s *Server) Cut() { s.each((*wire).cut) }
 
-// CutAfter resets each tunnel as soon as so many bytes came out of it; 0 is
-// never.
+// CutAfter resets each tunnel once its client has got so many bytes; 0: never.
 func (s *Server) CutAfter(bytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cutAfter = bytes
 }
 
-// Stall silences all open tunnels for good: nothing is read from them nor
-// written, not even a close.
+// Stall silences all open tunnels for good: the server neither reads nor writes, not even a close.
 func (s *Server) Stall() { s.each((*wire).stall) }
 
 func (s *Server) each(f func(*wire)) {

@@ -38,7 +38,7 @@ func (w *wire) Write(p []byte) (int, error) {
 	return w.Conn.Write(p)
 }
 
-// held keeps whoever uses a stalled connection until its end.
+// held reports whether the connection is stalled, after it has waited for the end of a stalled one.
 func (w *wire) held() bool {
 	select {
 	case <-w.stalled:
@@ -56,7 +56,7 @@ func (w *wire) Close() error {
 
 func (w *wire) stall() { w.stallOnce.Do(func() { close(w.stalled) }) }
 
-// cut resets the connection: the peer gets no word of the end.
+// cut resets the connection, without a TLS or WebSocket close.
 func (w *wire) cut() {
 	if tcp, ok := w.Conn.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0)

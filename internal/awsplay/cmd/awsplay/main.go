@@ -1,8 +1,8 @@
-// Command awsplay starts the played AWS by hand:
+// Command awsplay runs the played AWS, for trials by hand:
 //
 //	go run ./internal/awsplay/cmd/awsplay --instance i-0123456789abcdef0=10.0.0.5=127.0.0.1:22
 //
-// It prints what to put into a gateway's environment and into /etc/hosts.
+// It prints the settings for a gateway's environment, /etc/hosts and sshd.
 package main
 
 import (
