@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
+	"time"
 
 	_ "github.com/lib/pq" // the driver that the store uses
 )
@@ -28,6 +29,7 @@ type Postgres struct {
 
 	service
 	databases int // guarded by the service's lock
+	password  string
 }
 
 // StartPostgres starts a cluster for this test; it is stopped and removed when the test ends.
@@ -70,6 +72,50 @@ func (p *Postgres) NewDatabase(tb testing.TB) string {
 	return u.String()
 }
 
+// StartStandby starts a hot standby of the cluster, which follows it asynchronously. It is stopped and removed when the
+// test ends.
+func (p *Postgres) StartStandby(tb testing.TB) *Postgres {
+	tb.Helper()
+	standby, err := p.newStandby()
+	check(tb, err)
+	tb.Cleanup(func() {
+		if err := standby.remove(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return standby
+}
+
+// Promote has a standby take over: it follows nobody any more, and takes writes.
+func (p *Postgres) Promote(tb testing.TB) {
+	tb.Helper()
+	if err := p.exec(tb.Context(), "SELECT pg_promote()"); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// Crash kills one of the server's processes, which makes it start anew from what it has on disk, and waits until it
+// answers. It goes on to have the time of its first start.
+func (p *Postgres) Crash(tb testing.TB) {
+	tb.Helper()
+	db, err := sql.Open("postgres", p.URL)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer func() { _ = db.Close() }() // its connection is dead
+	var pid int
+	if err := db.QueryRowContext(tb.Context(), "SELECT pg_backend_pid()").Scan(&pid); err != nil {
+		tb.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		tb.Fatal(err)
+	}
+	var count int
+	for db.QueryRowContext(tb.Context(), "SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pid).Scan(&count) != nil || count > 0 {
+		time.Sleep(pollInterval)
+	}
+}
+
 func newPostgres() (_ *Postgres, err error) {
 	initdb, server, err := postgresBinaries()
 	if err != nil {
@@ -78,11 +124,7 @@ func newPostgres() (_ *Postgres, err error) {
 	if testing.Short() {
 		return nil, errShort
 	}
-	credential, err := postgresCredential()
-	if err != nil {
-		return nil, err
-	}
-	dir, err := newDir()
+	credential, dir, err := postgresDir()
 	if err != nil {
 		return nil, err
 	}
@@ -99,10 +141,8 @@ func newPostgres() (_ *Postgres, err error) {
 		return nil, fmt.Errorf("writing the password: %w", err)
 	}
 	if credential != nil {
-		for _, path := range []string{dir.path, passwordFile} {
-			if err := os.Chown(path, int(credential.Uid), int(credential.Gid)); err != nil {
-				return nil, fmt.Errorf("giving the directory to the account postgres: %w", err)
-			}
+		if err := os.Chown(passwordFile, int(credential.Uid), int(credential.Gid)); err != nil {
+			return nil, fmt.Errorf("giving the password to the account postgres: %w", err)
 		}
 	}
 	data := filepath.Join(dir.path, "data")
@@ -114,11 +154,50 @@ func newPostgres() (_ *Postgres, err error) {
 		return nil, fmt.Errorf("running initdb: %w\n%s", err, out)
 	}
 
+	return startPostgres(server, data, password, dir, credential)
+}
+
+func (p *Postgres) newStandby() (_ *Postgres, err error) {
+	credential, dir, err := postgresDir()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, dir.remove())
+		}
+	}()
+	server, data := p.daemon.argv[0], filepath.Join(dir.path, "data")
+	cmd := exec.Command(filepath.Join(filepath.Dir(server), "pg_basebackup"), "--dbname="+p.URL, "--pgdata="+data,
+		"--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+	cmd.Dir = dir.path
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, Pdeathsig: syscall.SIGKILL}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("running pg_basebackup: %w\n%s", err, out)
+	}
+	return startPostgres(server, data, p.password, dir, credential)
+}
+
+// postgresDir makes a directory of the account that runs servers.
+func postgresDir() (*syscall.Credential, *dir, error) {
+	credential, err := postgresCredential()
+	if err != nil {
+		return nil, nil, err
+	}
+	dir, err := newDir()
+	if err != nil || credential == nil {
+		return credential, dir, err
+	}
+	if err := os.Chown(dir.path, int(credential.Uid), int(credential.Gid)); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("giving the directory to the account postgres: %w", err), dir.remove())
+	}
+	return credential, dir, nil
+}
+
+func startPostgres(server, data, password string, dir *dir, credential *syscall.Credential) (p *Postgres, err error) {
 	// The port is free when it is asked for, and could be taken before the server has it: then another.
 	for range 3 {
-		var p *Postgres
-		p, err = startPostgresOn(server, data, password, dir, credential)
-		if err == nil {
+		if p, err = startPostgresOn(server, data, password, dir, credential); err == nil {
 			return p, nil
 		}
 	}
@@ -131,6 +210,7 @@ func startPostgresOn(server, data, password string, dir *dir, credential *syscal
 		return nil, err
 	}
 	p := &Postgres{
+		password: password,
 		URL: (&url.URL{
 			Scheme:   "postgres",
 			User:     url.UserPassword("postgres", password),

@@ -10,7 +10,7 @@ import (
 const closeAbandonedSQL = `UPDATE termgw.sessions SET ended_at = now(), end_reason = $1
 WHERE id IN (
   SELECT id FROM termgw.sessions
-  WHERE ended_at IS NULL
+  WHERE $4 = ` + serverSQL + ` AND ended_at IS NULL
     AND (last_seen_at < now() - make_interval(secs => CASE WHEN instance_id = '' THEN $2::float8 ELSE $3::float8 END)
       OR last_seen_at > now() + interval '1 day')
   LIMIT 5000 FOR UPDATE SKIP LOCKED)`
@@ -19,9 +19,10 @@ WHERE id IN (
 // time, those on an instance after another. last_seen_at stays what it was. With ReasonLost a row is live again if its
 // replica was only paused. Like Abandoned it does nothing until this process's own heartbeats are steady.
 func (p *Postgres) CloseAbandoned(ctx context.Context, reason string, local, remote time.Duration) error {
-	if !p.steady.lasts(p.now()) {
+	server, ok := p.steady.lasts(p.now())
+	if !ok {
 		return nil
 	}
 	return unavailable("closing abandoned sessions",
-		p.one(ctx, closeAbandonedSQL, []any{text(reason), local.Seconds(), remote.Seconds()}))
+		p.one(ctx, closeAbandonedSQL, []any{text(reason), local.Seconds(), remote.Seconds(), server}))
 }

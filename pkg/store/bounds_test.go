@@ -350,7 +350,7 @@ func TestRowsFromBeforeBounds(t *testing.T) {
 	}
 	// A replica of before holds odd sessions of its own.
 	for i := range oddTimes {
-		e := p.sessions.begin(claims("t", "w"), Session{ID: fmt.Sprintf("odd-%d-0", i), Replica: "gw-old"})
+		e := p.sessions.begin(claims("t", "w"), Session{ID: fmt.Sprintf("odd-%d-0", i), Replica: "gw-old"}, time.Now())
 		p.sessions.open(e, time.Now())
 	}
 	if err := p.Heartbeat(t.Context(), "gw-old"); err != nil {

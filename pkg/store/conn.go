@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/url"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -250,10 +251,12 @@ func (c *conn) Close() error {
 // may be the password or a part of it, so hardly any is passed on. It also returns the URL as it was read: without white
 // space around it, for a secret that was made from a file ends in a newline, and with several hosts as lib/pq takes them.
 func parseURL(given string) (dsn string, cfg pq.Config, err error) {
-	if dsn = spellHosts(strings.TrimSpace(given)); dsn == "" {
+	if dsn = strings.TrimSpace(given); dsn == "" {
 		return "", pq.Config{}, errors.New("database URL: it is empty")
 	}
-	cfg, err = pq.NewConfig(dsn)
+	if dsn, err = spellHosts(dsn); err == nil {
+		cfg, err = pq.NewConfig(dsn)
+	}
 	switch {
 	case err != nil && strings.HasPrefix(err.Error(), "pq: wrong value for "):
 		return "", pq.Config{}, fmt.Errorf("database URL: %s", strings.TrimPrefix(err.Error(), "pq: "))
@@ -268,11 +271,11 @@ func parseURL(given string) (dsn string, cfg pq.Config, err error) {
 }
 
 // spellHosts writes the hosts of a URL as psql takes it, h1:5432,h2:5433 or a socket's %2Fpath, as the parameters host and
-// port, which net/url does not refuse. What else is wrong stays for lib/pq to find.
-func spellHosts(dsn string) string {
+// port, which net/url does not refuse.
+func spellHosts(dsn string) (string, error) {
 	scheme, rest, ok := strings.Cut(dsn, "://")
 	if !ok || scheme != "postgres" && scheme != "postgresql" {
-		return dsn
+		return dsn, nil
 	}
 	end := strings.IndexAny(rest, "/?#")
 	if end < 0 {
@@ -280,24 +283,28 @@ func spellHosts(dsn string) string {
 	}
 	at := strings.LastIndexByte(rest[:end], '@') + 1
 	if !strings.ContainsAny(rest[at:end], ",%") {
-		return dsn
+		return dsn, nil
 	}
 	var hosts, ports []string
 	for authority := range strings.SplitSeq(rest[at:end], ",") {
-		u := url.URL{Host: authority}
-		host, err := url.PathUnescape(u.Hostname())
-		if err != nil {
-			return dsn
+		host, port := authority, "5432"
+		if i := strings.LastIndexByte(authority, ':'); i > strings.LastIndexByte(authority, ']') {
+			host, port = authority[:i], cmp.Or(authority[i+1:], port)
 		}
-		hosts, ports = append(hosts, host), append(ports, cmp.Or(u.Port(), "5432"))
+		host, err := url.PathUnescape(strings.Trim(host, "[]"))
+		_, portErr := strconv.ParseUint(port, 10, 16)
+		if err := errors.Join(err, portErr); err != nil {
+			return "", err
+		}
+		hosts, ports = append(hosts, host), append(ports, port)
 	}
 	u, err := url.Parse(scheme + "://" + rest[:at] + rest[end:])
 	if err != nil {
-		return dsn
+		return "", err
 	}
 	q := u.Query()
 	q.Set("host", strings.Join(hosts, ","))
 	q.Set("port", strings.Join(ports, ","))
 	u.RawQuery = q.Encode()
-	return u.String()
+	return u.String(), nil
 }

@@ -36,12 +36,14 @@ type Abandoned struct {
 const heartbeatSQL = `WITH s AS (
   UPDATE termgw.sessions SET last_seen_at = now(), ended_at = NULL, end_reason = NULL
   WHERE id = ANY ($2) AND replica = $1 AND (ended_at IS NULL OR end_reason = '` + ReasonLost + `')
+), t AS (
+  UPDATE termgw.tunnels SET renewed_at = now() WHERE id = ANY ($3) AND replica = $1
 )
-UPDATE termgw.tunnels SET renewed_at = now() WHERE id = ANY ($3) AND replica = $1`
+SELECT ` + serverSQL
 
 // A session of another engine's host would be listed again and again, until it is too old to look for.
 const abandonedSQL = `SELECT id, workspace_id FROM termgw.sessions
-WHERE ended_at IS NULL AND instance_id = '' AND workspace_id <> ALL (COALESCE($3::text[], '{}'))
+WHERE $4 = ` + serverSQL + ` AND ended_at IS NULL AND instance_id = '' AND workspace_id <> ALL (COALESCE($3::text[], '{}'))
   AND last_seen_at < now() - make_interval(secs => $1) AND last_seen_at > now() - make_interval(secs => $2)
 ORDER BY last_seen_at DESC LIMIT 1000`
 
@@ -52,7 +54,8 @@ SELECT COALESCE(NULLIF(rtrim(j->>'id', ' '), ''), $1::text), COALESCE(j->>'name'
 FROM found
 WHERE COALESCE(greatest(octet_length(j->>'name'), octet_length(j->>'instance_id'), octet_length(j->>'container')) <= 16384, true)`
 
-// steadiness knows since when this process has been in touch with the database without a break.
+// steadiness knows since when this process has been in touch with the database, with one run of one server (serverSQL), without
+// a break.
 //
 // After an outage every session looks silent until its replica's next heartbeat. So silence counts only if it was
 // possible to be heard: a process judges it by what itself went through meanwhile.
@@ -60,19 +63,27 @@ WHERE COALESCE(greatest(octet_length(j->>'name'), octet_length(j->>'instance_id'
 // While it is in touch, who was not heard for deadAfter is dead. From a break on it goes by what it knew before: whoever
 // counted at the last heartbeat that it could judge by (sure) counts until it can judge again, however long the outage was,
 // and who was dead then stays dead. A process that has just started knows nothing of before: it allows for an outage of
-// some minutes that has only just ended. After a longer one it may count too few, until the others' next heartbeats.
+// some minutes that has only just ended. After a longer one it may count too few, until the others' next heartbeats. So it
+// does at a server that it has not met: a standby that was promoted may be minutes behind, and have another clock.
 type steadiness struct {
 	deadAfter time.Duration
 
 	mu          sync.Mutex
 	since, last time.Time // zero: not in touch
 	sure        time.Time
+	server      string // of the last heartbeat; empty: none was heard
 }
 
 // note takes down a heartbeat; a long time between two is a break, too, for the process may have been stopped.
-func (s *steadiness) note(ok bool, now time.Time) {
+func (s *steadiness) note(server string, ok bool, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if ok && server != s.server {
+		if s.server != "" && s.sure.After(now.Add(-outageAtStart)) {
+			s.sure = now.Add(-outageAtStart)
+		}
+		s.server, s.last = server, time.Time{}
+	}
 	switch {
 	case !ok:
 		s.since, s.last = time.Time{}, time.Time{}
@@ -86,35 +97,40 @@ func (s *steadiness) note(ok bool, now time.Time) {
 	}
 }
 
-// lasts tells whether there was no break for deadAfter, and is none now.
-func (s *steadiness) lasts(now time.Time) bool {
+// lasts tells whether there was no break for deadAfter, and is none now, and of which server that holds.
+func (s *steadiness) lasts(now time.Time) (server string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.steadyAt(now)
+	return s.server, s.steadyAt(now)
 }
 
 func (s *steadiness) steadyAt(now time.Time) bool {
 	return !s.last.IsZero() && now.Sub(s.last) <= s.deadAfter && now.Sub(s.since) >= s.deadAfter
 }
 
-// silence is after how long a session or tunnel that nobody notes as live stops counting, as far as this process can tell.
-func (s *steadiness) silence(now time.Time) time.Duration {
+// silence is after how long a session or tunnel that nobody notes as live stops counting, as far as this process can tell, in
+// seconds, and by which server.
+func (s *steadiness) silence(now time.Time) (seconds float64, server string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.steadyAt(now) {
-		return s.deadAfter
+		return s.deadAfter.Seconds(), s.server
 	}
-	return now.Sub(s.sure) + s.deadAfter
+	return (now.Sub(s.sure) + s.deadAfter).Seconds(), s.server
 }
 
-// silence is the same in seconds, at this moment, for a statement.
-func (p *Postgres) silence() float64 { return p.steady.silence(p.now()).Seconds() }
+// silence is the same at this moment, whatever the server.
+func (p *Postgres) silence() float64 {
+	seconds, _ := p.steady.silence(p.now())
+	return seconds
+}
 
 // Heartbeat notes that this process's sessions and tunnels are live, those under the given replica's name. Call it every
 // third of DeadAfter, from the start on, and soon again after a failure.
 func (p *Postgres) Heartbeat(ctx context.Context, replica string) error {
-	err := p.one(ctx, heartbeatSQL, []any{text(replica), pq.Array(p.sessions.ids()), pq.Array(p.leases.ids())})
-	p.steady.note(err == nil, p.now())
+	var server string
+	err := p.one(ctx, heartbeatSQL, []any{text(replica), pq.Array(p.sessions.ids()), pq.Array(p.leases.ids())}, &server)
+	p.steady.note(server, err == nil, p.now())
 	return unavailable("noting that sessions are live", err)
 }
 
@@ -123,11 +139,12 @@ func (p *Postgres) Heartbeat(ctx context.Context, replica string) error {
 // without a break it lists nothing: the database may have been away for others, too.
 func (p *Postgres) Abandoned(ctx context.Context, silence time.Duration, leaveOut []string) ([]Abandoned, error) {
 	const op = "looking for abandoned sessions"
-	if !p.steady.lasts(p.now()) {
+	server, ok := p.steady.lasts(p.now())
+	if !ok {
 		return nil, nil
 	}
 	var list []Abandoned
-	err := p.each(ctx, abandonedSQL, []any{silence.Seconds(), forgotten.Seconds(), pq.Array(leaveOut)}, func(rows *sql.Rows) error {
+	err := p.each(ctx, abandonedSQL, []any{silence.Seconds(), forgotten.Seconds(), pq.Array(leaveOut), server}, func(rows *sql.Rows) error {
 		var a Abandoned
 		err := rows.Scan(&a.SessionID, &a.Workspace.ID)
 		list = append(list, a)

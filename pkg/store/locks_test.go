@@ -131,7 +131,7 @@ func TestBadRowStopsNoClosing(t *testing.T) {
 
 	for i := range oddTimes {
 		for _, id := range []string{fmt.Sprint("own-", i), fmt.Sprint("ends-", i)} {
-			e := p.sessions.begin(claims("t", "w"), Session{ID: id, Replica: "gw-dead"})
+			e := p.sessions.begin(claims("t", "w"), Session{ID: id, Replica: "gw-dead"}, time.Now())
 			p.sessions.open(e, time.Now())
 		}
 		if err := p.Finish(t.Context(), fmt.Sprint("ends-", i), End{Reason: "exit"}); err != nil {

@@ -38,7 +38,7 @@ type PostgresConfig struct {
 	// DeadAfter is how long a replica may be silent before its sessions and tunnels stop counting. Default:
 	// DefaultDeadAfter.
 	DeadAfter time.Duration
-	// Now is the clock, used for durations only. Default: time.Now.
+	// Now is the clock, used for durations, and to delete nothing of what it says is not old yet. Default: time.Now.
 	Now func() time.Time
 	// Logger is told of orders that Watch cannot read or compare, and of a workspace query without an id. Default: none is told.
 	Logger *slog.Logger
@@ -167,14 +167,15 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 		over                                        string
 		started                                     time.Time
 		id, attempt                                 = claims.WorkspaceID, rand.Text()
+		silence, server                             = p.steady.silence(p.now())
 		issuer, jti, subject, session, replica, src = text(claims.Issuer), text(claims.ID), text(claims.Subject),
 			text(s.ID), text(s.Replica), text(s.ClientAddr)
 	)
-	e := p.sessions.begin(claims, s)
+	e := p.sessions.begin(claims, s, p.now())
 	defer p.sessions.drop(e)
 	err := p.one(ctx, p.redeem, []any{
 		id, issuer, jti, attempt, claims.Expires, id, claims.IssuedAt, subject, session, string(claims.Mode), replica, src,
-		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), p.silence(),
+		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), silence, server,
 	}, &complete, new(any), &spent, &rows, &fits, &revoked, &over, &opened, &started,
 		&w.ID, &w.Name, &w.InstanceID, &w.Container, &w.Region, &w.OSUser, &w.HostKey, &w.RemoteTarget)
 	switch {
@@ -220,7 +221,7 @@ func (p *Postgres) Ping(ctx context.Context) error {
 	var complete, identified bool
 	err := p.query(ctx, p.ping, []any{
 		nil, "", "", "", time.Time{}, "", time.Time{}, "", "", "", "", "",
-		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), p.silence(),
+		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), 0.0, "",
 	}, func(rows *sql.Rows) error {
 		columns, err := rows.Columns()
 		if err != nil {
@@ -253,7 +254,7 @@ func (p *Postgres) Purge(ctx context.Context) error {
 	for {
 		var most int64
 		err := p.one(ctx, purgeSQL, []any{
-			spentMargin.Seconds(), auditTime.Seconds(), int64(purgeBatch), forgotten.Seconds(),
+			spentMargin.Seconds(), auditTime.Seconds(), int64(purgeBatch), forgotten.Seconds(), p.now(),
 		}, &most)
 		if err != nil {
 			return unavailable("purging old rows", err)

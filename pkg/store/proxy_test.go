@@ -15,7 +15,6 @@ import (
 type proxy struct {
 	t        *testing.T
 	listener net.Listener
-	target   string
 	wg       sync.WaitGroup
 
 	syncs    atomic.Int64 // Sync messages: each asks for an answer, so each is a round trip
@@ -23,8 +22,9 @@ type proxy struct {
 	silent   atomic.Bool  // what the server says is lost
 	cuts     atomic.Int64 // how many of the next answers end the connection instead
 
-	mu    sync.Mutex
-	conns []net.Conn
+	mu     sync.Mutex
+	target string // empty: nobody answers
+	conns  []net.Conn
 }
 
 // startProxy returns a proxy and the URL that leads through it.
@@ -55,7 +55,10 @@ func (p *proxy) accept() {
 		if err != nil {
 			return
 		}
-		server, err := net.Dial("tcp", p.target)
+		p.mu.Lock()
+		target := p.target
+		p.mu.Unlock()
+		server, err := net.Dial("tcp", target)
 		if err != nil {
 			_ = client.Close()
 			continue
@@ -66,6 +69,25 @@ func (p *proxy) accept() {
 		p.wg.Go(func() { p.requests(server, client); _ = server.Close() })
 		p.wg.Go(func() { p.answers(client, server); _ = client.Close() })
 	}
+}
+
+// lead has new connections lead to the server of a URL, or nowhere, and cuts the others.
+func (p *proxy) lead(dsn string) {
+	p.t.Helper()
+	p.leadNew(dsn)
+	p.closeAll()
+}
+
+// leadNew is lead for new connections alone.
+func (p *proxy) leadNew(dsn string) {
+	p.t.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = u.Host
 }
 
 func (p *proxy) closeAll() {

@@ -64,7 +64,7 @@ const redeemSQL = `found AS (
   FROM found, own
 ), judged AS (
   SELECT verdict.*, CASE WHEN first AND n = 1 AND complete AND fits AND NOT revoked AND ($13::integer > 0 OR $14::integer > 0)
-    THEN termgw.over_limit($9::text, id, $8::text, $13::integer, $14::integer, $15::double precision) END AS over
+    THEN termgw.over_limit($9::text, id, $8::text, $13::integer, $14::integer, $15::double precision + ` + strangeSQL + `) END AS over
   FROM verdict
 ), opened AS (
   INSERT INTO termgw.sessions AS s (id, workspace_id, subject, issuer, jti, mode, instance_id, replica, client_addr)
@@ -77,6 +77,10 @@ SELECT complete, COALESCE(j ? 'id', true), first, n, fits, revoked, COALESCE(ove
   COALESCE(j->>'name', ''), COALESCE(j->>'instance_id', ''), COALESCE(j->>'container', ''), COALESCE(j->>'region', ''),
   COALESCE(j->>'os_user', ''), COALESCE(j->>'host_key', ''), COALESCE(j->>'remote_target', '')
 FROM judged`
+
+// strangeSQL is how many seconds more a session or tunnel may be silent where the server is not the one, $16, that the last
+// heartbeat reached: a standby that was promoted has the times of the old primary, of minutes ago, and its own clock.
+const strangeSQL = `CASE WHEN $16::text IN ('', ` + serverSQL + `) THEN 0 ELSE 300 END`
 
 // foundSQL and probeSQL are the first part of redeemSQL: the rows, two at most, and how many; or one whose columns are all
 // null, of no row and of the tables that only other statements use.
@@ -102,21 +106,24 @@ SELECT COALESCE((SELECT NULLIF(rtrim(id, ' '), '') FROM w), (
   ), termgw.normal_id($1::text, pg_typeof($1)::text)), EXISTS (SELECT FROM w)`
 
 // purgeSQL deletes one batch of each table if this replica gets the lock (0005_locks.sql), which ends with the statement. Batches, because
-// a backlog (a gateway that was away for a month) must not run into the statement's deadline every time anew.
+// a backlog (a gateway that was away for a month) must not run into the statement's deadline every time anew. The earlier of two
+// clocks decides, the database's and the gateway's ($5): a server that has taken over with a wrong one deletes nothing too soon.
 const purgeSQL = `WITH lock AS MATERIALIZED (
   SELECT true AS held FROM termgw.locks WHERE slot = -1 FOR UPDATE SKIP LOCKED
+), clock AS MATERIALIZED (
+  SELECT least(now(), $5::timestamptz) AS t
 ), t AS (
   DELETE FROM termgw.spent_tickets WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
-    SELECT ctid FROM termgw.spent_tickets WHERE expires_at < now() - make_interval(secs => $1) LIMIT $3)) RETURNING 1
+    SELECT ctid FROM termgw.spent_tickets WHERE expires_at < (SELECT t FROM clock) - make_interval(secs => $1) LIMIT $3)) RETURNING 1
 ), s AS (
   DELETE FROM termgw.sessions WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
-    SELECT ctid FROM termgw.sessions WHERE started_at < now() - make_interval(secs => $2) LIMIT $3)) RETURNING 1
+    SELECT ctid FROM termgw.sessions WHERE started_at < (SELECT t FROM clock) - make_interval(secs => $2) LIMIT $3)) RETURNING 1
 ), r AS (
   DELETE FROM termgw.revocations WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
-    SELECT ctid FROM termgw.revocations WHERE created_at < now() - make_interval(secs => $2) LIMIT $3)) RETURNING 1
+    SELECT ctid FROM termgw.revocations WHERE created_at < (SELECT t FROM clock) - make_interval(secs => $2) LIMIT $3)) RETURNING 1
 ), u AS (
   DELETE FROM termgw.tunnels WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
-    SELECT ctid FROM termgw.tunnels WHERE renewed_at < now() - make_interval(secs => $4) LIMIT $3)) RETURNING 1
+    SELECT ctid FROM termgw.tunnels WHERE renewed_at < (SELECT t FROM clock) - make_interval(secs => $4) LIMIT $3)) RETURNING 1
 )
 SELECT greatest((SELECT count(*) FROM t), (SELECT count(*) FROM s), (SELECT count(*) FROM r), (SELECT count(*) FROM u))`
 

@@ -23,6 +23,7 @@ type entry struct {
 	Record                 // WorkspaceID is the one presented until place is called
 	presented string       // the workspace's id in the ticket
 	issued    time.Time    // the ticket
+	begun     time.Time    // the redemption, by this process's clock
 	orders    []Revocation // that came while it was pending
 	cut       bool         // an order covers it, and it was told
 }
@@ -32,8 +33,8 @@ func newRegistry() *registry {
 }
 
 // begin enters a session that is about to be redeemed. The caller owes open or drop.
-func (r *registry) begin(claims ticket.Claims, s Session) *entry {
-	e := &entry{presented: claims.WorkspaceID, issued: claims.IssuedAt, Record: Record{
+func (r *registry) begin(claims ticket.Claims, s Session, now time.Time) *entry {
+	e := &entry{presented: claims.WorkspaceID, issued: claims.IssuedAt, begun: now, Record: Record{
 		ID: s.ID, WorkspaceID: claims.WorkspaceID, Subject: text(claims.Subject), Mode: claims.Mode,
 		Replica: text(s.Replica), ClientAddr: text(s.ClientAddr),
 	}}
@@ -103,8 +104,9 @@ func (r *registry) ids() []string {
 
 // coveredBy tells whether an order cuts the session: it names it, and the session is not newer than the order. Newer is a
 // session that was opened after the order, by the store's clock, with a ticket issued after it, by the platform's; so
-// an order that is delivered late, or again, spares who was let in since.
+// an order that is delivered late, or again, spares who was let in since. The session's time may be another server's than the
+// order's, though, which has taken over since: who was there before the order by this process's clock is cut, whatever they say.
 func (e *entry) coveredBy(o Revocation) bool {
 	return o.names(e.Record, e.presented) &&
-		(!e.Started.After(o.CreatedAt) || !e.issued.After(o.CreatedAt))
+		(!e.Started.After(o.CreatedAt) || !e.issued.After(o.CreatedAt) || e.begun.Before(o.given))
 }

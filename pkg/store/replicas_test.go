@@ -225,7 +225,7 @@ func TestLongDeadStaysDead(t *testing.T) {
 	expect(p, "the outage lasted", true)
 
 	steadily(t, p, &c, "gw-1", time.Minute)
-	p.steady.note(false, c.now())
+	p.steady.note("", false, c.now())
 	heard(25 * time.Second)
 	expect(p, "a beat failed, and theirs may too", true)
 	heard(10 * time.Minute)

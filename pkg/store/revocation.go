@@ -16,6 +16,8 @@ type Revocation struct {
 	CreatedAt time.Time // likewise
 	// Age is how old the order was when Watch read it, by the clock of CreatedAt, which need not be this machine's.
 	Age time.Duration
+	// given is when the order was given by this process's clock, or a little earlier.
+	given time.Time
 
 	// WorkspaceID is a workspace's id as its row has it, or in another spelling by which the row is found.
 	WorkspaceID, Subject, SessionID, InstanceID string

@@ -4,13 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"strings"
 	"sync"
 )
 
-const (
-	acquireSQL = `SELECT termgw.acquire_tunnel($1, $2, $3, $4, $5, $6)`
-	releaseSQL = `DELETE FROM termgw.tunnels WHERE id = $1`
-)
+const releaseSQL = `DELETE FROM termgw.tunnels WHERE id = $1`
+
+var acquireSQL = `SELECT termgw.acquire_tunnel($1, $2, $3, $4, $5, $6::double precision + ` + strings.Replace(strangeSQL, "$16", "$7", 1) + `)`
 
 // leases are the tunnels of this process.
 type leases struct {
@@ -47,8 +47,9 @@ func (p *Postgres) AcquireTunnel(ctx context.Context, endpoint, instanceID, repl
 	const op = "acquiring a tunnel"
 	lease = rand.Text()
 	var ok bool
+	silence, server := p.steady.silence(p.now())
 	err = p.one(ctx, acquireSQL, []any{
-		lease, text(endpoint), text(instanceID), text(replica), int64(limit), p.silence(),
+		lease, text(endpoint), text(instanceID), text(replica), int64(limit), silence, server,
 	}, &ok)
 	switch {
 	case err != nil: // if the place was taken all the same, nobody renews it

@@ -3,11 +3,13 @@ package store
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
 	"math"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,6 +23,8 @@ const (
 	watchPoll = 5 * time.Second
 	// watchRetry is how soon orders that could not be read are asked for again.
 	watchRetry = 500 * time.Millisecond
+	// watchDeaf is how long a notice to oneself may take, a little less than three of them.
+	watchDeaf = 2*watchPoll + watchPoll/2
 	// watchStale is when a connection that says nothing is given up, and orders that were not read are worth a warning.
 	watchStale      = 3 * watchPoll
 	reconnectAfter  = 100 * time.Millisecond
@@ -28,10 +32,17 @@ const (
 	ordersPage      = 1000
 )
 
-// snapshotSQL returns what is visible now, when the server started, and whether it has given out fewer transaction ids than
+// serverSQL is one run of one server, from its start or its recovery from a crash on: nothing that it has said of its
+// transactions holds for another. A crash keeps the start, but not the statistics; who resets those by hand has the orders read
+// once more.
+const serverSQL = `(SELECT concat_ws(' ', extract(epoch FROM pg_postmaster_start_time()), extract(epoch FROM stats_reset)) FROM pg_stat_bgwriter)`
+
+// snapshotSQL returns what is visible now, and what of that will always count as read: a standby does not know which of the
+// transactions since the oldest that runs run too. Then the server, and whether it has given out fewer transaction ids than
 // it had at an earlier snapshot, $1: then it is another cluster, restored from a dump or an older backup.
-const snapshotSQL = `SELECT pg_current_snapshot()::text, pg_postmaster_start_time()::text,
-  pg_snapshot_xmax(pg_current_snapshot()) < pg_snapshot_xmax($1::text::pg_snapshot)`
+const snapshotSQL = `SELECT now::text, CASE WHEN pg_is_in_recovery() THEN format('%s:%1$s:', pg_snapshot_xmin(now)) ELSE now::text END,
+  ` + serverSQL + `, pg_snapshot_xmax(now) < pg_snapshot_xmax($1::text::pg_snapshot)
+FROM pg_current_snapshot() AS now`
 
 // ordersSQL reads the orders that became visible between two snapshots, the newest first, in pages. Whatever is in a row,
 // this reads it: a time beyond the years that Go knows is the nearest that it knows, an age is at most thirty years, a note
@@ -64,15 +75,22 @@ const (
 	maxSpans = 16
 )
 
-var errNotYet = errors.New("not yet")
+var (
+	errNotYet = errors.New("not yet")
+	errDeaf   = errors.New("the database takes LISTEN, but what is listened for does not arrive: is a pooler in transaction mode before it?")
+)
 
+// watchHealth is what is known of the connection that listens, and of reading. That a notification arrives is known from those
+// of our own: a pooler, or a server that is no longer the one that is written to, takes a LISTEN too.
 type watchHealth struct {
 	since time.Time // the store's beginning
 
 	mu        sync.Mutex
 	connected bool
-	listening bool // the server took LISTEN once; the listener repeats it when it reconnects
 	listenErr error
+	asked     time.Time // when the first notice was sent that was not heard; zero: none
+	heard     bool      // one, since the connection was made
+	deaf      bool      // the last connection was, and no other has heard since
 	read      time.Time // when the orders were last read
 	readErr   error
 }
@@ -81,14 +99,36 @@ func (h *watchHealth) event(e pq.ListenerEventType, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.connected = e == pq.ListenerEventConnected || e == pq.ListenerEventReconnected
+	h.listenErr, h.asked, h.heard = err, time.Time{}, false
+}
+
+func (h *watchHealth) refused(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.listenErr = err
 }
 
-func (h *watchHealth) hasListened(err error) {
+// ask reports whether a notice is to be sent, and whether earlier ones are missing for so long that nothing arrives.
+func (h *watchHealth) ask(now time.Time) (send, deaf bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.listening = err == nil
-	h.listenErr = err
+	if !h.connected {
+		return false, false
+	}
+	if h.asked.IsZero() {
+		h.asked = now
+	}
+	if now.Sub(h.asked) < watchDeaf {
+		return true, false
+	}
+	h.heard, h.deaf = false, true
+	return false, true
+}
+
+func (h *watchHealth) hear() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.listenErr, h.asked, h.heard, h.deaf = nil, time.Time{}, true, false
 }
 
 // hasRead reports whether the outcome is another than the last one's.
@@ -110,13 +150,16 @@ func (h *watchHealth) reads() bool {
 	return h.readErr == nil
 }
 
-// Watching tells whether a connection listens: nil while orders arrive at once, else an ErrUnavailable that says what is
-// wrong. Orders that nobody notified of are read within five seconds all the same, as Reading tells.
+// Watching tells whether a connection listens and hears: nil while orders arrive at once, else an ErrUnavailable that says
+// what is wrong. Orders that nobody notified of are read within five seconds all the same, as Reading tells.
 func (p *Postgres) Watching() error {
 	h := &p.watch
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.connected || !h.listening {
+	if h.deaf {
+		return fmt.Errorf("listening for revocations: %w: %w", ErrUnavailable, errDeaf)
+	}
+	if !h.connected || !h.heard {
 		return fmt.Errorf("listening for revocations: %w: %w", ErrUnavailable, cmp.Or(h.listenErr, errNotYet))
 	}
 	return nil
@@ -151,15 +194,15 @@ func (p *Postgres) OrdersAge() time.Duration {
 // began count too. cut is called from one goroutine and must not block.
 //
 // It runs once per store, on a connection of its own, which a pooler in transaction mode would take away: then orders
-// arrive by polling, within five seconds.
+// arrive by polling, within five seconds, and Watching says so.
 func (p *Postgres) Watch(ctx context.Context, cut func(order Revocation, sessions []string)) error {
 	ctx, cancel := context.WithCancel(ctx)
-	listener := pq.NewDialListener(listenDialer{ctx, p.timeout}, p.url, reconnectAfter, reconnectAtMost, p.watch.event)
 	var (
-		keeper   sync.WaitGroup
-		listened = make(chan struct{}, 1)
+		keeper sync.WaitGroup
+		e      = ear{Postgres: p, dialer: &listenDialer{ctx: ctx, timeout: p.timeout}, self: "termgw_" + strings.ToLower(rand.Text()), listened: make(chan struct{}, 1), again: make(chan struct{}, 1)}
 	)
-	keeper.Go(func() { keepListening(ctx, listener, &p.watch, listened) })
+	listener := pq.NewDialListener(e.dialer, p.url, reconnectAfter, reconnectAtMost, e.event)
+	keeper.Go(func() { e.keep(ctx, listener) })
 	defer func() {
 		cancel() // ends the connection, so that nothing below waits for it
 		_ = listener.Close()
@@ -184,45 +227,94 @@ func (p *Postgres) Watch(ctx context.Context, cut func(order Revocation, session
 		if err != nil {
 			wait = watchRetry
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-listener.Notify:
-			drain(listener.Notify) // one read answers them all
-		case <-listened:
-		case <-time.After(wait):
+		timer := time.NewTimer(wait)
+		for due := false; !due; {
+			select {
+			case <-ctx.Done():
+				timer.Stop()
+				return nil
+			case n := <-listener.Notify:
+				due = e.drain(n, listener.Notify) // one read answers them all
+			case <-e.listened:
+				due = true
+			case <-timer.C:
+				due = true
+			}
 		}
+		timer.Stop()
 	}
 }
 
-func drain(notifications <-chan *pq.Notification) {
+// ear has a connection listen, and knows whether it hears.
+type ear struct {
+	*Postgres
+	dialer   *listenDialer
+	self     string        // the channel of notices to itself
+	listened chan struct{} // of capacity 1: orders may have come before
+	again    chan struct{} // of capacity 1: there is a new connection
+}
+
+func (e *ear) event(event pq.ListenerEventType, err error) {
+	e.watch.event(event, err)
+	select {
+	case e.again <- struct{}{}:
+	default:
+	}
+}
+
+// drain takes what was notified, and reports whether anything of it was an order's, or a new connection's (nil).
+func (e *ear) drain(n *pq.Notification, more <-chan *pq.Notification) (order bool) {
 	for {
+		if n != nil && n.Channel == e.self {
+			e.watch.hear()
+		} else {
+			order = true
+		}
 		select {
-		case <-notifications:
+		case n = <-more:
 		default:
-			return
+			return order
 		}
 	}
 }
 
-// keepListening has the connection listen, and asks it for a sign of life from then on. Both may wait for an answer, while
-// Watch has to go on reading notifications. That the connection broke is the listener's to find.
-func keepListening(ctx context.Context, l *pq.Listener, h *watchHealth, listened chan<- struct{}) {
-	listening := false
+// keep has the connection listen, sends notices to itself from then on, and asks for a sign of life. All may wait for an
+// answer, while Watch has to go on reading notifications. That the connection broke is the listener's to find; one on which
+// nothing can arrive is given up for another.
+func (e *ear) keep(ctx context.Context, l *pq.Listener) {
+	channels := []string{revocationChannel, e.self}
 	for {
-		if listening {
-			_ = l.Ping()
-		} else if err := l.Listen(revocationChannel); err == nil || errors.Is(err, pq.ErrChannelAlreadyOpen) {
-			listening = true
-			h.hasListened(nil)
-			listened <- struct{}{}
-		} else if ctx.Err() == nil { // the server refuses, for now: a standby, say
-			h.hasListened(err)
+		for len(channels) > 0 {
+			err := l.Listen(channels[0])
+			if err != nil && !errors.Is(err, pq.ErrChannelAlreadyOpen) {
+				if ctx.Err() == nil { // the server refuses, for now: a standby, say
+					e.watch.refused(err)
+					e.dialer.hangUp()
+				}
+				break
+			}
+			if channels = channels[1:]; len(channels) == 0 {
+				e.listened <- struct{}{}
+			}
+		}
+		var again <-chan struct{}
+		if len(channels) == 0 {
+			again = e.again
+			switch send, deaf := e.watch.ask(e.now()); {
+			case deaf:
+				e.dialer.hangUp()
+			case send:
+				_ = e.one(ctx, `SELECT pg_notify($1, '')`, []any{e.self}) // that it was not sent, is told by its absence
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return
+		case <-again:
 		case <-time.After(watchPoll):
+			if again != nil {
+				_ = l.Ping()
+			}
 		}
 	}
 }
@@ -233,7 +325,7 @@ type orderReader struct {
 	*Postgres
 	cut       func(order Revocation, sessions []string)
 	spellings *lookups
-	server    string // when it started
+	server    string // serverSQL
 	last      string // a snapshot: what is visible in it was read, or is in spans
 	spans     []span // the newest last
 }
@@ -283,10 +375,10 @@ func (r *orderReader) read(ctx context.Context) error {
 // look notes what is visible by now as the next to read.
 func (r *orderReader) look(ctx context.Context) error {
 	var (
-		now, server string
-		fewer       bool
+		now, last, server string
+		fewer             bool
 	)
-	if err := r.one(ctx, snapshotSQL, []any{r.last}, &now, &server, &fewer); err != nil {
+	if err := r.one(ctx, snapshotSQL, []any{r.last}, &now, &last, &server, &fewer); err != nil {
 		return err
 	}
 	switch n := len(r.spans); {
@@ -301,7 +393,7 @@ func (r *orderReader) look(ctx context.Context) error {
 	default:
 		r.spans = append(r.spans, newSpan(r.last, now))
 	}
-	r.server, r.last = server, now
+	r.server, r.last = server, last
 	return nil
 }
 
@@ -348,6 +440,7 @@ func (r *orderReader) page(ctx context.Context, s *span, size int) (int, error) 
 		fits bool // its names are there
 	}
 	var page []row
+	asked := r.now()
 	err := r.each(ctx, ordersSQL, []any{s.since, s.until, s.xid, s.id, int64(size)}, func(rows *sql.Rows) error {
 		var (
 			o                                                        row
@@ -356,6 +449,7 @@ func (r *orderReader) page(ctx context.Context, s *span, size int) (int, error) 
 		)
 		err := rows.Scan(&o.xid, &o.ID, &o.CreatedAt, &age, &o.fits, &workspace, &subject, &session, &instance, &rowID, &reason, &by)
 		o.Age = time.Duration(age * float64(time.Second))
+		o.given = asked.Add(-o.Age)
 		o.WorkspaceID, o.Subject, o.SessionID, o.InstanceID = workspace.String, subject.String, session.String, instance.String
 		o.RowID, o.Reason, o.By = rowID.String, reason.String, by.String
 		page = append(page, o)
@@ -393,24 +487,39 @@ func (r *orderReader) tellUnreadable(id int64, err error) {
 // as long as TCP does, and Close would wait for it.
 type listenDialer struct {
 	ctx     context.Context
-	timeout time.Duration
+	timeout time.Duration // of each host
+
+	mu   sync.Mutex
+	last net.Conn
 }
 
-func (d listenDialer) DialContext(_ context.Context, network, address string) (net.Conn, error) {
+func (d *listenDialer) DialContext(_ context.Context, network, address string) (net.Conn, error) {
 	nd := net.Dialer{Timeout: d.timeout}
 	nc, err := nd.DialContext(d.ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.last = nc
 	return &listenSocket{Conn: nc, forget: context.AfterFunc(d.ctx, func() { _ = nc.Close() })}, nil
 }
 
+// hangUp ends the connection, so that the listener makes another.
+func (d *listenDialer) hangUp() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.last != nil {
+		_ = d.last.Close()
+	}
+}
+
 // Dial and DialTimeout complete pq.Dialer; lib/pq prefers DialContext.
-func (d listenDialer) Dial(network, address string) (net.Conn, error) {
+func (d *listenDialer) Dial(network, address string) (net.Conn, error) {
 	return d.DialContext(d.ctx, network, address)
 }
 
-func (d listenDialer) DialTimeout(network, address string, _ time.Duration) (net.Conn, error) {
+func (d *listenDialer) DialTimeout(network, address string, _ time.Duration) (net.Conn, error) {
 	return d.DialContext(d.ctx, network, address)
 }
 

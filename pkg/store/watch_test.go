@@ -328,13 +328,15 @@ func TestOrderDuringRedemption(t *testing.T) {
 		{"another instance", now.Add(-time.Minute), now, Revocation{InstanceID: "i-2", CreatedAt: now.Add(time.Millisecond)}, true},
 		{"written before and committed after", now.Add(-time.Minute), now, Revocation{Subject: "ann", CreatedAt: now.Add(-time.Second)}, false},
 		{"a platform whose clock is ahead", now.Add(5 * time.Second), now, Revocation{Subject: "ann", CreatedAt: now.Add(time.Millisecond)}, false},
+		{"by another server, with a clock that is behind", now.Add(time.Hour), now.Add(time.Hour), Revocation{Subject: "ann", CreatedAt: now, given: now.Add(time.Millisecond)}, false},
+		{"newer than the order of another server", now.Add(time.Hour), now.Add(time.Hour), Revocation{Subject: "ann", CreatedAt: now, given: now.Add(-time.Millisecond)}, true},
 		{"newer than the order", now, now.Add(time.Millisecond), Revocation{Subject: "ann", CreatedAt: now.Add(-time.Millisecond)}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRegistry()
 			c := claims("t", "ws")
 			c.IssuedAt = tt.issued
-			e := r.begin(c, session("s"))
+			e := r.begin(c, session("s"), now)
 			if got := r.apply(tt.order); got != nil {
 				t.Errorf("cut %v, which is not open", got)
 			}
@@ -345,7 +347,7 @@ func TestOrderDuringRedemption(t *testing.T) {
 			r.close("s")
 
 			// The same once it is open.
-			e = r.begin(c, session("s"))
+			e = r.begin(c, session("s"), now)
 			e.place(Workspace{ID: "ws", InstanceID: "i-1"})
 			if !r.open(e, tt.started) {
 				t.Fatal("not opened")
