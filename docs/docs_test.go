@@ -63,7 +63,7 @@ func TestChecks(t *testing.T) {
 		{"links", "[there](security.md) [gone](nowhere.md)", "nowhere.md"},
 		{"links", "[there](#a-heading)\n\n# A *heading*\n\n[gone](#another)", "#another"},
 		{"links", "[there](security.md#a-ticket) [gone](security.md#a-biscuit)", "#a-biscuit"},
-		{"paths", "`pkg/store/query.go` `pkg/runner/ssh*.go` `cmd/termgw/nothing.go`", "cmd/termgw/nothing.go"},
+		{"paths", "`pkg/store/query.go` `pkg/runner/instance/ss*.go` `cmd/termgw/nothing.go`", "cmd/termgw/nothing.go"},
 		{"variables", "`TERMGW_EICE_OS_USER` TERMGW_TICKET TERMGW_TEST_REQUIRE TERMGW_EICE_USER", "TERMGW_EICE_USER"},
 		{"metrics", "`termgw_draining` `termgw_client_rtt_seconds_bucket` `termgw_drained`", "termgw_drained"},
 		{"schema", "`termgw.over_limit` `termgw.v1` termgw.sessions.\n`termgw.session`", "termgw.session"},

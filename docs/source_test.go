@@ -155,6 +155,10 @@ func (s *source) read(file *ast.File, types structs, isCommand bool) {
 			}
 		case *ast.CompositeLit:
 			s.readLiteral(file, n)
+		case *ast.CallExpr: // of a function that makes a runner.Failure of a step
+			if of, ok := n.Fun.(*ast.Ident); ok && (of.Name == "failed" || of.Name == "malformed") && stringOf(n.Args[0]) != "" {
+				s.details[stringOf(n.Args[0])] = true
+			}
 		case *ast.ValueSpec:
 			if of, ok := n.Type.(*ast.Ident); ok && of.Name == "Detail" && len(n.Values) == 1 {
 				s.details[stringOf(n.Values[0])] = true
@@ -164,11 +168,8 @@ func (s *source) read(file *ast.File, types structs, isCommand bool) {
 	})
 }
 
-// readLiteral takes a metric's options (Name), a code, or the step of a runner's Error.
+// readLiteral takes a metric's options (Name), a code, or the step of a runner.Failure.
 func (s *source) readLiteral(file *ast.File, literal *ast.CompositeLit) {
-	if of, ok := literal.Type.(*ast.Ident); ok && of.Name == "Error" && file.Name.Name == "runner" && stringOf(literal.Elts[0]) != "" {
-		s.details[stringOf(literal.Elts[0])] = true
-	}
 	values := map[string]ast.Expr{}
 	for _, element := range literal.Elts {
 		if pair, ok := element.(*ast.KeyValueExpr); ok {
@@ -176,6 +177,9 @@ func (s *source) readLiteral(file *ast.File, literal *ast.CompositeLit) {
 				values[key.Name] = pair.Value
 			}
 		}
+	}
+	if step := stringOf(values["Step"]); step != "" {
+		s.details[step] = true
 	}
 	if name := stringOf(values["Name"]); strings.HasPrefix(name, "termgw_") {
 		s.metrics[name], s.series[name] = true, true

@@ -24,7 +24,7 @@ import (
 	"github.com/molecule-ai/termgw/internal/logline"
 	"github.com/molecule-ai/termgw/pkg/eice"
 	"github.com/molecule-ai/termgw/pkg/router"
-	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/runner/instance"
 	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
@@ -148,7 +148,7 @@ func (e environment) parse() (gateway.Config, []error) {
 	var err error
 	c.KeepDetached, err = strconv.ParseBool(e.KeepDetached)
 	p.require("KEEP_DETACHED", err == nil, fmt.Sprintf("%q is neither true nor false", e.KeepDetached))
-	p.require("REMOTE_TARGET", e.RemoteTarget == runner.TargetContainer || e.RemoteTarget == runner.TargetHost, fmt.Sprintf("%q is neither container nor host", e.RemoteTarget))
+	p.require("REMOTE_TARGET", e.RemoteTarget == instance.TargetContainer || e.RemoteTarget == instance.TargetHost, fmt.Sprintf("%q is neither container nor host", e.RemoteTarget))
 	p.require("EICE_TUNNEL", e.EICETunnel == "native" || e.EICETunnel == "aws-cli", fmt.Sprintf("%q is neither native nor aws-cli", e.EICETunnel))
 	p.require("EICE_OS_USER", eice.ValidOSUser(e.EICEOsUser), fmt.Sprintf("%q is no OS user", e.EICEOsUser))
 	p.require("EICE_ENDPOINT_ID", e.EICEEndpointID == "" || endpointID.MatchString(e.EICEEndpointID), fmt.Sprintf("%q is not like eice-0123456789abcdef0", e.EICEEndpointID))

@@ -20,6 +20,8 @@ import (
 	"github.com/molecule-ai/termgw/internal/logline"
 	"github.com/molecule-ai/termgw/pkg/router"
 	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/runner/docker"
+	"github.com/molecule-ai/termgw/pkg/runner/host"
 	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
@@ -47,18 +49,18 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 		return err
 	}
 	defer func() { _ = listener.Close() }() // a second time after gateway.Run
-	docker, err := runner.OpenDocker(runner.DockerConfig{Shells: []string{"/bin/bash", "/bin/sh"}, Timing: timing})
+	containers, err := docker.Open(docker.Config{Shells: []string{"/bin/bash", "/bin/sh"}, KeepDetached: true, Timing: timing})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, docker.Close()) }()
+	defer func() { err = errors.Join(err, containers.Close()) }()
 	log := logline.New(std.Err, "text", slog.LevelInfo)
-	p, err := demo.New(listener.Addr().String(), docker, log)
+	p, err := demo.New(listener.Addr().String(), containers, log)
 	if err != nil {
 		return err
 	}
 	env, home := shellEnvironment()
-	host := runner.NewHost(runner.HostConfig{Command: cmp.Or(c.Shell, loginShell()), Dir: home, Env: env, Timing: timing})
+	shell := host.New(host.Config{KeepDetached: true, Command: cmp.Or(c.Shell, loginShell()), Dir: home, Env: env, Timing: timing})
 	endpoint, remove, err := writeEndpoint(p.TicketsURL())
 	if err != nil {
 		return err
@@ -78,7 +80,7 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 	return gateway.Run(ctx, gateway.Config{
 		Config: router.Config{
 			Verifier: p.Verifier, Store: store.NewMemory(store.MemoryConfig{Lookup: p.Lookup}),
-			Local: demoStarter{host, docker}, Docker: docker.Ping,
+			Local: demoStarter{shell, containers}, Docker: containers.Ping,
 			PingInterval: 25 * time.Second, IdleTimeout: 30 * time.Minute, MaxSession: 8 * time.Hour,
 			Replica: "demo", Log: log,
 		},
@@ -116,8 +118,8 @@ func writeEndpoint(url string) (path string, remove func() error, err error) {
 // demoStarter opens a shell of this machine for its workspace, and of a container for
 // any other.
 type demoStarter struct {
-	host   *runner.Host
-	docker *runner.Docker
+	host   *host.Kind
+	docker *docker.Kind
 }
 
 func (s demoStarter) Start(ctx context.Context, t runner.Target, size terminal.Size) (terminal.Terminal, error) {

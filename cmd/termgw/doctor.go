@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -19,6 +20,8 @@ import (
 	"github.com/molecule-ai/termgw/internal/gateway"
 	"github.com/molecule-ai/termgw/pkg/eice"
 	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/runner/docker"
+	"github.com/molecule-ai/termgw/pkg/runner/instance"
 	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/terminal"
 	"github.com/molecule-ai/termgw/pkg/ticket"
@@ -64,7 +67,7 @@ type doctor struct {
 	pinged    error
 	workspace store.Workspace
 
-	docker *runner.Docker
+	docker *docker.Kind
 
 	aws      *eice.Client
 	route    eice.Route
@@ -82,8 +85,7 @@ type doctor struct {
 type step struct {
 	name  string
 	run   func(context.Context) (found string, err error)
-	fix   string            // when the error itself has no sentence; AWS's always have one
-	fixes map[string]string // instead, by the step that a runner's error names
+	fix   string // when the error itself has none
 	apart bool
 }
 
@@ -115,13 +117,13 @@ func (d *doctor) walk(ctx context.Context, steps []step) bool {
 // fixOf is what the errors of AWS and of a login say themselves, else what is
 // the step's.
 func fixOf(s step, err error) string {
-	var sentence interface{ Sentence() string }
-	var failed *runner.Error
+	var ours *eice.Error
+	var failed *runner.Failure
 	switch {
-	case errors.As(err, &sentence):
-		return sentence.Sentence()
-	case errors.As(err, &failed) && s.fixes[failed.Step] != "":
-		return s.fixes[failed.Step]
+	case errors.As(err, &ours):
+		return ours.Sentence() + seeDocs
+	case errors.As(err, &failed) && failed.Fix+failed.Sentence != "":
+		return cmp.Or(failed.Fix, failed.Sentence) + seeDocs
 	case errors.Is(err, store.ErrNotFound):
 		return "Check the id, and that TERMGW_WORKSPACE_QUERY gives a row for it." + seeDocs
 	case errors.Is(err, store.ErrRevoked):
@@ -161,17 +163,9 @@ func (d *doctor) toTheShell() []step {
 		name: "shell", run: d.shell,
 		fix: "Let one of TERMGW_SHELLS be in the workspace, and let it start without help: `docker exec NAME /bin/sh -c true`." + seeDocs,
 	}
-	container := step{
-		name: "container", run: d.container,
-		fix: "Start the workspace; or correct container or name in its row, by which the container is found." + seeDocs,
-	}
+	container := step{name: "container", run: d.container}
 	if d.workspace.InstanceID == "" {
-		const engine = "Check DOCKER_HOST, that the engine runs, and that the gateway's user may use its socket (`docker info`)." + seeDocs
-		container.fixes = map[string]string{"docker": engine}
-		return []step{{name: "docker", run: d.engine, fix: engine}, container, shell}
-	}
-	container.fixes = map[string]string{
-		"docker": "Check that Docker is installed and runs on the instance, and that the OS user may use it (`sudo usermod -aG docker " + d.osUser() + "`, then `docker info` as that user)." + seeDocs,
+		return []step{{name: "docker", run: d.engine}, container, shell}
 	}
 	if !eice.ValidInstanceID(d.workspace.InstanceID) { // AWS is not asked
 		return []step{{name: "instance", run: func(context.Context) (string, error) {
@@ -189,7 +183,7 @@ func (d *doctor) toTheShell() []step {
 		},
 		{name: "login", run: d.login, fix: "Check sshd's log on the instance, and on this machine ssh, descriptors (ulimit -n) and ptys (kernel.pty.max)." + seeDocs},
 	}
-	if d.remoteTarget() == runner.TargetContainer {
+	if d.remoteTarget() == instance.TargetContainer {
 		steps = append(steps, container)
 	}
 	return append(steps, shell)
@@ -389,7 +383,7 @@ func (d *doctor) login(ctx context.Context) (string, error) {
 
 // stepOfStart is the step that a failed start belongs to.
 func stepOfStart(err error) string {
-	var failed *runner.Error
+	var failed *runner.Failure
 	switch {
 	case errors.Is(err, runner.ErrNotRunning):
 		return "container"
@@ -409,8 +403,7 @@ func (d *doctor) start(ctx context.Context) error {
 	if d.term == nil && d.startErr == nil {
 		w := d.workspace
 		d.term, d.startErr = d.starter.Start(ctx, runner.Target{
-			Session: d.session, WorkspaceID: w.ID, Name: w.Name, Container: w.Container, Log: d.log,
-			InstanceID: w.InstanceID, Region: w.Region, OSUser: w.OSUser, HostKey: w.HostKey, RemoteTarget: w.RemoteTarget,
+			Session: d.session, WorkspaceID: w.ID, Attributes: w.Attributes(), Log: d.log,
 		}, terminal.Size{Cols: 80, Rows: 24})
 	}
 	return d.startErr
@@ -461,7 +454,7 @@ func (d *doctor) shell(ctx context.Context) (string, error) {
 		return "", err
 	}
 	found := "does what is typed, and ended"
-	if d.workspace.InstanceID == "" || d.remoteTarget() == runner.TargetContainer {
+	if d.workspace.InstanceID == "" || d.remoteTarget() == instance.TargetContainer {
 		found += "; container " + d.said.where()
 	}
 	return found, nil

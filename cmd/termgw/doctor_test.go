@@ -226,7 +226,7 @@ func TestDoctorSteps(t *testing.T) {
 	for step, want := range map[string]string{
 		"ssh_auth": "login", "ssh_timeout": "login", "tunnel": "login", "pty": "login", "docker": "container", "shell": "shell",
 	} {
-		if got := stepOfStart(&runner.Error{Step: step, Err: errors.New("x")}); got != want {
+		if got := stepOfStart(&runner.Failure{Step: step, Err: errors.New("x")}); got != want {
 			t.Errorf("%s is told by the step %q, want %q", step, got, want)
 		}
 	}

@@ -752,20 +752,24 @@ func TestDocsHaveEveryDetail(t *testing.T) {
 	for _, found := range regexp.MustCompile(`(?m)^\t\w+ +Detail = "(\w+)"$`).FindAllStringSubmatch(readFile(t, "../../pkg/eice/errors.go"), -1) {
 		note("pkg/eice/errors.go", found[1])
 	}
-	for _, found := range regexp.MustCompile(`\bfail ([a-z_]+) `).FindAllStringSubmatch(readFile(t, "../../pkg/runner/remote.sh"), -1) {
+	for _, found := range regexp.MustCompile(`\bfail ([a-z_]+) `).FindAllStringSubmatch(readFile(t, "../../pkg/runner/instance/remote.sh"), -1) {
 		if found[1] != "not_running" { // which is a code of its own
-			note("pkg/runner/remote.sh", found[1])
+			note("pkg/runner/instance/remote.sh", found[1])
 		}
 	}
 	files, err := filepath.Glob("../../pkg/runner/*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range files {
+	kinds, err := filepath.Glob("../../pkg/runner/*/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(files, kinds...) {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
 		}
-		for _, found := range regexp.MustCompile(`\bError{"(\w+)"|\bstep :?= "(\w+)"`).FindAllStringSubmatch(readFile(t, file), -1) {
+		for _, found := range regexp.MustCompile(`\b(?:failed\(|malformed\(|Failure{Step: )"(\w+)"|\bstep :?= "(\w+)"`).FindAllStringSubmatch(readFile(t, file), -1) {
 			note(file, found[1]+found[2])
 		}
 	}
@@ -787,7 +791,7 @@ func TestDocsHaveEveryDetail(t *testing.T) {
 			t.Errorf("%s, of %s, has no row with its cause and fix", detail, file)
 		}
 	}
-	for _, found := range regexp.MustCompile(`(?m)^\t"(\w+)": +"`).FindAllStringSubmatch(readFile(t, "../../pkg/runner/ssh_sentences.go"), -1) {
+	for _, found := range regexp.MustCompile(`(?m)^\t"(\w+)": +"`).FindAllStringSubmatch(readFile(t, "../../pkg/runner/instance/failures.go"), -1) {
 		if want[found[1]] == "" {
 			t.Errorf("a sentence is for %s, which nothing tells of", found[1])
 		}

@@ -19,7 +19,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/runner/docker"
 	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 	"github.com/molecule-ai/termgw/web"
@@ -40,7 +40,7 @@ type Platform struct {
 	origin string // like http://127.0.0.1:8022
 	secret string // of the tickets' address, for programs
 	minter *ticket.Minter
-	docker *runner.Docker
+	docker *docker.Kind
 	log    *slog.Logger
 
 	mu     sync.Mutex
@@ -50,7 +50,7 @@ type Platform struct {
 
 // New returns a platform with a key and secrets of its own, to be served at a loopback
 // address.
-func New(address string, docker *runner.Docker, log *slog.Logger) (*Platform, error) {
+func New(address string, docker *docker.Kind, log *slog.Logger) (*Platform, error) {
 	key, err := ticket.GenerateKey("EdDSA")
 	if err != nil {
 		return nil, err

@@ -27,6 +27,7 @@ import (
 
 	"github.com/molecule-ai/termgw/pkg/router"
 	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/runner/docker"
 	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
@@ -110,9 +111,9 @@ func (c *Config) OpenStore(ctx context.Context) (Store, error) {
 	return store.NewMemory(store.MemoryConfig{Lookup: store.LookupIn(workspaces), Since: since, Limits: c.Limits}), nil
 }
 
-// OpenDocker returns the runner of workspaces in containers. swept may be nil.
-func (c *Config) OpenDocker(swept func(runner.Swept)) (*runner.Docker, error) {
-	return runner.OpenDocker(runner.DockerConfig{Shells: c.Shells, EndDetached: !c.KeepDetached, Swept: swept, Timing: c.Timing})
+// OpenDocker returns the kind of place that is a container. swept may be nil.
+func (c *Config) OpenDocker(swept func(runner.Swept)) (*docker.Kind, error) {
+	return docker.Open(docker.Config{Shells: c.Shells, KeepDetached: c.KeepDetached, Swept: swept, Timing: c.Timing})
 }
 
 // gateway is a Config with the parts that were opened by it.
@@ -169,11 +170,11 @@ func (g *gateway) open(ctx context.Context) error {
 		}
 	}
 	swept := orphanCounter(g.reg)
-	docker, dockerErr := g.OpenDocker(swept)
-	if docker != nil {
-		g.closers = append(g.closers, docker.Close)
+	local, localErr := g.OpenDocker(swept)
+	if local != nil {
+		g.closers = append(g.closers, local.Close)
 	}
-	if err := errors.Join(g.Faults, limitErr, keysErr, storeErr, dockerErr); err != nil {
+	if err := errors.Join(g.Faults, limitErr, keysErr, storeErr, localErr); err != nil {
 		return err
 	}
 	if remote, err := g.OpenRemote(ctx, sessions, swept, g.reg); err != nil {
@@ -185,14 +186,14 @@ func (g *gateway) open(ctx context.Context) error {
 	g.Verifier = ticket.NewVerifier(ticket.VerifierConfig{
 		Keys: keys, Issuer: g.TicketIssuer, Audience: g.TicketAudience, MaxTTL: g.TicketMaxTTL,
 	})
-	g.Store, g.Local, g.Docker, g.MaxSessions = sessions, docker, docker.Ping, maxSessions
-	g.jobs = append(g.jobs, keys.Run, docker.Run)
+	g.Store, g.Local, g.Docker, g.MaxSessions = sessions, local, local.Ping, maxSessions
+	g.jobs = append(g.jobs, keys.Run)
 	if shared, ok := sessions.(*store.Postgres); ok {
 		g.Orders, g.Watching = shared.Reading, shared.Watching
 		promauto.With(g.reg).NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "termgw_orders_age_seconds", Help: "How long ago the orders to cut sessions were last read.",
 		}, func() float64 { return shared.OrdersAge().Seconds() })
-		r := &reaper{store: shared, docker: docker, replica: g.Replica, log: g.Log}
+		r := &reaper{store: shared, docker: local, replica: g.Replica, log: g.Log}
 		g.jobs = append(g.jobs, shared.Run, r.beat, r.reap, r.purge, func(ctx context.Context) error {
 			return shared.Watch(ctx, func(order store.Revocation, ids []string) {
 				g.Log.Info("sessions are revoked", "order", order.ID, "sessions", ids)

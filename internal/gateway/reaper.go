@@ -139,7 +139,7 @@ func (r *reaper) end(ctx context.Context, a store.Abandoned) {
 		return
 	}
 	err := r.docker.Reap(ctx, runner.Target{
-		Session: a.SessionID, WorkspaceID: a.Workspace.ID, Name: a.Workspace.Name, Container: a.Workspace.Container, Log: log,
+		Session: a.SessionID, WorkspaceID: a.Workspace.ID, Attributes: a.Workspace.Attributes(), Log: log,
 	})
 	switch {
 	case errors.Is(err, runner.ErrNotRunning): // on this engine

@@ -16,6 +16,7 @@ import (
 
 	"github.com/molecule-ai/termgw/pkg/eice"
 	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/runner/instance"
 	"github.com/molecule-ai/termgw/pkg/session"
 	"github.com/molecule-ai/termgw/pkg/store"
 )
@@ -26,13 +27,13 @@ const sweepTime = 10 * time.Second
 
 // tunnelStore counts tunnels over all replicas and keeps the host keys of instances.
 type tunnelStore interface {
-	runner.HostKeys
+	instance.HostKeys
 	AcquireTunnel(ctx context.Context, endpoint, instanceID, replica string, limit int) (lease string, err error)
 	ReleaseTunnel(ctx context.Context, lease string) error
 }
 
 // tunnels opens tunnels to instances through an EC2 Instance Connect Endpoint. It
-// joins pkg/eice and pkg/runner, which do not import each other.
+// joins pkg/eice and pkg/runner/instance, which do not import each other.
 type tunnels struct {
 	aws     *eice.Client
 	shared  tunnelStore
@@ -57,33 +58,33 @@ func (c *Config) OpenAWS(ctx context.Context) (*eice.Client, error) {
 	return eice.New(eice.Config{AWS: sdk, EndpointID: c.EICEEndpointID, Environ: c.Environ}), nil
 }
 
-// OpenRemote returns the runner of workspaces on instances, without a request to AWS: a
+// OpenRemote returns the kind of place that is an instance, without a request to AWS: a
 // gateway without such workspaces needs no credentials. swept and reg, which counts
 // tunnels, may be nil.
-func (c *Config) OpenRemote(ctx context.Context, shared tunnelStore, swept func(runner.Swept), reg prometheus.Registerer) (*runner.Remote, error) {
+func (c *Config) OpenRemote(ctx context.Context, shared tunnelStore, swept func(runner.Swept), reg prometheus.Registerer) (*instance.Kind, error) {
 	aws, err := c.OpenAWS(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("the AWS configuration: %w", err)
 	}
-	return runner.NewRemote(runner.RemoteConfig{
+	return instance.Open(instance.Config{
 		Tunnels:  &tunnels{aws: aws, shared: shared, replica: c.Replica, cli: c.EICETunnel == "aws-cli", open: tunnelGauge(reg), log: c.Log},
 		HostKeys: shared, OSUser: c.EICEOSUser, Target: c.RemoteTarget,
-		Shells: c.Shells, EndDetached: !c.KeepDetached, Swept: swept, Timing: c.Timing, Log: c.Log,
+		Shells: c.Shells, KeepDetached: c.KeepDetached, Swept: swept, Timing: c.Timing,
 	})
 }
 
 // Open finds the instance, takes one of its endpoint's places, and opens the tunnel
 // while AWS puts the key on the instance.
-func (t *tunnels) Open(ctx context.Context, r runner.TunnelRequest) (runner.Tunnel, error) {
+func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.Tunnel, error) {
 	route, err := t.aws.Locate(ctx, r.InstanceID, r.Region)
 	if err != nil {
-		return runner.Tunnel{}, told(err)
+		return instance.Tunnel{}, told(err)
 	}
 	release, err := t.acquire(ctx, route.EndpointID, r.InstanceID)
 	if err != nil {
-		return runner.Tunnel{}, err
+		return instance.Tunnel{}, err
 	}
-	tunnel := runner.Tunnel{Expires: time.Now().Add(eice.MaxTunnel - sweepTime), Ended: release}
+	tunnel := instance.Tunnel{Expires: time.Now().Add(eice.MaxTunnel - sweepTime), Ended: release}
 	both, bothCtx := errgroup.WithContext(ctx)
 	both.Go(func() error { return t.aws.PushKey(bothCtx, route, r.OSUser, r.PublicKey) })
 	if t.cli {
@@ -103,7 +104,7 @@ func (t *tunnels) Open(ctx context.Context, r runner.TunnelRequest) (runner.Tunn
 			_ = tunnel.Conn.Close()
 		}
 		tunnel.Ended()
-		return runner.Tunnel{}, told(err)
+		return instance.Tunnel{}, told(err)
 	}
 	return tunnel, nil
 }
@@ -111,6 +112,9 @@ func (t *tunnels) Open(ctx context.Context, r runner.TunnelRequest) (runner.Tunn
 // acquire takes one of the endpoint's places, for release to give back.
 func (t *tunnels) acquire(ctx context.Context, endpoint, instanceID string) (release func(), err error) {
 	lease, err := t.shared.AcquireTunnel(ctx, endpoint, instanceID, t.replica, eice.MaxTunnels)
+	if errors.Is(err, store.ErrLimit) {
+		err = noPlace(err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +172,8 @@ func (c *tellingConn) Write(p []byte) (int, error) {
 	}
 }
 
-// told returns an error of AWS's as one that the error table knows.
+// told returns an error of AWS's as one that the error table knows. It is the one
+// place that translates them.
 func told(err error) error {
 	var e *eice.Error
 	if !errors.As(err, &e) {
@@ -176,10 +181,18 @@ func told(err error) error {
 	}
 	switch e.Detail {
 	case eice.TunnelQuota:
-		return fmt.Errorf("%w: %w", &store.LimitError{Of: store.LimitTunnels, Max: eice.MaxTunnels}, err)
+		return noPlace(fmt.Errorf("%w: %w", &store.LimitError{Of: store.LimitTunnels, Max: eice.MaxTunnels}, err))
 	case eice.TunnelExpired:
 		return fmt.Errorf("%w: %w", session.ErrTunnel, err)
 	default:
-		return &runner.Error{Step: string(e.Detail), Err: err}
+		return &runner.Failure{Step: string(e.Detail), Sentence: e.Sentence(), Err: err}
+	}
+}
+
+// noPlace is the failure of an endpoint that carries as many tunnels as AWS lets it.
+func noPlace(err error) error {
+	return &runner.Failure{
+		Step: store.LimitTunnels, Err: err,
+		Sentence: fmt.Sprintf("AWS carries %d tunnels an endpoint, and all are in use. Close a terminal or try again later.", eice.MaxTunnels),
 	}
 }

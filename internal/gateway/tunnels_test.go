@@ -18,6 +18,7 @@ import (
 	"github.com/molecule-ai/termgw/internal/awsplay"
 	"github.com/molecule-ai/termgw/pkg/eice"
 	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/runner/instance"
 	"github.com/molecule-ai/termgw/pkg/session"
 	"github.com/molecule-ai/termgw/pkg/store"
 )
@@ -114,7 +115,7 @@ func TestRemoteEndsBeforeAWSDoes(t *testing.T) {
 	}})
 	for _, cli := range []bool{false, true} {
 		before := time.Now()
-		tunnel, err := (&tunnels{aws: client, shared: freePlaces{}, cli: cli, open: tunnelGauge(nil)}).Open(t.Context(), runner.TunnelRequest{
+		tunnel, err := (&tunnels{aws: client, shared: freePlaces{}, cli: cli, open: tunnelGauge(nil)}).Open(t.Context(), instance.TunnelRequest{
 			InstanceID: "i-0123456789abcdef0", OSUser: "ec2-user",
 			PublicKey: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEUwSLuvlcpyY4dF5UkAIjJQJqaf8pWcHHMvYGkY9qWp",
 		})
@@ -154,7 +155,7 @@ func TestWriterTellsTheEndpointsLastWord(t *testing.T) {
 	defer reader.Wait()
 	reader.Go(func() { _, _ = conn.Read(nil) })
 	_, err := conn.Write([]byte("x"))
-	var failed *runner.Error
+	var failed *runner.Failure
 	if !errors.As(err, &failed) || failed.Step != "security_group" {
 		t.Errorf("the writer is told %v", err)
 	}

@@ -99,8 +99,8 @@ type Error struct {
 func (e *Error) Error() string { return fmt.Sprintf("%s: %v", e.Detail, e.Err) }
 func (e *Error) Unwrap() error { return e.Err }
 
-// Sentence returns what the person at the terminal can do, and the page to read.
-func (e *Error) Sentence() string { return sentences[e.Detail] + " See " + Docs + "." }
+// Sentence returns what the person at the terminal can do.
+func (e *Error) Sentence() string { return sentences[e.Detail] }
 
 func fault(detail Detail, text string) *Error { return &Error{detail, errors.New(text)} }
 

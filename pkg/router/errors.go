@@ -193,21 +193,17 @@ func (o outcome) tell(err error) bridge.Error {
 	if o.docs {
 		e.Docs = docsPage
 	}
-	var sentence interface{ Sentence() string } // AWS's errors have their own
-	if errors.As(err, &sentence) && o.docs {
-		e.Message = sentence.Sentence()
-	}
-	var step *runner.Error
+	var failed *runner.Failure
 	var limit *store.LimitError
 	switch {
+	case errors.As(err, &failed):
+		e.Detail = failed.Step
+		e.Retryable = e.Retryable && !failed.Final
+		if failed.Sentence != "" && (o.docs || errors.Is(o.is, store.ErrLimit)) {
+			e.Message, e.Docs = failed.Sentence+" See "+docsPage+".", docsPage
+		}
 	case errors.As(err, &limit):
 		e.Detail = limit.Of
-		if limit.Of == store.LimitTunnels {
-			e.Message = "AWS carries 20 tunnels an endpoint, and all are in use. Close a terminal or try again later. See " + docsPage + "."
-			e.Docs = docsPage
-		}
-	case errors.As(err, &step):
-		e.Detail = step.Step
 	case errors.Is(err, errRemote):
 		e.Detail = "remote"
 	case errors.Is(err, bridge.ErrBadMessage), errors.Is(err, bridge.ErrTooLarge):

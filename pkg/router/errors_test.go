@@ -127,7 +127,7 @@ func TestOutcomeMessages(t *testing.T) {
 }
 
 func TestTunnelsInUse(t *testing.T) {
-	err := &store.LimitError{Of: store.LimitTunnels, Max: 20}
+	err := &runner.Failure{Step: store.LimitTunnels, Sentence: "All are in use.", Err: &store.LimitError{Of: store.LimitTunnels, Max: 20}}
 	if e := outcomeOf(err).tell(err); e.Docs != docsPage || !strings.Contains(e.Message, docsPage) || e.Detail != "eice_tunnels" {
 		t.Errorf("told %+v", e)
 	}
@@ -150,8 +150,8 @@ func TestEveryOutcomeCanBeReached(t *testing.T) {
 // TestNothingLeftToOpen: a part that could not be reached for want of a descriptor is not the one to blame.
 func TestNothingLeftToOpen(t *testing.T) {
 	for name, err := range map[string]error{
-		"the engine":   &runner.Error{Step: "docker", Err: &net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.EMFILE)}},
-		"a pty":        &runner.Error{Step: "pty", Err: &os.PathError{Op: "open", Path: "/dev/ptmx", Err: syscall.ENOSPC}},
+		"the engine":   &runner.Failure{Step: "docker", Err: &net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.EMFILE)}},
+		"a pty":        &runner.Failure{Step: "pty", Err: &os.PathError{Op: "open", Path: "/dev/ptmx", Err: syscall.ENOSPC}},
 		"the database": fmt.Errorf("redeeming: %w: %w", store.ErrUnavailable, &net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.ENFILE)}),
 	} {
 		if o := outcomeOf(err); o.code != "overloaded" {
@@ -169,8 +169,8 @@ func TestDetail(t *testing.T) {
 		err    error
 		detail string
 	}{
-		{"a step", &runner.Error{Step: "docker", Err: errors.New("dial unix /secret/docker.sock: no")}, "docker"},
-		{"a step within a step", fmt.Errorf("x: %w", &runner.Error{Step: "shell", Err: runner.ErrNotRunning}), "shell"},
+		{"a step", &runner.Failure{Step: "docker", Err: errors.New("dial unix /secret/docker.sock: no")}, "docker"},
+		{"a step within a step", fmt.Errorf("x: %w", &runner.Failure{Step: "shell", Err: runner.ErrNotRunning}), "shell"},
 		{"no runner", errRemote, "remote"},
 		{"time is up", fmt.Errorf("starting: %w", context.DeadlineExceeded), "timeout"},
 		{"a rule", fmt.Errorf("%w: no type", bridge.ErrBadMessage), "a message that breaks the protocol: no type"},

@@ -241,8 +241,7 @@ func (req *request) start(ctx context.Context, w store.Workspace, size terminal.
 		return nil, errRemote
 	}
 	term, err := starter.Start(ctx, runner.Target{
-		Session: req.id, WorkspaceID: req.workspaceID, Name: w.Name, Container: w.Container, Log: req.log,
-		InstanceID: w.InstanceID, Region: w.Region, OSUser: w.OSUser, HostKey: w.HostKey, RemoteTarget: w.RemoteTarget,
+		Session: req.id, WorkspaceID: req.workspaceID, Attributes: w.Attributes(), Log: req.log,
 	}, size)
 	if err != nil {
 		return nil, cmp.Or(context.Cause(ctx), err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
@@ -32,7 +33,8 @@ func TestSession(t *testing.T) {
 		}
 	}
 	s.Log = nil
-	if want := (runner.Target{Session: id, WorkspaceID: "ws-1", Name: "One", Container: "c-1"}); s.Target != want {
+	want := runner.Target{Session: id, WorkspaceID: "ws-1", Attributes: map[string]string{"name": "One", "container": "c-1"}}
+	if !reflect.DeepEqual(s.Target, want) {
 		t.Errorf("started %+v, want %+v", s.Target, want)
 	}
 	if want := (terminal.Size{Cols: 120, Rows: 40}); s.Size != want {
@@ -221,7 +223,7 @@ func TestRefused(t *testing.T) {
 
 	g.store.during = nil
 	g.local.before = func(context.Context) error {
-		return &runner.Error{Step: "docker", Err: errors.New("dial unix /var/run/docker.sock: connect: no such file")}
+		return &runner.Failure{Step: "docker", Err: errors.New("dial unix /var/run/docker.sock: connect: no such file")}
 	}
 	f = g.ask(t, requestFor("ws-1", g.ticket("ws-1"), v1)).rest()
 	if f.code != 4502 || f.reason != "backend_failed" || len(f.text) != 1 {

@@ -11,23 +11,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process is a child that is waited for without an OS thread (os/exec's Wait
+// Process is a child that is waited for without an OS thread (os/exec's Wait
 // holds one a child) and without a goroutine of its own.
-type process struct {
-	pid     int
-	onExit  func()
-	exited  chan struct{} // closed after the next two were set
-	status  unix.WaitStatus
-	waitErr error
+type Process struct {
+	PID     int
+	Exited  chan struct{} // closed after the next two were set
+	Status  unix.WaitStatus
+	WaitErr error
+
+	onExit func()
 
 	mu     sync.Mutex
 	reaped bool // the pid may be another's
 }
 
-// watch waits for a started child by its pidfd, which it takes. Just before
-// exited is closed, onExit is called; it must not wait.
-func watch(cmd *exec.Cmd, pidfd int, onExit func()) (*process, error) {
-	p := &process{pid: cmd.Process.Pid, onExit: onExit, exited: make(chan struct{})}
+// Watch waits for a started child by its pidfd, which it takes. Just before
+// Exited is closed, onExit is called; it must not wait.
+func Watch(cmd *exec.Cmd, pidfd int, onExit func()) (*Process, error) {
+	p := &Process{PID: cmd.Process.Pid, onExit: onExit, Exited: make(chan struct{})}
 	if err := childWaiter.add(p, pidfd); err != nil {
 		_ = unix.Close(pidfd)
 		_ = cmd.Process.Kill()
@@ -47,10 +48,10 @@ type waiter struct {
 	mu     sync.Mutex
 	epoll  *os.File // nil: there are no children
 	raw    syscall.RawConn
-	living map[int32]*process // by pidfd
+	living map[int32]*Process // by pidfd
 }
 
-func (w *waiter) add(p *process, pidfd int) error {
+func (w *waiter) add(p *Process, pidfd int) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.epoll == nil {
@@ -85,7 +86,7 @@ func (w *waiter) open() error {
 		_ = epoll.Close()
 		return err
 	}
-	w.epoll, w.raw, w.living = epoll, raw, map[int32]*process{}
+	w.epoll, w.raw, w.living = epoll, raw, map[int32]*Process{}
 	return nil
 }
 
@@ -127,15 +128,15 @@ func (w *waiter) reap(pidfd int32) {
 
 	p.mu.Lock()
 	for {
-		_, p.waitErr = unix.Wait4(p.pid, &p.status, 0, nil) // it is dead, so this does not wait
-		if !errors.Is(p.waitErr, unix.EINTR) {
+		_, p.WaitErr = unix.Wait4(p.PID, &p.Status, 0, nil) // it is dead, so this does not wait
+		if !errors.Is(p.WaitErr, unix.EINTR) {
 			break
 		}
 	}
 	p.reaped = true
 	p.mu.Unlock()
 	p.onExit()
-	close(p.exited)
+	close(p.Exited)
 }
 
 func (w *waiter) closed() bool {
@@ -149,12 +150,14 @@ func (w *waiter) closed() bool {
 	return true
 }
 
-// signal sends a signal to the child unless it is gone, and signalGroup to the
-// process group that it leads.
-func (p *process) signal(sig unix.Signal)      { p.kill(p.pid, sig) }
-func (p *process) signalGroup(sig unix.Signal) { p.kill(-p.pid, sig) }
+// Signal sends a signal to the child unless it is gone.
+func (p *Process) Signal(sig unix.Signal) { p.kill(p.PID, sig) }
 
-func (p *process) kill(pid int, sig unix.Signal) {
+// SignalGroup sends a signal to the process group that the child leads, unless
+// the child is gone.
+func (p *Process) SignalGroup(sig unix.Signal) { p.kill(-p.PID, sig) }
+
+func (p *Process) kill(pid int, sig unix.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.reaped {

@@ -3,22 +3,36 @@
 # optional: without sleep there is no grace, and without a grep that knows -z the
 # shell reads for it.
 #
-#   sid start marker keep grace yield
-#   find print marker
+#   sid=N start=N marker=WORD keep_detached=BOOL grace=N yield=BOOL
+#   find_only=true marker=WORD
 #
 # sid, start: the shell's pid, which is its session's id, and its start time in
 #   /proc/PID/stat. Another process can have the pid only when nothing of the
-#   session is left; the start time tells it. When sid is the word find, the
-#   shell is looked for by the marker; start is of no account then, but print
-#   says "sid start" and does nothing else. "none 0" is a shell that is gone:
-#   nothing tells its jobs from what was told to stay, so both do.
+#   session is left; the start time tells it. With sid=find the shell is looked
+#   for by the marker, and start is of no account. sid=none is a shell that is
+#   gone: nothing tells its jobs from what was told to stay, so both do.
 # marker: TERMGW_SESSION=<id>, in the environment of what the shell started.
-# keep: 1 spares what was told to stay, 0 ends everything.
+# keep_detached: true spares what was told to stay, false ends everything.
 # grace: the time between hang-up and kill, in hundredths of a second.
-# yield: 1 signals nothing when something is another user's, and reports at
+# yield: true signals nothing when something is another user's, and reports at
 #   once what would be left: root's sweep then has the whole grace.
+# find_only: true looks for the shell by the marker, prints "SID START", which is
+#   "none 0" if it is gone, and does nothing else.
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
-sid=$1 start=$2 marker=$3 keep=$4 grace=$5 yield=$6
+sid= start=0 marker= keep_detached= grace= yield= find_only=false
+for word; do
+	value=${word#*=}
+	case $word in
+	sid=*) sid=$value ;;
+	start=*) start=$value ;;
+	marker=*) marker=$value ;;
+	keep_detached=*) keep_detached=$value ;;
+	grace=*) grace=$value ;;
+	yield=*) yield=$value ;;
+	find_only=*) find_only=$value ;;
+	*) exit 2 ;;
+	esac
+done
 
 # whole FILE: its contents as one line in $whole. A command's name, which stands
 # in /proc/PID/stat, may hold a newline.
@@ -101,7 +115,7 @@ candidates() {
 # scan: $end gets the living processes that are to end, $kept counts the others.
 scan() {
 	end= kept=0
-	[ "$keep" = 1 ] || marked # else only a count needs it, once
+	[ "$keep_detached" = true ] || marked # else only a count needs it, once
 	if [ "$sid" != none ] && whole "/proc/$sid/stat"; then
 		set -- ${whole##*) }
 		[ "${20}" = "$start" ] || sid=none
@@ -117,13 +131,13 @@ scan() {
 		fi
 		case $marked in *" $pid "*) mine=1 ;; *) mine=0 ;; esac
 		if [ "$4" = "$sid" ]; then
-			if [ "$keep" = 1 ] && [ "$pid" != "$sid" ] && ignores_hup "$dir"; then
+			if [ "$keep_detached" = true ] && [ "$pid" != "$sid" ] && ignores_hup "$dir"; then
 				kept=$((kept + 1))
 			else
 				end="$end $pid"
 			fi
 		elif [ "$mine" = 1 ]; then
-			if [ "$keep" = 1 ]; then kept=$((kept + 1)); else end="$end $pid"; fi
+			if [ "$keep_detached" = true ]; then kept=$((kept + 1)); else end="$end $pid"; fi
 		fi
 	done
 }
@@ -147,20 +161,17 @@ now() {
 	now=${now%.*}${now#*.}
 }
 
-case $sid$start in
-findprint)
+if [ "$find_only" = true ]; then
 	leader
 	echo "$sid $start"
 	exit
-	;;
-find*) leader ;;
-*) marked ;;
-esac
+fi
+if [ "$sid" = find ]; then leader; else marked; fi
 now
 deadline=$((now + grace))
 scan
 for pid in $end; do
-	if [ "$yield" = 1 ] && ! kill -s 0 "$pid" 2>/dev/null; then
+	if [ "$yield" = true ] && ! kill -s 0 "$pid" 2>/dev/null; then
 		set -- $end
 		echo "0 $kept $#"
 		exit

@@ -1,16 +1,53 @@
-package runner
+package runner_test
 
 import (
-	"fmt"
+	"bytes"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/molecule-ai/termgw/internal/shelltest"
+	"github.com/molecule-ai/termgw/internal/testenv"
+	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/runner/host"
 )
+
+var env testenv.Env
+
+func TestMain(m *testing.M) { env.Main(m) }
+
+// ending is a kind whose shells end with all that they have started.
+func ending(tb testing.TB) runner.Starter {
+	return host.New(host.Config{
+		Command: "exec bash --norc --noprofile -i", Dir: tb.TempDir(), Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/"},
+		Timing: shelltest.Timing,
+	})
+}
+
+// leader returns the pid and the start time of a session's shell, while it is the
+// session's only leader.
+func leader(tb testing.TB, session string) (sid, start string) {
+	tb.Helper()
+	shelltest.Eventually(tb, "there is a shell", func() bool { // whose environment cannot be read while it becomes another program
+		dirs, _ := filepath.Glob("/proc/[0-9]*")
+		for _, dir := range dirs {
+			environ, _ := os.ReadFile(filepath.Join(dir, "environ"))
+			stat, _ := os.ReadFile(filepath.Join(dir, "stat"))
+			fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+			if bytes.Contains(environ, []byte(runner.Marker+"="+session)) && len(fields) > 20 && fields[3] == filepath.Base(dir) {
+				sid, start = filepath.Base(dir), fields[19]
+			}
+		}
+		return sid != ""
+	})
+	return sid, start
+}
 
 // sweepShells are those that sweep.sh may meet.
 func sweepShells() [][]string {
@@ -22,9 +59,9 @@ func sweepShells() [][]string {
 }
 
 // runSweep runs sweep.sh on this machine and returns what it says.
-func runSweep(t *testing.T, shell []string, args ...string) string {
+func runSweep(t *testing.T, shell, args []string) string {
 	t.Helper()
-	argv := slices.Concat(shell, []string{"-c", sweepScript, "termgw-sweep"}, args)
+	argv := slices.Concat(shell, []string{"-c", runner.SweepScript, "termgw-sweep"}, args)
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = []string{}
 	var stderr strings.Builder
@@ -43,51 +80,49 @@ func TestSweepScript(t *testing.T) {
 	cases := []struct {
 		name  string
 		line  string
-		keep  string
-		grace int // hundredths of a second
+		keep  bool
+		grace time.Duration
 		wrong bool
 		find  bool
 		says  string
 		alive []string
 		least time.Duration
 	}{
-		{name: "idle", keep: "1", grace: 200, says: "0 0 0"},
-		{name: "job", line: job("bg", "") + " &", keep: "1", grace: 200, says: "1 0 0"},
+		{name: "idle", keep: true, grace: 2 * time.Second, says: "0 0 0"},
+		{name: "job", line: shelltest.Job("bg", "") + " &", keep: true, grace: 2 * time.Second, says: "1 0 0"},
 		{
-			name: "grace", line: job("bg", "$SIG{HUP}=sub{}") + " &", keep: "1", grace: 50, says: "1 0 0",
+			name: "grace", line: shelltest.Job("bg", "$SIG{HUP}=sub{}") + " &", keep: true, grace: 500 * time.Millisecond, says: "1 0 0",
 			least: 500 * time.Millisecond,
 		},
-		{name: "kept", line: "setsid " + job("setsid", "") + " &", keep: "1", grace: 200, says: "0 1 0", alive: []string{"setsid"}},
-		{name: "kept no more", line: "setsid " + job("setsid", "") + " &", keep: "0", grace: 200, says: "1 0 0"},
+		{name: "kept", line: "setsid " + shelltest.Job("setsid", "") + " &", keep: true, grace: 2 * time.Second, says: "0 1 0", alive: []string{"setsid"}},
+		{name: "kept no more", line: "setsid " + shelltest.Job("setsid", "") + " &", keep: false, grace: 2 * time.Second, says: "1 0 0"},
 		{
 			name: "strange names",
-			line: job("newline", `$0="a) S 1\n2) $ARGV[0]"`) + " & " + job("glob", `$0="* ? [a-z]* $ARGV[0]"`) + " & " +
-				job("backslash", `$0="12345678901234\\ $ARGV[0]"`) + " &",
-			keep: "1", grace: 200, says: "3 0 0",
+			line: shelltest.Job("newline", `$0="a) S 1\n2) $ARGV[0]"`) + " & " + shelltest.Job("glob", `$0="* ? [a-z]* $ARGV[0]"`) + " & " +
+				shelltest.Job("backslash", `$0="12345678901234\\ $ARGV[0]"`) + " &",
+			keep: true, grace: 2 * time.Second, says: "3 0 0",
 		},
 		{
-			name: "another start time", line: job("bg", "") + " &", keep: "1", grace: 200, wrong: true,
+			name: "another start time", line: shelltest.Job("bg", "") + " &", keep: true, grace: 2 * time.Second, wrong: true,
 			says: "0 2 0", alive: []string{"bash", "bg"},
 		},
 		{
-			name: "found", line: job("bg", `$SIG{HUP}=sub{}`) + " & env -i " + job("bare", "") + " & setsid " + job("setsid", "") + " & " +
-				"nohup " + job("nohup", "") + " >/dev/null 2>&1 &",
-			keep: "1", grace: 50, find: true, says: "2 2 0", alive: []string{"nohup", "setsid"},
+			name: "found", line: shelltest.Job("bg", `$SIG{HUP}=sub{}`) + " & env -i " + shelltest.Job("bare", "") + " & setsid " + shelltest.Job("setsid", "") + " & " +
+				"nohup " + shelltest.Job("nohup", "") + " >/dev/null 2>&1 &",
+			keep: true, grace: 500 * time.Millisecond, find: true, says: "2 2 0", alive: []string{"nohup", "setsid"},
 		},
-		{name: "all found", line: "setsid " + job("setsid", "") + " &", keep: "0", grace: 200, find: true, says: "1 0 0"},
+		{name: "all found", line: "setsid " + shelltest.Job("setsid", "") + " &", keep: false, grace: 2 * time.Second, find: true, says: "1 0 0"},
 	}
 	for _, shell := range sweepShells() {
 		for _, c := range cases {
 			t.Run(strings.Join(shell, " ")+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
-				p := hostPlace(hostShell)
-				s := open(t, p.runner(t, true), p.target(t))
-				s.send(t, "exec 9>/dev/tty\n"+c.line+"\n")
+				s := shelltest.Open(t, shelltest.By(ending(t)), shelltest.NewTarget(t, ""))
+				sid, start := leader(t, s.ID)
+				s.Send(t, "exec 9>/dev/tty\n"+c.line+"\n")
 				for range strings.Count(c.line, "up=") {
-					s.expect(t, "up=42")
+					s.Expect(t, "up=42")
 				}
-				term := s.Terminal.(*hostTerminal)
-				sid, start := strconv.Itoa(term.pid), term.start
 				if c.wrong {
 					start += "0"
 				}
@@ -95,14 +130,17 @@ func TestSweepScript(t *testing.T) {
 					sid, start = "find", ""
 				}
 				began := time.Now()
-				said := runSweep(t, shell, sid, start, Marker+"="+s.id, c.keep, strconv.Itoa(c.grace), "1")
+				said := runSweep(t, shell, runner.Sweep{
+					SID: sid, Start: start, Session: s.ID, KeepDetached: c.keep,
+					Grace: c.grace, Yield: true,
+				}.Args())
 				if took := time.Since(began); took < c.least {
 					t.Errorf("killed after %s", took)
 				}
 				if said != c.says {
 					t.Errorf("says %q, want %q", said, c.says)
 				}
-				wantLiving(t, s.id, c.alive...)
+				shelltest.WantLiving(t, s.ID, c.alive...)
 			})
 		}
 	}
@@ -118,88 +156,33 @@ func TestSweepFindsTheShell(t *testing.T) {
 	defer func() { _ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) }()
 	for _, shell := range sweepShells() {
 		t.Run(strings.Join(shell, " "), func(t *testing.T) {
-			p := hostPlace(hostShell)
-			s := open(t, p.runner(t, true), p.target(t))
-			term := s.Terminal.(*hostTerminal)
-			marker := Marker + "=" + s.id
-			own := fmt.Sprintf("%d %s", term.pid, term.start)
+			s := shelltest.Open(t, shelltest.By(ending(t)), shelltest.NewTarget(t, ""))
+			sid, start := leader(t, s.ID)
+			own := sid + " " + start
 			// Leaders of sessions too: one with a terminal of its own, one whose
 			// parent is the shell, and two that another process has adopted.
 			for _, line := range []string{
-				"script -qc '" + strings.ReplaceAll(job("script", ""), "'", `'\''`) + "' /dev/null </dev/null >/dev/null &",
-				"setsid " + job("setsid", "") + " &",
-				"(setsid " + job("orphan", "") + " &)",
-				job("daemon", "use POSIX; exit if fork; POSIX::setsid()"),
+				"script -qc '" + strings.ReplaceAll(shelltest.Job("script", ""), "'", `'\''`) + "' /dev/null </dev/null >/dev/null &",
+				"setsid " + shelltest.Job("setsid", "") + " &",
+				"(setsid " + shelltest.Job("orphan", "") + " &)",
+				shelltest.Job("daemon", "use POSIX; exit if fork; POSIX::setsid()"),
 			} {
-				s.ready(t, line)
-				if said := runSweep(t, shell, "find", "print", marker); said != own {
+				s.Ready(t, line)
+				if said := runSweep(t, shell, runner.FindArgs(s.ID)); said != own {
 					t.Errorf("with %s it says %q, want %q", line, said, own)
 				}
 			}
-			if said := runSweep(t, shell, "find", "print", marker+"0"); said != "none 0" {
+			if said := runSweep(t, shell, runner.FindArgs(s.ID+"0")); said != "none 0" {
 				t.Errorf("of a session that never was it says %q", said)
 			}
-			if said := runSweep(t, shell, "find", "print", marker[:len(marker)-1]); said != "none 0" {
+			if said := runSweep(t, shell, runner.FindArgs(s.ID[:len(s.ID)-1])); said != "none 0" {
 				t.Errorf("of a session whose id is the beginning of another's it says %q", said)
 			}
-			s.send(t, "exit\n")
-			s.exit(t)
-			if said := runSweep(t, shell, "find", "print", marker); said != "none 0" {
+			s.Send(t, "exit\n")
+			s.Exit(t)
+			if said := runSweep(t, shell, runner.FindArgs(s.ID)); said != "none 0" {
 				t.Errorf("of a shell that is gone it says %q", said)
 			}
 		})
 	}
-}
-
-// TestSweepOfAnotherStartTime: when the shell's pid has gone to another
-// process, no process of that one's session is touched.
-func TestSweepOfAnotherStartTime(t *testing.T) {
-	t.Parallel()
-	t.Run("docker", func(t *testing.T) {
-		engine := env.Docker(t)
-		p := dockerPlace("", "/bin/sh", engine.Client(t), engine.RunContainer(t, ""))
-		s := open(t, p.runner(t, false), p.target(t))
-		s.ready(t, job("bg", "")+" &")
-		term := s.Terminal.(*dockerTerminal)
-		stale := &dockerTerminal{
-			docker: term.docker, container: term.container, shell: term.shell, log: term.log,
-			session: "another", pid: term.pid, start: term.start + "0",
-		}
-		for _, all := range []bool{false, true} {
-			swept, err := stale.sweep(t.Context(), "", all, true)
-			if err != nil || swept != (Swept{}) {
-				t.Errorf("swept %+v, %v", swept, err)
-			}
-		}
-		wantLiving(t, s.id, "bg", "sh")
-	})
-	t.Run("host", func(t *testing.T) {
-		p := hostPlace(hostShell)
-		s := open(t, p.runner(t, false), p.target(t))
-		s.ready(t, job("bg", "")+" &")
-		term := s.Terminal.(*hostTerminal)
-		for _, all := range []bool{false, true} {
-			swept, err := sweepHost(term.pid, term.start+"0", Marker+"=another", all, timing.Grace)
-			if err != nil || swept != (Swept{}) {
-				t.Errorf("swept %+v, %v", swept, err)
-			}
-		}
-		wantLiving(t, s.id, "bash", "bg")
-	})
-}
-
-// TestDockerLeavesNoDescriptor also counts starts that fail.
-func TestDockerLeavesNoDescriptor(t *testing.T) {
-	engine := env.Docker(t)
-	cli, container := engine.Client(t), engine.RunContainer(t, "")
-	p := dockerPlace("", "/bin/bash", cli, container)
-	open(t, p.runner(t, false), p.target(t)).end(t) // the client keeps connections
-	files := descriptors(t)
-	for range 5 {
-		open(t, p.runner(t, false), p.target(t)).end(t)
-		if _, err := testDocker(cli, DockerConfig{Shells: []string{"/missing"}}).Start(t.Context(), p.target(t), defaultSize); err == nil {
-			t.Error("a shell that is missing has started")
-		}
-	}
-	eventually(t, fmt.Sprintf("%d descriptors again", files), func() bool { return descriptors(t) <= files })
 }

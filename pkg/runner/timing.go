@@ -5,20 +5,22 @@ import (
 	"time"
 )
 
-// Timing is how long a runner waits. Where a field is zero its default holds; tests wait less.
+// Timing is how long a kind of place waits. Where a field is zero its default holds; tests wait less.
 type Timing struct {
 	// Grace is the time between the hang-up and the kill; 2 s.
 	Grace time.Duration
 	// Start bounds everything up to the shell's first byte; 15 s.
 	Start time.Duration
-	// Turn is how long the end of a session may keep those in other containers waiting for theirs; 1 s.
+	// Call bounds a question to the engine, or a size for it; 15 s.
+	Call time.Duration
+	// Turn is how long the end of a session may keep those in other places waiting for theirs; 1 s.
 	Turn time.Duration
 	// Unread is how long the end of a session in a container leaves a terminal open that nobody reads; Grace and 0.5 s.
 	Unread time.Duration
-	// End bounds the end of a session in a container, before it is put off; twice Start.
+	// End bounds one try of a session's end, with the wait for its turn; twice Start.
 	End time.Duration
-	// Retry is the pause between two tries of an end that was put off, and the first of those that grow, after the container's
-	// own misconduct and on the instance, which takes whole seconds; 5 s.
+	// Retry is the first pause before an end that has failed is tried again, here and on the instance, which takes whole
+	// seconds; 5 s.
 	Retry time.Duration
 	// RetryLast bounds the last tries, at shutdown; 5 s.
 	RetryLast time.Duration
@@ -27,7 +29,7 @@ type Timing struct {
 
 	// Linger is how long a connection without a terminal stays open; 30 s.
 	Linger time.Duration
-	// Alive is the time between two of ssh's own probes, of which aliveCount go unanswered; whole seconds, 15 s.
+	// Alive is the time between two of ssh's own probes; whole seconds, 15 s.
 	Alive time.Duration
 	// Silent is longer than an instance that lives takes to answer that it opens a session; 5 s.
 	Silent time.Duration
@@ -37,10 +39,11 @@ type Timing struct {
 	Renew, Lease time.Duration
 }
 
-// withDefaults returns the timing with every field set.
-func (t Timing) withDefaults() Timing {
+// WithDefaults returns the timing with every field set.
+func (t Timing) WithDefaults() Timing {
 	t.Grace = cmp.Or(t.Grace, 2*time.Second)
 	t.Start = cmp.Or(t.Start, 15*time.Second)
+	t.Call = cmp.Or(t.Call, 15*time.Second)
 	t.Turn = cmp.Or(t.Turn, time.Second)
 	t.Unread = cmp.Or(t.Unread, t.Grace+500*time.Millisecond)
 	t.End = cmp.Or(t.End, 2*t.Start)
@@ -53,12 +56,3 @@ func (t Timing) withDefaults() Timing {
 	t.Lease = cmp.Or(t.Lease, 90*time.Second)
 	return t
 }
-
-// open bounds the opening of a terminal on an instance: the promise is Start, and what was begun is ended after it.
-func (t Timing) open() time.Duration { return t.Start - t.Start/15 }
-
-// login bounds the opening of a connection, below open so that its own error is told.
-func (t Timing) login() time.Duration { return t.open() - t.Start/15 }
-
-// sweep bounds one sweep over a connection: three graces, and the way.
-func (t Timing) sweep() time.Duration { return 3*t.Grace + 10*time.Second }

@@ -13,6 +13,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"maps"
 )
 
 // Every error of Redeem is one of these, by errors.Is. When more than one applies, the order is the one below: a used
@@ -70,6 +71,16 @@ func (l Limits) reached(of string) error {
 // empty, and then the gateway's own defaults hold.
 type Workspace struct {
 	ID, Name, InstanceID, Container, Region, OSUser, HostKey, RemoteTarget string
+}
+
+// Attributes are the row's columns that are not empty.
+func (w Workspace) Attributes() map[string]string {
+	all := map[string]string{
+		"name": w.Name, "instance_id": w.InstanceID, "container": w.Container, "region": w.Region,
+		"os_user": w.OSUser, "host_key": w.HostKey, "remote_target": w.RemoteTarget,
+	}
+	maps.DeleteFunc(all, func(_, value string) bool { return value == "" })
+	return all
 }
 
 // Session is what the gateway knows of a session besides its ticket. ID must be new for every call of Redeem.

@@ -1,0 +1,330 @@
+// Package shelltest has what tests of the kinds of place share: terminals that are
+// read all the time, and processes that tell which session they belong to.
+package shelltest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/terminal"
+)
+
+// Patience is how long a test waits for what a busy machine does late.
+const Patience = 3 * time.Minute
+
+// Timing is how long the kinds of these tests wait: short where that is waited out, and long where a busy machine has
+// its work done late.
+var Timing = runner.Timing{
+	Grace: 500 * time.Millisecond, Unread: 5 * time.Second, Retry: 500 * time.Millisecond, RetryLast: Patience,
+	Start: time.Minute, Call: time.Minute,
+}
+
+// DefaultSize is what Open gives a terminal.
+var DefaultSize = terminal.Size{Cols: 80, Rows: 24}
+
+var sessions atomic.Int64
+
+// NewTarget is a target with a session of its own, whose id is found nowhere
+// else on the machine, and is the beginning of no other's.
+func NewTarget(tb testing.TB, container string) runner.Target {
+	tb.Helper()
+	return runner.Target{
+		Session:    fmt.Sprintf("t%d-%04d-%d", os.Getpid(), sessions.Add(1), time.Now().UnixNano()),
+		Attributes: map[string]string{"container": container},
+		Log:        slog.New(slog.NewTextHandler(tb.Output(), nil)),
+	}
+}
+
+// Session is a terminal whose output is read all the time.
+type Session struct {
+	terminal.Terminal
+	ID     string
+	Closed bool // by the test
+
+	Swept *runner.Swept // after Close
+
+	mu      sync.Mutex
+	Out     []byte
+	taken   int   // how much of out expect has passed
+	ReadErr error // set when the reader has ended
+	changed chan struct{}
+	Done    chan struct{}
+}
+
+// Open starts a terminal by what runner makes; at the test's end it is
+// closed, if the test did not.
+func Open(tb testing.TB, kind func(swept func(runner.Swept)) runner.Starter, target runner.Target) *Session {
+	tb.Helper()
+	var swept runner.Swept
+	term, err := kind(func(s runner.Swept) { swept = s }).Start(tb.Context(), target, DefaultSize)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s := Start(tb, term)
+	s.ID, s.Swept = target.Session, &swept
+	return s
+}
+
+// Start begins to read a terminal.
+func Start(tb testing.TB, term terminal.Terminal) *Session {
+	s := &Session{Terminal: term, Swept: new(runner.Swept), changed: make(chan struct{}, 1), Done: make(chan struct{})}
+	go s.read()
+	tb.Cleanup(func() {
+		if !s.Closed {
+			s.End(tb)
+		}
+	})
+	return s
+}
+
+func (s *Session) read() {
+	defer close(s.Done)
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := s.Read(buf)
+		s.mu.Lock()
+		s.Out = append(s.Out, buf[:n]...)
+		s.ReadErr = err
+		s.mu.Unlock()
+		select {
+		case s.changed <- struct{}{}:
+		default:
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// Send types.
+func (s *Session) Send(tb testing.TB, input string) {
+	tb.Helper()
+	if _, err := io.WriteString(s, input); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// Expect waits for text in the output, and passes it.
+func (s *Session) Expect(tb testing.TB, text string) {
+	tb.Helper()
+	timeout := time.After(Patience)
+	for {
+		s.mu.Lock()
+		at := bytes.Index(s.Out[s.taken:], []byte(text))
+		if at >= 0 {
+			s.taken += at + len(text)
+		}
+		rest, err := string(s.Out[s.taken:]), s.ReadErr
+		s.mu.Unlock()
+		if at >= 0 {
+			return
+		}
+		if err != nil {
+			tb.Fatalf("no %q before %v in %q", text, err, rest)
+		}
+		select {
+		case <-s.changed:
+		case <-timeout:
+			tb.Fatalf("no %q in %q", text, rest)
+		}
+	}
+}
+
+// Rest waits for the end of the output and returns what expect has not passed.
+func (s *Session) Rest(tb testing.TB) []byte {
+	tb.Helper()
+	select {
+	case <-s.Done:
+	case <-time.After(Patience):
+		tb.Fatal("the output has no end")
+	}
+	if !errors.Is(s.ReadErr, io.EOF) {
+		tb.Errorf("the output ended with %v", s.ReadErr)
+	}
+	return s.Out[s.taken:]
+}
+
+// Exit waits for the output's end and returns how the shell ended.
+func (s *Session) Exit(tb testing.TB) terminal.Exit {
+	tb.Helper()
+	s.Rest(tb)
+	exit, err := s.Wait()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return exit
+}
+
+// End closes the terminal and returns what that found.
+func (s *Session) End(tb testing.TB) runner.Swept {
+	tb.Helper()
+	s.Closed = true
+	if err := s.Close(); err != nil {
+		tb.Error(err)
+	}
+	s.Rest(tb)
+	return *s.Swept
+}
+
+// Living names the living processes of a session, in order: by the label in
+// their arguments, "<session>.label", and those that have none by their
+// command. It sees what the processes of a container have too, by this
+// machine's /proc, so that it needs no program in the container, nor one that
+// runs.
+func Living(tb testing.TB, session string) []string {
+	tb.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var names []string
+	for _, dir := range dirs {
+		stat, _ := os.ReadFile(filepath.Join(dir, "stat"))
+		_, state, ok := strings.Cut(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " ")
+		if !ok || strings.ContainsAny(state[:1], "ZX") {
+			continue
+		}
+		cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		environ, _ := os.ReadFile(filepath.Join(dir, "environ"))
+		if _, label, ok := strings.Cut(string(cmdline), session+"."); ok {
+			label, _, _ = strings.Cut(label, "\x00")
+			names = append(names, label)
+		} else if bytes.Contains(environ, []byte(runner.Marker+"="+session)) {
+			command, _, _ := strings.Cut(string(cmdline), "\x00")
+			names = append(names, filepath.Base(command))
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// WantLiving compares what is alive of a session with labels, in order.
+func WantLiving(tb testing.TB, session string, want ...string) {
+	tb.Helper()
+	if got := Living(tb, session); !slices.Equal(got, want) {
+		tb.Errorf("alive: %q, want %q", got, want)
+	}
+}
+
+// KillLiving ends what a test has made to stay.
+func KillLiving(tb testing.TB, session string) {
+	tb.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, dir := range dirs {
+		cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if !strings.Contains(string(cmdline), session+".") {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			tb.Fatal(err)
+		}
+		if p, err := os.FindProcess(pid); err == nil {
+			_ = p.Kill() // it may have ended by itself
+			_ = p.Release()
+		}
+	}
+}
+
+// Eventually waits until ok.
+func Eventually(tb testing.TB, what string, ok func() bool) {
+	tb.Helper()
+	Within(tb, Patience, what, ok)
+}
+
+// Within is eventually, of what takes its time.
+func Within(tb testing.TB, limit time.Duration, what string, ok func() bool) {
+	tb.Helper()
+	// Looking costs: most of what is waited for is read from /proc.
+	pause := 5 * time.Millisecond
+	for timeout := time.After(limit); !ok(); pause = min(pause*3/2, 100*time.Millisecond) {
+		select {
+		case <-time.After(pause):
+		case <-timeout:
+			tb.Fatalf("not so after %s: %s", limit, what)
+		}
+	}
+}
+
+// Descriptors counts this process's open files.
+func Descriptors(tb testing.TB) int { return Entries(tb, "/proc/self/fd") }
+
+// Tasks counts this process's OS threads.
+func Tasks(tb testing.TB) int { return Entries(tb, "/proc/self/task") }
+
+// Entries counts the files of a directory.
+func Entries(tb testing.TB, dir string) int {
+	tb.Helper()
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return len(names)
+}
+
+// Job is a command line of one process, with the label <session>.label, that
+// says up=42 when it is ready and lives until a signal ends it. setup is Perl,
+// which Debian and Ubuntu always have: it forks, handles signals and renames
+// itself without a second process, so that what is counted is what a case says.
+// It is not ready while what started it is on its way out, and would be counted:
+// setsid(1), a subshell, or the process that setup forked it from.
+func Job(label, setup string) string {
+	return `perl -e '` + setup + `; while (open P, "/proc/" . getppid . "/stat") { ` +
+		`last unless <P> =~ /\((setsid|perl|bash|dash|sh)\) [^Z] \d+ \d+ (\d+)/ && ($1 =~ /^[sp]e/ || $2 != getppid); ` +
+		`select undef, undef, undef, .01 } ` +
+		`open T, ">&=9"; syswrite T, "up=" . 6*7 . "\n"; close T; sleep 1 while 1' ` +
+		`"$TERMGW_SESSION.` + label + `"`
+}
+
+// Ready types a line and waits until its process is there.
+func (s *Session) Ready(tb testing.TB, line string) {
+	tb.Helper()
+	s.Send(tb, "exec 9>/dev/tty\n"+line+"\n")
+	s.Expect(tb, "up=42")
+}
+
+// WantStep wants a failure of a step.
+func WantStep(tb testing.TB, err error, step string) {
+	tb.Helper()
+	var e *runner.Failure
+	if !errors.As(err, &e) || e.Step != step {
+		tb.Errorf("got %v, want a failure of step %q", err, step)
+	}
+}
+
+// By is what Open wants of a kind whose counts do not matter.
+func By(s runner.Starter) func(func(runner.Swept)) runner.Starter {
+	return func(func(runner.Swept)) runner.Starter { return s }
+}
+
+// WantNameRefused wants a workspace not to open the container that its own name
+// makes, and the person to be told why.
+func WantNameRefused(tb testing.TB, kind runner.Starter, target runner.Target) {
+	tb.Helper()
+	term, err := kind.Start(tb.Context(), target, DefaultSize)
+	if err == nil {
+		tb.Errorf("a workspace named %q opens another workspace's container", target.Attributes["name"])
+		_ = term.Close()
+		return
+	}
+	var told *runner.Failure
+	if !errors.Is(err, runner.ErrNotRunning) || !errors.As(err, &told) || !strings.Contains(told.Sentence, "let the workspace query return container") {
+		tb.Error(err)
+	}
+}

@@ -1,0 +1,178 @@
+// Package docker is the kind of place that is a container of one Docker engine, by
+// the Engine API.
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/client"
+
+	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/terminal"
+)
+
+// Config says how to open terminals in containers.
+type Config struct {
+	// Shells are tried in order; the first that is in the container is used.
+	// Absolute paths of POSIX shells.
+	Shells []string
+	// KeepDetached spares what was told to stay, at a session's end.
+	KeepDetached bool
+	// Swept is told what each session's end found. May be nil.
+	Swept  func(runner.Swept)
+	Timing runner.Timing
+}
+
+// Kind opens terminals in the containers of one engine.
+type Kind struct {
+	cli   *client.Client
+	cfg   Config
+	ends  *runner.Ends
+	stray strays
+}
+
+// endFor is how long a session's end is tried that the engine has failed. A workspace may be paused overnight.
+const endFor = 24 * time.Hour
+
+// Open returns the kind for the engine that DOCKER_HOST and its like name,
+// whether it answers or not. The caller closes it.
+func Open(cfg Config) (*Kind, error) {
+	cli, err := client.New(client.FromEnv)
+	if err != nil {
+		return nil, fmt.Errorf("DOCKER_HOST: %w", err)
+	}
+	return newKind(cli, cfg), nil
+}
+
+func newKind(cli *client.Client, cfg Config) *Kind {
+	cfg.Timing = cfg.Timing.WithDefaults()
+	k := &Kind{cli: cli, cfg: cfg}
+	k.ends = runner.NewEnds(runner.EndsConfig{Timing: &k.cfg.Timing, For: endFor, RetryMost: cfg.Timing.Retry})
+	return k
+}
+
+// Close tries once more what sessions have left, and closes the connections to
+// the engine. Terminals stay open.
+func (k *Kind) Close() error {
+	k.ends.Close()
+	return k.cli.Close()
+}
+
+// Ping asks whether the engine answers.
+func (k *Kind) Ping(ctx context.Context) error {
+	if _, err := k.cli.Ping(ctx, client.PingOptions{}); err != nil {
+		return failed("docker", err)
+	}
+	return nil
+}
+
+// fixes tell an operator what to do, by the step that failed.
+var fixes = map[string]string{
+	"docker": "Check DOCKER_HOST, that the engine runs, and that the gateway's user may use its socket (`docker info`).",
+	"shell":  runner.FixShell,
+}
+
+func failed(step string, err error) error {
+	return &runner.Failure{Step: step, Fix: fixes[step], Err: err}
+}
+
+// opening is what the exec runs before it becomes the shell. It tells its pid
+// and start time, by which the session's processes are found again when the
+// shell itself is gone; then it waits for a line, by which the terminal has its
+// size before the shell prints a byte, on engines that take no first size too
+// (API 1.41).
+const opening = `IFS= read -r s </proc/$$/stat; printf '\036%s\036' "$s"; IFS= read -r s; exec "$0"`
+
+var errNoShell = errors.New("no such shell")
+
+// Start opens a terminal in the workspace's container. Its error is a
+// *runner.Failure; when it fails, nothing is left in the container, or what may be
+// is ended later.
+func (k *Kind) Start(ctx context.Context, t runner.Target, size terminal.Size) (terminal.Terminal, error) {
+	ctx, cancel := context.WithTimeout(ctx, k.cfg.Timing.Start)
+	defer cancel()
+	term, err := k.start(ctx, t, size)
+	if err != nil {
+		return nil, starved(err)
+	}
+	return term, nil
+}
+
+func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (terminal.Terminal, error) {
+	id, err := k.findContainer(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	if n := k.strays(ctx, id); n >= strayLimit {
+		return nil, failed("shell", fmt.Errorf("%d shells and sweeps that were ended still run in container %s: restart it", n, id))
+	}
+	for _, shell := range k.cfg.Shells {
+		term, err := k.open(ctx, id, shell, t, size)
+		if errors.Is(err, errNoShell) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return term, nil
+	}
+	return nil, failed("shell", fmt.Errorf("none of %s is in the container", strings.Join(k.cfg.Shells, ", ")))
+}
+
+// starved adds to a failed connection's error what the engine's client leaves
+// out of it: that this process had no descriptor for a socket (EMFILE, ENFILE).
+func starved(err error) error {
+	if !client.IsErrConnectionFailed(err) {
+		return err
+	}
+	f, openErr := os.Open(os.DevNull)
+	if openErr != nil {
+		return fmt.Errorf("%w: %w", err, openErr)
+	}
+	_ = f.Close()
+	return err
+}
+
+func (k *Kind) open(ctx context.Context, id, shell string, t runner.Target, size terminal.Size) (*execTerminal, error) {
+	list, keys := runner.DetachKeys()
+	exec, err := k.cli.ExecCreate(ctx, id, client.ExecCreateOptions{
+		TTY: true, AttachStdin: true, AttachStdout: true, AttachStderr: true,
+		DetachKeys: list,
+		Env:        []string{"TERM=xterm-256color", runner.Marker + "=" + t.Session},
+		Cmd:        []string{shell, "-c", opening, shell},
+	})
+	if errdefs.IsConflict(err) || errdefs.IsNotFound(err) {
+		return nil, runner.NotRunning(err.Error()) // stopped since we looked
+	}
+	if err != nil {
+		return nil, failed("docker", fmt.Errorf("creating an exec: %w", err))
+	}
+	term := &execTerminal{
+		kind: k, container: id, exec: exec.ID, shell: shell,
+		session: t.Session, log: t.Log, pid: "none", keys: keys,
+	}
+	if err := term.launch(ctx, size); err != nil {
+		if term.conn != nil {
+			_ = term.conn.Close()
+		}
+		// Where a start has hung so does its end, for which nobody should wait: a
+		// container that is paused while an exec starts can hang so for good, with
+		// all that the engine is asked about it (20.10).
+		hung := errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded)
+		switch {
+		case errors.Is(err, errNoShell):
+		case hung:
+			term.putOff(false, err)
+		default:
+			_ = term.end(false) // which logs its own failure
+		}
+		return nil, err
+	}
+	return term, nil
+}

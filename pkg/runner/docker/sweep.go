@@ -1,0 +1,271 @@
+package docker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/pkg/stdcopy"
+	"github.com/moby/moby/client"
+
+	"github.com/molecule-ai/termgw/pkg/runner"
+)
+
+// end ends what belongs to the session. What cannot be done now, because the
+// container is paused or just stopping or its engine away, or because the
+// container does not let it, is done later.
+func (t *execTerminal) end(keepDetached bool) error {
+	err := t.kind.ends.Do(t.endOf(keepDetached))
+	if err != nil {
+		t.notePutOff(err)
+	}
+	return err
+}
+
+// putOff leaves the session's end for later.
+func (t *execTerminal) putOff(keepDetached bool, err error) {
+	t.notePutOff(err)
+	t.kind.ends.PutOff(t.endOf(keepDetached), err)
+}
+
+func (t *execTerminal) notePutOff(err error) {
+	t.noteStray()
+	t.log.Warn("the shell's end is put off", "container", t.container, "err", err)
+}
+
+func (t *execTerminal) endOf(keepDetached bool) runner.End {
+	return runner.End{
+		Session: t.session, Lane: t.container, Report: t.report,
+		Try: func(ctx context.Context) (runner.Swept, error) { return t.tryEnd(ctx, keepDetached) },
+	}
+}
+
+func (t *execTerminal) tryEnd(ctx context.Context, keepDetached bool) (runner.Swept, error) {
+	if t.abandoned {
+		if err := t.findShell(ctx); err != nil {
+			return runner.Swept{}, t.blame(err)
+		}
+	}
+	swept, err := t.sweepAll(ctx, keepDetached)
+	if err != nil {
+		return runner.Swept{}, t.blame(err)
+	}
+	switch {
+	case swept.Left > 0:
+	case t.abandoned && t.pid != "none":
+		swept.Killed++ // the shell, which nobody else has ended
+	case t.runsOn():
+		swept.Left = 1 // whatever the container says
+	}
+	if swept.Left > 0 {
+		t.noteStray()
+	}
+	return swept, nil
+}
+
+// runsOn reports whether the shell runs, as the engine says, after a sweep that
+// has left nothing.
+func (t *execTerminal) runsOn() bool {
+	if t.exec == "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), t.kind.cfg.Timing.Call)
+	defer cancel()
+	for {
+		_, err := t.kind.exitCode(ctx, t.exec)
+		switch {
+		case err == nil, errdefs.IsNotFound(err):
+			return false
+		case ctx.Err() != nil:
+			return true
+		case !errors.Is(err, errRunsOn): // of the engine, which cannot tell
+			return false
+		}
+	}
+}
+
+// sweepAll sweeps: as the shell's own user, who may read the environment of what
+// he started. When something there runs as another user, who is not his to
+// signal, root sweeps first, by the session alone: root of a container may signal
+// all, and read the environment of nothing but root's. So another user's process
+// that has left the session is not found, whatever is to end.
+func (t *execTerminal) sweepAll(ctx context.Context, keepDetached bool) (runner.Swept, error) {
+	swept, err := t.sweep(ctx, "", keepDetached, true)
+	if err == nil && swept.Left > 0 {
+		root, rootErr := t.sweep(ctx, "0", keepDetached, false)
+		var own runner.Swept
+		own, err = t.sweep(ctx, "", keepDetached, false)
+		swept.Killed, swept.Left = root.Killed+own.Killed, own.Left
+		if err == nil && swept.Left > 0 {
+			err = rootErr
+		}
+	}
+	return swept, err
+}
+
+// engineFault is a sweep's error that is the engine's own word, before anything of
+// the container runs.
+type engineFault struct{ error }
+
+func (e engineFault) Unwrap() error { return e.error }
+
+// blame tells whose doing a failed sweep is. Nobody's is one in a container that
+// has ended, and everything in it with it. The container's is one that the engine
+// has started, if the engine still answers and has not paused the container: the
+// sweep runs on its programs, and in its limits.
+func (t *execTerminal) blame(err error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), t.kind.cfg.Timing.Call)
+	defer cancel()
+	c, lookErr := t.kind.cli.ContainerInspect(ctx, t.container, client.ContainerInspectOptions{})
+	known := lookErr == nil && c.Container.State != nil
+	var fault engineFault
+	switch {
+	case errdefs.IsNotFound(lookErr), known && !c.Container.State.Running:
+		return nil
+	case errors.Is(err, errNoShell):
+	case known && c.Container.State.Paused, errors.As(err, &fault):
+		return err
+	case !known:
+		ping, cancel := context.WithTimeout(context.Background(), t.kind.cfg.Timing.Call)
+		defer cancel()
+		if t.kind.Ping(ping) != nil {
+			return err
+		}
+	}
+	return &runner.Misconduct{Err: err}
+}
+
+// report counts and logs what a session's end found. Of an abandoned session
+// another gateway, which was sooner, has told.
+func (t *execTerminal) report(swept runner.Swept, err error) {
+	message := "shell ended"
+	if t.abandoned {
+		message = "abandoned session ended"
+	}
+	if !t.abandoned || swept != (runner.Swept{}) {
+		swept.Claimed().Report(t.log, t.kind.cfg.Swept, message, err, "container", t.container)
+	}
+}
+
+func (t *execTerminal) sweep(ctx context.Context, user string, keepDetached, yield bool) (runner.Swept, error) {
+	said, err := t.runSweep(ctx, user, runner.Sweep{
+		SID: t.pid, Start: t.start, Session: t.session,
+		KeepDetached: keepDetached, Grace: t.kind.cfg.Timing.Grace, Yield: yield,
+	}.Args())
+	if err != nil {
+		return runner.Swept{}, err
+	}
+	s, ok := runner.ReadSwept(said)
+	if !ok {
+		return runner.Swept{}, fmt.Errorf("sweeping: the container answered %q", said[:min(len(said), 200)])
+	}
+	return s, nil
+}
+
+var errHung = errors.New("sweeping: the last sweep still runs in the container")
+
+// runSweep runs sweep.sh in the container and returns what it says, on one line.
+// A shell that is not there is errNoShell, and so is one that the engine could not
+// run just then: the exit codes are the same.
+//
+// Nothing ends a sweep that hangs: no engine ends an exec, or a program that prints
+// without end when nobody listens. So no other is started while one does.
+func (t *execTerminal) runSweep(ctx context.Context, user string, args []string) (said string, err error) {
+	k := t.kind
+	if k.sweepHangs(ctx, t.container) {
+		return "", errHung
+	}
+	exec, err := k.cli.ExecCreate(ctx, t.container, client.ExecCreateOptions{
+		User: user, AttachStdout: true, AttachStderr: true,
+		Env: []string{"BASH_ENV=", "ENV="},
+		Cmd: append([]string{t.shell, "-c", runner.SweepScript, "termgw-sweep"}, args...),
+	})
+	if err != nil {
+		err = fmt.Errorf("sweeping: %w", err)
+		if ctx.Err() == nil { // else the engine may answer for every other container
+			err = engineFault{err}
+		}
+		return "", err
+	}
+	stream, err := k.cli.ExecAttach(ctx, exec.ID, client.ExecAttachOptions{})
+	if err != nil {
+		k.stray.add(t.container, exec.ID, true) // it may have started
+		return "", fmt.Errorf("sweeping: %w", err)
+	}
+	defer stream.Close()
+	stop := context.AfterFunc(ctx, stream.Close)
+	defer stop()
+	var stdout, stderr bytes.Buffer
+	if _, err := stdcopy.StdCopy(&stdout, &stderr, io.LimitReader(stream.Reader, 64<<10)); err != nil {
+		k.stray.add(t.container, exec.ID, true)
+		return "", fmt.Errorf("sweeping: %w", errors.Join(err, context.Cause(ctx)))
+	}
+	code, endErr := k.exitCode(ctx, exec.ID)
+	if endErr != nil {
+		k.stray.add(t.container, exec.ID, true)
+	}
+	said = runner.OneLine(stdout.String() + stderr.String())
+	if !strings.HasPrefix(said, "none") && !strings.ContainsAny(said[:min(len(said), 1)], "0123456789") {
+		if endErr == nil && (code == 126 || code == 127) {
+			return "", fmt.Errorf("sweeping: %w: %s", errNoShell, t.shell)
+		}
+		return "", fmt.Errorf("sweeping: the container answered %q", said[:min(len(said), 200)])
+	}
+	return said, nil
+}
+
+// Reap ends what is left of a session whose gateway is gone: its shell and what belongs to it, in the workspace's
+// container. It is found by the session's marker alone, so that it is done by any gateway on the container's engine.
+//
+// Its error is runner.ErrNotRunning when no container of the workspace runs on this engine: then another engine may have it,
+// and nothing is known. Without an error the session is over: nothing is left that could be ended, or what the container has
+// made fail is tried again here, and counted if it is given up.
+func (k *Kind) Reap(ctx context.Context, t runner.Target) error {
+	ctx, cancel := context.WithTimeout(ctx, k.cfg.Timing.End)
+	defer cancel()
+	done, err := k.ends.Turn(ctx, "workspace "+t.WorkspaceID)
+	if err != nil {
+		return failed("docker", err)
+	}
+	container, err := k.findContainer(ctx, t)
+	done()
+	if err != nil {
+		return err
+	}
+	term := &execTerminal{kind: k, container: container, session: t.Session, log: t.Log, abandoned: true}
+	if err := k.ends.Reap(ctx, term.endOf(k.cfg.KeepDetached)); err != nil {
+		return failed("docker", err)
+	}
+	return nil
+}
+
+// findShell looks for the shell that carries the marker, by the first shell that is there to look. A shell that became
+// root (by su, say) shows its environment to root only.
+func (t *execTerminal) findShell(ctx context.Context) error {
+	t.pid, t.start = "", ""
+	for _, t.shell = range t.kind.cfg.Shells {
+		for _, user := range []string{"", "0"} {
+			said, err := t.runSweep(ctx, user, runner.FindArgs(t.session))
+			if errors.Is(err, errNoShell) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+			if _, err := fmt.Sscan(said, &t.pid, &t.start); err != nil {
+				return fmt.Errorf("sweeping: the container answered %q", said[:min(len(said), 200)])
+			}
+			if t.pid != "none" {
+				return nil
+			}
+		}
+		if t.pid != "" {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: none of %s is in the container", errNoShell, strings.Join(t.kind.cfg.Shells, ", "))
+}

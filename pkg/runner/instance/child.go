@@ -1,0 +1,127 @@
+package instance
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/molecule-ai/termgw/pkg/runner"
+)
+
+// startChild starts a program that has no terminal. It dies with the gateway;
+// its stderr is what can be read from the file that comes back.
+func startChild(argv, env []string, stdin, stdout *os.File) (*runner.Process, *os.File, error) {
+	stderr, w, err := os.Pipe()
+	if err != nil {
+		return nil, nil, fmt.Errorf("starting %s: %w", argv[0], err)
+	}
+	defer func() { _ = w.Close() }()
+	pidfd := -1
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env, cmd.Stderr = env, w
+	if stdin != nil {
+		cmd.Stdin = stdin
+	}
+	if stdout != nil {
+		cmd.Stdout = stdout
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL, PidFD: &pidfd}
+	var p *runner.Process
+	if err = cmd.Start(); err == nil {
+		p, err = runner.Watch(cmd, pidfd, func() {})
+	}
+	if err != nil {
+		_ = stderr.Close()
+		return nil, nil, fmt.Errorf("starting %s: %w", argv[0], err)
+	}
+	return p, stderr, nil
+}
+
+// output runs a program to its end and returns what it said, bounded. A program
+// that is not done when ctx is gets killed, and all that it has started.
+func output(ctx context.Context, argv []string) (stdout, stderr string, status unix.WaitStatus, err error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return "", "", 0, fmt.Errorf("running %s: %w", argv[0], err)
+	}
+	defer func() { _ = r.Close() }()
+	p, errs, err := startChild(argv, sshEnv, nil, w)
+	_ = w.Close()
+	if err != nil {
+		return "", "", 0, err
+	}
+	said := newTail(errs)
+	defer said.close()
+	stop := context.AfterFunc(ctx, func() { p.SignalGroup(unix.SIGKILL) })
+	defer stop()
+	out, _ := io.ReadAll(io.LimitReader(r, 64<<10))
+	_ = r.Close() // for one that says more
+	<-p.Exited
+	if ctx.Err() != nil {
+		return "", "", 0, fmt.Errorf("running %s: %w", argv[0], context.Cause(ctx))
+	}
+	return string(out), said.text(), p.Status, p.WaitErr
+}
+
+// saidTo returns what is in a pipe. Another process may hold its other end.
+func saidTo(pipe *os.File) string {
+	_ = pipe.SetReadDeadline(time.Now().Add(runner.Quiet))
+	b, _ := io.ReadAll(io.LimitReader(pipe, 64<<10))
+	return string(b)
+}
+
+// tail is the end of what a child says. It is read all the time: a full pipe
+// would stop the child.
+type tail struct {
+	pipe *os.File
+	done chan struct{}
+
+	mu   sync.Mutex
+	last []byte
+}
+
+const tailLength = 4 << 10
+
+func newTail(pipe *os.File) *tail {
+	t := &tail{pipe: pipe, done: make(chan struct{})}
+	go t.read() // ends with close
+	return t
+}
+
+func (t *tail) read() {
+	defer close(t.done)
+	buf := make([]byte, 512)
+	for {
+		n, err := t.pipe.Read(buf)
+		t.mu.Lock()
+		t.last = append(t.last, buf[:n]...)
+		t.last = append(t.last[:0], t.last[max(0, len(t.last)-tailLength):]...)
+		t.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// text is what a child that has ended said last.
+func (t *tail) text() string {
+	select {
+	case <-t.done:
+	case <-time.After(runner.Quiet): // another process holds the pipe
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.last)
+}
+
+func (t *tail) close() {
+	_ = t.pipe.Close()
+	<-t.done
+}

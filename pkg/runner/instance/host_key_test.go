@@ -1,0 +1,128 @@
+package instance
+
+import (
+	"errors"
+	"net"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/molecule-ai/termgw/internal/shelltest"
+	"github.com/molecule-ai/termgw/pkg/runner"
+)
+
+const (
+	edKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEUwSLuvlcpyY4dF5UkAIjJQJqaf8pWcHHMvYGkY9qWp"
+	ecKey = "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBNuuKo4LXDiqYPz2AqQvqPYRst32671g2qC4D1Js+wQrPS47lAlHACe/qJu/12TYpLmKzYkEf3M29qxn8GASxzE="
+)
+
+func TestHostKeyLines(t *testing.T) {
+	t.Parallel()
+	const instance = "i-0123456789abcdef0"
+	for _, text := range []string{
+		edKey, edKey + " root@ip-10-0-0-5", "\t" + edKey + "  \r\n\r\n", strings.Replace(edKey, " ", "\t", 1),
+		instance + " " + edKey, "10.0.0.5 " + edKey, "fd00::5 " + edKey, "[10.0.0.5]:2222 " + edKey, "localhost " + edKey,
+		"# 10.0.0.5:22 SSH-2.0-OpenSSH_9.6\n" + edKey, edKey + "\n" + edKey,
+		edKey + "\n@revoked * " + ecKey, "@revoked " + ecKey + "\n" + edKey, edKey + "\n" + ecKey + "\n@revoked\t10.0.0.9,other.example  " + ecKey + " lost",
+	} {
+		if keys, err := hostKeyLines(text, instance); err != nil || !slices.Equal(keys, []string{edKey}) {
+			t.Errorf("%q: %q, %v", text, keys, err)
+		}
+	}
+	for _, text := range []string{
+		edKey + "\n" + ecKey, instance + " " + edKey + "\n10.0.0.5 " + ecKey + "\n",
+		"# 10.0.0.5:22 SSH-2.0-OpenSSH_9.6\n10.0.0.5 " + edKey + "\n# 10.0.0.5:22 SSH-2.0-OpenSSH_9.6\n10.0.0.5 " + ecKey + "\n",
+		"-----BEGIN SSH HOST KEY KEYS-----\n" + edKey + " root@ip-10-0-0-5\n" + ecKey + " root@ip-10-0-0-5\n-----END SSH HOST KEY KEYS-----\n",
+	} {
+		if keys, err := hostKeyLines(text, instance); err != nil || !slices.Equal(keys, []string{edKey, ecKey}) {
+			t.Errorf("%q: %q, %v", text, keys, err)
+		}
+	}
+	other := strings.TrimPrefix(edKey, "ssh-ed25519 ")
+	for text, says := range map[string]string{
+		"# " + edKey: "no key", "#" + edKey: "no key", " \n": "no key", "-----BEGIN SSH HOST KEY KEYS-----\n-----END SSH HOST KEY KEYS-----": "no key",
+		"revoked " + edKey: "does not begin", "cert-authority " + edKey: "does not begin", "restrict " + edKey: "does not begin",
+		`from="10.0.0.5" ` + edKey: "does not begin", "* " + edKey: "does not begin", "!10.0.0.5 " + edKey: "does not begin",
+		"10.0.0.*,10.0.0.5 " + edKey: "does not begin", "|1|F1E1KeoE/eEWhi10WpGv4OdiO6Y=|3988QV0VE8wmZL7suNrYQLITLCg= " + edKey: "does not begin",
+		"github.com " + edKey: "does not begin", "i-0aaaaaaaaaaaaaaaa " + edKey: "does not begin", "@ " + edKey: "marker",
+		"10.0.0.5 " + edKey + "\n10.0.0.6 " + edKey:                       "line 2 names another host",
+		"@revoked * " + edKey:                                             "not revoked",
+		edKey + "\n@revoked " + edKey:                                     "not revoked",
+		"@revoked 10.0.0.9 " + edKey + "\n10.0.0.5 " + edKey:              "not revoked",
+		edKey + "\n@revoked":                                              "marker",
+		edKey + "\n@revoked *":                                            "no public key",
+		edKey + "\n@revoked a b " + ecKey:                                 "no public key",
+		edKey + "\n@revokedx * " + ecKey:                                  "marker",
+		edKey + "\n@revoked @revoked " + ecKey:                            "marker",
+		"@cert-authority * " + edKey:                                      "marker",
+		"SHA256:3uVR1hY9oDPVmTHlEdrl9tMTxrNpFWGXLV9UzQ0OQcU":              "fingerprint",
+		"256 SHA256:3uVR1hY9oDPVmTHlEdrl9tMTxrNpFWGXLV9 root@x (ED25519)": "fingerprint",
+		"-----BEGIN SSH HOST KEY FINGERPRINTS-----":                       "fingerprint",
+		"-----BEGIN OPENSSH PRIVATE KEY-----":                             "no public key",
+		"ssh-ed25519":                                                     "no key", "10.0.0.5 ssh-ed25519": "no key", "x": "no public key", "10.0.0.5 10.0.0.5 " + edKey: "no public key",
+		"ssh-ed25519 AAAA": "not whole", edKey + "A": "not whole", "ssh-rsa " + other: "another type", edKey + "==": "not whole",
+		"ssh-dss AAAAB3NzaC1kc3MAAACB": "no public key", "ssh-ed25519-cert-v01@openssh.com " + other: "no public key",
+		strings.Repeat("\n", hostKeyBytes) + edKey: "more than",
+	} {
+		keys, err := hostKeyLines(text, instance)
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%.200q: %q, %v; want an error that has %q", text, keys, err, says)
+		} else if strings.Contains(err.Error(), other) || len(err.Error()) > 300 {
+			t.Errorf("%.200q: the error repeats it: %v", text, err)
+		}
+	}
+}
+
+// TestRemoteHostKeyThatIsNone: the key of the instance's own sshd, in lines that do not say that it is to be trusted. No
+// tunnel is opened, and the first use is not trusted either.
+func TestRemoteHostKeyThatIsNone(t *testing.T) {
+	t.Parallel()
+	i := newInstance(t, nil)
+	key := i.sshd.HostKey(t)
+	for _, row := range []string{
+		"# " + key, "#" + key, "revoked " + key, "cert-authority " + key, `command="x" ` + key, "@revoked * " + key, "other.example " + key,
+		"10.0.0.5 " + key + "\n10.0.0.6 " + edKey, "SHA256:3uVR1hY9oDPVmTHlEdrl9tMTxrNpFWGXLV9UzQ0OQcU", " \n",
+	} {
+		target := i.target(t, "")
+		target.Attributes["host_key"] = row
+		r := i.remote(t, Config{})
+		term, err := r.Start(t.Context(), target, shelltest.DefaultSize)
+		if err == nil {
+			t.Errorf("%q opens a terminal", row)
+			_ = term.Close()
+			continue
+		}
+		var told *runner.Failure
+		if !errors.As(err, &told) || !told.Final || !strings.Contains(told.Sentence, "host_key in the workspace's row is malformed") {
+			t.Errorf("%q: %v", row, err)
+		}
+		shelltest.WantStep(t, err, "ssh_hostkey")
+	}
+	if n := len(i.asked()); n > 0 || len(i.keys.keys) > 0 {
+		t.Errorf("asked for %d tunnels, kept %q", n, i.keys.keys)
+	}
+}
+
+// TestRemoteHostKeyOfKeyscan: what people have at hand.
+func TestRemoteHostKeyOfKeyscan(t *testing.T) {
+	t.Parallel()
+	i := newInstance(t, nil)
+	host, port, err := net.SplitHostPort(i.sshd.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	scanned, err := exec.Command("ssh-keyscan", "-p", port, host).CombinedOutput() // the comments are its stderr
+	if err != nil || !strings.Contains(string(scanned), "# ") {
+		t.Fatalf("%q, %v", scanned, err)
+	}
+	console := "-----BEGIN SSH HOST KEY KEYS-----\n" + ecKey + " root@ip\n" + i.sshd.HostKey(t) + " root@ip\n-----END SSH HOST KEY KEYS-----\n"
+	for _, row := range []string{string(scanned), console} {
+		target := i.target(t, "")
+		target.Attributes["host_key"] = row
+		shelltest.Open(t, shelltest.By(i.remote(t, Config{})), target).End(t)
+	}
+	if len(i.keys.keys) > 0 {
+		t.Errorf("kept %q", i.keys.keys)
+	}
+}

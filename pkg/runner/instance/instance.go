@@ -1,0 +1,326 @@
+// Package instance is the kind of place that is an EC2 instance, reached by ssh
+// through a tunnel: the workspace's container there, or the instance's own login
+// shell.
+//
+// It knows OpenSSH and nothing of AWS: Tunnels opens the way.
+package instance
+
+import (
+	"cmp"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/terminal"
+)
+
+// Tunnels opens the way to an instance's sshd.
+type Tunnels interface {
+	// Open lets the request's key in and opens a tunnel. Its errors are passed
+	// on as they are. The context bounds the opening alone.
+	Open(context.Context, TunnelRequest) (Tunnel, error)
+}
+
+// TunnelRequest says where a tunnel leads and who will log in. All but Region
+// was validated.
+type TunnelRequest struct {
+	InstanceID string
+	Region     string // empty: the default
+	OSUser     string
+	PublicKey  string // a line as in authorized_keys
+}
+
+// Tunnel is a stream to an sshd: either Conn, or a Command that carries it on
+// its stdin and stdout.
+type Tunnel struct {
+	Conn    net.Conn
+	Command []string
+	Env     []string // Command's whole environment
+	// Explain makes an error of what Command said, or of why it did not start;
+	// of an empty text if nothing came through it in time. Nil: its words are the
+	// error.
+	Explain func(said string) error
+	Expires time.Time // when it is cut; zero: never
+	Ended   func()    // called once, when the tunnel is no longer used; may be nil
+}
+
+// HostKeys remembers the public keys of sshds, as in authorized_keys, for all
+// replicas.
+type HostKeys interface {
+	// HostKey returns the key that is kept for an instance, or an empty string.
+	HostKey(ctx context.Context, instanceID string) (string, error)
+	// KeepHostKey keeps a key for an instance unless one is kept already, and
+	// returns the one that is kept.
+	KeepHostKey(ctx context.Context, instanceID, key string) (string, error)
+}
+
+// What a remote terminal opens.
+const (
+	TargetContainer = "container" // the workspace's container on the instance
+	TargetHost      = "host"      // the login shell of the instance itself
+)
+
+// Config says how to open terminals on instances.
+type Config struct {
+	Tunnels  Tunnels
+	HostKeys HostKeys
+	// OSUser and Target hold where a workspace's row says nothing.
+	OSUser string
+	Target string
+	// Shells are tried in order, in a container. Absolute paths of POSIX shells.
+	Shells []string
+	// KeepDetached spares what was told to stay, at a session's end.
+	KeepDetached bool
+	// Swept is told what each session's end found. May be nil.
+	Swept func(runner.Swept)
+	// TempDir is where the directory of sockets is made; empty: the system's.
+	TempDir string
+	Now     func() time.Time
+	Timing  runner.Timing
+}
+
+const (
+	// sessionLimit is how many sessions an sshd opens on one connection
+	// (MaxSessions) unless it is configured otherwise.
+	sessionLimit = 10
+	// usefulLife is what a connection's tunnel must have left for a new terminal.
+	usefulLife = 15 * time.Minute
+	// connectTries bounds the connections that one terminal tries.
+	connectTries = 5
+	// endFor is how long a session's end is tried after its connection was lost, in pauses of at most endPause. The instance
+	// ends its shells by itself.
+	endFor   = 2 * time.Minute
+	endPause = 15 * time.Second
+)
+
+// startTime bounds the opening of a terminal: the promise is Start, and what was begun is ended after it.
+func startTime(t runner.Timing) time.Duration { return t.Start - t.Start/15 }
+
+// loginTime bounds the opening of a connection, below startTime so that its own error is told.
+func loginTime(t runner.Timing) time.Duration { return startTime(t) - t.Start/15 }
+
+// sweepTime bounds one sweep over a connection: three graces, and the way.
+func sweepTime(t runner.Timing) time.Duration { return 3*t.Grace + 10*time.Second }
+
+// Kind opens terminals on instances, by ssh. Terminals of one OS user on one
+// instance share connections.
+type Kind struct {
+	cfg     Config
+	ssh     string // the program
+	sockets *sockets
+	ends    *runner.Ends
+	stop    context.CancelFunc
+	ctx     context.Context // ends with Close
+	wg      sync.WaitGroup
+
+	mu     sync.Mutex
+	conns  map[destination][]*connection
+	closed bool
+}
+
+// destination is what terminals must have in common to share a connection.
+type destination struct{ instance, region, user, hostKey string }
+
+// Open returns the kind. The caller closes it, after its terminals.
+func Open(cfg Config) (*Kind, error) {
+	program, err := exec.LookPath("ssh")
+	if err != nil {
+		return nil, fmt.Errorf("remote workspaces need OpenSSH's client: %w", err)
+	}
+	cfg.TempDir = cmp.Or(cfg.TempDir, os.TempDir())
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	cfg.Timing = cfg.Timing.WithDefaults()
+	s, err := newSockets(cfg.TempDir)
+	if err != nil {
+		return nil, err
+	}
+	k := &Kind{cfg: cfg, ssh: program, sockets: s, conns: map[destination][]*connection{}}
+	k.ends = runner.NewEnds(runner.EndsConfig{Timing: &k.cfg.Timing, For: endFor, RetryMost: max(cfg.Timing.Retry, endPause)})
+	k.ctx, k.stop = context.WithCancel(context.Background())
+	k.wg.Go(s.watch)
+	return k, nil
+}
+
+// Close tries once more what sessions have left, and ends every connection, with
+// the terminals that are still open. The key sockets and control sockets are gone
+// then.
+func (k *Kind) Close() error {
+	k.ends.Close()
+	k.mu.Lock()
+	k.closed = true
+	k.mu.Unlock()
+	k.stop()
+	err := k.sockets.close()
+	k.wg.Wait()
+	return errors.Join(err, k.sockets.remove())
+}
+
+var errClosed = errors.New("the gateway ends")
+
+// Nothing else reaches an argument of ssh or a line of the instance's shell.
+var (
+	instanceForm = regexp.MustCompile(`^i-[0-9a-f]{8,17}$`)
+	userForm     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,31}$`)
+	sessionForm  = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+)
+
+// request is a terminal that is asked for, and what was learnt of it.
+type request struct {
+	kind             *Kind
+	to               destination
+	session, target  string
+	container, shell string // of target container
+	sid, start       string // the shell's pid where it runs, and its start time
+	log              *slog.Logger
+}
+
+// request fills in what the workspace's row leaves open.
+func (k *Kind) request(t runner.Target) (*request, error) {
+	row := t.Attributes
+	r := &request{
+		kind: k, session: t.Session, target: cmp.Or(row["remote_target"], k.cfg.Target), sid: "find", start: "0", log: t.Log,
+		to: destination{row["instance_id"], row["region"], cmp.Or(row["os_user"], k.cfg.OSUser), ""},
+	}
+	switch {
+	case !instanceForm.MatchString(r.to.instance):
+		return nil, malformed("instance_id", "%q is no instance's id", r.to.instance)
+	case !userForm.MatchString(r.to.user):
+		return nil, malformed("os_user", "%q is no user's name", r.to.user)
+	case !sessionForm.MatchString(r.session):
+		return nil, malformed("session", "%q is no session's id", r.session)
+	case r.target != TargetContainer && r.target != TargetHost:
+		return nil, malformed("remote_target", "%q is neither %s nor %s", r.target, TargetContainer, TargetHost)
+	}
+	if row["host_key"] == "" {
+		return r, nil
+	}
+	keys, err := hostKeyLines(row["host_key"], r.to.instance)
+	if err != nil {
+		f := malformed("ssh_hostkey", "host_key in the workspace's row is malformed: %w", err)
+		f.Sentence = "host_key in the workspace's row is malformed: " + err.Error() + "."
+		return nil, f
+	}
+	r.to.hostKey = strings.Join(keys, "\n")
+	return r, nil
+}
+
+// idForm is what the engine may take for the start of a container's id.
+var idForm = regexp.MustCompile(`^[0-9a-f]+$`)
+
+// Start opens a terminal. Its errors are a *runner.Failure, or what Tunnels has
+// returned.
+func (k *Kind) Start(ctx context.Context, t runner.Target, size terminal.Size) (terminal.Terminal, error) {
+	term, err := k.start(ctx, t, size)
+	if err != nil {
+		return nil, t.ExplainName(err)
+	}
+	return term, nil
+}
+
+func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (*sshTerminal, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTime(k.cfg.Timing))
+	defer cancel()
+	r, err := k.request(t)
+	if err != nil {
+		return nil, err
+	}
+	if r.target == TargetHost {
+		return k.open(ctx, r, size, "host")
+	}
+	names := t.ContainerNames()
+	if len(names) == 0 {
+		return nil, runner.NotRunning("the workspace has no name that a container can have")
+	}
+	// Choosing costs one more docker command. A name that cannot be mistaken for
+	// an id is tried without.
+	direct := !idForm.MatchString(names[0])
+	for shells := k.cfg.Shells; len(shells) > 0; {
+		r.shell = shells[0]
+		keys, _ := runner.DetachKeys() // from here nobody can see what the engine reads, as a container's terminal does
+		words := []string{"shell=" + r.shell, "keys=" + keys, "opening=" + remoteOpening(size)}
+		mode := "direct"
+		if direct {
+			words = append(words, "container="+names[0])
+		} else {
+			mode = "choose"
+			words = append(words, "own="+t.Attributes["container"])
+			for _, name := range names {
+				words = append(words, "name="+name)
+			}
+		}
+		term, err := k.open(ctx, r, size, mode, words...)
+		switch {
+		case err == nil:
+			return term, nil
+		case direct && errors.Is(err, runner.ErrNotRunning):
+			direct = false
+		case errors.Is(err, errNoShell):
+			shells = shells[1:]
+		default:
+			return nil, err
+		}
+	}
+	return nil, failed("shell", fmt.Errorf("none of %s is in the container", strings.Join(k.cfg.Shells, ", ")))
+}
+
+// open opens a terminal over the first connection that takes it.
+func (k *Kind) open(ctx context.Context, r *request, size terminal.Size, mode string, words ...string) (*sshTerminal, error) {
+	for range connectTries {
+		c, err := k.connect(ctx, r.to)
+		if err != nil {
+			return nil, err
+		}
+		silent := c.listen()
+		t, err := c.open(ctx, r, size, r.command(k.cfg.KeepDetached, mode, words...))
+		switch {
+		case err == nil:
+			return t, nil
+		case errors.Is(err, errRefused), errors.Is(err, errGone):
+			k.refused(c, errors.Is(err, errGone))
+		default:
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) && silent() {
+				k.retire(c)
+			}
+			k.release(c)
+			return nil, err
+		}
+	}
+	return nil, failed("ssh_sessions", errors.New("the instance's sshd opens no session"))
+}
+
+//go:embed remote.sh
+var remoteScript string
+
+// remoteOpening is the opening of pkg/runner/docker without the line to wait for, which would cost one
+// more way to the instance. The docker command gives a terminal its size some
+// 10 ms after its start, too late for what the shell does first.
+func remoteOpening(size terminal.Size) string {
+	return `IFS= read -r s </proc/$$/stat; ` +
+		fmt.Sprintf(`stty rows %d cols %d 2>/dev/null; `, size.Rows, size.Cols) +
+		`printf '\036%s\036' "$s"; exec "$0"`
+}
+
+// command is the line for the account's login shell that runs remote.sh in a
+// mode, with the mode's own words.
+func (r *request) command(keepDetached bool, mode string, words ...string) string {
+	timing := r.kind.cfg.Timing
+	return "exec " + quote(slices.Concat([]string{
+		"/bin/sh", "-c", `eval "$1"`, "termgw", remoteScript, runner.SweepScript,
+		"mode=" + mode, "target=" + r.target, "session=" + r.session, "keep_detached=" + strconv.FormatBool(keepDetached),
+		"grace=" + runner.Hundredths(timing.Grace), "lease=" + runner.WholeSeconds(timing.Lease), "retry=" + runner.WholeSeconds(timing.Retry),
+	}, words)...)
+}

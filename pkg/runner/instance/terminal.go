@@ -1,0 +1,361 @@
+package instance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/terminal"
+)
+
+// sshTerminal is an ssh under a pty, which carries one session of a
+// connection.
+type sshTerminal struct {
+	*runner.Pty
+	conn    *connection
+	request request
+	stderr  *os.File // ssh's own; the shell's goes to the terminal
+	early   []byte   // output that came with the handshake
+	closing atomic.Bool
+	hungUp  atomic.Bool // ssh did not end by itself
+}
+
+// open opens a terminal by a command line that runs remote.sh.
+func (c *connection) open(ctx context.Context, r *request, size terminal.Size, command string) (*sshTerminal, error) {
+	stderr, w, err := os.Pipe()
+	if err != nil {
+		return nil, failed("pty", fmt.Errorf("starting ssh: %w", err))
+	}
+	cmd := exec.Command(c.kind.ssh, sessionArgs(c.control, c.to.user, c.to.instance, true, command)...)
+	cmd.Env, cmd.Stderr = sshEnv, w
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	ssh, err := runner.StartPty(cmd, size, r.log)
+	_ = w.Close()
+	if err != nil {
+		_ = stderr.Close()
+		return nil, failed("pty", fmt.Errorf("starting ssh: %w", err))
+	}
+	t := &sshTerminal{Pty: ssh, conn: c, request: *r, stderr: stderr}
+	stop := context.AfterFunc(ctx, func() { t.Signal(unix.SIGKILL) })
+	began, err := t.handshake()
+	if err == nil {
+		t.awaitRaw()
+	}
+	if !stop() {
+		step := "ssh_timeout" // over a connection that went silent, say
+		if began {
+			step = "shell"
+		}
+		err = failed(step, fmt.Errorf("starting a shell: %w", context.Cause(ctx)))
+	}
+	if err != nil {
+		t.disconnect()
+		if began && !errors.Is(err, errNoShell) && !errors.Is(err, runner.ErrNotRunning) {
+			c.kind.ends.PutOff(t.request.end(false, t.request.sweepElsewhere), err)
+		}
+		return nil, err
+	}
+	return t, nil
+}
+
+var (
+	toldPlace = regexp.MustCompile(`\x1ein ([^\x1e]*)\x1e`)
+	toldError = regexp.MustCompile(`\x1eerror (docker|not_running) ([^\x1e]*)\x1e`)
+)
+
+// handshake reads what remote.sh and the shell tell of themselves, and keeps
+// what the shell has printed since. began says that there may be a shell.
+func (t *sshTerminal) handshake() (began bool, err error) {
+	var got []byte
+	buf := make([]byte, 4<<10)
+	for len(got) < 32<<10 { // the account's .bashrc may print before we do
+		n, err := t.Pty.Read(buf)
+		got = append(got, buf[:n]...)
+		if m := toldPlace.FindSubmatch(got); m != nil {
+			t.request.container, began = string(m[1]), true
+		}
+		if began {
+			sid, start, rest, ok, malformed := runner.Opened(got)
+			if malformed != nil {
+				return true, failed("shell", malformed)
+			}
+			if ok {
+				t.request.sid, t.request.start, t.early = sid, start, rest
+				return true, nil
+			}
+		}
+		if err != nil {
+			return began, t.neverOpened(string(got), began)
+		}
+	}
+	return began, failed("shell", errors.New("the account prints without end before its shell starts"))
+}
+
+// awaitRaw waits until ssh has made this end's pty raw, or has ended. The connection's own ssh carries the shell's bytes
+// before the terminal's has done that: on a busy machine what is typed until then would be echoed here too.
+func (t *sshTerminal) awaitRaw() {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		var mode *unix.Termios
+		var failed error
+		err := t.Master.Control(func(fd uintptr) { mode, failed = unix.IoctlGetTermios(int(fd), unix.TCGETS) })
+		if err != nil || failed != nil || mode.Oflag&unix.OPOST == 0 {
+			return
+		}
+		select {
+		case <-t.Exited:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// neverOpened tells why ssh ended before there was a shell.
+func (t *sshTerminal) neverOpened(got string, began bool) error {
+	<-t.Exited
+	code := t.Status.ExitStatus()
+	if m := toldError.FindStringSubmatch(got); m != nil {
+		if m[1] == "not_running" {
+			return runner.NotRunning(shorten(m[2]))
+		}
+		return noDocker(t.request.to.user, errors.New(shorten(m[2])))
+	}
+	stderr := saidTo(t.stderr)
+	if code == 255 {
+		if err := sessionFault(stderr); err != nil {
+			return err
+		}
+	}
+	if t.Status.Signaled() || code == 255 && t.conn.isGone() {
+		return errGone
+	}
+	if began && t.request.target == TargetContainer {
+		_, said, _ := strings.Cut(got, "\x1ein ")
+		_, said, _ = strings.Cut(said, "\x1e")
+		switch {
+		case code == 126 || code == 127:
+			return errNoShell
+		case strings.Contains(said, "No such container"), strings.Contains(said, "is not running"), strings.Contains(said, "is paused"):
+			return runner.NotRunning(shorten(said))
+		}
+		return noDocker(t.request.to.user, fmt.Errorf("docker exec on the instance: exit code %d, %q", code, shorten(said)))
+	}
+	return failed("shell", fmt.Errorf("the account's shell ended at once: exit code %d, %q", code, shorten(got+" "+stderr)))
+}
+
+// isGone waits for a connection to notice its end, which its sessions may do
+// first.
+func (c *connection) isGone() bool {
+	select {
+	case <-c.gone:
+		return true
+	case <-time.After(500 * time.Millisecond):
+		return false
+	}
+}
+
+// Expires is when the terminal's tunnel is cut; zero: never.
+func (t *sshTerminal) Expires() time.Time { return t.conn.expires }
+
+func (t *sshTerminal) Read(p []byte) (int, error) {
+	if len(t.early) > 0 {
+		return t.readEarly(p), nil
+	}
+	n, err := t.Pty.Read(p)
+	if errors.Is(err, io.EOF) && !t.closing.Load() {
+		if lost := t.lost(); lost != nil && !t.closing.Load() {
+			err = lost
+		}
+	}
+	return n, err
+}
+
+// TryRead returns what is there now.
+func (t *sshTerminal) TryRead(p []byte, gather bool) (int, error) {
+	if len(t.early) > 0 {
+		return t.readEarly(p), nil
+	}
+	return t.Pty.TryRead(p, gather)
+}
+
+func (t *sshTerminal) readEarly(p []byte) int {
+	n := copy(p, t.early)
+	t.early = t.early[n:]
+	if len(t.early) == 0 {
+		t.early = nil
+	}
+	return n
+}
+
+// lost waits for ssh's end and tells whether it was no end of the shell. ssh
+// says 255 then, as a shell may too.
+func (t *sshTerminal) lost() error {
+	<-t.Exited
+	switch {
+	case t.WaitErr != nil:
+		return failed("pty", fmt.Errorf("waiting for ssh: %w", t.WaitErr))
+	case t.Status.Signaled():
+		return failed("ssh", fmt.Errorf("ssh was ended by %s", unix.SignalName(t.Status.Signal())))
+	case t.Status.ExitStatus() == 255 && t.conn.isGone():
+		return t.conn.lost
+	}
+	return nil
+}
+
+// Resize also has the connection look at the sizes of its terminals. The session's
+// ssh tells it of a new one, but listens for that only some time after the shell's
+// first words.
+func (t *sshTerminal) Resize(s terminal.Size) error {
+	if err := t.Pty.Resize(s); err != nil {
+		return err
+	}
+	t.conn.master.Signal(unix.SIGWINCH)
+	return nil
+}
+
+// Wait tells of a shell whose terminal we closed what it would tell itself; what
+// ssh says then is its own end.
+func (t *sshTerminal) Wait() (terminal.Exit, error) {
+	<-t.Exited
+	if t.hungUp.Load() && (t.Status.Signaled() || t.Status.ExitStatus() == 255) {
+		return terminal.Exit{Code: 128 + int(unix.SIGHUP), Signal: unix.SignalName(unix.SIGHUP)}, nil
+	}
+	if err := t.lost(); err != nil {
+		return terminal.Exit{}, err
+	}
+	code := t.Status.ExitStatus()
+	return terminal.Exit{Code: code, Signal: runner.SignalOf(code)}, nil
+}
+
+// disconnect ends ssh, by which the instance's sshd hangs up.
+func (t *sshTerminal) disconnect() {
+	select {
+	case <-t.Exited:
+	default:
+		t.hungUp.Store(true)
+	}
+	t.HangUp()
+	t.Signal(unix.SIGHUP)
+	select {
+	case <-t.Exited:
+	case <-time.After(time.Second):
+		t.Signal(unix.SIGKILL)
+		<-t.Exited
+	}
+	_ = t.stderr.Close()
+}
+
+// Close hangs up, and then sees over the same connection that the shell and what
+// belongs to it end. The instance does that too, a little later, so that it is
+// done also without us: what it finds then, it does not count. What fails is tried
+// over another connection: one that was closed has told the instance, but not one
+// that only went silent.
+func (t *sshTerminal) Close() error {
+	t.closing.Store(true)
+	t.disconnect()
+	r, k := &t.request, t.conn.kind
+	var own atomic.Bool // the session of this connection is still reserved
+	own.Store(true)
+	end := r.end(k.cfg.KeepDetached, func(ctx context.Context, keepDetached bool) (runner.Swept, error) {
+		if !own.Swap(false) {
+			return r.sweepElsewhere(ctx, keepDetached)
+		}
+		defer k.release(t.conn)
+		return t.conn.sweep(ctx, r, keepDetached)
+	})
+	err := k.ends.Do(end)
+	if own.Swap(false) {
+		k.release(t.conn)
+	}
+	if err != nil {
+		r.log.Warn("the shell's end is put off", "instance", r.to.instance, "err", err)
+	}
+	return err
+}
+
+// end is the end of the request's session by a sweep. The container, or the
+// account, has its ends together.
+func (r *request) end(keepDetached bool, sweep func(ctx context.Context, keepDetached bool) (runner.Swept, error)) runner.End {
+	return runner.End{
+		Session: r.session, Lane: r.to.instance + " " + r.to.user + " " + r.container,
+		Try: func(ctx context.Context) (runner.Swept, error) { return sweep(ctx, keepDetached) },
+		Report: func(swept runner.Swept, err error) {
+			swept.Claimed().Report(r.log, r.kind.cfg.Swept, "shell ended", err, "instance", r.to.instance, "container", r.container)
+		},
+	}
+}
+
+// sweepElsewhere sweeps over any connection.
+func (r *request) sweepElsewhere(ctx context.Context, keepDetached bool) (runner.Swept, error) {
+	c, err := r.kind.connect(ctx, r.to)
+	if err != nil {
+		return runner.Swept{}, err
+	}
+	defer r.kind.release(c)
+	return c.sweep(ctx, r, keepDetached)
+}
+
+// sweep runs remote.sh's end over a connection, in a session that the caller has
+// reserved. sshd may not have noticed yet that it is free. A connection on which
+// nothing at all comes meanwhile gets no more terminals.
+func (c *connection) sweep(ctx context.Context, r *request, keepDetached bool) (runner.Swept, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	watched, over := make(chan struct{}), ctx.Done()
+	defer func() { cancel(nil); <-watched }()
+	go func() {
+		defer close(watched)
+		select {
+		case <-c.gone:
+			cancel(errGone)
+		case <-over:
+		}
+	}()
+	ctx, stop := context.WithTimeout(ctx, sweepTime(c.kind.cfg.Timing))
+	defer stop()
+	silent := c.listen()
+	command := r.command(keepDetached, "end", "container="+r.container, "shell="+r.shell, "sid="+r.sid, "start="+r.start)
+	argv := append([]string{c.kind.ssh}, sessionArgs(c.control, c.to.user, c.to.instance, false, command)...)
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 400*time.Millisecond) {
+		stdout, stderr, status, err := output(ctx, argv)
+		if errors.Is(err, context.DeadlineExceeded) && silent() {
+			c.kind.retire(c)
+		}
+		if err != nil {
+			return runner.Swept{}, fmt.Errorf("sweeping: %w", err)
+		}
+		last := lastLine(stdout)
+		if s, ok := runner.ReadSwept(last); ok && status.ExitStatus() == 0 {
+			return s, nil
+		}
+		if last == "nonsense" {
+			return runner.Swept{}, &runner.Misconduct{Err: errors.New("sweeping: the container on the instance does not answer as it should")}
+		}
+		fault := sessionFault(stderr)
+		if status.ExitStatus() != 255 || !errors.Is(fault, errRefused) {
+			return runner.Swept{}, fmt.Errorf("sweeping: %w", errors.Join(fault, fmt.Errorf("the instance answered %q", shorten(stdout+" "+stderr))))
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return runner.Swept{}, fmt.Errorf("sweeping: %w", fault)
+		}
+	}
+}
+
+// lastLine is what remote.sh says, after what the account's .bashrc may say.
+func lastLine(s string) string {
+	s = strings.TrimSpace(s)
+	return s[strings.LastIndexByte(s, '\n')+1:]
+}
