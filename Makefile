@@ -159,7 +159,7 @@ workspace-image aws-cli:
 
 .PHONY: bench
 bench: build ## measure termgw, and ttyd if it is on PATH, on this machine; quick: BENCH_ARGS=-short
-	@cd bench && $(GO) build -o ../bin/termgw-bench . && exec ../bin/termgw-bench $(BENCH_ARGS)
+	@cd bench && CGO_ENABLED=0 $(GO) build -o ../bin/termgw-bench . && exec ../bin/termgw-bench $(BENCH_ARGS)
 
 .PHONY: soak
 soak: ## open 1,000 terminals in a minute on one gateway and hold them for SOAK (10m)

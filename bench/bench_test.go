@@ -95,17 +95,25 @@ func TestJudge(t *testing.T) {
 	r.add("checksum", gateway, 1)
 	r.add("checksum", gateway, 0)
 	r.add("idle_pss_kib_100", gateway, 24)
+	r.add("container_echo_idle_p50", gateway, 104)
+	r.add("container_echo_idle_p50", bare, 100)
+	r.add("container_echo_idle_p50", "ttyd", 103)
+	r.add("container_ends", gateway, 3)
+	r.add("container_execs", bare, 2)
 	got := map[string]string{}
 	for _, v := range r.judge() {
 		state, _, _ := strings.Cut(v.String(), "  ")
 		got[v.Target] = state
 	}
 	for target, want := range map[string]string{
-		"bulk, to the bare pty's: at least 0.95":        "NOT MET",
-		"echo p50, to ttyd's: at most 1":                "met",
-		"streams complete and equal, share: 1":          "NOT MET",
-		"memory a session at 100 (PSS): at most 24 KiB": "met",
-		"connect to first byte, to ttyd's: at most 1":   "not measured",
+		"bulk, to the bare pty's: at least 0.95":                    "NOT MET",
+		"echo p50, to ttyd's: at most 1":                            "met",
+		"streams complete and equal, share: 1":                      "NOT MET",
+		"memory a session at 100 (PSS): at most 24 KiB":             "met",
+		"connect to first byte, to ttyd's: at most 1":               "not measured",
+		"echo p50 in a container, to docker exec -it: at most 1.05": "met",
+		"echo p50 in a container, to ttyd of it: at most 1":         "NOT MET",
+		"100 sessions in a container, to 100 execs: at most 1":      "NOT MET",
 	} {
 		if got[target] != want {
 			t.Errorf("%s: %q, want %q", target, got[target], want)

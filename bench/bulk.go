@@ -30,11 +30,7 @@ func (b *bench) bulk(ctx context.Context) error {
 }
 
 func (b *bench) bulkRound(ctx context.Context, s *server, size int64, timed bool) (err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	term, err := s.open(ctx, fmt.Sprintf("read -r go; exec '%s' stream %d", self, size))
+	term, err := s.open(ctx, fmt.Sprintf("read -r go; exec '%s' stream %d", s.streamer, size))
 	if err != nil {
 		return err
 	}
@@ -74,15 +70,15 @@ func (b *bench) bulkRound(ctx context.Context, s *server, size int64, timed bool
 	}
 	verdict := check.verdict(size)
 	if s.cmd != nil {
-		b.report.add("checksum", s.name, map[bool]float64{true: 1}[verdict == nil])
+		b.report.add(s.place+"checksum", s.name, map[bool]float64{true: 1}[verdict == nil])
 	}
 	if verdict != nil {
 		b.report.note("%s: %v of %d", s.name, verdict, size)
 	}
 	if timed {
-		b.report.add("bulk_mb_s", s.name, float64(check.got)/1e6/last.Sub(start).Seconds())
+		b.report.add(s.place+"bulk_mb_s", s.name, float64(check.got)/1e6/last.Sub(start).Seconds())
 		if s.cmd != nil {
-			b.report.add("cpu_s_gb", s.name, (after-before).Seconds()/(float64(check.got)/1e9))
+			b.report.add(s.place+"cpu_s_gb", s.name, (after-before).Seconds()/(float64(check.got)/1e9))
 		}
 	}
 	return s.settle()

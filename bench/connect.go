@@ -19,22 +19,28 @@ func (b *bench) connect(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, stopAll(servers)) }()
-	rounds, times := b.size(5, 2), b.size(40, 20)
+	return b.connectRounds(ctx, servers, b.size(5, 2), b.size(40, 20), func(ctx context.Context, s *server) (time.Duration, error) {
+		return s.firstByte(ctx)
+	})
+}
+
+// connectRounds measures the opening of so many sessions a round.
+func (b *bench) connectRounds(ctx context.Context, servers []*server, rounds, times int, open func(context.Context, *server) (time.Duration, error)) error {
 	for round := range rounds + 1 {
 		took := map[string][]float64{}
 		for i := range times {
 			for _, s := range rotated(servers, i) {
-				d, err := s.firstByte(ctx)
+				d, err := open(ctx, s)
 				if err != nil {
 					return err
 				}
 				took[s.name] = append(took[s.name], float64(d.Microseconds())/1e3)
 			}
 		}
-		for name, times := range took {
+		for _, s := range servers {
 			if round > 0 { // the first warms up
-				b.report.add("connect_p50", name, percentile(times, 50))
-				b.report.add("connect_p95", name, percentile(times, 95))
+				b.report.add(s.place+"connect_p50", s.name, percentile(took[s.name], 50))
+				b.report.add(s.place+"connect_p95", s.name, percentile(took[s.name], 95))
 			}
 		}
 	}

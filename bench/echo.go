@@ -20,7 +20,7 @@ const (
 
 // echo measures keystroke to echoed byte, alone or beside floods of the same
 // gateway.
-func (b *bench) echo(ctx context.Context, flooded bool) error {
+func (b *bench) echo(ctx context.Context, servers []*server, flooded bool) error {
 	key := "echo_idle"
 	if flooded {
 		key = "echo_flood"
@@ -28,18 +28,18 @@ func (b *bench) echo(ctx context.Context, flooded bool) error {
 	rounds, keys := b.size(6, 2), b.size(600, 100)
 	all := map[string][]float64{}
 	for round := range rounds {
-		for _, s := range rotated(b.servers, round) {
+		for _, s := range rotated(servers, round) {
 			took, err := s.echoRound(ctx, keys, flooded)
 			if err != nil {
 				return err
 			}
-			b.report.add(key+"_p50", s.name, percentile(took, 50))
-			b.report.add(key+"_p99", s.name, percentile(took, 99))
+			b.report.add(s.place+key+"_p50", s.name, percentile(took, 50))
+			b.report.add(s.place+key+"_p99", s.name, percentile(took, 99))
 			all[s.name] = append(all[s.name], took...)
 		}
 	}
-	for name, took := range all {
-		b.report.add(key+"_p999", name, percentile(took, 99.9)) // of all rounds: one has too few
+	for _, s := range servers {
+		b.report.add(s.place+key+"_p999", s.name, percentile(all[s.name], 99.9)) // of all rounds: one has too few
 	}
 	return nil
 }
@@ -54,15 +54,23 @@ func (s *server) echoRound(ctx context.Context, keys int, flooded bool) (took []
 		}
 		defer func() { err = errors.Join(err, stop()) }()
 	}
-	term, err := s.open(ctx, "printf E; exec cat")
+	const warmUp = 20
+	// It ends by itself after one key more: nothing else ends it in a container when
+	// its client is docker.
+	term, err := s.open(ctx, fmt.Sprintf("printf E; exec dd bs=1 count=%d status=none", warmUp+keys+1))
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, term.Close()) }()
+	defer func() {
+		if err == nil {
+			err = finish(term, ".")
+		}
+		_ = term.Close() // ended by itself, or failed
+	}()
 	if err := await(term, "E"); err != nil {
 		return nil, err
 	}
-	if _, err := keystrokes(ctx, term, 20); err != nil { // warms up
+	if _, err := keystrokes(ctx, term, warmUp); err != nil {
 		return nil, err
 	}
 	return keystrokes(ctx, term, keys)

@@ -161,12 +161,9 @@ func (s *server) newIdler(ctx context.Context) (*idler, error) {
 	if err != nil {
 		return nil, err
 	}
-	term, err := t.open(ctx)
+	term, err := openGreeted(ctx, t)
 	if err != nil {
 		return nil, err
-	}
-	if err := await(term, "R"); err != nil {
-		return nil, errors.Join(err, term.Close())
 	}
 	i := &idler{term: term, done: make(chan struct{}), got: make(chan byte, 16)}
 	go i.read()

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"time"
 )
@@ -33,22 +32,16 @@ func interruptKey(eager bool, speed float64) string {
 
 // containerKey is interruptKey of a shell in a container of the local engine.
 func containerKey(eager bool, speed float64) string {
-	return interruptKey(eager, speed) + "_container"
+	return "container_" + interruptKey(eager, speed)
 }
 
 // interrupt measures Ctrl-C to the prompt on the screen after a flood, for
 // clients that render at a given speed and read as fast only, or read eagerly
 // and queue as a browser does.
-func (b *bench) interrupt(ctx context.Context) (err error) {
-	container := fmt.Sprint("tgwbench-", os.Getpid())
-	stop, err := startContainer(ctx, container)
+func (b *bench) interrupt(ctx context.Context) error {
+	contained, err := b.inContainer(ctx)
 	if err != nil {
 		return err
-	}
-	if stop == nil {
-		b.report.note("no Ctrl-C in containers: no Docker engine answers at DOCKER_HOST")
-	} else {
-		defer func() { err = errors.Join(err, stop()) }()
 	}
 	for round := range b.size(3, 1) {
 		for _, speed := range speeds {
@@ -60,13 +53,15 @@ func (b *bench) interrupt(ctx context.Context) (err error) {
 					if s.cmd == nil && eager {
 						continue // a queue without a gateway measures the queue alone
 					}
-					if err := b.interruptRound(ctx, s, speed, eager, ""); err != nil {
+					if err := b.interruptRound(ctx, s, speed, eager); err != nil {
 						return err
 					}
-					if s.name != gateway || stop == nil {
-						continue
+				}
+				for _, s := range contained {
+					if s.name != gateway {
+						continue // it takes minutes
 					}
-					if err := b.interruptRound(ctx, s, speed, eager, container); err != nil {
+					if err := b.interruptRound(ctx, s, speed, eager); err != nil {
 						return err
 					}
 				}
@@ -76,24 +71,18 @@ func (b *bench) interrupt(ctx context.Context) (err error) {
 	return nil
 }
 
-// interruptRound measures one Ctrl-C, in a container if one is named.
-func (b *bench) interruptRound(ctx context.Context, s *server, speed float64, eager bool, container string) error {
-	key := interruptKey(eager, speed)
-	open := func() (session, error) { return s.open(ctx, shell) }
-	if container != "" {
-		key = containerKey(eager, speed)
-		open = func() (session, error) { return s.openContainer(ctx, container) }
-	}
-	took, err := s.interrupted(open, speed, eager)
+// interruptRound measures one Ctrl-C.
+func (b *bench) interruptRound(ctx context.Context, s *server, speed float64, eager bool) error {
+	took, err := s.interrupted(ctx, speed, eager)
 	if err != nil {
 		return fmt.Errorf("%s, %g MB/s: %w", s.name, speed, err)
 	}
-	b.report.add(key, s.name, float64(took.Microseconds())/1e3)
+	b.report.add(s.place+interruptKey(eager, speed), s.name, float64(took.Microseconds())/1e3)
 	return nil
 }
 
-func (s *server) interrupted(open func() (session, error), speed float64, eager bool) (took time.Duration, err error) {
-	term, err := open()
+func (s *server) interrupted(ctx context.Context, speed float64, eager bool) (took time.Duration, err error) {
+	term, err := s.open(ctx, shell)
 	if err != nil {
 		return 0, err
 	}

@@ -1,7 +1,7 @@
 // Command bench is termgw's load generator: it measures a built termgw, the
 // peers that it finds on PATH and a bare pty, in one run, in turns, by one
-// client. It prints a table and the project's targets, and writes all figures
-// as JSON.
+// client, with shells of this machine and of a container. It prints a table and
+// the project's targets, and writes all figures as JSON.
 //
 // It shares no code with the gateway, and works on loopback only. Everything
 // that it starts ends with it.
@@ -55,6 +55,10 @@ type bench struct {
 	programs []*program
 	servers  []*server // of programs, running child
 	report   *report
+
+	engine    *docker   // nil: no part has asked for a container yet
+	noEngine  bool      // there can be none, as a note says
+	contained []*server // of programs, whose sessions are shells in a container
 }
 
 // part is one thing to measure.
@@ -64,19 +68,21 @@ type part struct {
 }
 
 var parts = []part{
-	{"echo", func(b *bench, ctx context.Context) error { return b.echo(ctx, false) }},
-	{"floods", func(b *bench, ctx context.Context) error { return b.echo(ctx, true) }},
+	{"echo", func(b *bench, ctx context.Context) error { return b.echo(ctx, b.servers, false) }},
+	{"floods", func(b *bench, ctx context.Context) error { return b.echo(ctx, b.servers, true) }},
 	{"bulk", (*bench).bulk},
 	{"interrupt", (*bench).interrupt},
 	{"connect", (*bench).connect},
 	{"rate", (*bench).rate},
+	{"ends", (*bench).ends},
+	{"container", (*bench).container},
 	{"idle", (*bench).idle},
 	{"replicas", (*bench).replicas},
 	{"remote", (*bench).remote},
 }
 
 // longest bounds a run, whatever hangs.
-const longest = 20 * time.Minute
+const longest = 30 * time.Minute
 
 func measure(ctx context.Context, args []string) (err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -134,7 +140,12 @@ func (b *bench) runParts(ctx context.Context, chosen []string) (err error) {
 	if b.servers, err = launchAll(ctx, b.dir, b.programs, child); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stopAll(b.servers)) }()
+	defer func() {
+		err = errors.Join(err, stopAll(b.servers), stopAll(b.contained))
+		if b.engine != nil {
+			err = errors.Join(err, b.engine.stop())
+		}
+	}()
 	for _, p := range parts {
 		if !slices.Contains(chosen, p.name) {
 			continue

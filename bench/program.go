@@ -33,9 +33,11 @@ const (
 // server is a running program. Its sessions run one command.
 type server struct {
 	*program
-	cmd    *exec.Cmd // nil: a bare pty
-	log    string    // path of its log
-	target func(ctx context.Context, workspace string) (target, error)
+	place    string    // what the names of its figures begin with, where its shells are not on this machine
+	streamer string    // the path of this program where its shells are
+	cmd      *exec.Cmd // nil: a bare pty
+	log      string    // path of its log
+	target   func(ctx context.Context, workspace string) (target, error)
 }
 
 // hostWorkspace is the workspace that runs the program's command. Peers have no
@@ -171,6 +173,9 @@ func launchAll(ctx context.Context, dir string, list []*program, command string)
 			return nil, errors.Join(fmt.Errorf("starting %s: %w", p.name, err), stopAll(all))
 		}
 		s.program = p
+		if s.streamer, err = os.Executable(); err != nil {
+			return nil, errors.Join(err, stopAll(append(all, s)))
+		}
 		all = append(all, s)
 	}
 	return all, nil

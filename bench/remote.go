@@ -30,7 +30,11 @@ func (b *bench) remote(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	e, err := newRemoteEnv(ctx, b.dir, path)
+	d, err := b.docker(ctx)
+	if err != nil {
+		return err
+	}
+	e, err := newRemoteEnv(ctx, b.dir, path, d)
 	if why := missing(""); errors.As(err, &why) {
 		b.report.note("no remote terminals: %s", why)
 		return nil

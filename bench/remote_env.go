@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -36,9 +37,10 @@ type remoteEnv struct {
 	ca          string
 	endpoint    string // its name
 	credentials []string
-	key         string // a ticket's
-	container   string // empty: no engine
-	awsPath     string // a directory with an `aws`; empty: none
+	key         string  // a ticket's
+	docker      *docker // nil: no containers
+	container   string  // empty: no containers
+	awsPath     string  // a directory with an `aws`; empty: none
 	stops       []func() error
 }
 
@@ -47,7 +49,7 @@ type missing string
 
 func (m missing) Error() string { return string(m) }
 
-func newRemoteEnv(ctx context.Context, dir, termgw string) (_ *remoteEnv, err error) {
+func newRemoteEnv(ctx context.Context, dir, termgw string, d *docker) (_ *remoteEnv, err error) {
 	if os.Geteuid() != 0 {
 		return nil, missing("only root starts an sshd with an account of its own")
 	}
@@ -56,7 +58,7 @@ func newRemoteEnv(ctx context.Context, dir, termgw string) (_ *remoteEnv, err er
 			return nil, missing(fmt.Sprintf("needs %s in PATH", name))
 		}
 	}
-	e := &remoteEnv{dir: dir, termgw: termgw}
+	e := &remoteEnv{dir: dir, termgw: termgw, docker: d}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.stop())
@@ -65,7 +67,7 @@ func newRemoteEnv(ctx context.Context, dir, termgw string) (_ *remoteEnv, err er
 	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // the account passes through to its home
 		return nil, err
 	}
-	for _, step := range []func(context.Context) error{e.addAccount, e.startContainer, e.findCLI, e.startInstances, e.makeKey} {
+	for _, step := range []func(context.Context) error{e.addAccount, e.findContainer, e.findCLI, e.startInstances, e.makeKey} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -109,17 +111,27 @@ func (e *remoteEnv) addAccount(ctx context.Context) error {
 	return nil
 }
 
-// startContainer runs a workspace in the engine that DOCKER_HOST names, if it
-// answers.
-func (e *remoteEnv) startContainer(ctx context.Context) error {
-	stop, err := startContainer(ctx, e.user)
-	if stop == nil {
-		return err
+// findContainer takes the run's workspace, if there is one.
+func (e *remoteEnv) findContainer(context.Context) error {
+	if e.docker == nil {
+		return nil
 	}
-	e.container = e.user
-	e.stops = append(e.stops, stop)
+	if e.docker.own {
+		account, err := user.Lookup(e.user)
+		if err != nil {
+			return err
+		}
+		uid, err := strconv.Atoi(account.Uid)
+		if err != nil {
+			return err
+		}
+		if err := os.Chown(e.docker.socket, uid, -1); err != nil {
+			return err
+		}
+	}
+	e.container = e.docker.container
 	// A terminal starts with an environment of its own.
-	script := "#!/bin/sh\nDOCKER_HOST='" + os.Getenv("DOCKER_HOST") + "' exec docker exec -it " + e.user + " /bin/bash\n"
+	script := "#!/bin/sh\nDOCKER_HOST='" + os.Getenv("DOCKER_HOST") + "' exec docker exec -it " + e.container + " /bin/bash\n"
 	return os.WriteFile(e.path("docker-exec"), []byte(script), 0o700) //nolint:gosec // it is a program
 }
 
@@ -259,7 +271,7 @@ func (e *remoteEnv) makeKey(ctx context.Context) error {
 	var rows []map[string]string
 	for n := range remoteInstances {
 		for _, target := range []string{"host", "container"} {
-			rows = append(rows, map[string]string{"id": target + strconv.Itoa(n), "instance_id": instanceID(n), "remote_target": target, "container": e.user})
+			rows = append(rows, map[string]string{"id": target + strconv.Itoa(n), "instance_id": instanceID(n), "remote_target": target, "container": e.container})
 		}
 	}
 	b, err := json.Marshal(rows)

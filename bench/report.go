@@ -116,6 +116,12 @@ func (r *report) rows() []row {
 	}
 	return append(rows,
 		row{"sessions opened and ended a second", []string{"rate"}, "%.0f"},
+		row{fmt.Sprintf("%d sessions that are cut off at once end in, s", hostEnds), []string{"ends"}, "%.2f"},
+		row{"echo in a container p50 / p99 / p99.9, µs", []string{"container_echo_idle_p50", "container_echo_idle_p99", "container_echo_idle_p999"}, "%.0f"},
+		row{"bulk in a container, MB/s", []string{"container_bulk_mb_s"}, "%.1f"},
+		row{"connect to first byte in a container p50 / p95, ms", []string{"container_connect_p50", "container_connect_p95"}, "%.1f"},
+		row{fmt.Sprintf("%d sessions in a container that are cut off at once end in, s", containerEnds), []string{"container_ends"}, "%.2f"},
+		row{fmt.Sprintf("%d execs in a container, %d at a time, s", containerEnds, atOnce), []string{"container_execs"}, "%.2f"},
 		row{"redemptions at 500 a second p50 / p99, µs", []string{"redeem_redeem-p50-µs", "redeem_redeem-p99-µs"}, "%.0f"},
 		row{"the gateway's CPU for one; where no processor sleeps, µs", []string{"redeem_cpu-µs", "redeem_cpu-awake-µs"}, "%.0f"},
 		row{"revocation, commit to close p50 / p99, ms", []string{"revoke_close-p50-ms", "revoke_close-p99-ms"}, "%.0f"},

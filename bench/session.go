@@ -25,6 +25,7 @@ type target struct {
 	URL     string `json:"url,omitempty"`
 	Ticket  string `json:"ticket,omitempty"`
 	Command string `json:"command,omitempty"` // of a bare pty
+	Typed   string `json:"typed,omitempty"`   // what has the shell give its sign of life; empty: it does so by itself
 }
 
 // session is an open terminal, whatever carries it. Read gives the terminal's
@@ -166,6 +167,9 @@ func (c *wsConn) leave() error {
 	return errors.Join(err, c.Close())
 }
 
+// cut ends the connection without a word.
+func (c *wsConn) cut() error { return c.Close() }
+
 // ptySession is a terminal without a gateway, the yardstick.
 type ptySession struct {
 	*os.File
@@ -230,18 +234,49 @@ func await(s session, want string) error {
 	return s.SetReadDeadline(time.Time{})
 }
 
+// finish types what ends the program, and waits for the end of the session.
+func finish(s session, typed string) error {
+	if err := s.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(s, typed); err != nil {
+		return err
+	}
+	// A reader alone: the file in a ptySession has a WriteTo, which knows no such end.
+	if _, err := io.Copy(io.Discard, struct{ io.Reader }{s}); err != nil {
+		return fmt.Errorf("waiting for the session's end: %w", err)
+	}
+	return nil
+}
+
 // child is what most sessions run: a raw terminal, so that a byte is one byte
-// both ways, a sign of life, and then the command that the client types.
-const child = `stty raw -echo; printf R; read -r c; eval "$c"`
+// both ways, a sign of life, and then the command that the client types. The sign
+// is written as an octal number, so that no echo of this line is one.
+const child = `stty raw -echo; printf '\122'; read -r c; eval "$c"`
 
 // openTo opens a session of child and has it run a command.
 func openTo(ctx context.Context, t target, command string) (session, error) {
+	s, err := openGreeted(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.WriteString(s, command+"\n"); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// openGreeted opens a session and waits for the sign of life.
+func openGreeted(ctx context.Context, t target) (session, error) {
 	s, err := t.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err = await(s, "R"); err == nil {
-		_, err = io.WriteString(s, command+"\n")
+	if t.Typed != "" {
+		_, err = io.WriteString(s, t.Typed+"\n")
+	}
+	if err == nil {
+		err = await(s, "R")
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.Close())

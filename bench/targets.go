@@ -50,6 +50,22 @@ func (r *report) judge() []verdict {
 		}
 	}
 	list = append(list, atMost("connect to first byte, to ttyd's: at most 1", 1, r.ratio("connect_p50", "connect_p50", peer)))
+	const execIt = "docker exec -it"
+	for _, other := range []struct {
+		name, program string
+		echo          float64
+	}{{execIt, bare, 1.05}, {peer + " of it", peer, 1}} {
+		list = append(list,
+			atMost(fmt.Sprintf("echo p50 in a container, to %s: at most %g", other.name, other.echo), other.echo,
+				r.ratio("container_echo_idle_p50", "container_echo_idle_p50", other.program)),
+			atLeast("bulk in a container, to "+other.name+": at least 1", 1, r.ratio("container_bulk_mb_s", "container_bulk_mb_s", other.program)),
+			atMost("connect to first byte in a container, to "+other.name+": at most 1", 1,
+				r.ratio("container_connect_p50", "container_connect_p50", other.program)))
+	}
+	list = append(list,
+		atMost(fmt.Sprintf("%d sessions that are cut off at once end in: at most 1 s", hostEnds), 1, r.Rounds["ends"][gateway]),
+		atMost(fmt.Sprintf("%d sessions in a container, to %d execs: at most 1", containerEnds, containerEnds), 1,
+			r.ratio("container_ends", "container_execs", bare)))
 	for _, n := range r.sessions {
 		of := func(what string) []float64 { return r.Rounds[fmt.Sprintf("idle_%s_%d", what, n)][gateway] }
 		list = append(list,
