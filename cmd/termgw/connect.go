@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,18 +11,14 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/coder/websocket"
 	"golang.org/x/term"
 
-	"github.com/molecule-ai/termgw/pkg/bridge"
-	"github.com/molecule-ai/termgw/pkg/terminal"
+	"github.com/molecule-ai/termgw/pkg/client"
 )
 
 // ConnectCmd is a terminal client.
@@ -59,32 +56,24 @@ func (c *ConnectCmd) carry(ctx context.Context, std *stdio) error {
 	if err != nil {
 		return err
 	}
+	t := &console{stdio: std, tty: -1}
 	in, _ := std.In.(*os.File)
 	out, _ := std.Out.(*os.File)
-	t := &connection{in: std.In, out: std.Out, err: std.Err, tty: -1, acks: make(chan struct{}, 1)}
 	if in != nil && out != nil && term.IsTerminal(int(in.Fd())) && term.IsTerminal(int(out.Fd())) {
 		t.tty = int(in.Fd())
-		if size, ok := t.size(); ok {
-			q := target.Query()
-			q.Set("cols", strconv.Itoa(int(size.Cols)))
-			q.Set("rows", strconv.Itoa(int(size.Rows)))
-			target.RawQuery = q.Encode()
-		}
 	}
-	header := http.Header{"Authorization": {"Bearer " + raw}}
-	dialing, cancel := context.WithTimeout(ctx, 15*time.Second)
+	config := client.Config{URL: target.String(), Ticket: raw, HTTPClient: ticketClient(), Notice: func(n client.Notice) {
+		t.say(cmp.Or(n.Message, n.Code))
+	}}
+	config.Cols, config.Rows = t.size()
+	dialing, cancel := context.WithTimeoutCause(ctx, shellTimeout, fmt.Errorf("the gateway started no shell within %s", shellTimeout))
 	defer cancel()
-	//nolint:bodyclose // the library's documentation: it never needs to be
-	ws, response, err := websocket.Dial(dialing, target.String(), &websocket.DialOptions{
-		HTTPClient: ticketClient(), HTTPHeader: header, Subprotocols: []string{bridge.Subprotocol},
-	})
+	conn, err := client.Dial(dialing, config)
 	if err != nil {
-		return dialError(target, response, err)
+		return err
 	}
-	defer func() { _ = ws.CloseNow() }()
-	ws.SetReadLimit(-1) // no message is held whole but a control message, which has a limit of its own
-	t.ws = ws
-	return t.run(ctx)
+	defer func() { _ = conn.Close() }()
+	return t.run(ctx, conn)
 }
 
 // ticket finds the ticket, and takes it out of the address, which is shown.
@@ -162,208 +151,74 @@ func ticketClient() *http.Client {
 	}
 }
 
-func dialError(target *url.URL, response *http.Response, err error) error {
-	if response == nil || response.Body == nil {
-		return fmt.Errorf("connecting to %s: %w", target.Host, err)
-	}
-	if to, err := response.Location(); err == nil {
-		return fmt.Errorf("%s redirects to %s://%s (%s), which is not followed: the ticket is for the address that you gave",
-			target.Host, to.Scheme, to.Host, response.Status)
-	}
-	var problem struct{ Detail string }
-	if json.NewDecoder(io.LimitReader(response.Body, 64<<10)).Decode(&problem) == nil && problem.Detail != "" {
-		return fmt.Errorf("%s: %s", response.Status, problem.Detail)
-	}
-	return fmt.Errorf("%s answers %s, not as a terminal gateway would", target.Host, response.Status)
-}
+// shellTimeout is how long a gateway may take to start a shell: twice its own limit.
+const shellTimeout = 30 * time.Second
 
-// connection is one connection: three copies, of which the first to end ends all.
-type connection struct {
-	ws      *websocket.Conn
-	in      io.Reader
-	out     io.Writer
-	err     io.Writer
-	tty     int // file descriptor of the terminal; -1: none
-	mu      sync.Mutex
-	restore func()
-
-	rendered atomic.Int64  // output that is shown, in bytes
-	acks     chan struct{} // an ack is due; closed by show
-	typing   atomic.Bool   // input waits for the gateway to take it
-}
-
-// Silence for lostAfter, with a ping every pingEvery, means that nobody is there.
-const (
-	pingEvery = 15 * time.Second
-	lostAfter = 30 * time.Second
-	endEvery  = 250 * time.Millisecond
-)
+// endEvery is the pause between two end-of-file characters of an input that has
+// ended.
+const endEvery = 250 * time.Millisecond
 
 var errLeft = errors.New("left, by the escape sequence")
 
-func (t *connection) run(ctx context.Context) error {
+// console is the person's side.
+type console struct {
+	*stdio
+	tty    int        // file descriptor of the tty; -1: input or output is none
+	saying sync.Mutex // held for one message
+}
+
+// run carries bytes both ways until one side ends.
+func (t *console) run(ctx context.Context, conn *client.Conn) error {
+	restore := func() {}
 	if t.tty >= 0 {
 		state, err := term.MakeRaw(t.tty)
 		if err != nil {
 			return fmt.Errorf("setting the terminal to raw mode: %w", err)
 		}
-		restore := sync.OnceFunc(func() { _ = term.Restore(t.tty, state) })
+		restore = sync.OnceFunc(func() { _ = term.Restore(t.tty, state) })
 		defer restore() // on every way out, a panic too
-		t.restore = restore
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var copies sync.WaitGroup
-	copies.Go(func() { t.watch(ctx, cancel) })
+	if conn.Ready().ReadOnly() {
+		t.say("this terminal is read-only: what you type is not sent")
+	}
+	ctx, leave := context.WithCancelCause(ctx)
+	defer leave(nil)
+	var loops sync.WaitGroup
+	loops.Go(func() { t.followSize(ctx, conn) })
 	// Standard input cannot be woken: this one ends with the process.
-	go t.typeInput(cancel)
-	ended := make(chan error, 1)
-	copies.Go(func() { ended <- t.show() })
-	copies.Go(t.acknowledge)
-
-	var err error
-	select {
-	case err = <-ended:
-		cancel(err)
-	case <-ctx.Done():
-		// Told to leave: the gateway ends the shell when the socket closes.
-		_ = t.ws.Close(websocket.StatusNormalClosure, "")
-		<-ended //nolint:errcheck // why it left is known
+	go t.typeInput(conn, leave)
+	told := context.AfterFunc(ctx, func() { _ = conn.Close() }) // the gateway ends the shell
+	_, err := io.Copy(t.Out, conn)
+	if !told() {
 		err = context.Cause(ctx)
 	}
-	copies.Wait()
-	if t.restore != nil {
-		t.restore()
-	}
-	var status exitStatus
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &status):
-		return status
-	default:
-		t.say("%s", err)
+	leave(nil)
+	loops.Wait()
+	restore()
+	if err != nil {
+		t.say(err.Error())
 		return gatewayFailed
 	}
-}
-
-// maxMessage bounds a control message from the gateway, in bytes. The longest is
-// an error with its sentence.
-const maxMessage = 64 << 10
-
-// show prints what the gateway sends, and acknowledges it once it is printed.
-func (t *connection) show() error {
-	defer close(t.acks)
-	var shown output
-	var end *bridge.Error
-	exit := -1
-	for {
-		typ, r, err := t.ws.Reader(context.Background())
-		if err == nil && typ == websocket.MessageBinary {
-			if err := t.print(r, &shown); err != nil {
-				return err
-			}
-			continue
-		}
-		var p []byte
-		if err == nil {
-			p, err = io.ReadAll(io.LimitReader(r, maxMessage+1))
-		}
-		switch {
-		case err != nil && exit >= 0:
-			return exitStatus(exit)
-		case err != nil && end != nil:
-			if end.Detail != "" {
-				return fmt.Errorf("%s (%s: %s)", end.Message, end.Code, end.Detail)
-			}
-			return fmt.Errorf("%s (%s)", end.Message, end.Code)
-		case err != nil:
-			return fmt.Errorf("the connection to the gateway is lost: %w", err)
-		case len(p) > maxMessage:
-			return fmt.Errorf("the gateway sent a control message of more than %d bytes", maxMessage)
-		default:
-			var m struct {
-				Type    string
-				Message string
-				Code    json.RawMessage // a number in exit, a name elsewhere
-			}
-			if json.Unmarshal(p, &m) != nil {
-				continue
-			}
-			switch m.Type {
-			case "exit":
-				if json.Unmarshal(m.Code, &exit) != nil || exit != int(uint8(exit)) {
-					exit = int(gatewayFailed) // 256 would leave this process as a success
-				}
-			case "error":
-				end = &bridge.Error{}
-				_ = json.Unmarshal(p, end) // what is missing is empty
-			case "notice":
-				t.say("%s", m.Message)
-			}
-		}
-	}
-}
-
-// acknowledge tells what is shown, beside show: while the gateway takes no input,
-// since the program reads none, nothing else can be sent, and perhaps the program
-// reads none because nobody takes its output.
-func (t *connection) acknowledge() {
-	for range t.acks {
-		t.send(map[string]any{"type": "ack", "bytes": t.rendered.Load()})
-	}
-}
-
-// output counts the shell's bytes.
-type output struct {
-	rendered, acked int64
-	buf             [32 << 10]byte
-}
-
-// print prints one message, of any length, as it comes. What is shown is told at
-// once when little is under way, else every 4 KiB: termgw.v1 asks for at least
-// every 8.
-func (t *connection) print(r io.Reader, o *output) error {
-	const often = 4 << 10
-	for size := 0; ; {
-		n, err := r.Read(o.buf[:])
-		if _, err := t.out.Write(o.buf[:n]); err != nil {
-			return fmt.Errorf("writing to the terminal: %w", err)
-		}
-		size += n
-		o.rendered += int64(n)
-		if over := err != nil; o.rendered-o.acked >= often || over && size < often && o.rendered > o.acked {
-			o.acked = o.rendered
-			t.rendered.Store(o.rendered)
-			select {
-			case t.acks <- struct{}{}:
-			default: // an ack is due already
-			}
-		}
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return fmt.Errorf("the connection to the gateway is lost: %w", err)
-		}
+	switch code := conn.Exit().Code; {
+	case code == 0:
+		return nil
+	case code < 0 || code > 255:
+		return gatewayFailed // no process can have it: 256 would leave this one as a success
+	default:
+		return exitStatus(code)
 	}
 }
 
 // typeInput sends what is typed. At the end of an input that is no terminal it
 // sends the end-of-file character, so that a shell fed by a pipe ends.
-func (t *connection) typeInput(leave context.CancelCauseFunc) {
+func (t *console) typeInput(conn *client.Conn, leave context.CancelCauseFunc) {
 	escape := escape{active: t.tty >= 0, lineStart: true}
 	buf := make([]byte, 32<<10)
 	for {
-		n, err := t.in.Read(buf)
+		n, err := t.In.Read(buf)
 		p, left := escape.filter(buf[:n])
-		if len(p) > 0 {
-			t.typing.Store(true)
-			err := t.ws.Write(context.Background(), websocket.MessageBinary, p)
-			t.typing.Store(false)
-			if err != nil {
-				return
-			}
+		if _, err := conn.Write(p); err != nil && !errors.Is(err, client.ErrReadOnly) {
+			return
 		}
 		if left {
 			leave(errLeft)
@@ -371,7 +226,7 @@ func (t *connection) typeInput(leave context.CancelCauseFunc) {
 		}
 		if err != nil {
 			if t.tty < 0 {
-				t.typeEnd()
+				typeEnd(conn)
 			}
 			return
 		}
@@ -382,10 +237,13 @@ func (t *connection) typeInput(leave context.CancelCauseFunc) {
 // is there for everyone who reads it. Once would not do: a Ctrl-D that comes
 // before the shell's line editor has set its mode is a NUL to it, and one that
 // a program reads is not the shell's.
-func (t *connection) typeEnd() {
+func typeEnd(w io.Writer) {
 	again := time.NewTicker(endEvery)
 	defer again.Stop()
-	for t.ws.Write(context.Background(), websocket.MessageBinary, []byte{4}) == nil {
+	for {
+		if _, err := w.Write([]byte{4}); err != nil {
+			return
+		}
 		<-again.C
 	}
 }
@@ -421,52 +279,34 @@ func (e *escape) filter(p []byte) (send []byte, left bool) {
 	return send, false
 }
 
-// watch follows the terminal's size and finds out that nobody is there.
-func (t *connection) watch(ctx context.Context, leave context.CancelCauseFunc) {
+// followSize tells the gateway the tty's size, which may have changed while the
+// shell was started, and each that it gets.
+func (t *console) followSize(ctx context.Context, conn *client.Conn) {
 	resized := make(chan os.Signal, 1)
 	signal.Notify(resized, syscall.SIGWINCH)
 	defer signal.Stop(resized)
-	ping := time.NewTicker(pingEvery)
-	defer ping.Stop()
 	for {
+		if cols, rows := t.size(); cols > 0 {
+			conn.Resize(cols, rows)
+		}
 		select {
 		case <-resized:
-			if size, ok := t.size(); ok {
-				t.send(map[string]any{"type": "resize", "cols": size.Cols, "rows": size.Rows})
-			}
-		case <-ping.C:
-			if t.typing.Load() {
-				continue // it would wait behind the input, for as long as the program reads none
-			}
-			answer, cancel := context.WithTimeout(ctx, lostAfter)
-			err := t.ws.Ping(answer)
-			cancel()
-			if err != nil && ctx.Err() == nil && !t.typing.Load() {
-				leave(fmt.Errorf("the gateway has not answered for %s", lostAfter))
-				_ = t.ws.CloseNow()
-				return
-			}
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-func (t *connection) size() (terminal.Size, bool) {
+// size returns the tty's size; zeros: it is not known.
+func (t *console) size() (cols, rows int) {
 	if t.tty < 0 {
-		return terminal.Size{}, false
+		return 0, 0
 	}
 	cols, rows, err := term.GetSize(t.tty)
-	clamp := func(n int) uint16 { return uint16(min(max(n, 1), terminal.MaxDimension)) }
-	return terminal.Size{Cols: clamp(cols), Rows: clamp(rows)}, err == nil
-}
-
-func (t *connection) send(m map[string]any) {
-	b, err := json.Marshal(m)
-	if err != nil {
-		panic(err) // maps of numbers and strings
+	if err != nil || cols == 0 || rows == 0 {
+		return 0, 0
 	}
-	_ = t.ws.Write(context.Background(), websocket.MessageText, b) // show finds out
+	return cols, rows
 }
 
 // said is what others say, as it may be shown: on one line that acts on no
@@ -480,8 +320,8 @@ func said(s string) string {
 }
 
 // say tells the person something that is not the shell's.
-func (t *connection) say(format string, args ...any) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	_, _ = fmt.Fprintf(t.err, "\r\ntermgw: %s\r\n", said(fmt.Sprintf(format, args...)))
+func (t *console) say(message string) {
+	t.saying.Lock()
+	defer t.saying.Unlock()
+	_, _ = fmt.Fprintf(t.Err, "\r\ntermgw: %s\r\n", said(message))
 }

@@ -74,6 +74,12 @@ func upgrade(w io.Writer, r *http.Request) {
 		"Sec-WebSocket-Accept: %s\r\n\r\n", base64.StdEncoding.EncodeToString(sum[:]))
 }
 
+// welcome answers a handshake and says that a shell is there.
+func welcome(w io.Writer, r *http.Request) {
+	upgrade(w, r)
+	_ = frame(w, 1, true, []byte(`{"type":"ready","session":"S","mode":"rw"}`))
+}
+
 // frame writes one frame of a message (RFC 6455, 5.2): op 0 goes on with the one before.
 func frame(w io.Writer, op byte, last bool, payload []byte) error {
 	if last {
@@ -138,14 +144,14 @@ func TestConnectIsBounded(t *testing.T) {
 		says  string
 	}{
 		{"one frame without end", func(w io.Writer, r *http.Request) {
-			upgrade(w, r)
+			welcome(w, r)
 			if _, err := w.Write(binary.BigEndian.AppendUint64([]byte{0x02, 127}, 1<<62)); err != nil {
 				return
 			}
 			flood(w, much)
 		}, true, ""},
 		{"one message without end", func(w io.Writer, r *http.Request) {
-			upgrade(w, r)
+			welcome(w, r)
 			for op, n := byte(2), 0; n < much; op, n = 0, n+64<<10 {
 				if frame(w, op, false, make([]byte, 64<<10)) != nil {
 					return
@@ -153,7 +159,7 @@ func TestConnectIsBounded(t *testing.T) {
 			}
 		}, true, ""},
 		{"one control message without end", func(w io.Writer, r *http.Request) {
-			upgrade(w, r)
+			welcome(w, r)
 			if frame(w, 1, false, []byte(`{"type":"notice","message":"`)) == nil {
 				for frame(w, 0, false, bytes.Repeat([]byte("x"), 64<<10)) == nil {
 				}
@@ -246,8 +252,7 @@ func TestConnectPassesNoImpossibleStatus(t *testing.T) {
 	t.Parallel()
 	for told, want := range map[string]int{"7": 7, "0": 0, "255": 255, "256": 255, "-1": 255, "4294967296": 255, "1e400": 255, `"0"`: 255} {
 		lying := serveHostile(t, func(w io.Writer, r *http.Request) {
-			upgrade(w, r)
-			_ = frame(w, 1, true, []byte(`{"type":"ready","session":"S","mode":"rw"}`))
+			welcome(w, r)
 			_ = frame(w, 1, true, []byte(`{"type":"exit","signal":"KILL","code":`+told+`}`))
 			_ = frame(w, 8, true, []byte{0x03, 0xe8})
 		})

@@ -12,6 +12,8 @@ import (
 
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
+
+	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
 // person is `termgw connect` in a real terminal, and who sits at it.
@@ -148,6 +150,16 @@ func TestConnect(t *testing.T) {
 		c.types(t, "~.")
 		c.left(t, 255)
 		container.empty(t)
+	})
+	t.Run("read-only", func(t *testing.T) {
+		c := sit(t, g, p.ticket(t, "ws", func(c *ticket.Claims) { c.Mode = ticket.ReadOnly }), "ws", 80, 24)
+		c.sees(t, "termgw: this terminal is read-only: what you type is not sent")
+		c.sees(t, "# ")
+		c.types(t, "exit\r~.")
+		c.left(t, 255)
+		if strings.Contains(c.screen.String(), "exit") {
+			t.Errorf("the shell got what was typed:\n%s", c.screen.String())
+		}
 	})
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGHUP} {
 		t.Run(sig.String(), func(t *testing.T) {

@@ -1,0 +1,220 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// maxMessage bounds a control message of the gateway, in bytes. The longest is an
+// error with its sentence.
+const maxMessage = 64 << 10
+
+// receive takes all that the gateway sends, and ends the connection for the
+// reason that it finds.
+func (c *Conn) receive() {
+	// The library fills it before it returns: on a slow line that is to be soon.
+	buf := make([]byte, 4<<10)
+	for {
+		typ, r, err := c.ws.Reader(context.Background())
+		switch {
+		case err != nil:
+		case typ == websocket.MessageText:
+			err = c.receiveControl(r)
+		default:
+			err = c.receiveOutput(r, buf)
+		}
+		if err != nil {
+			c.finish(c.endOf(err))
+			return
+		}
+	}
+}
+
+// hear notes that the gateway is there.
+func (c *Conn) hear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.quiet = 0
+}
+
+func (c *Conn) receiveOutput(r io.Reader, buf []byte) error {
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			if err := c.keep(buf[:n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// keep holds output for Read, once there is room for it.
+func (c *Conn) keep(p []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.opened:
+	default:
+		return breach("the gateway sent output before it told that there is a shell")
+	}
+	c.quiet = 0
+	for c.output.Len() >= maxOutput && c.end == nil && !c.closing {
+		c.changed.Wait()
+	}
+	if !c.closing {
+		c.output.Write(p)
+		c.changed.Broadcast()
+	}
+	return nil
+}
+
+// receiveControl takes a control message. Of one that it knows, a field that is
+// missing or of another type counts as empty.
+func (c *Conn) receiveControl(r io.Reader) error {
+	p, err := io.ReadAll(io.LimitReader(r, maxMessage+1))
+	switch {
+	case err != nil:
+		return err
+	case len(p) > maxMessage:
+		return breach(fmt.Sprintf("the gateway sent a control message of more than %d bytes", maxMessage))
+	}
+	c.hear()
+	var m struct {
+		Type   string `json:"type"`
+		ID     int64  `json:"id"`
+		Signal string `json:"signal"`
+
+		Session     string `json:"session"`
+		Workspace   string `json:"workspace"`
+		Target      string `json:"target"`
+		Mode        string `json:"mode"`
+		IdleTimeout int64  `json:"idle_timeout"`
+		MaxSession  int64  `json:"max_session"`
+		Seconds     int64  `json:"seconds"`
+
+		Code      json.RawMessage `json:"code"` // a number in exit, a word elsewhere
+		Message   string          `json:"message"`
+		Detail    string          `json:"detail"`
+		Docs      string          `json:"docs"`
+		Retryable any             `json:"retryable"`
+	}
+	_ = json.Unmarshal(p, &m) // goes on past a field of another type
+	var word string
+	_ = json.Unmarshal(m.Code, &word)
+	switch m.Type {
+	case "ready":
+		c.open(Ready{m.Session, m.Workspace, m.Target, m.Mode, seconds(m.IdleTimeout), seconds(m.MaxSession)})
+	case "pong":
+		c.pong(m.ID)
+	case "notice":
+		if c.notice != nil {
+			c.notice(Notice{Code: word, Left: seconds(m.Seconds), Message: m.Message})
+		}
+	case "exit":
+		status := -1
+		if json.Unmarshal(m.Code, &status) != nil {
+			status = -1
+		}
+		c.mu.Lock()
+		c.exit = &Exit{Code: status, Signal: m.Signal}
+		c.mu.Unlock()
+	case "error":
+		c.mu.Lock()
+		c.refused = &refusal{Error{Code: word, Message: m.Message, Detail: m.Detail, Docs: m.Docs}, m.Retryable}
+		c.mu.Unlock()
+	}
+	return nil
+}
+
+// refusal is an error message. The close code follows it.
+type refusal struct {
+	Error
+	retryable any // a bool, or the message did not say
+}
+
+// seconds makes a duration of whole seconds; what no duration can be is the longest.
+func seconds(n int64) time.Duration {
+	const most = int64(1<<63-1) / int64(time.Second)
+	return time.Duration(min(max(n, 0), most)) * time.Second
+}
+
+func (c *Conn) open(ready Ready) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.opened: // the first counts
+	default:
+		c.ready = ready
+		close(c.opened)
+	}
+}
+
+// pong takes the answer to a ping. Pongs come in order: it answers older pings too.
+func (c *Conn) pong(id int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.awaited) > 0 && c.awaited[0].id <= id {
+		p := c.awaited[0]
+		c.awaited = c.awaited[1:]
+		c.heardAt = p.at
+		for _, answer := range p.asked {
+			answer <- time.Since(p.left)
+		}
+	}
+	c.changed.Broadcast()
+}
+
+// endOf returns how the session ended, of the error that ended the receiving and
+// what the gateway had said before.
+func (c *Conn) endOf(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var frame websocket.CloseError
+	closed := errors.As(err, &frame)
+	var is breach
+	switch {
+	case c.exit != nil:
+		return io.EOF
+	case c.refused != nil:
+		end := c.refused.Error
+		end.CloseCode = int(frame.Code)
+		var told bool
+		if end.Retryable, told = c.refused.retryable.(bool); !told {
+			end.Retryable = retryableClose[end.CloseCode]
+		}
+		return &end
+	case c.closing:
+		return net.ErrClosed
+	case closed:
+		// A gateway's close reason is the error's code.
+		return &Error{Code: frame.Reason, CloseCode: int(frame.Code), Retryable: retryableClose[int(frame.Code)]}
+	case errors.As(err, &is):
+		return err
+	default:
+		return lost(err)
+	}
+}
+
+// breach is a breach of the protocol by the gateway.
+type breach string
+
+func (b breach) Error() string { return string(b) }
+
+// lost says that the connection failed. It does not wrap the error, which may be
+// io.EOF: that is the end of a shell.
+func lost(err error) error {
+	return fmt.Errorf("the connection to the gateway is lost: %v", err) //nolint:errorlint // see above
+}
