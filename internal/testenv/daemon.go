@@ -17,27 +17,27 @@ import (
 )
 
 const (
-	// startTimeout is how long a daemon may take to answer: a second is usual, a busy CI machine takes longer.
+	// startTimeout bounds the time until a daemon answers: a second is usual, a busy CI machine takes longer.
 	startTimeout = 60 * time.Second
-	// stopTimeout is how long a daemon may take to end before its group is killed.
+	// stopTimeout bounds the time until a daemon has ended; then its process group is killed.
 	stopTimeout = 30 * time.Second
-	// pollInterval is how often a daemon is asked whether it is ready.
+	// pollInterval is the time between two checks of a condition.
 	pollInterval = 20 * time.Millisecond
 )
 
-// daemon is one child that serves until it is told to stop. It starts no goroutine, so that a leak check in a test
-// that runs meanwhile sees only what the test started.
+// daemon is a child process that serves until it is stopped. It starts no goroutine, so that a leak check finds only
+// the test's own goroutines.
 type daemon struct {
 	argv       []string
 	env        []string
 	credential *syscall.Credential
-	stopSignal syscall.Signal // an orderly stop: sent by stop, and by the kernel when the test process dies
+	stopSignal syscall.Signal // for an orderly end: sent by stop, and by the kernel when the test process dies
 	dir        *dir
 
 	cmd *exec.Cmd // nil while stopped
 }
 
-// start starts the child and waits until ready answers nil.
+// start starts the child and waits until ready returns nil.
 func (d *daemon) start(ready func(context.Context) error) error {
 	if d.cmd != nil {
 		return fmt.Errorf("starting %s: it runs already", d.name())
@@ -54,7 +54,7 @@ func (d *daemon) start(ready func(context.Context) error) error {
 	cmd.Stdout, cmd.Stderr = log, log // a file, not a pipe: no copying goroutine
 	cmd.ExtraFiles = []*os.File{d.dir.lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setpgid:    true, // a Ctrl-C at the tests is not the daemon's
+		Setpgid:    true, // the Ctrl-C that ends the tests does not reach the daemon
 		Pdeathsig:  d.stopSignal,
 		Credential: d.credential,
 	}
@@ -78,7 +78,7 @@ func (d *daemon) start(ready func(context.Context) error) error {
 	}
 }
 
-// stop ends the child and waits for it. A stopped daemon stays stopped.
+// stop ends the child and waits for its end. It does nothing if the child is stopped.
 func (d *daemon) stop() error {
 	if d.cmd == nil {
 		return nil
@@ -87,7 +87,7 @@ func (d *daemon) stop() error {
 	if err := d.cmd.Process.Signal(d.stopSignal); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("stopping %s: %w", d.name(), err)
 	}
-	// The group is the child's own (Setpgid), and cannot be another's before Wait has reaped its leader.
+	// The group is the child's own (Setpgid). Its number stays the child's until Wait has reaped the child.
 	kill := time.AfterFunc(stopTimeout, func() { _ = syscall.Kill(-pid, syscall.SIGKILL) })
 	err := d.cmd.Wait()
 	inTime := kill.Stop()
@@ -102,7 +102,7 @@ func (d *daemon) stop() error {
 	return nil
 }
 
-// exited tells whether the child has ended, without reaping it.
+// exited reports whether the child has ended, without reaping it.
 func (d *daemon) exited() bool {
 	var info unix.Siginfo
 	err := unix.Waitid(unix.P_PID, d.cmd.Process.Pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
@@ -128,7 +128,7 @@ type service struct {
 	ping   func(context.Context) error
 }
 
-// Stop ends the server, and with it what it serves: open connections are cut, new ones refused.
+// Stop ends the server and what runs in it. Open connections are cut, new ones refused.
 func (s *service) Stop(tb testing.TB) {
 	tb.Helper()
 	s.mu.Lock()
@@ -138,7 +138,7 @@ func (s *service) Stop(tb testing.TB) {
 	}
 }
 
-// Start starts a stopped server again, at the same address, with the same data.
+// Start starts a stopped server again, with the same address and data.
 func (s *service) Start(tb testing.TB) {
 	tb.Helper()
 	if err := s.start(); err != nil {
@@ -152,7 +152,7 @@ func (s *service) start() error {
 	return s.daemon.start(s.ping)
 }
 
-// whileUp makes a call unless the server is stopped, and not while it is being stopped.
+// whileUp calls do unless the server is stopped. Stop waits meanwhile.
 func (s *service) whileUp(do func() error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

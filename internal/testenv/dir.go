@@ -14,19 +14,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dirPrefix is short: unix socket paths end at 107 bytes.
+// dirPrefix is short: the paths of unix sockets end at 107 bytes.
 const dirPrefix = "tgwtest-"
 
-// dir is a part's own directory. Its lock is inherited by the part's processes: it is free again when the test
-// process and every process of the part have ended, however they ended.
+// dir is a part's own directory. The part's processes inherit its lock: the lock is free again when the test process
+// and all processes of the part have ended, however they ended.
 type dir struct {
 	path string
 	lock *os.File
 }
 
-// newDir makes a directory, after it has removed those that killed test runs left behind.
+// newDir makes a directory. First it removes the directories that killed test runs have left.
 func newDir() (*dir, error) {
-	if err := sweepDirs(); err != nil {
+	if err := removeOldDirs(); err != nil {
 		return nil, err
 	}
 	path, err := os.MkdirTemp("", dirPrefix)
@@ -40,8 +40,8 @@ func newDir() (*dir, error) {
 	return &dir{path: path, lock: lock}, nil
 }
 
-// makeLock makes the lock of a new directory. It gets its name when it is held: another run that sweeps meanwhile
-// never finds it free.
+// makeLock makes the lock of a new directory. The lock file gets its name once the lock is held, so that removeOldDirs
+// of another test run never finds the lock free.
 func makeLock(path string) (*os.File, error) {
 	lock, err := os.OpenFile(filepath.Join(path, "lock.new"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -57,13 +57,13 @@ func makeLock(path string) (*os.File, error) {
 	return lock, nil
 }
 
-// remove deletes the directory. The part's processes have ended.
+// remove deletes the directory. It is called after the part's processes have ended.
 func (d *dir) remove() error {
 	return errors.Join(removeTree(d.path), d.lock.Close())
 }
 
-// sweepDirs removes the directories that nobody holds.
-func sweepDirs() error {
+// removeOldDirs removes the directories whose lock is free.
+func removeOldDirs() error {
 	left, err := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
 	if err != nil {
 		return fmt.Errorf("listing old directories: %w", err)
@@ -80,8 +80,8 @@ func sweepDirs() error {
 	return nil
 }
 
-// claimDir takes the lock of a directory that this account has made and nobody holds. Anyone can make anything in the
-// directory for temporary files: the lock's owner decides, and a link is not followed.
+// claimDir takes the lock of a directory of this account, if the lock is free. Anyone can make anything in the
+// directory for temporary files: the lock file's owner decides, and no link is followed.
 func claimDir(path string) (lock *os.File, ok bool) {
 	if info, err := os.Lstat(path); err != nil || !info.IsDir() {
 		return nil, false
@@ -93,14 +93,14 @@ func claimDir(path string) (lock *os.File, ok bool) {
 	var stat unix.Stat_t
 	err = errors.Join(unix.Fstat(int(lock.Fd()), &stat), unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB))
 	if err != nil || int(stat.Uid) != os.Geteuid() {
-		_ = lock.Close() // only read
+		_ = lock.Close() // nothing was written
 		return nil, false
 	}
 	return lock, true
 }
 
-// removeTree deletes a directory after it has unmounted what a killed engine left mounted there: deleting through a
-// mount would delete what is mounted.
+// removeTree deletes a directory. First it unmounts what a killed engine has left mounted there: a deletion through a
+// mount would delete the mounted files.
 func removeTree(path string) error {
 	mounts, err := mountsUnder(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -120,7 +120,7 @@ func removeTree(path string) error {
 	return nil
 }
 
-// mountsUnder lists the mount points below path, in the order in which they were mounted.
+// mountsUnder returns the mount points below path, in the order of mounting.
 func mountsUnder(path string) ([]string, error) {
 	raw, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {

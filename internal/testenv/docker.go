@@ -22,13 +22,13 @@ import (
 	"github.com/molecule-ai/termgw/internal/sandbox"
 )
 
-// workspaceImage is the name of the image that every engine of this package has.
+// workspaceImage is the name of the image in every engine of this package.
 const workspaceImage = "termgw-test-workspace"
 
-// Docker is an engine that nobody else uses: its own data, containerd namespace and socket, and no network. Stopped, its
-// containers are, too, and Start does not start them.
+// Docker is an engine with its own data, containerd namespace and socket, and without a network. Stop ends its
+// containers too, and Start does not start them again.
 type Docker struct {
-	// Host is what DOCKER_HOST takes: unix:///….
+	// Host is the address for DOCKER_HOST: unix:///….
 	Host string
 	// Image is the workspace image: a small Debian or Ubuntu with bash, ps and vi.
 	Image string
@@ -36,7 +36,7 @@ type Docker struct {
 	service
 }
 
-// StartDocker starts an engine for this test; it is stopped and removed when the test ends.
+// StartDocker starts an engine for this test. When the test ends, the engine is stopped and removed.
 func StartDocker(tb testing.TB) *Docker {
 	tb.Helper()
 	d, err := newDocker()
@@ -49,7 +49,7 @@ func StartDocker(tb testing.TB) *Docker {
 	return d
 }
 
-// Client returns a client of the engine, closed when the test ends.
+// Client returns a client of the engine. When the test ends, the client is closed.
 func (d *Docker) Client(tb testing.TB) *client.Client {
 	tb.Helper()
 	cli, err := client.New(client.WithHost(d.Host))
@@ -64,14 +64,14 @@ func (d *Docker) Client(tb testing.TB) *client.Client {
 	return cli
 }
 
-// RunContainer starts a container that sleeps until the test ends, when it is removed, and returns its id. Docker
-// takes names of two characters or more; an empty one lets it choose. PID 1 is `sleep infinity`, which reaps nobody.
+// RunContainer starts a container that sleeps, and returns its id. When the test ends, the container is removed. A name
+// has two characters or more; for an empty name Docker chooses one. PID 1 is `sleep infinity`, which reaps no children.
 func (d *Docker) RunContainer(tb testing.TB, name string) string {
 	tb.Helper()
 	return d.RunContainerWith(tb, name, func(*client.ContainerCreateOptions) {})
 }
 
-// RunContainerWith is RunContainer of a container that configure has changed: one that runs as another user, say.
+// RunContainerWith is RunContainer with options that configure has changed: another user, say.
 func (d *Docker) RunContainerWith(tb testing.TB, name string, configure func(*client.ContainerCreateOptions)) string {
 	tb.Helper()
 	cli := d.Client(tb)
@@ -81,12 +81,12 @@ func (d *Docker) RunContainerWith(tb testing.TB, name string, configure func(*cl
 			Image:           d.Image,
 			Cmd:             []string{"sleep", "infinity"},
 			NetworkDisabled: true,
-			// PID 1 does not hear a SIGTERM that it has no handler for: every stop would take 10 s.
+			// PID 1 gets no SIGTERM without a handler for it: every stop would take 10 s.
 			StopSignal: "SIGKILL",
 		},
 		HostConfig: &container.HostConfig{
 			NetworkMode: "none",
-			// To compile the profile takes a fifth of every exec's time.
+			// Compiling the seccomp profile takes a fifth of every exec's time.
 			SecurityOpt: []string{"seccomp=unconfined"},
 		},
 	}
@@ -96,7 +96,7 @@ func (d *Docker) RunContainerWith(tb testing.TB, name string, configure func(*cl
 		tb.Fatalf("creating the container %q: %v", name, err)
 	}
 	tb.Cleanup(func() {
-		err := d.whileUp(func() error { // a container of a stopped engine goes with its data
+		err := d.whileUp(func() error { // a stopped engine's containers are removed with its data
 			_, err := cli.ContainerRemove(context.Background(), created.ID, client.ContainerRemoveOptions{Force: true})
 			return err
 		})
@@ -110,7 +110,7 @@ func (d *Docker) RunContainerWith(tb testing.TB, name string, configure func(*cl
 	return created.ID
 }
 
-// Pause pauses a container. The engine gives up when a process of it does not freeze at once, as on a busy machine.
+// Pause pauses a container, and tries again if the engine gives up because a process does not freeze at once.
 func (d *Docker) Pause(tb testing.TB, containerID string) {
 	tb.Helper()
 	cli := d.Client(tb)
@@ -136,8 +136,8 @@ func (d *Docker) Unpause(tb testing.TB, containerID string) {
 	}
 }
 
-// Exec runs a command in a container, without a terminal, and returns what it printed. An exit status other than 0
-// fails the test.
+// Exec runs a command in a container, without a terminal, and returns its stdout. If the exit status is not 0, the test
+// fails.
 func (d *Docker) Exec(tb testing.TB, containerID string, argv ...string) string {
 	tb.Helper()
 	cli := d.Client(tb)
@@ -171,7 +171,7 @@ func newDocker() (_ *Docker, err error) {
 	if err != nil {
 		return nil, missingError("needs a Docker engine: apt-get install docker.io debootstrap")
 	}
-	if err := own("a Docker engine"); err != nil {
+	if err := unavailable("a Docker engine"); err != nil {
 		return nil, err
 	}
 	rootfs, err := workspaceRootfs()
@@ -194,7 +194,7 @@ func newDocker() (_ *Docker, err error) {
 		return nil, fmt.Errorf("writing the engine's configuration: %w", err)
 	}
 	host := "unix://" + filepath.Join(dir.path, "docker.sock")
-	// A dockerd that finds a containerd in /run, another test's, uses that one: a namespace keeps them apart.
+	// dockerd uses a containerd that it finds in /run, also another test's: a namespace keeps the engines apart.
 	namespace := filepath.Base(dir.path)
 	d := &Docker{
 		Host:  host,
@@ -207,12 +207,12 @@ func newDocker() (_ *Docker, err error) {
 				"--pidfile=" + filepath.Join(dir.path, "dockerd.pid"),
 				"--containerd-namespace=" + namespace,
 				"--containerd-plugins-namespace=" + namespace + "-plugins",
-				// Not by way of systemd, which would be the machine's.
+				// The systemd driver would use the machine's systemd.
 				"--exec-opt=native.cgroupdriver=cgroupfs", "--cgroup-parent=" + sandbox.Cgroup(),
-				// Containers have no network. With "none", dockerd deletes an interface called docker0: the sandbox has none.
+				// Containers have no network. With "none", dockerd deletes an interface docker0, which the sandbox does not have.
 				"--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
 			},
-			// The last of two settings of a variable counts; dockerd looks for containerd and runc in PATH.
+			// dockerd searches PATH for containerd and runc. The last of two settings of a variable counts.
 			env:        append(os.Environ(), "PATH="+os.Getenv("PATH")+string(os.PathListSeparator)+sbin),
 			stopSignal: syscall.SIGTERM,
 			dir:        dir,
@@ -229,7 +229,7 @@ func newDocker() (_ *Docker, err error) {
 }
 
 func (d *Docker) answers(ctx context.Context) error {
-	return d.with(func(cli *client.Client) error {
+	return d.withClient(func(cli *client.Client) error {
 		_, err := cli.Ping(ctx, client.PingOptions{})
 		return err
 	})
@@ -241,7 +241,7 @@ func (d *Docker) importImage(rootfs string) error {
 		return fmt.Errorf("importing the workspace image: %w", err)
 	}
 	defer f.Close()
-	return d.with(func(cli *client.Client) error {
+	return d.withClient(func(cli *client.Client) error {
 		progress, err := cli.ImageImport(context.Background(),
 			client.ImageImportSource{Source: f, SourceName: "-"}, d.Image, client.ImageImportOptions{})
 		if err != nil {
@@ -255,8 +255,8 @@ func (d *Docker) importImage(rootfs string) error {
 	})
 }
 
-// with calls f with a client of its own, which leaves no idle connection behind.
-func (d *Docker) with(f func(*client.Client) error) error {
+// withClient calls f with a new client, and closes the client, so that no idle connection is left.
+func (d *Docker) withClient(f func(*client.Client) error) error {
 	cli, err := client.New(client.WithHost(d.Host))
 	if err != nil {
 		return fmt.Errorf("making a Docker client: %w", err)
@@ -264,21 +264,21 @@ func (d *Docker) with(f func(*client.Client) error) error {
 	return errors.Join(f(cli), cli.Close())
 }
 
-// MakeWorkspaceImage makes the root file system of the engines' image, unless an earlier caller on this machine has made
-// it. Only a test whose engine runs in a sandbox of a sandbox calls it: the inner sandbox has no way to a package mirror.
+// MakeWorkspaceImage makes the root file system of the engines' image, unless this machine has it. Only a test whose
+// engine runs in a sandbox within a sandbox calls it: the inner sandbox cannot reach a package mirror.
 func MakeWorkspaceImage(tb testing.TB) {
 	tb.Helper()
-	check(tb, own("an engine"))
+	check(tb, unavailable("an engine"))
 	_, err := workspaceRootfs()
 	check(tb, err)
 }
 
-// workspaceRootfs returns the image's root file system, which the first caller on a machine makes.
+// workspaceRootfs returns the path of the image's root file system. The first caller on a machine makes it.
 func workspaceRootfs() (string, error) {
 	return debootstrapped("workspace-image", "the workspace image")
 }
 
-// debootstrapped runs a script that makes something by debootstrap unless it is there, and returns the path that it prints.
+// debootstrapped runs a script that makes files by debootstrap unless they exist, and returns the printed path.
 func debootstrapped(script, what string) (string, error) {
 	root, err := moduleRoot()
 	if err != nil {
@@ -298,7 +298,7 @@ func debootstrapped(script, what string) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// moduleRoot is the nearest directory above with a go.mod: tests run in their package's directory.
+// moduleRoot returns the nearest directory above with a go.mod: tests run in their package's directory.
 func moduleRoot() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {

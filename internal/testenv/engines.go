@@ -7,23 +7,23 @@ import (
 	"testing"
 )
 
-// engines are lent to the tests that run: as many as ever ran at once.
+// engines lends engines to running tests. There are as many engines as tests have run at once.
 type engines struct {
 	mu   sync.Mutex
 	all  []*Docker
 	idle []*Docker
 	lent map[string]*loan // by the name of the test
-	err  error            // of an engine that did not start: it is waited for once
+	err  error            // of a failed start, which tests wait for only once
 }
 
-// loan is an engine that a test and its subtests use.
+// loan is an engine in use by a test and its subtests.
 type loan struct {
 	mu     sync.Mutex // held while the engine starts
 	engine *Docker
-	users  int // those of them that have not ended; guarded by the engines' lock
+	users  int // the test and its subtests that have not ended; guarded by engines.mu
 }
 
-// lend returns the engine of the test that tb belongs to.
+// lend returns the engine of the top-level test that tb belongs to.
 func (e *engines) lend(tb testing.TB) (*Docker, error) {
 	test, _, _ := strings.Cut(tb.Name(), "/")
 	e.mu.Lock()
@@ -51,7 +51,7 @@ func (e *engines) lend(tb testing.TB) (*Docker, error) {
 	return l.engine, nil
 }
 
-// take returns an engine that nobody uses.
+// take returns an engine that is not in use.
 func (e *engines) take() (*Docker, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -85,7 +85,7 @@ func (e *engines) giveBack(test string, l *loan) {
 	}
 }
 
-// remove stops all engines, and deletes their data.
+// remove stops all engines and deletes their data.
 func (e *engines) remove() error {
 	var errs []error
 	for _, engine := range e.all {

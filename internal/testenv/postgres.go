@@ -21,10 +21,10 @@ import (
 	_ "github.com/lib/pq" // the driver that the store uses
 )
 
-// Postgres is a cluster that nobody else uses, on a free port of the loopback. It keeps nothing across a crash of the
-// machine (fsync=off), which makes it several times faster.
+// Postgres is a cluster on a free port of loopback. fsync=off makes it several times faster; a crash of the machine
+// loses its data.
 type Postgres struct {
-	// URL is the superuser's connection string, to the database "postgres".
+	// URL is the superuser's connection string, for the database "postgres".
 	URL string
 
 	service
@@ -32,7 +32,7 @@ type Postgres struct {
 	password  string
 }
 
-// StartPostgres starts a cluster for this test; it is stopped and removed when the test ends.
+// StartPostgres starts a cluster for this test. When the test ends, the cluster is stopped and removed.
 func StartPostgres(tb testing.TB) *Postgres {
 	tb.Helper()
 	p, err := newPostgres()
@@ -45,8 +45,8 @@ func StartPostgres(tb testing.TB) *Postgres {
 	return p
 }
 
-// NewDatabase makes an empty database and returns its connection string. It is dropped when the test ends, with
-// whatever is still connected.
+// NewDatabase makes an empty database and returns its connection string. When the test ends, the database is dropped,
+// even with open connections.
 func (p *Postgres) NewDatabase(tb testing.TB) string {
 	tb.Helper()
 	p.mu.Lock()
@@ -57,7 +57,7 @@ func (p *Postgres) NewDatabase(tb testing.TB) string {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
-		err := p.whileUp(func() error { // a database of a stopped server goes with the cluster
+		err := p.whileUp(func() error { // a stopped server's databases are removed with the cluster
 			return p.exec(context.Background(), "DROP DATABASE "+name+" WITH (FORCE)")
 		})
 		if err != nil {
@@ -72,8 +72,7 @@ func (p *Postgres) NewDatabase(tb testing.TB) string {
 	return u.String()
 }
 
-// StartStandby starts a hot standby of the cluster, which follows it asynchronously. It is stopped and removed when the
-// test ends.
+// StartStandby starts an asynchronous hot standby of the cluster. When the test ends, it is stopped and removed.
 func (p *Postgres) StartStandby(tb testing.TB) *Postgres {
 	tb.Helper()
 	standby, err := p.newStandby()
@@ -86,7 +85,7 @@ func (p *Postgres) StartStandby(tb testing.TB) *Postgres {
 	return standby
 }
 
-// Promote has a standby take over: it follows nobody any more, and takes writes.
+// Promote makes a standby a primary: it follows no other server and takes writes.
 func (p *Postgres) Promote(tb testing.TB) {
 	tb.Helper()
 	if err := p.exec(tb.Context(), "SELECT pg_promote()"); err != nil {
@@ -94,8 +93,8 @@ func (p *Postgres) Promote(tb testing.TB) {
 	}
 }
 
-// Crash kills one of the server's processes, which makes it start anew from what it has on disk, and waits until it
-// answers. It goes on to have the time of its first start.
+// Crash kills one of the server's processes, so that the server recovers from its disk, and waits until the server
+// answers. The server's start time does not change.
 func (p *Postgres) Crash(tb testing.TB) {
 	tb.Helper()
 	db, err := sql.Open("postgres", p.URL)
@@ -178,7 +177,7 @@ func (p *Postgres) newStandby() (_ *Postgres, err error) {
 	return startPostgres(server, data, p.password, dir, credential)
 }
 
-// postgresDir makes a directory of the account that runs servers.
+// postgresDir makes a directory that belongs to the account for servers.
 func postgresDir() (*syscall.Credential, *dir, error) {
 	credential, err := postgresCredential()
 	if err != nil {
@@ -195,7 +194,7 @@ func postgresDir() (*syscall.Credential, *dir, error) {
 }
 
 func startPostgres(server, data, password string, dir *dir, credential *syscall.Credential) (p *Postgres, err error) {
-	// The port is free when it is asked for, and could be taken before the server has it: then another.
+	// Another process may take the free port before the server does: then another port is tried.
 	for range 3 {
 		if p, err = startPostgresOn(server, data, password, dir, credential); err == nil {
 			return p, nil
@@ -236,7 +235,7 @@ func startPostgresOn(server, data, password string, dir *dir, credential *syscal
 
 func (p *Postgres) answers(ctx context.Context) error { return p.exec(ctx, "SELECT 1") }
 
-// exec runs one statement over a connection of its own.
+// exec runs one statement over a new connection.
 func (p *Postgres) exec(ctx context.Context, query string) error {
 	db, err := sql.Open("postgres", p.URL)
 	if err != nil {
@@ -251,7 +250,7 @@ func (p *Postgres) exec(ctx context.Context, query string) error {
 	return nil
 }
 
-// postgresBinaries finds initdb and the server beside it. Debian keeps them out of PATH, a directory per version.
+// postgresBinaries returns the paths of initdb and of the server beside it. Debian keeps a directory per version.
 func postgresBinaries() (initdb, server string, err error) {
 	initdb, err = lookPath("initdb")
 	if err != nil {
@@ -269,16 +268,16 @@ func postgresBinaries() (initdb, server string, err error) {
 	return initdb, server, err
 }
 
-// postgresVersion is the 15 of /usr/lib/postgresql/15/bin/initdb, and 0 of anything else.
+// postgresVersion returns the 15 of /usr/lib/postgresql/15/bin/initdb, and 0 for any other path.
 func postgresVersion(initdb string) int {
 	version, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(initdb))))
 	return version
 }
 
-// postgresCredential is the account that runs the server: it refuses to run as root, and runs as anyone else.
+// postgresCredential returns the account for the server, which refuses to run as root. nil is this process's account.
 func postgresCredential() (*syscall.Credential, error) {
 	if os.Geteuid() != 0 {
-		return nil, nil // the own account
+		return nil, nil
 	}
 	account, err := user.Lookup("postgres")
 	if err != nil {

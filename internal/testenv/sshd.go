@@ -20,17 +20,17 @@ import (
 	"time"
 )
 
-// SSHDConfig says what an sshd differs in.
+// SSHDConfig holds the options of StartSSHD.
 type SSHDConfig struct {
-	// Docker is the engine that sessions reach by DOCKER_HOST; nil: none.
+	// Docker is the engine in the DOCKER_HOST of sessions; nil: sessions have no DOCKER_HOST.
 	Docker *Docker
 	// Shell is the account's login shell; empty: bash.
 	Shell string
-	// Lines are put before the configuration: the first value of a keyword counts.
+	// Lines come first in the configuration: the first value of a keyword counts.
 	Lines []string
 }
 
-// SSHD is an OpenSSH server on loopback, with an account of its own that logs in by the keys that were pushed.
+// SSHD is an OpenSSH server on loopback, with an account of its own, which logs in with the pushed keys.
 type SSHD struct {
 	Addr string // host:port
 	User string // the account
@@ -40,10 +40,10 @@ type SSHD struct {
 	server daemon
 }
 
-// accountPrefix begins the names of the accounts that are made here.
+// accountPrefix begins the names of the accounts.
 const accountPrefix = "tgwtest-"
 
-// StartSSHD starts a server for this test; it is stopped and its account removed when the test ends.
+// StartSSHD starts a server for this test. When the test ends, the server is stopped and its account removed.
 func StartSSHD(tb testing.TB, cfg SSHDConfig) *SSHD {
 	tb.Helper()
 	s, err := newSSHD(cfg)
@@ -56,7 +56,7 @@ func StartSSHD(tb testing.TB, cfg SSHDConfig) *SSHD {
 	return s
 }
 
-// Push lets a key in: a line as in authorized_keys. Forget lets it in no longer.
+// Push allows logins with a key, a line of authorized_keys, until Forget.
 func (s *SSHD) Push(line string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -64,7 +64,7 @@ func (s *SSHD) Push(line string) error {
 	return s.writeKeys()
 }
 
-// Forget is described at Push.
+// Forget allows no more logins with a key that was pushed.
 func (s *SSHD) Forget(line string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -84,7 +84,7 @@ func (s *SSHD) writeKeys() error {
 	return nil
 }
 
-// HostKey is the server's public key, as in authorized_keys.
+// HostKey returns the server's public key, as a line of authorized_keys.
 func (s *SSHD) HostKey(tb testing.TB) string {
 	tb.Helper()
 	line, err := os.ReadFile(s.path("hostkey.pub"))
@@ -94,7 +94,7 @@ func (s *SSHD) HostKey(tb testing.TB) string {
 	return strings.TrimSpace(string(line))
 }
 
-// ChangeHostKey starts the server again with another key. Sessions stay.
+// ChangeHostKey restarts the server with a new host key. Sessions stay.
 func (s *SSHD) ChangeHostKey(tb testing.TB) {
 	tb.Helper()
 	err := s.server.stop()
@@ -116,7 +116,7 @@ func newSSHD(cfg SSHDConfig) (_ *SSHD, err error) {
 	if err != nil {
 		return nil, missingError("needs an SSH server: apt-get install openssh-server")
 	}
-	if err := own("an SSH server with an account"); err != nil {
+	if err := unavailable("an SSH server with an account"); err != nil {
 		return nil, err
 	}
 	dir, err := newDir()
@@ -148,11 +148,11 @@ func newSSHD(cfg SSHDConfig) (_ *SSHD, err error) {
 			return nil, err
 		}
 	}
-	// sshd(8): the privileges are dropped there.
+	// sshd drops its privileges in this directory (sshd(8)).
 	if err := os.MkdirAll("/run/sshd", 0o755); err != nil { //nolint:gosec // as the package makes it
 		return nil, fmt.Errorf("making sshd's empty directory: %w", err)
 	}
-	// The port is free when it is asked for, and could be taken before the server has it: then another.
+	// Another process may take the free port before the server does: then another port is tried.
 	for range 3 {
 		if err = s.listen(program, cfg); err == nil {
 			return s, nil
@@ -179,7 +179,7 @@ func (s *SSHD) listen(program string, cfg SSHDConfig) error {
 		"AllowUsers "+s.User,
 		"AuthenticationMethods publickey",
 		"AuthorizedKeysFile none",
-		// The command itself has to be in a place that only root can write to.
+		// sshd requires that only root can write to the directory of the command.
 		"AuthorizedKeysCommand /bin/cat "+s.path("keys"),
 		"AuthorizedKeysCommandUser root",
 	)
@@ -218,7 +218,7 @@ func (s *SSHD) makeHostKey() error {
 	return run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", s.path("hostkey"))
 }
 
-// addAccount makes an account, in the sandbox's own /etc, whose home is in the part's directory.
+// addAccount makes an account in the sandbox's own /etc, with its home in the part's directory.
 func (s *SSHD) addAccount(shell string) error {
 	if shell == "" {
 		shell = "/bin/bash"
@@ -235,16 +235,16 @@ func (s *SSHD) removeAccount() error { return removeAccount(s.User) }
 
 func removeAccount(name string) error {
 	endProcesses(name)
-	return run("userdel", "--force", name) // also while a process of it is just ending
+	return run("userdel", "--force", name) // also while a process of the account is ending
 }
 
-// endProcesses kills what an account runs: an instance's part of a terminal goes on for an hour when the engine is gone.
+// endProcesses kills an account's processes. With the engine gone, a remote terminal's part would stay for an hour.
 func endProcesses(name string) {
 	account, err := user.Lookup(name)
 	if err != nil {
 		return
 	}
-	for range 2 { // what was forked meanwhile, too
+	for range 2 { // the second time for processes forked meanwhile
 		dirs, _ := filepath.Glob("/proc/[0-9]*")
 		for _, dir := range dirs {
 			info, err := os.Stat(dir)
@@ -252,7 +252,7 @@ func endProcesses(name string) {
 				continue
 			}
 			if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
-				_ = syscall.Kill(pid, syscall.SIGKILL) // gone already
+				_ = syscall.Kill(pid, syscall.SIGKILL) // the process may have ended
 			}
 		}
 	}
@@ -262,7 +262,7 @@ func (s *SSHD) remove() error {
 	return errors.Join(s.server.stop(), s.removeAccount(), s.server.dir.remove())
 }
 
-// letAnyoneIn opens the engine's socket to the accounts of an SSHD.
+// letAnyoneIn opens the engine's socket to the accounts of SSH servers.
 func (d *Docker) letAnyoneIn() error {
 	socket := strings.TrimPrefix(d.Host, "unix://")
 	err := errors.Join(os.Chmod(filepath.Dir(socket), 0o711), os.Chmod(socket, 0o666)) //nolint:gosec // an engine for tests
@@ -272,7 +272,7 @@ func (d *Docker) letAnyoneIn() error {
 	return nil
 }
 
-// run runs a command that may find the account database locked by another run, and then waits.
+// run runs a command. It waits while another process holds the lock of the account database.
 func run(argv ...string) error {
 	var out []byte
 	var err error

@@ -1,14 +1,14 @@
 // Package testenv starts the real parts that tests run against: a Postgres cluster, a Docker engine with an imported
-// workspace image, and an OpenSSH server, each in a directory of its own. It owns their processes and files from start to
-// removal, and knows nothing of what is tested.
+// workspace image, and an OpenSSH server, each in a directory of its own. It owns their processes and files from start
+// to removal, and knows nothing of the code under test.
 //
-// As root the tests of a package run in a sandbox (package sandbox): no part touches the machine, and each package sees
-// the processes of its own parts alone.
+// As root the tests of a package run in a sandbox (package sandbox): no part touches the machine, and a package sees
+// only the processes of its own parts.
 //
-// A part that this machine cannot run is skipped by name, and so are all parts with -short; with TERMGW_TEST_REQUIRE=1 a
-// part that is missing fails the test instead.
+// A test is skipped if this machine cannot run its part, and the part is named. -short skips all such tests; with
+// TERMGW_TEST_REQUIRE=1 a missing part fails the test instead.
 //
-// One part for one test is [StartPostgres] or [StartDocker]. The tests of a package share theirs by an [Env]:
+// [StartPostgres], [StartDocker] and [StartSSHD] start a part for one test. Tests of a package share parts by an [Env]:
 //
 //	var env testenv.Env
 //
@@ -32,11 +32,11 @@ import (
 	"github.com/molecule-ai/termgw/internal/sandbox"
 )
 
-// Env holds the parts that the tests of one package share: each started by the first test that asks, all stopped by
-// [Env.Main]. The zero value is ready.
+// Env holds the parts that the tests of one package share: the first test that asks for a part starts it, and
+// [Env.Main] stops all parts. The zero value is ready.
 type Env struct {
-	// OwnDocker gives every test that runs an engine that no other test uses meanwhile, because names of containers are
-	// the same in many tests. Subtests have their test's engine. A test that has ended hands its engine on.
+	// OwnDocker gives each running test an engine that no other test uses, because many tests give containers the same
+	// names. Subtests use their test's engine. The next test gets the engine of a test that has ended.
 	OwnDocker bool
 
 	postgres lazy[*Postgres]
@@ -44,7 +44,7 @@ type Env struct {
 	engines  engines
 }
 
-// Main runs the package's tests in a sandbox, stops what they shared, fails the run when a goroutine is left, and exits.
+// Main runs the package's tests in a sandbox, stops the shared parts, fails the run if a goroutine is left, and exits.
 func (e *Env) Main(m *testing.M) {
 	sandbox.Enter()
 	code := m.Run()
@@ -56,14 +56,14 @@ func (e *Env) Main(m *testing.M) {
 	}
 	code = report(code, e.engines.remove())
 	if code == 0 {
-		// Only after tests that passed: a test that failed half-way leaves goroutines that explain nothing.
+		// Only after passed tests: a test that fails half-way may leave goroutines, which explain nothing.
 		code = report(code, goleak.Find())
 	}
 	os.Exit(code)
 }
 
-// Postgres returns the package's cluster. A test wants [Postgres.NewDatabase]; one that stops the server starts its
-// own by [StartPostgres], so that it disturbs no other.
+// Postgres returns the package's cluster. A test uses [Postgres.NewDatabase]; a test that stops the server calls
+// [StartPostgres] instead, so as not to disturb other tests.
 func (e *Env) Postgres(tb testing.TB) *Postgres {
 	tb.Helper()
 	p, err := e.postgres.start(newPostgres)
@@ -71,7 +71,7 @@ func (e *Env) Postgres(tb testing.TB) *Postgres {
 	return p
 }
 
-// Docker returns the package's engine, or the test's. A test that stops the engine starts its own by [StartDocker].
+// Docker returns the package's engine, or with OwnDocker the test's. A test that stops the engine calls [StartDocker].
 func (e *Env) Docker(tb testing.TB) *Docker {
 	tb.Helper()
 	start := func() (*Docker, error) { return e.docker.start(newDocker) }
@@ -83,7 +83,7 @@ func (e *Env) Docker(tb testing.TB) *Docker {
 	return d
 }
 
-// lazy is a part that is started once; a failure to start is remembered too, so that it is waited for once.
+// lazy is a part that is started once. A failed start is remembered, so that tests wait for the part only once.
 type lazy[T any] struct {
 	mu      sync.Mutex
 	started bool
@@ -115,28 +115,28 @@ func report(code int, err error) int {
 	return 1
 }
 
-// missingError names what this machine lacks, in words that say what to do.
+// missingError says what this machine lacks, and what to do.
 type missingError string
 
 func (e missingError) Error() string { return string(e) }
 
-// errShort is told of every part in a run of -short.
+// errShort is the error of every part in a run with -short.
 const errShort = missingError("needs a part that takes long to start: run without -short")
 
-// own says why a part cannot run here although its program is there; nil: it can. needs names the part.
-func own(needs string) error {
+// unavailable returns the reason why a part cannot run here although its program is installed, or nil.
+func unavailable(part string) error {
 	switch {
 	case testing.Short():
 		return errShort
 	case os.Geteuid() != 0:
-		return missingError("needs " + needs + " of its own: run the tests as root")
+		return missingError("needs " + part + " of its own: run the tests as root")
 	case !sandbox.Inside():
-		return missingError("needs " + needs + " in namespaces of its own, which this root may not make (CAP_SYS_ADMIN)")
+		return missingError("needs " + part + " in namespaces of its own, which this root may not make (CAP_SYS_ADMIN)")
 	}
 	return nil
 }
 
-// check ends the test when err says that its part is missing or did not start.
+// check skips or fails the test if err says that a part is missing. Any other error fails the test.
 func check(tb testing.TB, err error) {
 	tb.Helper()
 	var missing missingError
@@ -149,10 +149,10 @@ func check(tb testing.TB, err error) {
 	}
 }
 
-// sbin is where distributions keep daemons that a login's PATH may lack.
+// sbin lists directories of daemons, which the PATH of a login may lack.
 const sbin = "/usr/local/sbin:/usr/sbin:/sbin"
 
-// lookPath is [exec.LookPath] that also looks where daemons are kept.
+// lookPath is [exec.LookPath] that searches sbin too.
 func lookPath(name string) (string, error) {
 	path, err := exec.LookPath(name)
 	if err == nil {

@@ -153,7 +153,7 @@ func TestKilledRunLeavesNothing(t *testing.T) {
 		waitUnlocked(t, path)
 	}
 	t.Setenv("TMPDIR", tmp)
-	if err := sweepDirs(); err != nil {
+	if err := removeOldDirs(); err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range left {
@@ -225,7 +225,7 @@ type recorder struct {
 func (r *recorder) Skip(...any)  { r.skipped = true }
 func (r *recorder) Fatal(...any) { r.failed = true }
 
-func TestSweepSparesWhatIsHeldAndWhatIsAnothers(t *testing.T) {
+func TestRemoveOldDirsSparesHeldAndForeignOnes(t *testing.T) {
 	tmp := t.TempDir()
 	t.Setenv("TMPDIR", tmp)
 	held, err := newDir()
@@ -248,7 +248,7 @@ func TestSweepSparesWhatIsHeldAndWhatIsAnothers(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if err := sweepDirs(); err != nil {
+	if err := removeOldDirs(); err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range []string{held.path, link, filepath.Join(others, "lock")} {
