@@ -62,7 +62,7 @@ func TestChecks(t *testing.T) {
 	for _, c := range []struct{ check, text, want string }{
 		{"links", "[there](security.md) [gone](nowhere.md)", "nowhere.md"},
 		{"links", "[there](#a-heading)\n\n# A *heading*\n\n[gone](#another)", "#another"},
-		{"links", "[there](security.md#a-ticket) [gone](security.md#a-biscuit)", "#a-biscuit"},
+		{"links", "[there](security.md#a-stolen-ticket) [gone](security.md#a-biscuit)", "#a-biscuit"},
 		{"paths", "`pkg/store/query.go` `pkg/runner/instance/ss*.go` `cmd/termgw/nothing.go`", "cmd/termgw/nothing.go"},
 		{"variables", "`TERMGW_EICE_OS_USER` TERMGW_TICKET TERMGW_TEST_REQUIRE TERMGW_EICE_USER", "TERMGW_EICE_USER"},
 		{"metrics", "`termgw_draining` `termgw_client_rtt_seconds_bucket` `termgw_drained`", "termgw_drained"},
