@@ -14,14 +14,14 @@ import (
 	"testing"
 )
 
-// PgBouncer is a pooler before a cluster.
+// PgBouncer is a connection pooler in front of a cluster.
 type PgBouncer struct {
 	service
 	port int
 }
 
-// StartPgBouncer starts a pooler of a mode (session, transaction or statement) before the cluster; it is stopped and removed
-// when the test ends. It has four connections to each database.
+// StartPgBouncer starts a pooler with a pool mode (session, transaction or statement) and four connections to each
+// database. When the test ends, the pooler is stopped and removed.
 func (p *Postgres) StartPgBouncer(tb testing.TB, mode string) *PgBouncer {
 	tb.Helper()
 	b, err := p.newPgBouncer(mode)
@@ -34,7 +34,7 @@ func (p *Postgres) StartPgBouncer(tb testing.TB, mode string) *PgBouncer {
 	return b
 }
 
-// Before returns the connection string of one of the cluster's databases by way of the pooler.
+// Before returns the connection string of a database of the cluster through the pooler.
 func (b *PgBouncer) Before(tb testing.TB, databaseURL string) string {
 	tb.Helper()
 	u, err := url.Parse(databaseURL)
@@ -50,7 +50,7 @@ func (p *Postgres) newPgBouncer(mode string) (_ *PgBouncer, err error) {
 	if err != nil {
 		return nil, missingError("needs PgBouncer: apt-get install pgbouncer")
 	}
-	credential, dir, err := postgresDir() // it does not run as root either
+	credential, dir, err := postgresDir() // like the server, PgBouncer refuses to run as root
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +94,7 @@ ignore_startup_parameters = statement_timeout,default_transaction_isolation
 	}
 	b := &PgBouncer{port: port, service: service{daemon: daemon{
 		argv: []string{program, config}, env: os.Environ(), credential: credential, dir: dir,
-		stopSignal: syscall.SIGQUIT, // pgbouncer(1): at once; before 1.23 it has no meaning of its own, and ends the process too
+		stopSignal: syscall.SIGQUIT, // pgbouncer(1): ends at once; before 1.23 by the default action of the signal
 	}}}
 	u.Host = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	b.ping = func(ctx context.Context) error {
@@ -102,7 +102,7 @@ ignore_startup_parameters = statement_timeout,default_transaction_isolation
 		if err != nil {
 			return err
 		}
-		defer func() { _ = db.Close() }() // it is only asked
+		defer func() { _ = db.Close() }() // only used for the ping
 		return db.PingContext(ctx)
 	}
 	return b, b.start()
