@@ -129,8 +129,8 @@ func (r *runner) startReady() {
 	}
 }
 
-// start starts a phase in a session of its own: all processes of the phase get a signal once, also a terminal's Ctrl-C,
-// which this program passes on. When this program is killed, make gets a SIGTERM.
+// start starts a phase with setsid(2): all processes of the phase get a signal once, also a terminal's Ctrl-C, which
+// this program passes on. When this program is killed, make gets a SIGTERM.
 func (r *runner) start(p *phase) {
 	p.began = time.Now()
 	p.log = filepath.Join(r.logs, p.name+".txt")

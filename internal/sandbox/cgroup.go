@@ -39,16 +39,16 @@ func removeCgroups(own string) {
 	for _, root := range cgroupRoots {
 		groups, _ := filepath.Glob(root + cgroupPrefix + "*")
 		for _, group := range groups {
-			if filepath.Base(group) == own || abandoned(filepath.Base(group)) {
+			if filepath.Base(group) == own || outerGone(filepath.Base(group)) {
 				removeCgroup(group)
 			}
 		}
 	}
 }
 
-// abandoned reports whether the outer process of a group's outermost sandbox is gone. In a sandbox, which does not see
+// outerGone reports whether the outer process of a group's outermost sandbox is gone. In a sandbox, which does not see
 // the processes of others, it reports false.
-func abandoned(name string) bool {
+func outerGone(name string) bool {
 	outermost, _, _ := strings.Cut(strings.TrimPrefix(name, cgroupPrefix), ".")
 	pid, err := strconv.Atoi(outermost)
 	if err != nil || os.Getenv(cgroupVariable) != "" {
