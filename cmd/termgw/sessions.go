@@ -224,11 +224,11 @@ func (c *RevokeSessionsCmd) Run(ctx context.Context, std *stdio) error {
 		return errors.New("whose sessions? Name one or more of --workspace, --subject, --session and --instance")
 	}
 	return withDatabase(func(shared *store.Postgres) error {
-		order, covered, err := shared.Revoke(ctx, store.Revocation{
+		revocation, covered, err := shared.Revoke(ctx, store.Revocation{
 			WorkspaceID: orEmpty(c.Workspace), Subject: orEmpty(c.Subject), SessionID: orEmpty(c.Session), InstanceID: orEmpty(c.Instance),
 			Reason: c.Reason, By: operator(),
 		})
-		if order.ID == 0 {
+		if revocation.ID == 0 {
 			return err
 		}
 		left, err := untilCut(ctx, shared, covered, err)
@@ -236,7 +236,7 @@ func (c *RevokeSessionsCmd) Run(ctx context.Context, std *stdio) error {
 			return slices.ContainsFunc(left, func(r store.Record) bool { return r.ID == id })
 		}
 		cut := slices.DeleteFunc(covered, isLeft)
-		_, _ = fmt.Fprintf(std.Out, "order %d cuts %d session(s), and refuses tickets issued until %s\n", order.ID, len(cut), moment(order.CreatedAt))
+		_, _ = fmt.Fprintf(std.Out, "order %d cuts %d session(s), and refuses tickets issued until %s\n", revocation.ID, len(cut), moment(revocation.CreatedAt))
 		for _, id := range cut {
 			_, _ = fmt.Fprintln(std.Out, printable(id))
 		}
@@ -246,10 +246,10 @@ func (c *RevokeSessionsCmd) Run(ctx context.Context, std *stdio) error {
 		}
 		switch {
 		case err != nil:
-			return fmt.Errorf("order %d is written, but whom it has cut is not known; see `termgw sessions list`: %w", order.ID, err)
+			return fmt.Errorf("order %d is written, but whom it has cut is not known; see `termgw sessions list`: %w", revocation.ID, err)
 		case len(left) > 0:
 			return fmt.Errorf("order %d is written, but %d session(s) are not cut yet. "+
-				"The gateways above may be gone, or do not read the orders: see `orders` in their /readyz", order.ID, len(left))
+				"The gateways above may be gone, or do not read the orders: see `orders` in their /readyz", revocation.ID, len(left))
 		}
 		return nil
 	})

@@ -195,9 +195,9 @@ func (g *gateway) open(ctx context.Context) error {
 		}, func() float64 { return shared.OrdersAge().Seconds() })
 		r := &reaper{store: shared, docker: local, replica: g.Replica, log: g.Log}
 		g.jobs = append(g.jobs, shared.Run, r.beat, r.reap, r.purge, func(ctx context.Context) error {
-			return shared.Watch(ctx, func(order store.Revocation, ids []string) {
-				g.Log.Info("sessions are revoked", "order", order.ID, "sessions", ids)
-				g.router.Cut(ids, order.Age)
+			return shared.Watch(ctx, func(revocation store.Revocation, ids []string) {
+				g.Log.Info("sessions are revoked", "order", revocation.ID, "sessions", ids)
+				g.router.Cut(ids, revocation.Age)
 			})
 		})
 		g.closers = append(g.closers, func() error { // once the sessions are over
