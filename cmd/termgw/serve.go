@@ -40,7 +40,7 @@ func (MigrateCmd) Run(ctx context.Context, std *stdio) error {
 	if url == "" {
 		return errors.New("TERMGW_DATABASE_URL is not set")
 	}
-	applied, err := store.Migrate(ctx, url)
+	applied, err := store.Migrate(ctx, url, func() { _, _ = fmt.Fprintln(std.Err, "waiting for another migration") })
 	for _, name := range applied {
 		_, _ = fmt.Fprintf(std.Out, "applied %s\n", name)
 	}

@@ -79,7 +79,6 @@ auth_type = scram-sha-256
 auth_file = %s
 pool_mode = %s
 default_pool_size = 4
-ignore_startup_parameters = statement_timeout,default_transaction_isolation
 `, u.Port(), port, users, mode),
 		users: fmt.Sprintf("\"postgres\" %q\n", p.password),
 	} {

@@ -1,6 +1,6 @@
-// Package testenv starts the real parts that tests run against: a Postgres cluster, a Docker engine with an imported
-// workspace image, and an OpenSSH server, each in a directory of its own. It owns their processes and files from start
-// to removal, and knows nothing of the code under test.
+// Package testenv starts the real parts that tests run against: a Postgres cluster, with standbys and PgBouncer, a Docker
+// engine with an imported workspace image, and an OpenSSH server, each in a directory of its own. It owns their processes and
+// files from start to removal, and knows nothing of the code under test.
 //
 // As root the tests of a package run in a sandbox (package sandbox): no part touches the machine, and a package sees
 // only the processes of its own parts.

@@ -332,7 +332,7 @@ func TestRowsFromBeforeBounds(t *testing.T) {
 		}
 	}
 	execSQL(t, dsn, `INSERT INTO termgw.revocations (subject, reason, created_at) VALUES ('dora', repeat('x', 5000), now())`)
-	if _, err := Migrate(t.Context(), dsn); err == nil {
+	if _, err := Migrate(t.Context(), dsn, nil); err == nil {
 		t.Log("migrated")
 	} else {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/url"
 	"reflect"
@@ -27,8 +28,10 @@ import (
 // up. Here the context's deadline is put on the socket instead, which also spares a goroutine for every statement.
 type connector struct {
 	cfg   pq.Config
-	named bool   // statements may be kept on the server, by name
-	query string // the operator's
+	ours  map[string]string // what a session is to have set besides what the URL states
+	bare  atomic.Bool       // a pooler refuses that
+	named bool              // statements may be kept on the server, by name
+	query string            // the operator's
 	// timeout bounds Connect by itself: when database/sql replaces a broken connection that others wait for, it does so in
 	// its own goroutine, with a context that has no deadline.
 	timeout time.Duration
@@ -36,16 +39,32 @@ type connector struct {
 	retired atomic.Int64
 }
 
-func newConnector(cfg pq.Config, query string, timeout time.Duration) *connector {
-	c := &connector{cfg: cfg, named: !cfg.BinaryParameters, query: query, timeout: timeout}
+func newConnector(cfg pq.Config, ours map[string]string, query string, timeout time.Duration) *connector {
+	c := &connector{cfg: cfg, ours: ours, named: !cfg.BinaryParameters, query: query, timeout: timeout}
 	c.cfg.BinaryParameters = true // one round trip, and so one server of a pooler's, for a statement without a name
 	return c
 }
 
 func (c *connector) Driver() driver.Driver { return &pq.Driver{} }
 
+// Connect makes a connection. PgBouncer refuses what a client sets, unless it is told to ignore it: then nothing is set.
 func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
-	connector, err := pq.NewConnectorConfig(c.cfg)
+	bare := c.bare.Load()
+	conn, err := c.connect(ctx, bare)
+	if !bare && isState(err, "08P01") && strings.Contains(err.Error(), "startup parameter") {
+		c.bare.Store(true)
+		return c.connect(ctx, true)
+	}
+	return conn, err
+}
+
+func (c *connector) connect(ctx context.Context, bare bool) (driver.Conn, error) {
+	cfg := c.cfg.Clone()
+	if !bare {
+		cfg.Runtime = maps.Clone(c.ours)
+		maps.Copy(cfg.Runtime, c.cfg.Runtime) // what the URL states, wins
+	}
+	connector, err := pq.NewConnectorConfig(cfg)
 	if err != nil {
 		return nil, err
 	}

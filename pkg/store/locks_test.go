@@ -62,7 +62,7 @@ func TestStrangersLocks(t *testing.T) {
 		t.Errorf("%d old tickets after a purge, %v", old, err)
 	}
 	execSQL(t, dsn, `DROP SCHEMA termgw CASCADE`)
-	applied, err := Migrate(t.Context(), dsn)
+	applied, err := Migrate(t.Context(), dsn, nil)
 	if err != nil || len(applied) == 0 {
 		t.Errorf("migrated %v, %v", applied, err)
 	}

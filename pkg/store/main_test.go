@@ -47,7 +47,7 @@ func database(tb testing.TB, platform string) string {
 
 func prepare(tb testing.TB, url, platform string) {
 	tb.Helper()
-	if _, err := Migrate(tb.Context(), url); err != nil {
+	if _, err := Migrate(tb.Context(), url, nil); err != nil {
 		tb.Fatal(err)
 	}
 	if _, err := sqlDB(tb, url).Exec(platform); err != nil {

@@ -24,11 +24,13 @@ const recordSQL = `CREATE TABLE termgw.schema_migrations (
 	applied_at timestamptz NOT NULL DEFAULT now()
 )`
 
+const lockSQL = `LOCK TABLE termgw.schema_migrations IN SHARE ROW EXCLUSIVE MODE`
+
 // Migrate brings the schema termgw up to date and returns the names of the migrations that it applied, in order. Several
-// may run at once: one works, the others wait and find nothing to do. Each migration is a transaction of its own, which
+// may run at once: one works, the others call waiting (unless it is nil), wait, and find nothing to do. Each migration is a transaction of its own, which
 // locks the record of what is applied: a lock that only roles with rights to the record can hold. Nothing outside the schema
 // is touched, which is made only if it is not there: a role that may not create one can be given it.
-func Migrate(ctx context.Context, url string) (applied []string, err error) {
+func Migrate(ctx context.Context, url string, waiting func()) (applied []string, err error) {
 	_, cfg, err := parseURL(url)
 	if err != nil {
 		return nil, err
@@ -61,7 +63,7 @@ func Migrate(ctx context.Context, url string) (applied []string, err error) {
 		if slices.Contains(done, name) {
 			continue
 		}
-		did, err := applyMigration(ctx, conn, file, name)
+		did, err := applyMigration(ctx, conn, file, name, waiting)
 		if err != nil {
 			return applied, fmt.Errorf("migrating: %s: %w", name, err)
 		}
@@ -113,23 +115,26 @@ func existsNow(err error) bool {
 }
 
 // applyMigration reports whether it applied the migration; another may have meanwhile.
-func applyMigration(ctx context.Context, conn *sql.Conn, file, name string) (did bool, err error) {
+func applyMigration(ctx context.Context, conn *sql.Conn, file, name string, waiting func()) (did bool, err error) {
 	body, err := migrations.ReadFile(file)
 	if err != nil {
 		return false, err
 	}
-	tx, err := conn.BeginTx(ctx, nil)
+	tx, err := beginLocked(ctx, conn, lockSQL+" NOWAIT")
+	if isState(err, "55P03") { // lock not available
+		if waiting != nil {
+			waiting()
+		}
+		tx, err = beginLocked(ctx, conn, lockSQL)
+	}
 	if err != nil {
-		return false, err
+		return false, fmt.Errorf("waiting for another migration: %w", err)
 	}
 	defer func() {
 		if err != nil || !did {
 			_ = tx.Rollback() // the first error is the one to tell
 		}
 	}()
-	if _, err := tx.ExecContext(ctx, `LOCK TABLE termgw.schema_migrations IN SHARE ROW EXCLUSIVE MODE`); err != nil {
-		return false, fmt.Errorf("waiting for another migration: %w", err)
-	}
 	var done bool
 	err = tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT FROM termgw.schema_migrations WHERE version = $1)`, name).Scan(&done)
 	if err != nil || done {
@@ -142,4 +147,17 @@ func applyMigration(ctx context.Context, conn *sql.Conn, file, name string) (did
 		return false, err
 	}
 	return true, tx.Commit()
+}
+
+// beginLocked begins a transaction by a lock, which ends with it, whichever connection a pooler may give to the next.
+func beginLocked(ctx context.Context, conn *sql.Conn, lock string) (*sql.Tx, error) {
+	tx, err := conn.BeginTx(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := tx.ExecContext(ctx, lock); err != nil {
+		_ = tx.Rollback() // the first error is the one to tell
+		return nil, err
+	}
+	return tx, nil
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"strconv"
 	"strings"
 	"sync"
@@ -110,16 +109,14 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 	if err := errors.Join(urlErr, queryErr); err != nil {
 		return nil, err
 	}
-	set := map[string]string{
+	ours := map[string]string{
 		// A little sooner than the socket's deadline: the server's refusal is certain, a silent socket is not.
 		"statement_timeout":             strconv.FormatInt(max(1, (c.Timeout*9/10).Milliseconds()), 10),
 		"default_transaction_isolation": "read committed",
 	}
-	maps.Copy(set, cfg.Runtime) // what the URL states, wins
-	cfg.Runtime = set
 	operators := fmt.Sprintf(operatorsSQL, query)
 
-	db := sql.OpenDB(newConnector(cfg, query, c.Timeout))
+	db := sql.OpenDB(newConnector(cfg, ours, query, c.Timeout))
 	db.SetMaxOpenConns(c.MaxConns)
 	db.SetMaxIdleConns(c.MaxConns)
 	db.SetConnMaxLifetime(connLifetime)
@@ -220,7 +217,11 @@ func (p *Postgres) Ping(ctx context.Context) error {
 	const op = "asking the database"
 	var complete, identified bool
 	err := p.query(ctx, p.ping, []any{
-		nil, "", "", "", time.Time{}, "", time.Time{}, "", "", "", "", "",
+		nil, "", "", "",
+		time.Time{},
+		"",
+		time.Time{},
+		"", "", "", "", "",
 		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), 0.0, "",
 	}, func(rows *sql.Rows) error {
 		columns, err := rows.Columns()

@@ -487,7 +487,7 @@ func TestOpenPostgresRefuses(t *testing.T) {
 		if !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("%s: %v, want %q", tt.url, err, tt.says)
 		}
-		if _, merr := Migrate(t.Context(), tt.url); tt.query == "" && merr == nil {
+		if _, merr := Migrate(t.Context(), tt.url, nil); tt.query == "" && merr == nil {
 			t.Errorf("%s: migrate accepted it", tt.url)
 		}
 		for _, secret := range []string{"s3", "cret"} {
@@ -611,7 +611,7 @@ func TestMigrate(t *testing.T) {
 	)
 	for range 8 {
 		wg.Go(func() {
-			applied, err := Migrate(t.Context(), dsn)
+			applied, err := Migrate(t.Context(), dsn, nil)
 			if err != nil {
 				t.Error(err)
 			}
@@ -623,7 +623,7 @@ func TestMigrate(t *testing.T) {
 	if n := count(t, db, "termgw.schema_migrations"); n == 0 || total.Load() != int64(n) {
 		t.Errorf("%d migrations applied by eight at once, %d recorded", total.Load(), n)
 	}
-	applied, err := Migrate(t.Context(), dsn)
+	applied, err := Migrate(t.Context(), dsn, nil)
 	if err != nil || len(applied) != 0 {
 		t.Errorf("again: %v, %v", applied, err)
 	}
@@ -648,11 +648,35 @@ func TestMigrateStopsWithItsContext(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if applied, err := Migrate(ctx, dsn); err == nil || len(applied) != 0 {
+	if applied, err := Migrate(ctx, dsn, nil); err == nil || len(applied) != 0 {
 		t.Errorf("while another migrates: %v, %v", applied, err)
 	}
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// One that waits for another says so.
+func TestMigrateWaits(t *testing.T) {
+	t.Parallel()
+	dsn := env.Postgres(t).NewDatabase(t)
+	execSQL(t, dsn, `CREATE SCHEMA termgw; `+recordSQL)
+	tx, err := sqlDB(t, dsn).BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(lockSQL); err != nil {
+		t.Fatal(err)
+	}
+	waited := 0
+	applied, err := Migrate(t.Context(), dsn, func() {
+		waited++
+		if err := tx.Rollback(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil || len(applied) == 0 || waited != 1 {
+		t.Errorf("applied %v, told %d times that it waits: %v", applied, waited, err)
 	}
 }
 
@@ -664,7 +688,7 @@ func TestMigrateFails(t *testing.T) {
 	if _, err := db.Exec(`CREATE SCHEMA termgw; CREATE TABLE termgw.revocations ()`); err != nil {
 		t.Fatal(err)
 	}
-	applied, err := Migrate(t.Context(), dsn)
+	applied, err := Migrate(t.Context(), dsn, nil)
 	if err == nil || len(applied) != 0 || !strings.Contains(err.Error(), "0001_sessions") {
 		t.Fatalf("got %v, %v", applied, err)
 	}
@@ -675,7 +699,7 @@ func TestMigrateFails(t *testing.T) {
 	if _, err := db.Exec(`DROP TABLE termgw.revocations`); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Migrate(t.Context(), dsn); err != nil {
+	if _, err := Migrate(t.Context(), dsn, nil); err != nil {
 		t.Error(err)
 	}
 }
@@ -700,7 +724,7 @@ func TestOrdersFromBeforeEmptyNames(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if applied, err := Migrate(t.Context(), dsn); err != nil || len(applied) == 0 || applied[0] != "0003_empty_names" {
+	if applied, err := Migrate(t.Context(), dsn, nil); err != nil || len(applied) == 0 || applied[0] != "0003_empty_names" {
 		t.Fatal(applied, err)
 	}
 	p := open(t, PostgresConfig{URL: dsn})
@@ -728,7 +752,7 @@ func migration(t *testing.T, name string) string {
 func TestURLWithWhiteSpace(t *testing.T) {
 	t.Parallel()
 	dsn := " " + env.Postgres(t).NewDatabase(t) + "\r\n"
-	if _, err := Migrate(t.Context(), dsn); err != nil {
+	if _, err := Migrate(t.Context(), dsn, nil); err != nil {
 		t.Fatal(err)
 	}
 	p := open(t, PostgresConfig{URL: dsn, WorkspaceQuery: "SELECT '' AS instance_id, $1::text AS name"})
