@@ -59,10 +59,7 @@ func (s *lookups) add(l lookup) {
 	s.mu.Lock()
 	s.put(l)
 	s.mu.Unlock()
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
+	wake(s.wake)
 }
 
 func (s *lookups) put(l lookup) {

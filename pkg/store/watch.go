@@ -108,21 +108,24 @@ func (h *watchHealth) refused(err error) {
 	h.listenErr = err
 }
 
-// ask reports whether a notice is to be sent, and whether earlier ones are missing for so long that nothing arrives.
-func (h *watchHealth) ask(now time.Time) (send, deaf bool) {
+// sent notes that a notice is on its way.
+func (h *watchHealth) sent(now time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.connected {
-		return false, false
-	}
 	if h.asked.IsZero() {
 		h.asked = now
 	}
-	if now.Sub(h.asked) < watchDeaf {
-		return true, false
+}
+
+// hears reports whether there is a connection, and none that notices are missing from for so long that nothing can arrive.
+func (h *watchHealth) hears(now time.Time) (connected, deaf bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.connected && !h.asked.IsZero() && now.Sub(h.asked) >= watchDeaf {
+		h.heard, h.deaf = false, true
+		return true, true
 	}
-	h.heard, h.deaf = false, true
-	return false, true
+	return h.connected, false
 }
 
 func (h *watchHealth) hear() {
@@ -197,17 +200,17 @@ func (p *Postgres) OrdersAge() time.Duration {
 // arrive by polling, within five seconds, and Watching says so.
 func (p *Postgres) Watch(ctx context.Context, cut func(order Revocation, sessions []string)) error {
 	ctx, cancel := context.WithCancel(ctx)
-	var (
-		keeper sync.WaitGroup
-		e      = ear{Postgres: p, dialer: &listenDialer{ctx: ctx, timeout: p.timeout}, self: "termgw_" + strings.ToLower(rand.Text()), listened: make(chan struct{}, 1), again: make(chan struct{}, 1)}
-	)
+	var keeper sync.WaitGroup
+	e := ear{
+		Postgres: p, dialer: &listenDialer{ctx: ctx, timeout: p.timeout}, self: "termgw_" + strings.ToLower(rand.Text()),
+		wake: make(chan struct{}, 1), again: make(chan struct{}, 1),
+	}
 	listener := pq.NewDialListener(e.dialer, p.url, reconnectAfter, reconnectAtMost, e.event)
+	keeper.Go(func() { e.hear(listener.Notify) })
 	keeper.Go(func() { e.keep(ctx, listener) })
 	defer func() {
 		cancel() // ends the connection, so that nothing below waits for it
 		_ = listener.Close()
-		for range listener.Notify { // closed when lib/pq's goroutine has ended
-		}
 		keeper.Wait()
 	}()
 
@@ -227,84 +230,71 @@ func (p *Postgres) Watch(ctx context.Context, cut func(order Revocation, session
 		if err != nil {
 			wait = watchRetry
 		}
-		timer := time.NewTimer(wait)
-		for due := false; !due; {
-			select {
-			case <-ctx.Done():
-				timer.Stop()
-				return nil
-			case n := <-listener.Notify:
-				due = e.drain(n, listener.Notify) // one read answers them all
-			case <-e.listened:
-				due = true
-			case <-timer.C:
-				due = true
-			}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-e.wake:
+		case <-time.After(wait):
 		}
-		timer.Stop()
 	}
 }
 
 // ear has a connection listen, and knows whether it hears.
 type ear struct {
 	*Postgres
-	dialer   *listenDialer
-	self     string        // the channel of notices to itself
-	listened chan struct{} // of capacity 1: orders may have come before
-	again    chan struct{} // of capacity 1: there is a new connection
+	dialer *listenDialer
+	self   string        // the channel of notices to itself
+	wake   chan struct{} // of capacity 1: there may be revocations to read
+	again  chan struct{} // of capacity 1: the connection is another
+}
+
+func wake(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default: // what is there answers both
+	}
 }
 
 func (e *ear) event(event pq.ListenerEventType, err error) {
 	e.watch.event(event, err)
-	select {
-	case e.again <- struct{}{}:
-	default:
-	}
+	wake(e.again)
 }
 
-// drain takes what was notified, and reports whether anything of it was an order's, or a new connection's (nil).
-func (e *ear) drain(n *pq.Notification, more <-chan *pq.Notification) (order bool) {
-	for {
+// hear takes notifications until lib/pq's goroutine has ended, which closes them. After a new connection one is nil.
+func (e *ear) hear(notifications <-chan *pq.Notification) {
+	for n := range notifications {
 		if n != nil && n.Channel == e.self {
 			e.watch.hear()
 		} else {
-			order = true
-		}
-		select {
-		case n = <-more:
-		default:
-			return order
+			wake(e.wake)
 		}
 	}
 }
 
-// keep has the connection listen, sends notices to itself from then on, and asks for a sign of life. All may wait for an
-// answer, while Watch has to go on reading notifications. That the connection broke is the listener's to find; one on which
-// nothing can arrive is given up for another.
+// keep has the connection listen, and from then on sends notices to itself and asks for a sign of life. All of that may
+// wait for an answer. That the connection broke is the listener's to find; one on which nothing can arrive is given up for another.
 func (e *ear) keep(ctx context.Context, l *pq.Listener) {
 	channels := []string{revocationChannel, e.self}
 	for {
 		for len(channels) > 0 {
-			err := l.Listen(channels[0])
-			if err != nil && !errors.Is(err, pq.ErrChannelAlreadyOpen) {
+			if err := l.Listen(channels[0]); err != nil && !errors.Is(err, pq.ErrChannelAlreadyOpen) {
 				if ctx.Err() == nil { // the server refuses, for now: a standby, say
 					e.watch.refused(err)
 					e.dialer.hangUp()
 				}
 				break
 			}
-			if channels = channels[1:]; len(channels) == 0 {
-				e.listened <- struct{}{}
-			}
+			channels = channels[1:]
+			wake(e.wake)
 		}
 		var again <-chan struct{}
 		if len(channels) == 0 {
 			again = e.again
-			switch send, deaf := e.watch.ask(e.now()); {
+			switch connected, deaf := e.watch.hears(e.now()); {
 			case deaf:
 				e.dialer.hangUp()
-			case send:
-				_ = e.one(ctx, `SELECT pg_notify($1, '')`, []any{e.self}) // that it was not sent, is told by its absence
+			case connected && e.one(ctx, `SELECT pg_notify($1, '')`, []any{e.self}) == nil:
+				e.watch.sent(e.now())
 			}
 		}
 		select {
