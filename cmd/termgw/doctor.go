@@ -62,10 +62,11 @@ type doctor struct {
 	said        saidOfShell
 	timing      runner.Timing
 
-	cfg       gateway.Config
-	store     gateway.Store
-	pinged    error
-	workspace store.Workspace
+	cfg        gateway.Config
+	ticketKeys *ticket.Keys
+	store      gateway.Store
+	pinged     error
+	workspace  store.Workspace
 
 	docker *docker.Kind
 
@@ -144,6 +145,10 @@ func (d *doctor) toTheRow() []step {
 	return []step{
 		{name: "configuration", run: d.configure, fix: "Set what is named in the gateway's environment." + seeDocs},
 		{
+			name: "keys", run: d.keys,
+			fix: "Let TERMGW_TICKET_JWKS lead to a JWK Set with a key in it, and this machine reach it; the platform's public keys belong in it (`termgw ticket keygen` shows the form)." + seeDocs,
+		},
+		{
 			name: "database", run: d.reach,
 			fix: "Check that Postgres runs and that TERMGW_DATABASE_URL is right: host, port, user, password, database, sslmode." + seeDocs,
 		},
@@ -195,9 +200,17 @@ func (d *doctor) configure(context.Context) (string, error) {
 	d.cfg.Limits, d.cfg.Log, d.cfg.Replica, d.cfg.Timing = store.Limits{}, d.log, "termgw doctor", d.timing
 	err := d.cfg.Faults
 	if err == nil {
-		_, err = d.cfg.OpenKeys() // what serve could not start with
+		d.ticketKeys, err = d.cfg.OpenKeys() // what serve could not start with
 	}
 	return "no fault", err
+}
+
+// keys reads the key set as the gateway does, from a URL too.
+func (d *doctor) keys(ctx context.Context) (string, error) {
+	if err := d.ticketKeys.Load(ctx); err != nil {
+		return "", err
+	}
+	return "tickets may be signed by " + strings.Join(d.ticketKeys.IDs(), ", "), nil
 }
 
 // reach asks the database once. A refusal of the statement is the next step's:

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"net/http"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -61,7 +62,7 @@ func (d diagnosis) want(tb testing.TB, ok, failed string, says ...string) {
 	}
 }
 
-const toTheRow = "configuration database schema workspace"
+const toTheRow = "configuration keys database schema workspace"
 
 func TestDoctorLocal(t *testing.T) {
 	t.Parallel()
@@ -79,8 +80,12 @@ func TestDoctorLocal(t *testing.T) {
 	deaf := newBox(t, engine, "deaf")
 	engine.Exec(t, deaf.id, "/bin/sh", "-c", "echo exec sleep 1004 >/root/.bashrc")
 	docker := "DOCKER_HOST=" + engine.Host
+	empty := filepath.Join(t.TempDir(), "empty.json")
+	if err := os.WriteFile(empty, []byte(`{"keys":[]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 
-	p.diagnose(t, "ws", docker).want(t, toTheRow+" docker container shell", "", container.id)
+	p.diagnose(t, "ws", docker).want(t, toTheRow+" docker container shell", "", container.id, p.key.KeyID)
 	container.empty(t)
 	var subject string
 	err := p.db.QueryRowContext(t.Context(), "SELECT subject FROM termgw.sessions WHERE end_reason = 'client_closed'").Scan(&subject)
@@ -99,13 +104,15 @@ func TestDoctorLocal(t *testing.T) {
 		{"no shell", "shell-less", []string{docker, "TERMGW_SHELLS=/bin/none,/bin/neither"}, toTheRow + " docker container", "shell", []string{"/bin/none, /bin/neither"}},
 		{"a profile that does not end", "deaf", []string{docker}, toTheRow + " docker container", "shell", []string{"profile"}},
 		{"Docker down", "ws", []string{"DOCKER_HOST=unix://" + filepath.Join(t.TempDir(), "none.sock")}, toTheRow, "docker", []string{"none.sock"}},
-		{"no row", "unknown", []string{docker}, "configuration database schema", "workspace", []string{"workspace not found"}},
-		{"a query that does not fit", "ws", []string{docker, "TERMGW_WORKSPACE_QUERY=SELECT instance_id, title AS name FROM workspaces WHERE id = $1"}, "configuration database", "schema", []string{"title"}},
-		{"a query without a column", "ws", []string{docker, "TERMGW_WORKSPACE_QUERY=SELECT instance_id FROM workspaces WHERE id = $1"}, "configuration database", "schema", []string{"instance_id and name"}},
-		{"a database that takes no writes", "ws", []string{docker, "TERMGW_DATABASE_URL=" + p.url + "&default_transaction_read_only=on"}, "configuration", "database", []string{"takes no writes"}},
+		{"no row", "unknown", []string{docker}, "configuration keys database schema", "workspace", []string{"workspace not found"}},
+		{"a query that does not fit", "ws", []string{docker, "TERMGW_WORKSPACE_QUERY=SELECT instance_id, title AS name FROM workspaces WHERE id = $1"}, "configuration keys database", "schema", []string{"title"}},
+		{"a query without a column", "ws", []string{docker, "TERMGW_WORKSPACE_QUERY=SELECT instance_id FROM workspaces WHERE id = $1"}, "configuration keys database", "schema", []string{"instance_id and name"}},
+		{"a database that takes no writes", "ws", []string{docker, "TERMGW_DATABASE_URL=" + p.url + "&default_transaction_read_only=on"}, "configuration keys", "database", []string{"takes no writes"}},
 		{"keys that are not there", "ws", []string{docker, "TERMGW_TICKET_JWKS=/none/jwks.json"}, "", "configuration", []string{"TERMGW_TICKET_JWKS", "/none/jwks.json"}},
-		{"a database that is not there", "ws", []string{docker, "TERMGW_DATABASE_URL=" + strings.Replace(p.url, "/test_", "/none_", 1)}, "configuration", "database", []string{"none_"}},
-		{"a wrong password", "ws", []string{docker, "TERMGW_DATABASE_URL=" + strings.Replace(p.url, "//postgres:", "//postgres:wrong", 1)}, "configuration", "database", []string{"authentication"}},
+		{"a key server that does not answer", "ws", []string{docker, "TERMGW_TICKET_JWKS=http://127.0.0.1:1/jwks.json?token=hunter2"}, "configuration", "keys", []string{"connection refused"}},
+		{"a set of no keys", "ws", []string{docker, "TERMGW_TICKET_JWKS=" + empty}, "configuration", "keys", []string{"the key set is empty"}},
+		{"a database that is not there", "ws", []string{docker, "TERMGW_DATABASE_URL=" + strings.Replace(p.url, "/test_", "/none_", 1)}, "configuration keys", "database", []string{"none_"}},
+		{"a wrong password", "ws", []string{docker, "TERMGW_DATABASE_URL=" + strings.Replace(p.url, "//postgres:", "//postgres:wrong", 1)}, "configuration keys", "database", []string{"authentication"}},
 		{"missing variables", "ws", []string{docker, "TERMGW_TICKET_JWKS=", "TERMGW_DATABASE_URL=", "TERMGW_SHELLS=sh"}, "", "configuration", []string{"TERMGW_TICKET_JWKS", "TERMGW_DATABASE_URL", "TERMGW_SHELLS"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -113,7 +120,7 @@ func TestDoctorLocal(t *testing.T) {
 		})
 	}
 	p.exec(t, "ALTER SCHEMA termgw RENAME TO elsewhere")
-	p.diagnose(t, "ws", docker).want(t, "configuration database", "schema", "the schema is missing or old, run `termgw migrate`")
+	p.diagnose(t, "ws", docker).want(t, "configuration keys database", "schema", "the schema is missing or old, run `termgw migrate`")
 	p.exec(t, "ALTER SCHEMA elsewhere RENAME TO termgw")
 	container.empty(t)
 	deaf.empty(t)
@@ -144,7 +151,7 @@ func TestDoctorWithoutDatabase(t *testing.T) {
 	}
 	environ := []string{"TERMGW_DATABASE_URL=", "TERMGW_WORKSPACES_FILE=" + file, "DOCKER_HOST=" + env.Docker(t).Host}
 	p.diagnose(t, "alone", environ...).want(t, toTheRow+" docker container shell", "", `name "Team A"`)
-	p.diagnose(t, "other", environ...).want(t, "configuration database schema", "workspace")
+	p.diagnose(t, "other", environ...).want(t, "configuration keys database schema", "workspace")
 	container.empty(t)
 }
 

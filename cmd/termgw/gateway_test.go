@@ -292,6 +292,14 @@ func (p *platform) serve(tb testing.TB, environ ...string) *served {
 // serveBy is serve by a command that becomes the one after it, like nohup.
 func (p *platform) serveBy(tb testing.TB, by []string, environ ...string) *served {
 	tb.Helper()
+	g := p.launch(tb, by, environ...)
+	eventually(tb, "ready", func() bool { return g.get(tb, g.address, "/readyz").StatusCode == http.StatusOK })
+	return g
+}
+
+// launch is serveBy for a gateway that may not become ready.
+func (p *platform) launch(tb testing.TB, by []string, environ ...string) *served {
+	tb.Helper()
 	defaults := []string{
 		"TERMGW_LISTEN=127.0.0.1:0", "TERMGW_ADMIN_LISTEN=127.0.0.1:0", "TERMGW_LOG_LEVEL=debug",
 		"TERMGW_TICKET_JWKS=" + p.jwks, "TERMGW_TICKET_ISSUER=" + issuer,
@@ -319,7 +327,6 @@ func (p *platform) serveBy(tb testing.TB, by []string, environ ...string) *serve
 		}
 		return g.address != ""
 	})
-	eventually(tb, "ready", func() bool { return g.get(tb, g.address, "/readyz").StatusCode == http.StatusOK })
 	tb.Cleanup(func() {
 		g.stop(tb)
 		g.checkLog(tb)
@@ -370,6 +377,7 @@ var ownWords = []string{
 	"serving terminals", "serving metrics", "ending", "cutting sessions", "not ready", "ready again", "old rows were not purged",
 	"revocations are not read", "revocations are read again", "sessions were not noted as live", "abandoned sessions were not looked for",
 	"the workspace query returns no id", "a revocation's workspace has no row", "a revocation cannot be read",
+	"ticket keys loaded", "no ticket keys yet", "ticket keys not refreshed, the last good ones stay", "ticket key set is empty: every ticket will be refused",
 	"no memory limit is kept", // on a machine without control groups
 	"no database: sessions are kept in this process, which must be the only replica",
 	"no terminals on instances", // the temporary directory of a test with a long name is too long for a socket

@@ -186,7 +186,11 @@ func (g *gateway) open(ctx context.Context) error {
 	g.Verifier = ticket.NewVerifier(ticket.VerifierConfig{
 		Keys: keys, Issuer: g.TicketIssuer, Audience: g.TicketAudience, MaxTTL: g.TicketMaxTTL,
 	})
+	promauto.With(g.reg).NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "termgw_ticket_keys_age_seconds", Help: "How long ago the ticket keys were last read from their file or URL.",
+	}, func() float64 { return keys.Age().Seconds() })
 	g.Store, g.Local, g.Docker, g.MaxSessions = sessions, local, local.Ping, maxSessions
+	g.Keys = keys.Ready
 	g.jobs = append(g.jobs, keys.Run)
 	if shared, ok := sessions.(*store.Postgres); ok {
 		g.Orders, g.Watching = shared.Reading, shared.Watching

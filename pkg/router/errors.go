@@ -93,6 +93,10 @@ var outcomes = []outcome{
 		message: "The ticket for this terminal is not valid. Open the terminal again to get a fresh one; if that fails too, tell your administrator.",
 	},
 	{
+		is: ticket.ErrNoKeys, code: "keys_unavailable", close: 4503, retry: true,
+		message: "The gateway has no keys to check tickets with, so it opens no terminals. Try again in a moment.",
+	},
+	{
 		is: errMismatch, code: "ticket_mismatch", close: 4403,
 		message: "The ticket is for another workspace. Open the terminal from the page of the workspace that you want.",
 	},

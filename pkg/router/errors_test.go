@@ -17,6 +17,7 @@ import (
 	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -72,6 +73,7 @@ func TestOutcomesKeepTheContract(t *testing.T) {
 		"revoked":               {4423, false},
 		"backend_failed":        {4502, true},
 		"store_unavailable":     {4503, true},
+		"keys_unavailable":      {4503, true},
 	}
 	statuses := map[string]int{"not_found": 404, "upgrade_required": 426, "bad_handshake": 400, "origin_not_allowed": 403, "rate_limited": 429}
 	silent := map[string]bool{"client_closed": true, "client_lost": true}
@@ -174,6 +176,7 @@ func TestDetail(t *testing.T) {
 		{"no runner", errRemote, "remote"},
 		{"time is up", fmt.Errorf("starting: %w", context.DeadlineExceeded), "timeout"},
 		{"a rule", fmt.Errorf("%w: no type", bridge.ErrBadMessage), "a message that breaks the protocol: no type"},
+		{"keys that hang", fmt.Errorf("%w: fetching https://keys.internal: %w", ticket.ErrNoKeys, context.DeadlineExceeded), "timeout"},
 		{"the store", fmt.Errorf("%w: pq: host=db.internal", store.ErrUnavailable), ""},
 		{"anything else", errors.New("arn:aws:ec2:eu-west-1:123456789012:instance/i-1"), ""},
 	} {
@@ -220,6 +223,9 @@ func faults() []fault {
 		{kind: "ticket", code: "ticket_missing", number: 4401, request: edit(func(a *ask) { a.header.Del("Authorization") })},
 		{kind: "ticket", code: "ticket_invalid", number: 4401, request: edit(with("Authorization", "Bearer one", "Bearer two"))},
 		{kind: "ticket", code: "ticket_invalid", number: 4401, request: edit(with("Authorization", "Bearer a.b.c"))},
+		{kind: "keys", code: "keys_unavailable", number: 4503, gateway: func(g *gateway) {
+			g.Verifier = ticket.NewVerifier(ticket.VerifierConfig{Keys: ticket.StaticKeys()})
+		}},
 		{kind: "path", code: "ticket_mismatch", number: 4403, request: edit(to("ws-2"))},
 		{kind: "size", code: "bad_message", number: 4400, request: edit(query("cols=0"))},
 		{kind: "live", code: "draining", number: 1012, gateway: func(g *gateway) { g.live.refuse(time.Now(), 0) }},

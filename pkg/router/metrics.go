@@ -65,7 +65,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}),
 		ready: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "termgw_ready", Help: "1 while a part is as it should be. Of them, store and orders decide /readyz.",
+			Name: "termgw_ready", Help: "1 while a part is as it should be. Of them, store, keys and orders decide /readyz.",
 		}, []string{"part"}),
 	}
 	reg.MustRegister(m.active, m.total, m.duration, m.startSeconds, bytes, m.rejections, m.backlog, m.rttSeconds, m.storeSeconds, m.draining, m.revocation)

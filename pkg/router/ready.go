@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,20 +26,24 @@ const (
 // itself is for the log alone: anybody may ask.
 const (
 	noStore    = "No terminal is opened: the database does not answer, or refuses what a terminal needs. Check that it runs and takes writes, that this gateway reaches it, TERMGW_DATABASE_URL and TERMGW_WORKSPACE_QUERY, and that 'termgw migrate' was run. The gateway's log has the error."
+	noKeys     = "No terminal is opened: this replica has no key to verify tickets with. Check that TERMGW_TICKET_JWKS leads to a JWK Set with a key in it, and that this gateway reaches it. The gateway's log has the error."
 	noOrders   = "Revocations are not read, so nobody who is revoked would be cut: this replica takes no new terminals. Check that the database answers and that the gateway's role may read termgw.revocations. The gateway's log has the error."
 	noDocker   = "The Docker engine does not answer, so no terminal is opened in its containers. Check that it runs, and DOCKER_HOST. This does not make the gateway unready."
 	notWatched = "Revocations do not arrive at once, but within five seconds while the database answers. Check that no connection pooler in transaction mode is before the database: LISTEN needs a connection of its own. This does not make the gateway unready."
 	isDraining = "This replica was told to end and takes no new terminals. Others take over; there is nothing to do."
 )
 
-// ready answers 200 while the store answers, orders are read and the replica takes sessions.
+// deciding are the parts without which no terminal is opened, or nobody could be cut.
+var deciding = []string{"store", "keys", "orders"}
+
+// ready answers 200 while the store answers, there are keys for tickets, orders are read and the replica takes sessions.
 // Docker is told but does not decide: a gateway for remote workspaces has none.
 // Nor does how revocations arrive: without a listener they are polled for.
 func (rt *Router) ready(w http.ResponseWriter, _ *http.Request) {
 	states, problems := rt.askParts()
 	draining := rt.live.isDraining() // of now, however old the rest is
 	status, word := http.StatusOK, "ready"
-	if states["store"] != "ok" || states["orders"] == "unavailable" || draining {
+	if draining || slices.ContainsFunc(deciding, func(part string) bool { return states[part] == "unavailable" }) {
 		status, word = http.StatusServiceUnavailable, "unavailable"
 	}
 	if draining {
@@ -101,6 +106,9 @@ func (rt *Router) askParts() (states map[string]string, problems []string) {
 	if rt.Docker != nil {
 		answer("docker", docker, noDocker)
 	}
+	if rt.Keys != nil {
+		answer("keys", rt.Keys(), noKeys)
+	}
 	if rt.Orders != nil {
 		answer("orders", rt.Orders(), noOrders)
 	}
@@ -111,8 +119,8 @@ func (rt *Router) askParts() (states map[string]string, problems []string) {
 	return states, problems
 }
 
-// doubt forgets the answer: a terminal has just found the store away, and
-// /readyz must not deny it. If the parts are being asked, that is recent enough.
+// doubt forgets the answer: a terminal has just found a part away, and /readyz
+// must not deny it. If the parts are being asked, that is recent enough.
 func (p *parts) doubt() {
 	if p.mu.TryLock() {
 		p.states = nil

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
 func get(target string) *ask {
@@ -53,6 +54,14 @@ func TestHealth(t *testing.T) {
 		{
 			name: "revocations are late", target: "/readyz", edit: func(c *Config) { c.Watching = func() error { return down } }, status: 200,
 			body: `{"draining":false,"problems":["` + notWatched + `"],"revocations":"unavailable","sessions":0,"status":"ready","store":"ok"}`,
+		},
+		{
+			name: "with keys", target: "/readyz", edit: func(c *Config) { c.Keys = func() error { return nil } }, status: 200,
+			body: `{"draining":false,"keys":"ok","sessions":0,"status":"ready","store":"ok"}`,
+		},
+		{
+			name: "without keys", target: "/readyz", edit: func(c *Config) { c.Keys = func() error { return down } }, status: 503,
+			body: `{"draining":false,"keys":"unavailable","problems":["` + noKeys + `"],"sessions":0,"status":"unavailable","store":"ok"}`,
 		},
 		{
 			name: "orders are read", target: "/readyz", edit: func(c *Config) { c.Orders = func() error { return nil } }, status: 200,
@@ -206,6 +215,28 @@ func TestProbeThatLeaves(t *testing.T) {
 	if p := g.ask(t, get("/readyz")); !strings.Contains(string(p.body), `"docker":"ok"`) {
 		t.Errorf("the next is told %s", p.body)
 	}
+}
+
+// TestNoKeys: who comes while there is no key is told that, which is no word on the ticket, and /readyz does not deny it.
+func TestNoKeys(t *testing.T) {
+	var missing error
+	g := open(t, func(c *Config) { c.Keys = func() error { return missing } })
+	g.parts.now = (&played{time.Unix(1e9, 0)}).now
+	g.reg.MustRegister(g.Router)
+	if p := g.ask(t, get("/readyz")); p.status != http.StatusOK {
+		t.Errorf("with keys: %d %s", p.status, p.body)
+	}
+	missing = ticket.ErrNoKeys
+	g.Verifier = ticket.NewVerifier(ticket.VerifierConfig{Keys: ticket.StaticKeys()})
+	if code, number := g.ask(t, requestFor("ws-1", g.ticket("ws-1"))).outcome(); code != "keys_unavailable" || number != 4503 {
+		t.Errorf("told %s, %d", code, number)
+	}
+	if p := g.ask(t, get("/readyz")); p.status != http.StatusServiceUnavailable {
+		t.Errorf("without keys: %d %s", p.status, p.body)
+	}
+	g.wantMetric(0, "termgw_ready", "part=keys")
+	g.wantMetric(1, "termgw_sessions_total", "code=keys_unavailable", "target=none")
+	g.wantMetric(0, "termgw_ticket_rejections_total", "code=keys_unavailable")
 }
 
 // TestReadyMetric: what /readyz tells, a scrape tells too.

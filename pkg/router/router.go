@@ -53,6 +53,9 @@ type Config struct {
 	Remote   Starter // of workspaces on an instance; nil: refused
 	// Docker tells whether the engine answers, for /readyz alone. May be nil.
 	Docker func(context.Context) error
+	// Keys tells whether there is a key to verify tickets with: else the gateway is
+	// not ready. May be nil.
+	Keys func() error
 	// Orders tells whether orders to cut sessions are read: else the gateway is
 	// not ready. May be nil.
 	Orders func() error

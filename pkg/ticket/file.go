@@ -23,7 +23,8 @@ type file struct {
 	set     keySet
 	seen    os.FileInfo // of the last content that was tried, good or bad
 	checked time.Time
-	broken  error // why that content is not in set
+	current time.Time // when set was last the file's
+	broken  error     // why that content is not in set
 	log     complaints
 }
 
@@ -32,6 +33,7 @@ func openFile(config KeysConfig) (*file, error) {
 		path:    config.Location,
 		now:     config.Now,
 		checked: config.Now(),
+		current: config.Now(),
 		log:     complaints{logger: config.Logger, location: config.Location},
 	}
 	info, err := os.Stat(f.path)
@@ -56,12 +58,22 @@ func (f *file) keys(_ context.Context, missed bool) (keySet, error) {
 	if err != nil {
 		f.log.failed(err)
 	} else {
-		f.log.last = ""
+		f.log.fault = ""
+		f.current = now
 	}
 	return f.set, err
 }
 
+func (f *file) read(ctx context.Context) { _, _ = f.keys(ctx, true) }
+
 func (f *file) run(ctx context.Context) { <-ctx.Done() }
+
+func (f *file) age() time.Duration {
+	_, _ = f.keys(context.Background(), false) // looks at the file, if nobody has for a second
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return max(0, f.now().Sub(f.current))
+}
 
 // refresh reads the file if it is not the one that was read last.
 func (f *file) refresh() error {

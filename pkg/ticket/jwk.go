@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	jose "github.com/go-jose/go-jose/v4"
@@ -120,6 +121,26 @@ func (s keySet) key(kid string) (jose.JSONWebKey, error) {
 	return entry.key, nil
 }
 
+// ids returns the kids of the keys that may be used, in order.
+func (s keySet) ids() []string {
+	ids := slices.Sorted(maps.Keys(s))
+	return slices.DeleteFunc(ids, func(kid string) bool { return s[kid].unusable != nil })
+}
+
+// check returns an ErrNoKeys if no key may be used. Why the set may be old is what
+// keeps it so.
+func (s keySet) check(stale error) error {
+	for _, entry := range s {
+		if entry.unusable == nil {
+			return nil
+		}
+	}
+	if stale == nil {
+		return fmt.Errorf("%w: the key set is empty", ErrNoKeys)
+	}
+	return fmt.Errorf("%w: %w", ErrNoKeys, stale)
+}
+
 // parseKeySet reads a JWK Set (RFC 7517, section 5). Keys that are of no use
 // here are passed over and told in notes, as the RFC asks; a set that cannot be
 // trusted as a whole is an error. Symmetric keys are secrets, so they count only
@@ -157,15 +178,9 @@ func parseKeySet(data []byte, secretsAllowed bool) (set keySet, notes []string, 
 	if err != nil {
 		return nil, notes, err
 	}
-	usable := 0
-	for _, entry := range set {
-		if entry.unusable == nil {
-			usable++
-		}
-	}
 	// An empty set is an order to trust nobody. A set whose every key is
 	// unusable is a mistake.
-	if usable == 0 && len(raws) > 0 {
+	if set.check(nil) != nil && len(raws) > 0 {
 		return nil, notes, fmt.Errorf("no key of the JWK Set can be used: %s", notes[0])
 	}
 	return set, notes, nil

@@ -515,21 +515,6 @@ func TestURLRefusesSecrets(t *testing.T) {
 	checkRefusal(t, raw, claims, err, ticket.ErrInvalid, "only in a local file")
 }
 
-func TestURLThatDoesNotAnswer(t *testing.T) {
-	p := newPlatform(t, nil)
-	p.Close()
-	var (
-		clock clock
-		log   logs
-	)
-	keys := p.open(t, &clock, &log) // must not fail
-	raw := mint(t, newKey(t, "EdDSA"), goodClaims())
-	for range 4 { // also where the limit forbids another try
-		claims, err := ticket.NewVerifier(ticket.VerifierConfig{Keys: keys, Now: clock.now}).Verify(t.Context(), raw)
-		checkRefusal(t, raw, claims, err, ticket.ErrInvalid, "refused")
-	}
-}
-
 // roundTrip plays the network where a test needs its own clock.
 type roundTrip func(*http.Request) (*http.Response, error)
 

@@ -40,8 +40,9 @@ type remote struct {
 
 	mu      sync.Mutex
 	set     keySet
-	fault   error  // of the last fetch
-	fetches uint64 // finished
+	fault   error     // of the last fetch
+	fetches uint64    // finished
+	current time.Time // when set was last the URL's
 }
 
 func newRemote(config KeysConfig, location *url.URL) *remote {
@@ -55,6 +56,7 @@ func newRemote(config KeysConfig, location *url.URL) *remote {
 		turn:     make(chan struct{}, 1),
 		log:      complaints{logger: config.Logger, location: withoutSecrets(location)},
 		fault:    errors.New("not fetched yet"),
+		current:  config.Now(),
 	}
 }
 
@@ -82,17 +84,24 @@ func (r *remote) keys(ctx context.Context, missed bool) (keySet, error) {
 	return set, fault
 }
 
+func (r *remote) read(ctx context.Context) {
+	select {
+	case r.turn <- struct{}{}:
+		_ = r.fetch(ctx)
+		<-r.turn
+	case <-ctx.Done():
+	}
+}
+
 func (r *remote) run(ctx context.Context) {
 	for {
+		r.read(ctx)
+		set, _, fault := r.state()
 		wait := refreshEvery
-		select {
-		case r.turn <- struct{}{}:
-			if err := r.fetch(ctx); err != nil {
-				wait = retryEvery
-			}
-			<-r.turn
-		case <-ctx.Done():
-			return
+		// A gateway without a key is not ready, so nobody comes whose ticket
+		// would have the set fetched.
+		if fault != nil || set.check(nil) != nil {
+			wait = retryEvery
 		}
 		select {
 		case <-time.After(wait):
@@ -108,6 +117,12 @@ func (r *remote) state() (set keySet, fetches uint64, fault error) {
 	return r.set, r.fetches, r.fault
 }
 
+func (r *remote) age() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return max(0, r.now().Sub(r.current))
+}
+
 // fetch replaces the set if the URL has a good one. The caller holds turn.
 func (r *remote) fetch(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
@@ -118,7 +133,7 @@ func (r *remote) fetch(ctx context.Context) error {
 	r.fetches++
 	r.fault = err
 	if err == nil {
-		r.set = set
+		r.set, r.current = set, r.now()
 	}
 	r.mu.Unlock()
 

@@ -51,10 +51,14 @@ func NewVerifier(config VerifierConfig) *Verifier {
 }
 
 // Verify returns the claims of a ticket whose signature and claims hold. Every
-// error is ErrExpired (all is well but the hour) or ErrInvalid (all else, also
-// when the keys cannot be had).
+// error is ErrExpired (all is well but the hour), ErrNoKeys (there is no key at
+// all to verify a ticket with), or ErrInvalid (all else, also an unknown key while
+// the set may be out of date).
 func (v *Verifier) Verify(ctx context.Context, raw string) (Claims, error) {
 	payload, err := v.open(ctx, raw)
+	if errors.Is(err, ErrNoKeys) {
+		return Claims{}, err
+	}
 	if err != nil {
 		return Claims{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}

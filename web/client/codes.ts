@@ -136,6 +136,12 @@ const table = {
     title: "The gateway's database is away",
     message: "The gateway cannot check tickets right now. Reconnect in a moment.",
   },
+  keys_unavailable: {
+    close: 4503,
+    retry: "now",
+    title: "The gateway is not ready",
+    message: "The gateway has no keys to check tickets with. Reconnect in a moment.",
+  },
   tunnel_expired: {
     close: 4504,
     retry: "fresh_ticket",

@@ -22,6 +22,7 @@ const contract: [close: number, code: string, retry: Retry][] = [
   [4429, "too_many_sessions", "later"],
   [4502, "backend_failed", "now"],
   [4503, "store_unavailable", "now"],
+  [4503, "keys_unavailable", "now"],
   [4504, "tunnel_expired", "fresh_ticket"],
 ];
 

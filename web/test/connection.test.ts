@@ -691,6 +691,7 @@ for (const [close, code] of [
   [4429, "too_many_sessions"],
   [4502, "backend_failed"],
   [4503, "store_unavailable"],
+  [4503, "keys_unavailable"],
   [4504, "tunnel_expired"],
 ] as const) {
   test(`${close} ${code}: another session is opened by itself, with a ticket of its own`, async () => {
