@@ -36,7 +36,7 @@ var foreign = series{
 func exposed(t *testing.T) series {
 	t.Helper()
 	found := maps.Clone(foreign)
-	for _, dir := range []string{"cmd", "pkg"} {
+	for _, dir := range []string{"cmd", "internal", "pkg"} {
 		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, entry fs.DirEntry, err error) error {
 			if err != nil || entry.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err
