@@ -11,6 +11,7 @@ import type { IDisposable, Terminal } from "@xterm/xterm";
 import type { EndCode } from "./codes.js";
 import { MAX_SIZE, type State, type TerminalConnection } from "./connection.js";
 import { guardOutput } from "./guard.js";
+import { Typing } from "./typing.js";
 
 /**
  * Undoes what a program may have left on when its session ended under it: mouse
@@ -42,8 +43,6 @@ const OFFLINE = new Set<EndCode>([
 const PIECE = 1024;
 /** Base64 characters that a program may copy at once: 768 KiB of text. */
 const MAX_COPY = 1 << 20;
-/** Who has pressed no key for so long has seen that the shell is another one. */
-const PAUSE_MS = 1_000;
 /** What xterm.js answers to programs, and keys that run nothing; a paste in brackets is neither. */
 const NO_TEXT = /^\x1b(?!\[200~)/;
 const DIVIDER = "\r\n\x1b[2m── new session ──\x1b[0m\r\n\r\n";
@@ -282,32 +281,22 @@ function watchKeys(
   container: HTMLElement,
   connection: TerminalConnection,
 ): { holds(text: string): boolean; stop(): void } {
-  let pressedAt = -PAUSE_MS;
+  // Keys also come here while nothing is open to take them.
+  const typing = new Typing(container);
   let before = connection.status.state;
   let isFollowing = false;
-  let isHeld = false;
-  const mayGoOn = (now: number) => {
-    if (now - pressedAt >= PAUSE_MS) isHeld = false;
-  };
-  const press = ({ timeStamp }: KeyboardEvent) => {
-    mayGoOn(timeStamp);
-    pressedAt = timeStamp;
-  };
-  // Keys also come here while nothing is open to take them.
-  container.addEventListener("keydown", press, { capture: true });
+  /** The run of keys that is held; 0: none is. */
+  let held = 0;
   const unlisten = connection.on("status", ({ state }) => {
     if (state === "connecting") isFollowing = before === "waiting";
-    isHeld = state === "open" && isFollowing;
+    held = state === "open" && isFollowing ? typing.run : 0;
     before = state;
   });
   return {
-    holds(text) {
-      mayGoOn(performance.now());
-      return isHeld && !NO_TEXT.test(text);
-    },
+    holds: (text) => held !== 0 && typing.run === held && !NO_TEXT.test(text),
     stop() {
       unlisten();
-      container.removeEventListener("keydown", press, { capture: true });
+      typing.stop();
     },
   };
 }

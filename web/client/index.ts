@@ -11,3 +11,4 @@ export {
 } from "./connection.js";
 export type { Notice, Ready } from "./messages.js";
 export type { Clock, Output, Socket } from "./session.js";
+export { PAUSE_MS, Typing } from "./typing.js";

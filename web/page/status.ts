@@ -2,14 +2,12 @@
  * What is told of the terminal that is looked at: the status line, and above it
  * why a session ended, or soon will, and what to do.
  */
-import type { EndReason, Status } from "../client/index.js";
+import { type EndReason, PAUSE_MS, type Status, Typing } from "../client/index.js";
 import { element } from "./dom.js";
 import type { TerminalSession } from "./session.js";
 
 /** A ping without an answer for so long is worth a word. */
 const SILENT_MS = 2_000;
-/** Who has pressed no key for so long has seen that the shell is gone. */
-const PAUSE_MS = 1_000;
 /** The last of a limit is counted in seconds, and marked. */
 const SOON_S = 120;
 
@@ -52,28 +50,18 @@ export class StatusView {
   private told: Status | undefined;
   private shown: Words | undefined;
 
-  /** When a key was pressed last, and whether there had been a pause before it. */
-  private keyAt = -PAUSE_MS;
-  private pausedBefore = true;
-  /** When a session was seen to have ended, or to be an ended one. */
-  private endedAt = 0;
+  private readonly typing = new Typing(window);
   private stopOffer: ReturnType<typeof setTimeout> | undefined;
   /** The first button has the focus because it was put there, not because somebody went there. */
   private isOffered = false;
 
   constructor() {
-    const press = ({ timeStamp }: KeyboardEvent) => {
-      this.pausedBefore = timeStamp - this.keyAt >= PAUSE_MS;
-      this.keyAt = timeStamp;
-    };
-    window.addEventListener("keydown", press, { capture: true });
     this.primary.addEventListener("blur", () => {
       this.isOffered = false;
     });
     this.primary.addEventListener("click", (event) => {
       // The space in a line that somebody types for the shell that is gone; detail: no pointer.
-      const isTyped = !this.pausedBefore && event.timeStamp - this.keyAt < PAUSE_MS;
-      if (event.detail === 0 && this.isOffered && isTyped) return;
+      if (event.detail === 0 && this.isOffered && this.typing.isAmid) return;
       this.shown?.primary?.press();
     });
     this.second.addEventListener("click", () => this.shown?.second?.press());
@@ -135,17 +123,20 @@ export class StatusView {
    * for a while, since what they type for the old shell is not to start another.
    */
   offer(session: TerminalSession): void {
-    this.endedAt = performance.now();
-    this.offerLater(session);
+    this.offerAfter(PAUSE_MS, session);
   }
 
-  private offerLater(session: TerminalSession): void {
+  private offerAfter(ms: number, session: TerminalSession): void {
     clearTimeout(this.stopOffer);
+    this.stopOffer = setTimeout(() => this.offerNow(session), ms);
+  }
+
+  private offerNow(session: TerminalSession): void {
     if (session.status.state !== "ended" || this.told !== session.status) return;
     if (!this.terminals.contains(document.activeElement)) return;
-    const left = Math.max(this.endedAt, this.keyAt) + PAUSE_MS - performance.now();
+    const { left } = this.typing;
     if (left > 0) {
-      this.stopOffer = setTimeout(() => this.offerLater(session), left);
+      this.offerAfter(left, session);
       return;
     }
     this.primary.focus();
@@ -177,7 +168,8 @@ function panelWords(session: TerminalSession): Words | undefined {
       second: { words: "Do not", press: answer(false) },
     };
   }
-  if (notice) return { kind: "notice", title: "", message: notice.message, more: "" };
+  if (notice)
+    return { kind: "notice", title: "", message: notice.message || notice.code, more: "" };
   if (copyRefused) {
     return {
       kind: "notice",
