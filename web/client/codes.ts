@@ -240,7 +240,8 @@ export interface EndReason {
 export interface ServerError {
   code: string;
   message: string;
-  retryable: boolean;
+  /** Whether another session is worth a try, whatever the code; undefined: by the code. */
+  retryable?: boolean;
   detail?: string;
   docs?: string;
 }
@@ -262,16 +263,14 @@ export function closedEnd(
   const code = exit ? "exit" : codeOf(close, closeReason, error);
   const row = table[code];
   const end: EndReason = { code, close, retry: row.retry, title: row.title, message: row.message };
-  if (error) {
-    end.message = error.message;
-    if (error.detail) end.detail = error.detail;
-    if (error.docs) end.docs = error.docs;
-    // A code newer than this table: the server knows whether it is worth a try.
-    if (code === "unknown" && error.retryable) end.retry = "fresh_ticket";
-  }
   if (exit) {
     end.exit = exit;
     end.message = exitSentence(exit);
+  } else if (error) {
+    end.message = error.message || end.message;
+    if (error.detail) end.detail = error.detail;
+    if (error.docs) end.docs = error.docs;
+    end.retry = retryOf(code === "unknown" ? byClose(close) : code, error);
   }
   return end;
 }
@@ -279,13 +278,26 @@ export function closedEnd(
 function codeOf(close: number, closeReason: string, error: ServerError | undefined): EndCode {
   if (error) return isEndCode(error.code) ? error.code : "unknown";
   if (isEndCode(closeReason) && table[closeReason].close === close) return closeReason;
+  return byClose(close);
+}
+
+/** The first code of a close code. */
+function byClose(close: number): EndCode {
   for (const [code, row] of Object.entries(table)) {
     if (row.close === close && close !== 0) return code as EndCode;
   }
   return "unknown";
 }
 
-function isEndCode(code: string): code is EndCode {
+/** The server knows better than the table, which says only how soon. */
+function retryOf(code: EndCode, { retryable }: ServerError): Retry {
+  const { retry } = table[code];
+  if (retryable === undefined) return retry;
+  if (!retryable) return "never";
+  return retry === "never" ? "fresh_ticket" : retry;
+}
+
+export function isEndCode(code: string): code is EndCode {
   return Object.hasOwn(table, code);
 }
 

@@ -4,7 +4,7 @@
  * gateway's table says that this is worth it. Knows nothing of xterm.js or of
  * the page: attach.ts joins it to a terminal.
  */
-import { type EndReason, localEnd } from "./codes.js";
+import { type EndReason, isEndCode, localEnd } from "./codes.js";
 import { Events } from "./events.js";
 import type { Notice, Ready } from "./messages.js";
 import { type Failures, isRefusal, plan } from "./retry.js";
@@ -217,7 +217,11 @@ export class TerminalConnection extends Events<ConnectionEvents> {
         ready: (ready) => this.opened(attempt, ready),
         output: (output) => this.emit("output", output),
         notice: (notice) => {
-          this.announced = { code: notice.code, at: this.clock.now() + notice.seconds * 1000 };
+          const { code, seconds } = notice;
+          // Other news has a time of its own, or none.
+          if (isEndCode(code) && seconds > 0) {
+            this.announced = { code, at: this.clock.now() + seconds * 1000 };
+          }
           this.emit("notice", notice);
         },
         roundTrip: (ms) => this.emit("roundTrip", ms),

@@ -9,8 +9,9 @@ import type { Exit, ServerError } from "./codes.js";
 export interface Ready {
   session: string;
   workspace: string;
-  target: "local" | "remote";
-  /** `ro`: input is dropped by the gateway. */
+  /** The kind of place where the shell is: `local`, `remote`, or one that is newer than this package. */
+  target: string;
+  /** `ro`: input is not sent. A mode that is newer than this package is told as `ro`. */
   mode: "rw" | "ro";
   /** Bytes the server sends before it waits for an ack. */
   window: number;
@@ -20,11 +21,13 @@ export interface Ready {
   maxSession: number;
 }
 
-/** A word before an end that is coming. */
+/** News of a session that goes on: an end that is coming, or another event. */
 export interface Notice {
+  /** The code of the end that is coming, or a word of the gateway's. */
   code: string;
-  /** Seconds left. */
+  /** Seconds until that end; 0: the gateway gave no time. */
   seconds: number;
+  /** A sentence for the person; may be empty. */
   message: string;
 }
 
@@ -45,8 +48,8 @@ export function parseServerMessage(text: string): ServerMessage | undefined {
         ready: {
           session: fields.string("session"),
           workspace: fields.string("workspace"),
-          target: fields.oneOf("target", ["local", "remote"]),
-          mode: fields.oneOf("mode", ["rw", "ro"]),
+          target: fields.string("target"),
+          mode: fields.string("mode") === "rw" ? "rw" : "ro",
           window: fields.number("window"),
           idleTimeout: fields.number("idle_timeout"),
           maxSession: fields.number("max_session"),
@@ -59,14 +62,16 @@ export function parseServerMessage(text: string): ServerMessage | undefined {
         type: "notice",
         notice: {
           code: fields.string("code"),
-          seconds: fields.number("seconds"),
-          message: fields.string("message"),
+          seconds: 0,
+          message: "",
+          ...fields.optional("seconds", isInteger),
+          ...fields.optional("message", isString),
         },
       };
     case "exit":
       return {
         type: "exit",
-        exit: { code: fields.number("code"), ...fields.optionalString("signal") },
+        exit: { code: fields.number("code"), ...fields.optional("signal", isString) },
       };
     case "error":
       return {
@@ -74,15 +79,19 @@ export function parseServerMessage(text: string): ServerMessage | undefined {
         error: {
           code: fields.string("code"),
           message: fields.string("message"),
-          retryable: fields.optionalBoolean("retryable"),
-          ...fields.optionalString("detail"),
-          ...fields.optionalString("docs"),
+          ...fields.optional("retryable", isBoolean),
+          ...fields.optional("detail", isString),
+          ...fields.optional("docs", isString),
         },
       };
     default:
       return undefined;
   }
 }
+
+const isString = (value: unknown): value is string => typeof value === "string";
+const isBoolean = (value: unknown): value is boolean => typeof value === "boolean";
+const isInteger = (value: unknown): value is number => Number.isSafeInteger(value);
 
 class Fields {
   private readonly fields: Record<string, unknown>;
@@ -96,31 +105,21 @@ class Fields {
 
   string(name: string): string {
     const value = this.fields[name];
-    if (typeof value !== "string") throw new Error(`"${name}" is no string`);
+    if (!isString(value)) throw new Error(`"${name}" is no string`);
     return value;
   }
 
   number(name: string): number {
     const value = this.fields[name];
-    if (!Number.isSafeInteger(value)) throw new Error(`"${name}" is no integer`);
-    return value as number;
-  }
-
-  oneOf<T extends string>(name: string, allowed: readonly T[]): T {
-    const value = this.string(name);
-    const found = allowed.find((one) => one === value);
-    if (found === undefined) throw new Error(`"${name}" is none of ${allowed.join(", ")}`);
-    return found;
-  }
-
-  optionalString<N extends string>(name: N): { [K in N]?: string } {
-    if (this.fields[name] === undefined) return {};
-    return { [name]: this.string(name) } as { [K in N]?: string };
-  }
-
-  optionalBoolean(name: string): boolean {
-    const value = this.fields[name] ?? false;
-    if (typeof value !== "boolean") throw new Error(`"${name}" is no boolean`);
+    if (!isInteger(value)) throw new Error(`"${name}" is no integer`);
     return value;
+  }
+
+  /** The field as an object to spread: empty where the message has none. */
+  optional<N extends string, T>(name: N, is: (value: unknown) => value is T): { [K in N]?: T } {
+    const value = this.fields[name];
+    if (value === undefined) return {};
+    if (!is(value)) throw new Error(`"${name}" is of another type`);
+    return { [name]: value } as { [K in N]: T };
   }
 }

@@ -22,6 +22,8 @@ export interface CopyRequest extends Visible {
   answer(allowed: boolean): void;
 }
 
+/** How long news that announces no end is shown. */
+const NEWS_MS = 10_000;
 /** Characters of a title: a program may send ten million, which a page takes seconds to lay out. */
 const MAX_TITLE = 200;
 
@@ -41,7 +43,7 @@ export class TerminalSession {
   title = "";
   /** The last round trip in ms. */
   roundTrip: number | undefined;
-  /** An end that is coming, until it comes or somebody types. */
+  /** An end that is coming, until it comes or somebody types; or other news, for a while. */
   notice: Notice | undefined;
   copyRequest: CopyRequest | undefined;
   /** A program wanted to copy too much, until the session ends or somebody types. */
@@ -116,6 +118,12 @@ export class TerminalSession {
     this.connection.on("notice", (notice) => {
       this.notice = notice;
       changed();
+      if (notice.seconds > 0) return;
+      setTimeout(() => {
+        if (this.notice !== notice) return;
+        this.notice = undefined;
+        changed();
+      }, NEWS_MS);
     });
     this.connection.on("output", () => {
       if (!this.box.hidden || this.unseen) return;

@@ -51,19 +51,59 @@ test("a close reason that belongs to another close code is not believed", () => 
   assert.equal(closedEnd(4423, "exit", undefined, undefined).code, "revoked");
 });
 
-for (const [retryable, retry] of [
-  [true, "fresh_ticket"],
-  [false, "never"],
+for (const [close, code, retry] of contract) {
+  if (code === "exit") continue;
+  test(`${close} ${code}: the error message's retryable goes over the table`, () => {
+    const message = "The server's words.";
+    const of = (fields: object) =>
+      closedEnd(close, "", { code, message, ...fields }, undefined).retry;
+    assert.equal(of({ retryable: false }), "never");
+    assert.equal(of({ retryable: true }), retry === "never" ? "fresh_ticket" : retry);
+    assert.equal(of({}), retry);
+  });
+}
+
+// A known close code says how soon, where the server says only that it makes sense.
+for (const [close, retryable, retry] of [
+  [4000, true, "fresh_ticket"],
+  [4000, false, "never"],
+  [4000, undefined, "never"],
+  [4429, true, "later"],
+  [4429, false, "never"],
+  [4429, undefined, "later"],
+  [4423, true, "fresh_ticket"],
+  [4423, undefined, "never"],
+  [4502, false, "never"],
+  [4503, undefined, "now"],
+  [4999, true, "fresh_ticket"],
+  [4999, undefined, "never"],
 ] as const) {
-  test(`a code newer than the table, retryable ${retryable}: the server decides`, () => {
-    const error = { code: "moon_phase", message: "Wait for the moon.", retryable };
-    const end = closedEnd(4999, "", error, undefined);
+  test(`a code newer than the table, by ${close}, retryable ${retryable}: the server decides`, () => {
+    const error = {
+      code: "moon_phase",
+      message: "Wait for the moon.",
+      ...(retryable !== undefined && { retryable }),
+    };
+    const end = closedEnd(close, "moon_phase", error, undefined);
     assert.equal(end.code, "unknown");
-    assert.equal(end.close, 4999);
+    assert.equal(end.close, close);
     assert.equal(end.retry, retry);
     assert.equal(end.message, "Wait for the moon.");
   });
 }
+
+test("an error without a sentence is told by the table's", () => {
+  const error = { code: "revoked", message: "" };
+  assert.match(closedEnd(4423, "", error, undefined).message, /closed this session/);
+});
+
+test("a shell that ended is not opened again by an error that came beside", () => {
+  const error = { code: "backend_failed", message: "Too late.", retryable: true };
+  const end = closedEnd(4502, "", error, { code: 3 });
+  assert.equal(end.code, "exit");
+  assert.equal(end.retry, "never");
+  assert.match(end.message, /status 3/);
+});
 
 for (const close of [1001, 1005, 1011, 4999]) {
   test(`${close} without a word is an end without a reason`, () => {

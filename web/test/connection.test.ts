@@ -231,6 +231,73 @@ test("a gateway that did not choose termgw.v1 is not talked to", async () => {
   assert.equal(made.connection.status.end?.code, "bad_server_message");
 });
 
+// A newer gateway.
+
+for (const [fields, mode] of [
+  [{ target: "pod", mode: "rw", resume: 120, colours: { deep: [1] } }, "rw"],
+  [{ target: "pod", mode: "ro" }, "ro"],
+  [{ target: "", mode: "watch" }, "ro"],
+  [{ target: "__proto__", mode: "RW" }, "ro"],
+  [{ target: "pod", mode: "" }, "ro"],
+] as const) {
+  test(`a target and a mode that are not known: ${JSON.stringify(fields)}`, async () => {
+    const made = rig();
+    const socket = await opened(made, { ...READY, ...fields });
+    assert.equal(made.connection.status.ready?.target, fields.target);
+    assert.equal(made.connection.status.ready?.mode, mode);
+    made.connection.send("typed");
+    assert.equal(socket.frames.length, mode === "rw" ? 1 : 0);
+    made.connection.resize(90, 30);
+    assert.deepEqual(socket.sent("resize"), [{ type: "resize", cols: 90, rows: 30 }]);
+  });
+}
+
+test("news that is not known is told, and announces no end", async () => {
+  const made = rig();
+  const socket = await opened(made, { ...READY, idle_timeout: 0, max_session: 0 });
+  const told: object[] = [];
+  made.connection.on("notice", (notice) => told.push(notice));
+  socket.text({ type: "notice", code: "draining", seconds: 30, message: "Half a minute." });
+  socket.text({
+    type: "notice",
+    code: "reconnecting",
+    seconds: 5,
+    message: "The way is made anew.",
+  });
+  socket.text({ type: "notice", code: "joined", subject: "ann", mode: "ro" });
+  socket.text({ type: "notice", code: "session_expired" });
+  assert.deepEqual(told, [
+    { code: "draining", seconds: 30, message: "Half a minute." },
+    { code: "reconnecting", seconds: 5, message: "The way is made anew." },
+    { code: "joined", seconds: 0, message: "" },
+    { code: "session_expired", seconds: 0, message: "" },
+  ]);
+  assert.equal(made.connection.timeLeft()?.code, "draining");
+  assert.equal(made.connection.status.state, "open");
+});
+
+for (const [error, close, state] of [
+  [{ code: "backend_failed", retryable: false, detail: "role" }, 4502, "ended"],
+  [{ code: "backend_failed", retryable: true }, 4502, "waiting"],
+  [{ code: "revoked", retryable: true }, 4423, "waiting"],
+  [{ code: "draining", retryable: false }, 1012, "ended"],
+  [{ code: "idle_timeout", retryable: false }, 4408, "ended"],
+  [{ code: "moon_phase", retryable: true, mood: "good" }, 4000, "waiting"],
+  [{ code: "moon_phase", retryable: false }, 4503, "ended"],
+  [{ code: "moon_phase" }, 4503, "waiting"],
+  [{ code: "moon_phase" }, 4999, "ended"],
+] as const) {
+  test(`${close} with ${JSON.stringify(error)}: ${state}`, async () => {
+    const made = rig();
+    const socket = await opened(made);
+    socket.text({ type: "error", message: "Words.", ...error });
+    socket.closeFrame(close);
+    assert.equal(made.connection.status.state, state);
+    assert.equal(made.ends[0]?.message, "Words.");
+    assert.equal(made.clock.running.length, state === "waiting" ? 1 : 0);
+  });
+}
+
 // Acks.
 
 test("ack: at once when all output is rendered", async () => {
@@ -617,8 +684,10 @@ for (const text of [
   '{"type":"exit","code":0,"signal":9}',
   '{"type":"error","code":"revoked"}',
   '{"type":"error","code":"revoked","message":"m","retryable":"no"}',
-  '{"type":"notice","code":"draining"}',
-  '{"type":"ready","session":"s","workspace":"w","target":"moon","mode":"rw","window":1,"idle_timeout":1,"max_session":1}',
+  '{"type":"notice","seconds":60,"message":"m"}',
+  '{"type":"notice","code":"draining","seconds":"60","message":"m"}',
+  '{"type":"ready","session":"s","workspace":"w","target":7,"mode":"rw","window":1,"idle_timeout":1,"max_session":1}',
+  '{"type":"ready","session":"s","workspace":"w","target":"local","mode":true,"window":1,"idle_timeout":1,"max_session":1}',
 ]) {
   test(`the server message ${text || "(empty)"} ends the session and says so`, async () => {
     const made = rig();

@@ -64,7 +64,7 @@ export const FAILURES = [
  *
  * @param {import("./harness.mjs").Scope} t
  * @param {Failure[]} failures
- * @param {{mode?: "rw" | "ro", target?: "local" | "remote", prints?: string, silent?: boolean}}
+ * @param {{mode?: string, target?: string, prints?: string, silent?: boolean}}
  *   [session] `silent`: no shell ever starts
  */
 export async function startScript(
@@ -73,6 +73,7 @@ export async function startScript(
   { mode = "rw", target = "local", prints = "$ ", silent = false } = {},
 ) {
   let sessions = 0;
+  let typed = "";
   /** @type {import("ws").WebSocket | undefined} */
   let current;
   const say = (/** @type {object} */ message) => current?.send(JSON.stringify(message));
@@ -87,6 +88,7 @@ export async function startScript(
       current = socket;
       const failure = failures[sessions++];
       socket.on("message", (data, isBinary) => {
+        if (isBinary) typed += String(data);
         const message = isBinary ? {} : JSON.parse(String(data));
         if (message.type === "ping") socket.send(JSON.stringify({ ...message, type: "pong" }));
       });
@@ -114,5 +116,6 @@ export async function startScript(
     close: (/** @type {number} */ code) => current?.close(code),
     cut: () => current?.terminate(),
     sessions: () => sessions,
+    typed: () => typed,
   };
 }

@@ -9,32 +9,45 @@ import { FAILURES, startScript } from "./script.mjs";
 
 const openBrowser = shareBrowser();
 
-for (const failure of FAILURES) {
-  test(`${failure.code}: ${failure.goesOn}`, { skip, concurrency: false }, async (t) => {
-    const browser = await openBrowser();
-    const site = await startScript(t, [failure]);
-    const tab = await openTab(t, browser, site.url);
-    await tab.goto(`${site.url}#key=first`);
-    await shows(tab, "#panel", new RegExp(failure.message.slice(0, 40)));
-    switch (failure.goesOn) {
-      case "never":
-        await shows(tab, "#again", /^New session$/);
-        await delay(1_500);
-        assert.equal(site.sessions(), 1);
-        await tab.locator("#again").click();
-        break;
-      case "typing":
-        await shows(tab, "#panel-more", /^Press a key in the terminal to go on/);
-        await delay(1_500);
-        assert.equal(site.sessions(), 1);
-        await tab.locator(".xterm-helper-textarea").press("a");
-        break;
-      default:
-        await until(() => String(site.sessions()), /^2$/);
-    }
-    await shows(tab, "#state", /^Connected$/);
-    await until(async () => String(await tab.locator("#panel").isVisible()), /^false$/);
-  });
+/** Of a gateway that is newer than this page, or knows better than its table. */
+/** @type {typeof FAILURES} */
+const NEWER = [
+  { close: 4000, code: "moon_phase", retryable: true, message: "Not now.", goesOn: "itself" },
+  { close: 4999, code: "moon_phase", retryable: false, message: "Never.", goesOn: "never" },
+  { close: 4502, code: "backend_failed", retryable: false, message: "No role.", goesOn: "never" },
+  { close: 4423, code: "revoked", retryable: true, message: "A moment.", goesOn: "itself" },
+];
+
+for (const failure of [...FAILURES, ...NEWER]) {
+  test(
+    `${failure.close} ${failure.code}: ${failure.goesOn}`,
+    { skip, concurrency: false },
+    async (t) => {
+      const browser = await openBrowser();
+      const site = await startScript(t, [failure]);
+      const tab = await openTab(t, browser, site.url);
+      await tab.goto(`${site.url}#key=first`);
+      await shows(tab, "#panel", new RegExp(failure.message.slice(0, 40)));
+      switch (failure.goesOn) {
+        case "never":
+          await shows(tab, "#again", /^New session$/);
+          await delay(1_500);
+          assert.equal(site.sessions(), 1);
+          await tab.locator("#again").click();
+          break;
+        case "typing":
+          await shows(tab, "#panel-more", /^Press a key in the terminal to go on/);
+          await delay(1_500);
+          assert.equal(site.sessions(), 1);
+          await tab.locator(".xterm-helper-textarea").press("a");
+          break;
+        default:
+          await until(() => String(site.sessions()), /^2$/);
+      }
+      await shows(tab, "#state", /^Connected$/);
+      await until(async () => String(await tab.locator("#panel").isVisible()), /^false$/);
+    },
+  );
 }
 
 test("what is typed for a shell that is gone starts no other", { skip }, async (t) => {
@@ -143,6 +156,33 @@ test("a notice counts down, and typing takes back the idle one", { skip }, async
   await until(async () => String(await tab.locator("#panel").isVisible()), /^false$/);
   await shows(tab, "#time-left", /^29 min if idle$/);
 });
+
+test(
+  "a mode and a target that are newer than the page: read-only, and told as it is",
+  { skip },
+  async (t) => {
+    const browser = await openBrowser();
+    const site = await startScript(t, [], { mode: "watch", target: "pod" });
+    const tab = await openTab(t, browser, site.url);
+    await tab.clock.install();
+    await tab.goto(`${site.url}#key=first`);
+    await shows(tab, "#state", /^Connected$/);
+    await shows(tab, "#mode", /^read-only$/);
+    await shows(tab, "#target", /^pod$/);
+    await tab.locator(".xterm-helper-textarea").press("a");
+    site.say({ type: "notice", code: "joined", subject: "ann", mode: "ro" });
+    await shows(tab, "#panel", /^joined$/);
+    assert.equal(site.typed(), "");
+    // News passes; an end that is coming stays.
+    await tab.clock.runFor(10_000);
+    await until(async () => String(await tab.locator("#panel").isVisible()), /^false$/);
+    site.say({ type: "notice", code: "draining", seconds: 60, message: "A minute left." });
+    await shows(tab, "#panel", /^A minute left\.$/);
+    await tab.clock.runFor(10_000);
+    await shows(tab, "#panel", /^A minute left\.$/);
+    await shows(tab, "#time-left", /^0:[45]\d left$/);
+  },
+);
 
 test("a platform that gives no ticket is not asked again", { skip }, async (t) => {
   const browser = await openBrowser();
