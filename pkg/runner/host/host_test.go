@@ -2,11 +2,13 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/client"
 	shells "github.com/molecule-ai/termgw/pkg/session"
 	"github.com/molecule-ai/termgw/pkg/terminal"
 
@@ -97,7 +100,7 @@ func TestAFloodThatStaysEndsWithTheShell(t *testing.T) {
 			return
 		}
 		shell := shells.New(term, shells.Options{})
-		b := bridge.New(ws, shell, bridge.Options{})
+		b := bridge.New(ws, shell, bridge.Options{Ready: bridge.Ready{Mode: "rw"}})
 		ctx, cancel := context.WithTimeout(context.Background(), shelltest.Patience)
 		defer cancel()
 		sum := shell.Run(ctx)
@@ -106,42 +109,25 @@ func TestAFloodThatStaysEndsWithTheShell(t *testing.T) {
 		sums <- sum
 	}))
 	defer srv.Close()
-	ws, _, err := websocket.Dial(t.Context(), srv.URL, &websocket.DialOptions{Subprotocols: []string{bridge.Subprotocol}})
+	c, err := client.Dial(t.Context(), client.Config{URL: strings.Replace(srv.URL, "http", "ws", 1), Ticket: "none"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = ws.CloseNow() }()
-	ws.SetReadLimit(-1)
-
-	var received atomic.Int64
-	gone := make(chan struct{})
-	go func() {
-		defer close(gone)
-		for {
-			typ, p, err := ws.Read(context.Background())
-			if err != nil {
-				return
-			}
-			if typ == websocket.MessageBinary {
-				received.Add(int64(len(p)))
-			}
-		}
-	}()
+	defer func() { _ = c.Close() }()
 	frame := time.NewTicker(16 * time.Millisecond) // a browser's
 	defer frame.Stop()
-	var rendered int64
-	for told, over := false, false; !over; {
-		select {
-		case <-gone:
-			over = true
-		case <-frame.C:
-			if rendered >= 128<<10 && !told {
-				told = true
-				_ = ws.Write(t.Context(), websocket.MessageBinary, []byte("\n")) // the shell exits
-			}
-			rendered = min(rendered+4<<10, received.Load())
-			_ = ws.Write(t.Context(), websocket.MessageText, fmt.Appendf(nil, `{"type":"ack","bytes":%d}`, rendered))
+	buf := make([]byte, 4<<10)
+	for shown, told := 0, false; err == nil; <-frame.C {
+		if shown >= 128<<10 && !told {
+			told = true
+			_, _ = c.Write([]byte("\n")) // the shell exits
 		}
+		var n int
+		n, err = c.Read(buf)
+		shown += n
+	}
+	if !errors.Is(err, io.EOF) {
+		t.Errorf("the client was told %v", err)
 	}
 	sum := <-sums
 	if sum.Cause != nil || sum.Exit == nil || *sum.Exit != (terminal.Exit{Code: 3}) {
