@@ -64,7 +64,8 @@ const revokeSQL = `INSERT INTO termgw.revocations (workspace_id, subject, sessio
 VALUES (NULLIF($1::text, ''), NULLIF($2::text, ''), NULLIF($3::text, ''), NULLIF($4::text, ''), NULLIF($5::text, ''), NULLIF($6::text, ''))
 RETURNING id, created_at`
 
-const setRowIDSQL = `UPDATE termgw.revocations SET row_id = $2 WHERE id = $1 AND row_id IS DISTINCT FROM $2`
+// A server that has taken over may give an id a second time.
+const setRowIDSQL = `UPDATE termgw.revocations SET row_id = $2 WHERE id = $1 AND workspace_id = $3 AND row_id IS DISTINCT FROM $2`
 
 const coveredSQL = `SELECT ARRAY(
   SELECT s.id FROM termgw.sessions s
@@ -109,7 +110,7 @@ func (p *Postgres) findRowID(ctx context.Context, order int64, workspace string)
 	if err != nil || id == workspace {
 		return "", found, err
 	}
-	if err := p.one(ctx, setRowIDSQL, []any{order, id}); err != nil {
+	if err := p.one(ctx, setRowIDSQL, []any{order, id, text(workspace)}); err != nil {
 		return "", found, err
 	}
 	return id, found, nil

@@ -65,6 +65,7 @@ func (s *lookups) add(l lookup) {
 func (s *lookups) put(l lookup) {
 	at, there := slices.BinarySearchFunc(s.next, l.order, func(l lookup, order int64) int { return cmp.Compare(l.order, order) })
 	if there {
+		s.next[at] = l // the same, or another by a server that has taken over
 		return
 	}
 	s.next = slices.Insert(s.next, at, l)

@@ -227,6 +227,37 @@ func TestSpellingsOfAWorkspaceThatIsGone(t *testing.T) {
 	}
 }
 
+// A promoted standby may give an id a second time: the workspace that was looked up for the old revocation of that id is not
+// written into the new one, which is looked up itself.
+func TestRevocationIDGivenTwice(t *testing.T) {
+	t.Parallel()
+	dsn := database(t, `CREATE TABLE workspaces (id uuid PRIMARY KEY, name text, instance_id text);
+		INSERT INTO workspaces VALUES ('aaaaaaaa-0000-0000-0000-000000000000', 'a', ''), ('bbbbbbbb-0000-0000-0000-000000000000', 'b', '')`)
+	p := open(t, PostgresConfig{URL: dsn})
+	const old, written = "AAAAAAAA-0000-0000-0000-000000000000", "BBBBBBBB-0000-0000-0000-000000000000"
+	var id int64
+	if err := sqlDB(t, dsn).QueryRow(`INSERT INTO termgw.revocations (workspace_id) VALUES ($1) RETURNING id`, written).Scan(&id); err != nil {
+		t.Fatal(err)
+	}
+	s := newLookups(p)
+	for _, workspace := range []string{old, written} {
+		s.add(lookup{order: id, workspace: workspace})
+	}
+	l, _, err := s.take(t.Context())
+	if err != nil || l.workspace != written {
+		t.Errorf("looked up is %q: %v", l.workspace, err)
+	}
+	for _, step := range []struct{ workspace, want string }{{old, ""}, {written, strings.ToLower(written)}} {
+		if err := s.find(t.Context(), lookup{order: id, workspace: step.workspace}); err != nil {
+			t.Fatal(err)
+		}
+		var got string
+		if err := sqlDB(t, dsn).QueryRow(`SELECT COALESCE(row_id, '') FROM termgw.revocations WHERE id = $1`, id).Scan(&got); err != nil || got != step.want {
+			t.Errorf("after the lookup of %s: %q, want %q: %v", step.workspace, got, step.want, err)
+		}
+	}
+}
+
 // A workspace query that returns no id is warned of, once.
 func TestQueryWithoutAnID(t *testing.T) {
 	t.Parallel()
