@@ -42,6 +42,36 @@ func TestNoAckNoMoreThanTheWindow(t *testing.T) {
 	})
 }
 
+// A page that is hidden gets the largest window at once, and keeps what it has
+// when it is shown again.
+func TestHiddenPageHasTheLargestWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		term := newTerm()
+		term.flood = true
+		s := startInBubble(t, setup{term: term, noAck: true, opt: Options{Ready: someReady}})
+		assertStopped := func(want int64) {
+			t.Helper()
+			synctest.Wait()
+			if got := term.read(); got != want {
+				t.Errorf("%d bytes were read from the terminal, want %d", got, want)
+			}
+		}
+		assertStopped(initialWindow)
+		s.control(t, `{"type":"hidden","hidden":true}`)
+		assertStopped(maxWindow)
+		for acked := int64(8 << 10); acked <= 64<<10; acked += 8 << 10 {
+			time.Sleep(time.Minute) // once a minute is a hidden page's pace
+			s.ack(t, acked)
+			assertStopped(maxWindow + acked)
+		}
+		s.control(t, `{"type":"hidden","hidden":false}`)
+		s.ack(t, maxWindow)
+		assertStopped(maxWindow + 64<<10) // as much is under way as the former window allows
+		s.ack(t, maxWindow+1)
+		assertStopped(maxWindow + 64<<10 + 1)
+	})
+}
+
 // The same over TCP, where what the kernel holds must not count.
 func TestNoAckNoMoreThanTheWindowOverTCP(t *testing.T) {
 	term := newTerm()

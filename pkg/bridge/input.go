@@ -107,6 +107,8 @@ func (b *Bridge) receiveControl(p []byte) error {
 		}
 	case "ack":
 		return b.acknowledge(m.Bytes)
+	case "hidden":
+		b.hide(m.Hidden)
 	}
 	return nil
 }
@@ -129,6 +131,15 @@ func (b *Bridge) acknowledge(rendered int64) error {
 	}
 	b.session.Acknowledge(rendered, window)
 	return nil
+}
+
+// hide gives the client the window of a page that is hidden, or shown again.
+func (b *Bridge) hide(hidden bool) {
+	b.mu.Lock()
+	b.window.hide(hidden)
+	acked, window := b.window.acked, b.window.limit
+	b.mu.Unlock()
+	b.session.Acknowledge(acked, window)
 }
 
 // receiveInput takes a message of input, in the pieces in which it comes.

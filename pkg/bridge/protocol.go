@@ -106,10 +106,11 @@ func encode(v any) []byte {
 // control is a message from a client. Type is empty for a message of a type
 // that this version does not know, which is ignored.
 type control struct {
-	Type  string
-	Size  terminal.Size // resize
-	Bytes int64         // ack
-	ID    json.Number   // ping
+	Type   string
+	Size   terminal.Size // resize
+	Bytes  int64         // ack
+	ID     json.Number   // ping
+	Hidden bool          // hidden
 }
 
 var errNotObject = errors.New("not a JSON object")
@@ -177,6 +178,12 @@ func parseAnyControl(p []byte) (control, error) {
 			return control{}, errors.New("ping: id must be a number")
 		}
 		return control{Type: typ, ID: *id}, nil
+	case "hidden":
+		var hidden *bool
+		if json.Unmarshal(m["hidden"], &hidden) != nil || hidden == nil {
+			return control{}, errors.New("hidden: hidden must be true or false")
+		}
+		return control{Type: typ, Hidden: *hidden}, nil
 	default:
 		return control{}, nil
 	}

@@ -264,6 +264,10 @@ func TestBadMessagesEndTheSession(t *testing.T) {
 		{"ack without bytes", `{"type":"ack"}`, ErrBadMessage, 4400},
 		{"negative ack", `{"type":"ack","bytes":-1}`, ErrBadMessage, 4400},
 		{"ack ahead", `{"type":"ack","bytes":1}`, ErrBadMessage, 4400},
+		{"hidden without a value", `{"type":"hidden"}`, ErrBadMessage, 4400},
+		{"hidden of null", `{"type":"hidden","hidden":null}`, ErrBadMessage, 4400},
+		{"hidden by text", `{"type":"hidden","hidden":"true"}`, ErrBadMessage, 4400},
+		{"hidden by a number", `{"type":"hidden","hidden":1}`, ErrBadMessage, 4400},
 		{"ack of null", `{"type":"ack","bytes":null}`, ErrBadMessage, 4400},
 		{"control over the limit", big(MaxControl + 1), ErrTooLarge, 1009},
 	} {
@@ -358,6 +362,7 @@ func assertTooLarge(t *testing.T, s *harness) {
 func FuzzParseControl(f *testing.F) {
 	for _, s := range []string{
 		`{"type":"resize","cols":120,"rows":40}`, `{"type":"ack","bytes":9007199254740993}`,
+		`{"type":"hidden","hidden":true}`, `{"type":"hidden","hidden":0}`,
 		`{"type":"ping","id":7}`, `{"type":"ping","id":1e999}`, `{"type":"ping","id":"7"}`,
 		`{"type":"ack","bytes":0}`, `{"type":"ack","bytes":01}`, `{"type":"ack","bytes":}`, `{"type":"ack","bytes":1234567890123456789}`,
 		`{"type":"x"}`, `{}`, `[]`, ``, "\x00", `{"type":"resize","cols":65537,"rows":1}`,
@@ -397,6 +402,10 @@ func FuzzParseControl(f *testing.F) {
 		case "ack":
 			if m.Bytes < 0 {
 				t.Errorf("bytes %d", m.Bytes)
+			}
+		case "hidden":
+			if (m != control{Type: "hidden", Hidden: m.Hidden}) {
+				t.Errorf("more than whether the page is hidden: %+v", m)
 			}
 		case "ping":
 			pong := encodePong(m.ID)

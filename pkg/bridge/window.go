@@ -38,6 +38,9 @@ type window struct {
 	since      time.Time // start of the measured interval; zero: none
 	sinceAcked int64
 	slack      bool // less than half the window was in use at some time in the interval
+
+	hidden     bool // the client's page is hidden
+	shownLimit int  // the limit before that, in bytes
 }
 
 var (
@@ -80,6 +83,9 @@ func (w *window) ack(now time.Time, total int64) error {
 	}
 	w.slack = w.slack || w.backlog() < w.limit/2
 	w.acked = total
+	if w.hidden {
+		return nil
+	}
 	if w.since.IsZero() {
 		w.measureFrom(now)
 		return nil
@@ -100,6 +106,22 @@ func (w *window) ack(now time.Time, total int64) error {
 	}
 	w.measureFrom(now)
 	return nil
+}
+
+// hide notes whether the client's page is hidden. Browsers slow a hidden page, so
+// its acknowledgements tell nothing of the speed at which it renders: the window is
+// the largest, and is not measured. When the page is shown again, the window is the
+// former one and is measured from then on.
+func (w *window) hide(hidden bool) {
+	if hidden == w.hidden {
+		return
+	}
+	w.hidden, w.since = hidden, time.Time{}
+	if hidden {
+		w.shownLimit, w.limit = w.limit, maxWindow
+	} else {
+		w.limit = w.shownLimit
+	}
 }
 
 // fitting returns the limit for a client that renders rate bytes a second.

@@ -208,6 +208,51 @@ func TestSilenceIsNotMeasured(t *testing.T) {
 	}
 }
 
+// A browser slows what a hidden page does, down to a little once a minute: what it
+// acknowledges then shrinks no window, neither then nor when it is shown again.
+func TestHiddenPageIsNotMeasured(t *testing.T) {
+	for _, rtt := range rtts {
+		t.Run(rtt.String(), func(t *testing.T) {
+			f := newFar(rtt, 1e6)
+			f.run(t, 10*time.Second)
+			shown := f.limit
+			f.hide(true)
+			f.speed = 16e3
+			for range 2 {
+				f.run(t, 5*time.Second)
+				if f.limit != maxWindow {
+					t.Fatalf("the hidden page's window is %d bytes", f.limit)
+				}
+				f.hide(true) // again, which changes nothing
+			}
+			f.hide(false)
+			if f.limit != shown {
+				t.Errorf("the window is %d bytes, before the page was hidden it was %d", f.limit, shown)
+			}
+			f.speed = 1e6
+			f.run(t, 10*time.Second)
+			f.assertSettled(t)
+		})
+	}
+}
+
+// The same for a page that was hidden from the start.
+func TestHiddenPageFromTheStart(t *testing.T) {
+	f := newFar(20*time.Millisecond, 16e3)
+	f.hide(true)
+	f.run(t, 5*time.Second)
+	if f.limit != maxWindow {
+		t.Errorf("the hidden page's window is %d bytes", f.limit)
+	}
+	f.hide(false)
+	if f.limit != initialWindow {
+		t.Errorf("the window is %d bytes when the page is shown", f.limit)
+	}
+	f.speed = 5e6
+	f.run(t, 10*time.Second)
+	f.assertSettled(t)
+}
+
 func TestWindowWithoutAcks(t *testing.T) {
 	var raw window
 	raw.send(10 << 20)
