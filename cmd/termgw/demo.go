@@ -89,14 +89,12 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 }
 
 func greet(w io.Writer, p *demo.Platform, endpoint string) error {
-	var b strings.Builder
+	page := "The page is not in this binary. With Node 20 or newer: make web build"
 	if p.Page != nil {
-		fmt.Fprintf(&b, "Open in a browser:\n  %s\n", p.PageURL())
-	} else {
-		fmt.Fprintf(&b, "The page is not in this binary. With Node 20 or newer: make web build\n")
+		page = "Open in a browser:\n  " + p.PageURL()
 	}
-	fmt.Fprintf(&b, "\nOr in a terminal:\n  %s connect --ticket-endpoint %s %s\n\nCtrl-C ends the demo and every shell in it.\n", os.Args[0], endpoint, p.TerminalURL())
-	_, err := io.WriteString(w, b.String())
+	_, err := fmt.Fprintf(w, "%s\n\nOr in a terminal:\n  %s connect --ticket-endpoint %s %s\n\nCtrl-C ends the demo and every shell in it.\n",
+		page, os.Args[0], endpoint, p.TerminalURL())
 	return err
 }
 

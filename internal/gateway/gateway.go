@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -204,8 +203,12 @@ func (g *gateway) open(ctx context.Context) error {
 				g.router.Cut(ids, revocation.Age)
 			})
 		})
-		g.closers = append(g.closers, func() error { // once the sessions are over
-			flush(shared, g.Log)
+		g.closers = append(g.closers, func() error { // write the ends of sessions that a database that was away has not taken
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			if err := shared.Flush(ctx); err != nil {
+				g.Log.Error("the ends of sessions were not recorded", "sessions", shared.Unwritten(), "err", err)
+			}
 			return nil
 		})
 	}
@@ -234,15 +237,6 @@ func (g *gateway) listen() error {
 	g.Log.Info("serving terminals", "address", terminals.Addr().String(), "version", g.Version,
 		"max_sessions", g.MaxSessions, "memory_limit", g.memory, "held_bytes", g.HeldBytes)
 	return nil
-}
-
-// flush writes the ends of sessions that a database that was away has not taken.
-func flush(shared *store.Postgres, log *slog.Logger) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if err := shared.Flush(ctx); err != nil {
-		log.Error("the ends of sessions were not recorded", "sessions", shared.Unwritten(), "err", err)
-	}
 }
 
 // replicaName returns a name that no other process has in the audit trail.
