@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -93,6 +94,42 @@ func TestInputResetsTheIdleTime(t *testing.T) {
 			assertEnds(t, s, begin, 30*time.Minute, session.ErrIdle, 4408)
 			assertTold(t, s, "idle_timeout 60", "idle_timeout 10", "idle_timeout 60", "idle_timeout 10")
 		})
+	}
+}
+
+// A program that asks its terminal again and again keeps no session open; whoever types between the answers does.
+func TestAnswersDoNotResetTheIdleTime(t *testing.T) {
+	clipboard := "\x1b]52;c;" + strings.Repeat("aGVsbG8=", 1<<12) + "\x1b\\" // in several reads
+	for _, answer := range []string{"\x1b[5;1R", clipboard, "\x1b[I\x1b[O"} {
+		for _, mode := range []string{"rw", "ro", "raw"} {
+			synctest.Test(t, func(t *testing.T) {
+				r := ready(30*time.Minute, 0)
+				if mode != "raw" {
+					r.Mode = mode
+				}
+				begin := time.Now()
+				s := startInBubble(t, setup{raw: mode == "raw", opt: Options{Ready: r}})
+				for range 29 {
+					time.Sleep(time.Minute)
+					s.input(t, answer)
+				}
+				synctest.Wait()
+				if taken := len(s.term.typed()); taken == 0 != (mode == "ro") {
+					t.Errorf("%s: the terminal was given %d bytes", mode, taken)
+				}
+				assertEnds(t, s, begin, 30*time.Minute, session.ErrIdle, 4408)
+			})
+			synctest.Test(t, func(t *testing.T) {
+				s := startInBubble(t, setup{raw: mode == "raw", opt: Options{Ready: ready(30*time.Minute, 0)}})
+				time.Sleep(29 * time.Minute)
+				s.input(t, answer+"x")
+				synctest.Wait()
+				begin := time.Now()
+				time.Sleep(time.Minute)
+				s.input(t, answer)
+				assertEnds(t, s, begin, 30*time.Minute, session.ErrIdle, 4408)
+			})
+		}
 	}
 }
 

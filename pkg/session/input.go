@@ -1,5 +1,22 @@
 package session
 
+// typeMessage gives the terminal a whole message of input, and returns how many
+// bytes were written or queued. The lock is held.
+func (s *Session) typeMessage(p []byte) int {
+	s.awaitSize()
+	s.interrupt(p)
+	n := 0
+	if !s.typist {
+		var err error
+		n, err = s.term.TryWrite(p)
+		s.given(n)
+		if n == len(p) || err != nil {
+			return len(p) // after an error the shell is gone: carryOutput finds that out
+		}
+	}
+	return n + s.queueInput(p[n:], true)
+}
+
 // queueInput queues input, and returns how many bytes had room. The lock is held.
 func (s *Session) queueInput(p []byte, last bool) int {
 	if s.ending {

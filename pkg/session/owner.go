@@ -31,6 +31,7 @@ type Attachment struct {
 	session  *Session
 	client   Client
 	readOnly bool
+	answers  answers // with the session's lock
 
 	// With the session's lock:
 	acks   bool
@@ -93,21 +94,12 @@ func (a *Attachment) Type(p []byte) int {
 	s := a.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !a.mayType(p) {
-		return len(p)
+	n := len(p)
+	if !s.ending && !a.readOnly && n > 0 {
+		n = s.typeMessage(p)
 	}
-	s.awaitSize()
-	s.interrupt(p)
-	n := 0
-	if !s.typist {
-		var err error
-		n, err = s.term.TryWrite(p)
-		s.given(n)
-		if n == len(p) || err != nil {
-			return len(p) // after an error the shell is gone: carryOutput finds that out
-		}
-	}
-	return n + s.queueInput(p[n:], true)
+	a.noteInput(p[:n], n == len(p))
+	return n
 }
 
 // TypePart is Type for a part of a message. No part is typed before the last part
@@ -116,10 +108,12 @@ func (a *Attachment) TypePart(p []byte, last bool) int {
 	s := a.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !a.mayType(p) && len(p) > 0 {
-		return len(p)
+	n := len(p)
+	if !s.ending && !a.readOnly {
+		n = s.queueInput(p, last)
 	}
-	return s.queueInput(p, last)
+	a.noteInput(p[:n], last && n == len(p))
+	return n
 }
 
 // AwaitInput waits until there may be room for more input. The caller hears no
@@ -136,14 +130,15 @@ func (a *Attachment) AwaitInput() {
 	s.choked = false
 }
 
-// mayType notes input, and reports whether the terminal is to get it. The lock is
-// held.
-func (a *Attachment) mayType(p []byte) bool {
+// noteInput notes a part of a message of input that was taken. What the terminal
+// answers by itself keeps no session from being idle. The lock is held.
+func (a *Attachment) noteInput(p []byte, last bool) {
 	s := a.session
-	if s.ending || len(p) == 0 {
-		return false
+	if s.ending {
+		return
 	}
-	s.life.input(time.Now())
-	s.typed = true
-	return !a.readOnly
+	s.typed = s.typed || len(p) > 0
+	if a.answers.typed(p, last) {
+		s.life.input(time.Now())
+	}
 }

@@ -4,6 +4,7 @@
  * gateway's table says that this is worth it. Knows nothing of xterm.js or of
  * the page: attach.ts joins it to a terminal.
  */
+import { isAnswer } from "./answers.js";
 import { type EndReason, isEndCode, localEnd } from "./codes.js";
 import { Events } from "./events.js";
 import type { Notice, Ready } from "./messages.js";
@@ -140,14 +141,18 @@ export class TerminalConnection extends Events<ConnectionEvents> {
 
   /**
    * Sends input. It is dropped in a read-only session and while none is open;
-   * where one is only waited for until somebody types, it opens that.
+   * where one is only waited for until somebody types, it opens that, unless it is
+   * what the terminal answers a program by itself.
    */
   send(input: string | Uint8Array): void {
     const { state, ready, retryAt } = this.current;
-    if (state === "waiting" && retryAt === undefined) this.connect();
+    const isTyped = !isAnswer(input);
+    if (state === "waiting" && retryAt === undefined && isTyped) this.connect();
     if (state !== "open" || ready?.mode === "ro" || input.length === 0) return;
-    this.inputAt = this.clock.now();
-    if (this.announced?.code === "idle_timeout") this.announced = undefined;
+    if (isTyped) {
+      this.inputAt = this.clock.now();
+      if (this.announced?.code === "idle_timeout") this.announced = undefined;
+    }
     this.attempt?.session?.send(
       typeof input === "string" ? this.encoder.encode(input) : new Uint8Array(input),
     );

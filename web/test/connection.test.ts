@@ -815,6 +815,9 @@ test("idle_timeout: another session is opened when somebody types, and that key 
   assert.equal(made.connection.status.retryAt, undefined);
   made.clock.advance(3_600_000);
   await settle();
+  // The answer to what the program asked last is nobody's key.
+  made.connection.send("\x1b[5;1R");
+  await settle();
   assert.equal(made.sockets.length, 1);
   made.connection.send("l");
   await settle();
@@ -985,6 +988,8 @@ test("the time left is that of the limit that comes first", async () => {
   }
   assert.deepEqual(made.connection.timeLeft(), { code: "idle_timeout", seconds: 10 });
   socket.text({ type: "notice", code: "idle_timeout", seconds: 10, message: "Ten seconds left." });
+  made.connection.send("\x1b[5;1R\x1b[I"); // which is sent, but typed by nobody
+  assert.deepEqual(made.connection.timeLeft(), { code: "idle_timeout", seconds: 10 });
   made.connection.send("x");
   assert.deepEqual(made.connection.timeLeft(), { code: "session_expired", seconds: 50 });
   socket.text({ type: "notice", code: "draining", seconds: 5, message: "Five seconds left." });
