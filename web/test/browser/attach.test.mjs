@@ -42,6 +42,48 @@ test("a paste holds no control characters, in brackets and without", { skip }, a
   );
 });
 
+// What xterm.js answers: a new version of it may write answers in another form.
+const QUESTIONS = {
+  status: "\x1b[5n",
+  "cursor position": "\x1b[6n",
+  "cursor position, DEC's": "\x1b[?6n",
+  "primary attributes": "\x1b[c",
+  "secondary attributes": "\x1b[>c",
+  mode: "\x1b[?2004$p",
+  "mode, ANSI": "\x1b[4$p",
+  "a mode that is not known": "\x1b[?31337$p",
+  "text attributes": "\x1bP$qm\x1b\\",
+  margins: "\x1bP$qr\x1b\\",
+  "cursor's style": "\x1bP$q q\x1b\\",
+  "a setting that is not known": "\x1bP$qx\x1b\\",
+  foreground: "\x1b]10;?\x07",
+  background: "\x1b]11;?\x1b\\",
+  "cursor's colour": "\x1b]12;?\x07",
+  "a colour": "\x1b]4;1;?\x07",
+  clipboard: "\x1b]52;c;?\x07",
+  "focus, when it is asked for": "\x1b[?1004h",
+};
+
+test("what xterm.js answers by itself is nobody's typing", { skip }, async (t) => {
+  const tab = await open(t, "attach.ts");
+  await tab.evaluate(() => window.rig.open());
+  for (const [name, question] of Object.entries(QUESTIONS)) {
+    const [answer, isAnswer] = await tab.evaluate(async (asked) => {
+      const before = window.rig.sent().length;
+      window.rig.print(asked);
+      await window.rig.parsed();
+      if (asked.endsWith("1004h")) {
+        window.rig.terminal.blur();
+        window.rig.terminal.focus();
+      }
+      const answered = window.rig.sent().slice(before);
+      return /** @type {const} */ ([answered, window.rig.isAnswer(answered)]);
+    }, question);
+    assert.ok(answer.length > 0, `${name}: no answer`);
+    assert.ok(isAnswer, `${name}: ${JSON.stringify(answer)} is taken for typing`);
+  }
+});
+
 test("output goes on while a question is open, which is the only one", { skip }, async (t) => {
   const tab = await open(t, "attach.ts");
   await tab.context().grantPermissions(["clipboard-read", "clipboard-write"]);

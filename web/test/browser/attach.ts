@@ -2,6 +2,7 @@
 // from it, and sees what went to it.
 import "@xterm/xterm/css/xterm.css";
 import { Terminal } from "@xterm/xterm";
+import { isAnswer } from "../../client/answers.js";
 import { type Attached, attachTerminal, TerminalConnection } from "../../client/index.js";
 import { FakeSocket } from "../fakes.js";
 
@@ -90,6 +91,11 @@ class Rig {
   sent(): string {
     const frames = this.sockets.flatMap((socket) => socket.frames as Uint8Array<ArrayBuffer>[]);
     return frames.map((frame) => new TextDecoder().decode(frame)).join("");
+  }
+
+  /** Whether the client takes a text for what nobody typed. */
+  isAnswer(text: string): boolean {
+    return isAnswer(text);
   }
 
   acked(): number {
