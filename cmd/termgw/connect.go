@@ -66,9 +66,7 @@ func (c *ConnectCmd) carry(ctx context.Context, std *stdio) error {
 		t.say(cmp.Or(n.Message, n.Code))
 	}}
 	config.Cols, config.Rows = t.size()
-	dialing, cancel := context.WithTimeoutCause(ctx, shellTimeout, fmt.Errorf("the gateway started no shell within %s", shellTimeout))
-	defer cancel()
-	conn, err := client.Dial(dialing, config)
+	conn, err := client.Dial(ctx, config)
 	if err != nil {
 		return err
 	}
@@ -140,19 +138,17 @@ func fetchTicket(ctx context.Context, file string, target *url.URL) (string, err
 
 // ticketClient sends a ticket, or what a ticket is got with, to the address that
 // was given and to no other: a redirect is an answer like any other. It takes no
-// more of an answer's header than a gateway sends.
+// more of an answer's header than a gateway sends, and waits 15 s for it.
 func ticketClient() *http.Client {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxResponseHeaderBytes = 64 << 10
+	transport.ResponseHeaderTimeout = 15 * time.Second
 	transport.DisableKeepAlives = true // it is used once
 	return &http.Client{
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
-
-// shellTimeout is how long a gateway may take to start a shell: twice its own limit.
-const shellTimeout = 30 * time.Second
 
 // endEvery is the pause between two end-of-file characters of an input that has
 // ended.

@@ -262,3 +262,24 @@ func TestConnectPassesNoImpossibleStatus(t *testing.T) {
 		}
 	}
 }
+
+// A gateway that starts no shell can be left.
+func TestConnectIsInterruptedBeforeTheShell(t *testing.T) {
+	t.Parallel()
+	asked, left := make(chan struct{}), make(chan error, 1)
+	silent := serveHostile(t, func(w io.Writer, r *http.Request) {
+		upgrade(w, r)
+		close(asked)
+		_, err := io.Copy(io.Discard, w.(io.Reader))
+		left <- err
+	})
+	c := start(t, command(t, []string{"TERMGW_TICKET=x.y.z"}, "connect", "ws://"+silent.address+"/workspaces/ws/terminal"))
+	<-asked
+	c.signal(t, os.Interrupt)
+	if code := c.wait(t); code != 255 || !strings.Contains(c.log.String(), "interrupt signal received") {
+		t.Errorf("exit status %d, %q", code, c.log.String())
+	}
+	if err := <-left; err != nil {
+		t.Error(err)
+	}
+}
