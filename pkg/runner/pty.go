@@ -35,7 +35,13 @@ func StartPty(cmd *exec.Cmd, size terminal.Size, log *slog.Logger) (*Pty, error)
 	}
 	pidfd := -1
 	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty, cmd.SysProcAttr.PidFD = true, true, &pidfd
-	master, err := pty.StartWithAttrs(cmd, &pty.Winsize{Cols: size.Cols, Rows: size.Rows}, cmd.SysProcAttr)
+	master, err := openPty(size, func(tty *os.File) error {
+		cmd.Stdin, cmd.Stdout = tty, tty
+		if cmd.Stderr == nil {
+			cmd.Stderr = tty
+		}
+		return cmd.Start()
+	})
 	if err != nil {
 		return nil, fmt.Errorf("opening a pty: %w", err)
 	}
@@ -54,6 +60,30 @@ func StartPty(cmd *exec.Cmd, size terminal.Size, log *slog.Logger) (*Pty, error)
 		return nil, err
 	}
 	return t, nil
+}
+
+// openPty opens a pty that erases whole characters of UTF-8 (IUTF8, termios(3);
+// ssh hands that on, RFC 8160), and starts a child on its other side.
+func openPty(size terminal.Size, start func(tty *os.File) error) (master *os.File, err error) {
+	master, tty, err := pty.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = tty.Close() }()
+	mode, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+	if err == nil {
+		mode.Iflag |= unix.IUTF8
+		err = errors.Join(
+			unix.IoctlSetTermios(int(tty.Fd()), unix.TCSETS, mode),
+			unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: size.Cols, Row: size.Rows}),
+			start(tty),
+		)
+	}
+	if err != nil {
+		_ = master.Close()
+		return nil, err
+	}
+	return master, nil
 }
 
 // HangUp closes the pty's master: the kernel hangs the terminal up.

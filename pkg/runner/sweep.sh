@@ -41,10 +41,25 @@ whole() {
 	while IFS= read -r part || [ -n "$part" ]; do whole=$whole$part; done <"$1"
 } 2>/dev/null
 
-# BusyBox's grep sees no more of a file than its first NUL, unless it knows -z,
-# which it does not everywhere.
-greps=0
-printf 'a\0b' | grep -qaxzF b 2>/dev/null && greps=1
+# spare: whether the container may start a few more processes, as its pids cgroup
+# says. Bash would try for minutes (fork: retry).
+spare() {
+	for dir in /sys/fs/cgroup/pids /sys/fs/cgroup; do
+		read -r most <"$dir/pids.max" && read -r used <"$dir/pids.current" || continue
+		case $most$used in *[!0-9]*) continue ;; esac
+		[ $((most - used)) -ge 8 ] || return 1
+	done
+	return 0
+} 2>/dev/null
+
+# tools: what may be started besides the shell, in $forks, and whether grep can
+# read for it, in $greps. BusyBox's grep sees no more of a file than its first NUL,
+# unless it knows -z, which it does not everywhere.
+tools() {
+	forks=1 greps=0
+	spare || forks=0
+	[ "$forks" = 0 ] || ! printf 'a\0b' | grep -qaxzF b 2>/dev/null || greps=1
+}
 
 # marked: the processes that carry the marker, as " 12 34 ". Another user's
 # environment cannot be read; such a process is found by its session only. Where a
@@ -147,13 +162,22 @@ scan() {
 seen=' '
 signal() {
 	for pid in $end; do
+		case $1$seen in HUP*" $pid "*) continue ;; esac # some programs count
 		kill -s "$1" "$pid" && kill -s CONT "$pid"
 		case $seen in *" $pid "*) continue ;; esac
 		[ "$pid" = "$sid" ] || seen="$seen$pid "
 	done 2>/dev/null
 }
 
-pause() { sleep 0.05 2>/dev/null || sleep 1 2>/dev/null; }
+pause() {
+	if [ "$forks" = 1 ]; then
+		sleep 0.05 2>/dev/null || sleep 1 2>/dev/null
+		return
+	fi
+	now
+	wake=$((now + 5))
+	while [ "$now" -lt "$wake" ]; do now; done
+}
 
 # now: the uptime in hundredths of a second, in $now.
 now() {
@@ -161,14 +185,80 @@ now() {
 	now=${now%.*}${now#*.}
 }
 
+# visit PID DEPTH: adds a process to $tree, after its children.
+visit() {
+	children=
+	[ "$2" = 0 ] || read -r children <"/proc/$1/task/$1/children"
+	for child in $children; do visit "$child" "$(($2 - 1))"; done
+	tree="$tree $1"
+} 2>/dev/null
+
+# children_first: hangs up on what the shell has started, each before its parent,
+# which so reaps it: process 1 of a container may reap nothing. It starts no process,
+# so that one can be started after it where their number is limited.
+children_first() {
+	tree= children=
+	read -r children <"/proc/$sid/task/$sid/children"
+	for child in $children; do visit "$child" 100; done
+	end=
+	for pid in $tree; do
+		whole "/proc/$pid/stat" || continue
+		set -- ${whole##*) }
+		if [ "$keep_detached" = true ]; then
+			[ "$4" = "$sid" ] && ! ignores_hup "/proc/$pid" || continue
+		fi
+		kill -s 0 "$pid" || [ "$yield" = false ] || return 0
+		end="$end $pid"
+	done
+	all=$end
+	for pid in $all; do
+		end=$pid
+		signal HUP
+		now
+		patience=$((now + 5))
+		while alive "$pid" && [ "$now" -lt "$patience" ]; do now; done
+	done
+	# A shell that reads a command reaps its jobs before the next prompt (dash).
+	for pid in $all; do
+		if [ -d "/proc/$pid" ] && ! alive "$pid"; then
+			kill -s INT "$sid"
+			now
+			patience=$((now + 5))
+			while [ -d "/proc/$pid" ] && [ "$now" -lt "$patience" ]; do now; done
+		fi
+	done
+} 2>/dev/null
+
+# alive PID: it is no zombie, nor all but one (PF_EXITING).
+alive() {
+	whole "/proc/$1/stat" || return
+	set -- ${whole##*) }
+	case $1 in Z | X | x | '') return 1 ;; esac
+	[ $(($7 & 4)) = 0 ]
+}
+
+now
+deadline=$((now + grace))
+case $sid in
+'' | *[!0-9]*) ;; # find, none
+*)
+	if whole "/proc/$sid/stat"; then
+		set -- ${whole##*) }
+		[ "${20}" != "$start" ] || children_first
+	fi
+	;;
+esac
+tools
 if [ "$find_only" = true ]; then
 	leader
 	echo "$sid $start"
 	exit
+elif [ "$sid" = find ]; then
+	leader
+	[ "$sid" = none ] || children_first
+else
+	marked
 fi
-if [ "$sid" = find ]; then leader; else marked; fi
-now
-deadline=$((now + grace))
 scan
 for pid in $end; do
 	if [ "$yield" = true ] && ! kill -s 0 "$pid" 2>/dev/null; then

@@ -87,7 +87,7 @@ func failed(step string, err error) error {
 // shell itself is gone; then it waits for a line, by which the terminal has its
 // size before the shell prints a byte, on engines that take no first size too
 // (API 1.41).
-const opening = `IFS= read -r s </proc/$$/stat; printf '\036%s\036' "$s"; IFS= read -r s; exec "$0"`
+const opening = `IFS= read -r s </proc/$$/stat; printf '\036%s\036' "$s"; ` + runner.OpeningPrelude + `; IFS= read -r s; exec "$0"`
 
 var errNoShell = errors.New("no such shell")
 
@@ -112,15 +112,17 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 	if n := k.strays(ctx, id); n >= strayLimit {
 		return nil, failed("shell", fmt.Errorf("%d shells and sweeps that were ended still run in container %s: restart it", n, id))
 	}
-	for _, shell := range k.cfg.Shells {
-		term, err := k.open(ctx, id, shell, t, size)
-		if errors.Is(err, errNoShell) {
-			continue
+	for _, dir := range []string{"", "/"} { // a working directory that is gone looks like a shell that is not there
+		for _, shell := range k.cfg.Shells {
+			term, err := k.open(ctx, id, shell, dir, t, size)
+			if errors.Is(err, errNoShell) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			return term, nil
 		}
-		if err != nil {
-			return nil, err
-		}
-		return term, nil
 	}
 	return nil, failed("shell", fmt.Errorf("none of %s is in the container", strings.Join(k.cfg.Shells, ", ")))
 }
@@ -139,13 +141,13 @@ func starved(err error) error {
 	return err
 }
 
-func (k *Kind) open(ctx context.Context, id, shell string, t runner.Target, size terminal.Size) (*execTerminal, error) {
+func (k *Kind) open(ctx context.Context, id, shell, dir string, t runner.Target, size terminal.Size) (*execTerminal, error) {
 	list, keys := runner.DetachKeys()
 	exec, err := k.cli.ExecCreate(ctx, id, client.ExecCreateOptions{
 		TTY: true, AttachStdin: true, AttachStdout: true, AttachStderr: true,
-		DetachKeys: list,
-		Env:        []string{"TERM=xterm-256color", runner.Marker + "=" + t.Session},
-		Cmd:        []string{shell, "-c", opening, shell},
+		DetachKeys: list, WorkingDir: dir,
+		Env: append([]string{runner.Marker + "=" + t.Session}, runner.TerminalEnv...),
+		Cmd: runner.ShellCommand(shell, opening, shell),
 	})
 	if errdefs.IsConflict(err) || errdefs.IsNotFound(err) {
 		return nil, runner.NotRunning(err.Error()) // stopped since we looked

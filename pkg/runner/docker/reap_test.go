@@ -130,6 +130,7 @@ func TestReapElsewhere(t *testing.T) {
 	if swept, err := reap(t, cli, away, cfg); !errors.Is(err, runner.ErrNotRunning) || swept != nil {
 		t.Errorf("a container that is not here: %+v, %v", swept, err)
 	}
+	engine.Exec(t, container, "/bin/bash", "-c", "mv /bin/sh /bin/moved")
 	if swept, err := reap(t, cli, target, Config{KeepDetached: true, Shells: []string{"/missing"}}); err != nil || !slices.Equal(swept, []runner.Swept{{Left: 1}}) {
 		t.Errorf("without a shell to look: %+v, %v", swept, err)
 	}
@@ -193,7 +194,7 @@ func TestEndsTakeTurns(t *testing.T) {
 	t.Parallel()
 	engine := env.Docker(t)
 	p := newPayer(t, engine.Client(t))
-	p.cfg.Timing.End = time.Second
+	p.cfg.Timing.End = 5 * time.Second
 	p.cfg.Timing.Turn = time.Hour
 	var turns []func()
 	p.owe(t, engine.RunContainer(t, ""), func() {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -152,10 +153,17 @@ func (t *execTerminal) report(swept runner.Swept, err error) {
 }
 
 func (t *execTerminal) sweep(ctx context.Context, user string, keepDetached, yield bool) (runner.Swept, error) {
-	said, err := t.runSweep(ctx, user, runner.Sweep{
+	args := runner.Sweep{
 		SID: t.pid, Start: t.start, Session: t.session,
 		KeepDetached: keepDetached, Grace: t.kind.cfg.Timing.Grace, Yield: yield,
-	}.Args())
+	}.Args()
+	var said string
+	err := errNoShell
+	for _, shell := range t.sweepShells() {
+		if said, err = t.runSweep(ctx, shell, user, args); !errors.Is(err, errNoShell) {
+			break
+		}
+	}
 	if err != nil {
 		return runner.Swept{}, err
 	}
@@ -168,21 +176,35 @@ func (t *execTerminal) sweep(ctx context.Context, user string, keepDetached, yie
 
 var errHung = errors.New("sweeping: the last sweep still runs in the container")
 
+// sweepShells are the shells that may run a sweep: the session's own first, which may
+// be gone.
+func (t *execTerminal) sweepShells() (shells []string) {
+	for _, shell := range slices.Concat([]string{t.shell}, t.kind.cfg.Shells, []string{"/bin/sh"}) {
+		if shell != "" && !slices.Contains(shells, shell) {
+			shells = append(shells, shell)
+		}
+	}
+	return shells
+}
+
 // runSweep runs sweep.sh in the container and returns what it says, on one line.
 // A shell that is not there is errNoShell, and so is one that the engine could not
 // run just then: the exit codes are the same.
 //
+// Nothing of the image's decides but the shell: the working directory may be gone,
+// and some variables would have the shell run or load other things first.
+//
 // Nothing ends a sweep that hangs: no engine ends an exec, or a program that prints
 // without end when nobody listens. So no other is started while one does.
-func (t *execTerminal) runSweep(ctx context.Context, user string, args []string) (said string, err error) {
+func (t *execTerminal) runSweep(ctx context.Context, shell, user string, args []string) (said string, err error) {
 	k := t.kind
 	if k.sweepHangs(ctx, t.container) {
 		return "", errHung
 	}
 	exec, err := k.cli.ExecCreate(ctx, t.container, client.ExecCreateOptions{
-		User: user, AttachStdout: true, AttachStderr: true,
-		Env: []string{"BASH_ENV=", "ENV="},
-		Cmd: append([]string{t.shell, "-c", runner.SweepScript, "termgw-sweep"}, args...),
+		User: user, AttachStdout: true, AttachStderr: true, WorkingDir: "/",
+		Env: []string{"BASH_ENV=", "ENV=", "LD_PRELOAD="},
+		Cmd: runner.ShellCommand(shell, runner.SweepScript, append([]string{"termgw-sweep"}, args...)...),
 	})
 	if err != nil {
 		err = fmt.Errorf("sweeping: %w", err)
@@ -211,7 +233,7 @@ func (t *execTerminal) runSweep(ctx context.Context, user string, args []string)
 	said = runner.OneLine(stdout.String() + stderr.String())
 	if !strings.HasPrefix(said, "none") && !strings.ContainsAny(said[:min(len(said), 1)], "0123456789") {
 		if endErr == nil && (code == 126 || code == 127) {
-			return "", fmt.Errorf("sweeping: %w: %s", errNoShell, t.shell)
+			return "", fmt.Errorf("sweeping: %w: %s", errNoShell, shell)
 		}
 		return "", fmt.Errorf("sweeping: the container answered %q", said[:min(len(said), 200)])
 	}
@@ -247,9 +269,9 @@ func (k *Kind) Reap(ctx context.Context, t runner.Target) error {
 // root (by su, say) shows its environment to root only.
 func (t *execTerminal) findShell(ctx context.Context) error {
 	t.pid, t.start = "", ""
-	for _, t.shell = range t.kind.cfg.Shells {
+	for _, shell := range t.sweepShells() {
 		for _, user := range []string{"", "0"} {
-			said, err := t.runSweep(ctx, user, runner.FindArgs(t.session))
+			said, err := t.runSweep(ctx, shell, user, runner.FindArgs(t.session))
 			if errors.Is(err, errNoShell) {
 				break
 			}

@@ -64,7 +64,7 @@ func (t *execTerminal) launch(ctx context.Context, size terminal.Size) error {
 func (t *execTerminal) handshake(ctx context.Context) error {
 	var got []byte
 	buf := make([]byte, 1024)
-	for len(got) < 16<<10 { // a container's BASH_ENV may print before we do
+	for len(got) < 16<<10 { // a shell may print before: a warning of its locale, say
 		n, err := t.conn.Read(buf)
 		got = append(got, buf[:n]...)
 		pid, start, _, ok, malformed := runner.Opened(got)
@@ -93,9 +93,17 @@ func (t *execTerminal) begin(ctx context.Context, size terminal.Size) error {
 	if _, err := t.conn.Write([]byte("\n")); err != nil {
 		return failed("docker", fmt.Errorf("writing to the terminal: %w", err))
 	}
-	var echo [2]byte // of the newline, which is ours and not the person's
-	if _, err := io.ReadFull(t.conn, echo[:]); err != nil {
-		return failed("docker", fmt.Errorf("reading from the terminal: %w", err))
+	// The echo of the newline, which is not the person's, unless the terminal echoes
+	// nothing.
+	var first [2]byte
+	for n := range first {
+		if _, err := t.conn.Read(first[n : n+1]); err != nil {
+			return failed("docker", fmt.Errorf("reading from the terminal: %w", err))
+		}
+		if first[n] != "\r\n"[n] {
+			t.early = append(t.early, first[:n+1]...)
+			break
+		}
 	}
 	return nil
 }

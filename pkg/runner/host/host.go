@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os/exec"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,7 +20,7 @@ type Config struct {
 	// Command is run by `sh -c` as the gateway's own user, in Dir.
 	Command string
 	Dir     string
-	// Env is the shell's whole environment, but for TERM and Marker: never the
+	// Env is the shell's whole environment, but for runner.TerminalEnv and runner.Marker: never the
 	// gateway's own, which may hold a database URL or credentials.
 	Env []string
 	// KeepDetached spares what was told to stay, at a session's end.
@@ -42,7 +43,10 @@ func New(cfg Config) *Kind {
 func (k *Kind) Start(_ context.Context, t runner.Target, size terminal.Size) (terminal.Terminal, error) {
 	cmd := exec.Command("/bin/sh", "-c", k.cfg.Command)
 	cmd.Dir = k.cfg.Dir
-	cmd.Env = append(slices.Clone(k.cfg.Env), "TERM=xterm-256color", runner.Marker+"="+t.Session)
+	cmd.Env = slices.Concat(k.cfg.Env, runner.TerminalEnv, []string{runner.Marker + "=" + t.Session})
+	if !slices.ContainsFunc(cmd.Env, isLocale) {
+		cmd.Env = append(cmd.Env, "LANG=C.UTF-8")
+	}
 	shell, err := runner.StartPty(cmd, size, t.Log)
 	if err != nil {
 		return nil, &runner.Failure{Step: "pty", Err: fmt.Errorf("starting a shell: %w", err)}
@@ -52,6 +56,12 @@ func (k *Kind) Start(_ context.Context, t runner.Target, size terminal.Size) (te
 		start = "0" // the shell has ended: whatever has its pid is another process
 	}
 	return &hostTerminal{Pty: shell, kind: k, session: t.Session, start: start}, nil
+}
+
+// isLocale reports whether a variable says which letters a terminal shows.
+func isLocale(variable string) bool {
+	name, _, _ := strings.Cut(variable, "=")
+	return name == "LANG" || name == "LC_ALL" || name == "LC_CTYPE"
 }
 
 // hostTerminal is a shell of this machine.

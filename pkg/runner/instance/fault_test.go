@@ -677,6 +677,7 @@ func TestRemoteSecrets(t *testing.T) {
 			t.Errorf("the agent's socket: %v", err)
 		}
 	}
+	shelltest.Eventually(t, "the key is on its way", func() bool { return len(i.asked()) > 0 })
 	check(true)
 	close(hold)
 	got := <-results

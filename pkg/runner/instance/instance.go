@@ -247,11 +247,11 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 	}
 	// Choosing costs one more docker command. A name that cannot be mistaken for
 	// an id is tried without.
-	direct := !idForm.MatchString(names[0])
+	direct, dir := !idForm.MatchString(names[0]), ""
 	for shells := k.cfg.Shells; len(shells) > 0; {
 		r.shell = shells[0]
 		keys, _ := runner.DetachKeys() // from here nobody can see what the engine reads, as a container's terminal does
-		words := []string{"shell=" + r.shell, "keys=" + keys, "opening=" + remoteOpening(size)}
+		words := []string{"dir=" + dir, "shell=" + r.shell, "keys=" + keys, "opening=" + remoteOpening(size)}
 		mode := "direct"
 		if direct {
 			words = append(words, "container="+names[0])
@@ -269,7 +269,9 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 		case direct && errors.Is(err, runner.ErrNotRunning):
 			direct = false
 		case errors.Is(err, errNoShell):
-			shells = shells[1:]
+			if shells = shells[1:]; len(shells) == 0 && dir == "" {
+				shells, dir = k.cfg.Shells, "/" // a working directory that is gone looks like a shell that is not there
+			}
 		default:
 			return nil, err
 		}
@@ -309,8 +311,8 @@ var remoteScript string
 // more way to the instance. The docker command gives a terminal its size some
 // 10 ms after its start, too late for what the shell does first.
 func remoteOpening(size terminal.Size) string {
-	return `IFS= read -r s </proc/$$/stat; ` +
-		fmt.Sprintf(`stty rows %d cols %d 2>/dev/null; `, size.Rows, size.Cols) +
+	return `IFS= read -r s </proc/$$/stat; ` + runner.OpeningPrelude +
+		fmt.Sprintf(` rows %d cols %d; `, size.Rows, size.Cols) +
 		`printf '\036%s\036' "$s"; exec "$0"`
 }
 

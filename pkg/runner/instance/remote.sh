@@ -8,9 +8,9 @@
 #   sweep, in seconds.
 #
 # mode, and the words that it takes:
-#   choose  shell keys opening own name...  opens a terminal in the first container
+#   choose  dir shell keys opening own name...  opens a terminal in the first container
 #           of these names that runs; own is the name that may be an id
-#   direct  shell keys opening container    opens it in this one, unseen
+#   direct  dir shell keys opening container    opens it in this one, unseen
 #   host                                    opens a login shell
 #   watch   container shell sid start pid   sweeps when the terminal on fd 4 is
 #           gone, or the gateway, and again for an hour while the engine does not
@@ -23,7 +23,7 @@
 self=$1 sweep=$2
 shift 2
 mode= target= session= keep_detached= grace= lease= retry=
-container= shell= keys= opening= own= sid= start= pid=
+container= dir= shell= keys= opening= own= sid= start= pid=
 while [ $# -gt 0 ]; do
 	value=${1#*=}
 	case $1 in
@@ -35,6 +35,7 @@ while [ $# -gt 0 ]; do
 	lease=*) lease=$value ;;
 	retry=*) retry=$value ;;
 	container=*) container=$value ;;
+	dir=*) dir=$value ;;
 	shell=*) shell=$value ;;
 	keys=*) keys=$value ;;
 	opening=*) opening=$value ;;
@@ -91,12 +92,20 @@ one() {
 		shift
 	fi
 	case $as$target in
-	host) set -- /bin/sh -c "$sweep" termgw-sweep "$@" ;;
-	roothost) set -- sudo -n /bin/sh -c "$sweep" termgw-sweep "$@" ;;
-	root*) set -- docker exec -u 0 -e BASH_ENV= -e ENV= "$container" "$shell" -c "$sweep" termgw-sweep "$@" ;;
-	*) set -- docker exec -e BASH_ENV= -e ENV= "$container" "$shell" -c "$sweep" termgw-sweep "$@" ;;
+	host) bounded /bin/sh -c "$sweep" termgw-sweep "$@" | head -c 100 ;;
+	roothost) bounded sudo -n /bin/sh -c "$sweep" termgw-sweep "$@" | head -c 100 ;;
+	*)
+		# The session's shell may be gone, and so may the working directory.
+		for sh in "$shell" /bin/sh /bin/bash; do
+			said=$({
+				bounded docker exec ${as:+-u 0} -w / -e BASH_ENV= -e ENV= -e LD_PRELOAD= "$container" "$sh" -c "$sweep" termgw-sweep "$@"
+				echo " $?"
+			} | head -c 100)
+			case $said in *" 126" | *" 127") ;; *) break ;; esac
+		done
+		printf '%s\n' "${said% *}" # dash's echo would read escapes
+		;;
 	esac
-	bounded "$@" | head -c 100
 }
 
 # look: what the engine says of the container, in $state: gone, running, crowded
@@ -262,7 +271,9 @@ choose | direct)
 	[ "$mode" = direct ] || choose "$@"
 	tell in "$container"
 	guard find 0
-	exec docker exec -it --detach-keys "$keys" -e TERM=xterm-256color -e "$marker" "$container" "$shell" -c "$opening" "$shell"
+	case $shell in */bash) set -- -p ;; *) set -- ;; esac # pkg/runner, ShellCommand
+	exec docker exec -it ${dir:+-w "$dir"} --detach-keys "$keys" -e TERM=xterm-256color -e COLORTERM=truecolor -e TERM_PROGRAM=termgw \
+		-e "$marker" "$container" "$shell" "$@" -c "$opening" "$shell"
 	;;
 host)
 	IFS= read -r stat </proc/$$/stat
@@ -270,7 +281,8 @@ host)
 	tell in host
 	guard "$$" "${20}"
 	tell "$stat"
-	export "$marker"
+	export "$marker" COLORTERM=truecolor TERM_PROGRAM=termgw
+	[ -n "$LANG$LC_ALL$LC_CTYPE" ] || export LANG=C.UTF-8
 	exec "${SHELL:-/bin/sh}" -l
 	;;
 watch)

@@ -1,0 +1,161 @@
+package docker
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/moby/moby/client"
+
+	"github.com/molecule-ai/termgw/internal/shelltest"
+	"github.com/molecule-ai/termgw/pkg/runner"
+)
+
+// A container that may start no further process ends its sessions all the same.
+func TestEndAtThePIDLimit(t *testing.T) {
+	t.Parallel()
+	engine := env.Docker(t)
+	cli := engine.Client(t)
+	for name, trap := range map[string]string{
+		"jobs that hear the hang-up":  "trap - HUP",
+		"jobs that catch the hang-up": "trap : HUP",
+	} {
+		for _, shell := range []string{"/bin/bash", "/bin/dash"} {
+			t.Run(name+"/"+shell, func(t *testing.T) {
+				t.Parallel()
+				limit := int64(20)
+				container := engine.RunContainerWith(t, "", func(c *client.ContainerCreateOptions) { c.HostConfig.PidsLimit = &limit })
+				s := shelltest.Open(t, func(swept func(runner.Swept)) runner.Starter {
+					return testKind(cli, Config{KeepDetached: true, Shells: []string{shell}, Swept: swept})
+				}, shelltest.NewTarget(t, container))
+				s.Send(t, `i=0; while [ $i -lt 16 ]; do (`+trap+`; sleep 7782; sleep 7782) & i=$((i+1)); done; echo all$((1+1))`+"\n")
+				s.Expect(t, "all2")
+				swept := s.End(t)
+				if left := shelltest.Living(t, s.ID); len(left) > 0 || swept.Left > 0 || swept.Killed == 0 {
+					t.Errorf("%+v, and %s live", swept, strings.Join(left, ", "))
+				}
+			})
+		}
+	}
+}
+
+// A container whose first process reaps nothing keeps no zombies of sessions: a shell reaps what it has started.
+func TestEndLeavesNoZombies(t *testing.T) {
+	t.Parallel()
+	engine := env.Docker(t)
+	cli := engine.Client(t)
+	for _, shell := range []string{"/bin/bash", "/bin/dash"} {
+		t.Run(shell, func(t *testing.T) {
+			t.Parallel()
+			container := engine.RunContainer(t, "")
+			for _, line := range []string{"sleep 7783", "sleep 7783 & sleep 7784 & echo here$((1+1))", "sleep 7783 | sleep 7784 | sleep 7785", "sh -c 'sleep 7783 & sleep 7784'"} {
+				s := shelltest.Open(t, func(swept func(runner.Swept)) runner.Starter {
+					return testKind(cli, Config{KeepDetached: true, Shells: []string{shell}, Swept: swept})
+				}, shelltest.NewTarget(t, container))
+				s.Send(t, line+"\n")
+				shelltest.Eventually(t, "it runs", func() bool { return len(shelltest.Living(t, s.ID)) > strings.Count(line, "sleep") })
+				s.End(t)
+			}
+			zombies := engine.Exec(t, container, "sh", "-c", `grep -l "^State:.Z" /proc/[0-9]*/status 2>/dev/null | wc -l`)
+			if strings.TrimSpace(zombies) != "0" {
+				t.Errorf("%s zombies: %s", strings.TrimSpace(zombies), engine.Exec(t, container, "sh", "-c", `grep -h "^Name\|^State\|^PPid" $(grep -l "^State:.Z" /proc/[0-9]*/status)`))
+			}
+		})
+	}
+}
+
+// openIn opens a terminal by a kind that has bash.
+func openIn(t *testing.T, cli *client.Client, container string, shells ...string) *shelltest.Session {
+	t.Helper()
+	return shelltest.Open(t, func(swept func(runner.Swept)) runner.Starter {
+		return testKind(cli, Config{KeepDetached: true, Shells: shells, Swept: swept})
+	}, shelltest.NewTarget(t, container))
+}
+
+// A session whose working directory, or whose shell, is gone ends, and the next one opens.
+func TestEndWithoutWorkingDirectoryOrShell(t *testing.T) {
+	t.Parallel()
+	engine := env.Docker(t)
+	cli := engine.Client(t)
+	for name, gone := range map[string]string{
+		"working directory": "cd /; rmdir /work",
+		"shell":             "rm -f /bin/ourshell /usr/bin/ourshell",
+		"a directory first in PATH with another grep and sleep": "cd /",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			container := engine.RunContainerWith(t, "", func(c *client.ContainerCreateOptions) {
+				c.Config.WorkingDir = "/work"
+				c.Config.Env = []string{"PATH=/evil:/usr/bin:/bin", "LD_PRELOAD=/no/such.so"}
+			})
+			engine.Exec(t, container, "/bin/bash", "-c", `cp /bin/bash /bin/ourshell; mkdir /evil; for p in grep sleep printf; do printf '#!/bin/sh\nexit 3\n' >/evil/$p; chmod 755 /evil/$p; done`)
+			s := openIn(t, cli, container, "/bin/ourshell", "/bin/dash")
+			s.Send(t, gone+"; "+shelltest.Job("bg", "")+" & \n")
+			s.Expect(t, "bg")
+			if swept := s.End(t); swept.Left > 0 {
+				t.Errorf("%+v", swept)
+			}
+			shelltest.WantLiving(t, s.ID)
+			next := openIn(t, cli, container, "/bin/ourshell", "/bin/dash")
+			next.Send(t, "pwd; echo or$((1+1))\n")
+			next.Expect(t, "or2")
+		})
+	}
+}
+
+// What an image has bash do first decides nothing before the person's shell, which sees the image's environment.
+func TestImageEnvironmentDoesNotSteer(t *testing.T) {
+	t.Parallel()
+	engine := env.Docker(t)
+	cli := engine.Client(t)
+	for name, file := range map[string]string{
+		"exit":    "exit 3",
+		"banner":  "i=0; while [ $i -lt 2000 ]; do echo a banner; i=$((i+1)); done",
+		"no echo": "stty -echo",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			container := engine.RunContainerWith(t, "", func(c *client.ContainerCreateOptions) {
+				c.Config.Env = []string{"BASH_ENV=/etc/first", "BASH_FUNC_printf%%=() { exit 4; }", "BASH_FUNC_exec%%=() { exit 5; }", "PS1=<prompt>"}
+			})
+			engine.Exec(t, container, "/bin/dash", "-c", `cat >/etc/first <<'END'
+`+file+`
+END
+echo 'PS1="<prompt>"' >/root/.bashrc`)
+			s := openIn(t, cli, container, "/bin/bash")
+			s.Expect(t, "<prompt>") // to the first byte
+			s.Send(t, `command printf '<%s,%s>\n' "$BASH_ENV" "$(declare -F | wc -l)"`+"\n")
+			s.Expect(t, "</etc/first,2>")
+		})
+	}
+}
+
+// Letters of UTF-8 are erased whole, and shown, in a container that says nothing of its locale; one that does is obeyed.
+func TestLetters(t *testing.T) {
+	t.Parallel()
+	engine := env.Docker(t)
+	cli := engine.Client(t)
+	for name, test := range map[string]struct {
+		env  []string
+		lang string
+	}{
+		"none":     {nil, "C.UTF-8,,"},
+		"LANG":     {[]string{"LANG=C"}, "C,,"},
+		"LC_ALL":   {[]string{"LC_ALL=C"}, ",C,"},
+		"LC_CTYPE": {[]string{"LC_CTYPE=POSIX"}, ",,POSIX"},
+	} {
+		for _, shell := range []string{"/bin/bash", "/bin/dash"} {
+			t.Run(name+shell, func(t *testing.T) {
+				t.Parallel()
+				container := engine.RunContainerWith(t, "", func(c *client.ContainerCreateOptions) { c.Config.Env = test.env })
+				s := openIn(t, cli, container, shell)
+				s.Send(t, `echo "<$LANG,$LC_ALL,$LC_CTYPE,$TERM,$COLORTERM,$TERM_PROGRAM>"`+"\n")
+				s.Expect(t, "<"+test.lang+",xterm-256color,truecolor,termgw>")
+				s.Send(t, "echo here$((1+1)); cat\n")
+				s.Expect(t, "here2\r\n") // no line editor has the terminal
+				s.Send(t, "é日\x7f\n")
+				s.Expect(t, "é日")
+				s.Expect(t, "\r\né\r\n")
+			})
+		}
+	}
+}

@@ -1,0 +1,27 @@
+package runner
+
+import "path"
+
+// TerminalEnv is what every shell is told of its terminal, as environment
+// variables.
+var TerminalEnv = []string{"TERM=xterm-256color", "COLORTERM=truecolor", "TERM_PROGRAM=termgw"}
+
+// OpeningPrelude is what a container's shell does first before it becomes the
+// person's, in POSIX sh: the terminal erases whole characters of UTF-8 (IUTF8,
+// termios(3)), and programs write them, unless the container says otherwise. It
+// takes the size's words of stty, or none.
+const OpeningPrelude = `opening() { ` +
+	`[ -n "$LANG$LC_ALL$LC_CTYPE" ] || { LANG=C.UTF-8; export LANG; }; ` +
+	`stty "$@" iutf8 || [ $# = 0 ] || stty "$@"; } 2>/dev/null; opening`
+
+// ShellCommand is the command line that has a shell of a container run a script
+// with arguments, not steered by the environment of the container's image: bash
+// would read BASH_ENV first, and take functions and options from it (bash(1), -p).
+// A shell that the script becomes has that environment.
+func ShellCommand(shell, script string, args ...string) []string {
+	argv := []string{shell, "-c", script}
+	if path.Base(shell) == "bash" {
+		argv = []string{shell, "-p", "-c", script}
+	}
+	return append(argv, args...)
+}
