@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -77,7 +78,8 @@ type Ends struct {
 // lane has the ends of one container.
 type lane struct {
 	places   chan struct{}
-	users    int // of the lane, those that wait for a place too
+	users    int       // of the lane, those that wait for a place too
+	moved    time.Time // when a turn was given back last
 	retrying bool
 	putOff   []putOff
 }
@@ -291,17 +293,18 @@ func (e *Ends) Close() {
 }
 
 func (e *Ends) try(ctx context.Context, end End) (Swept, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.cfg.Timing.End)
-	defer cancel()
 	done, err := e.Turn(ctx, end.Lane)
 	if err != nil {
 		return Swept{}, err
 	}
 	defer done()
+	ctx, cancel := context.WithTimeout(ctx, e.cfg.Timing.End)
+	defer cancel()
 	return end.Try(ctx)
 }
 
-// Turn waits for a turn in a lane, which the caller gives back by done.
+// Turn waits for a turn in a lane, which the caller gives back by done. It waits for as long as turns of the lane are given
+// back, with Timing.End between two at most.
 func (e *Ends) Turn(ctx context.Context, name string) (done func(), err error) {
 	e.mu.Lock()
 	l := e.lane(name)
@@ -309,30 +312,44 @@ func (e *Ends) Turn(ctx context.Context, name string) (done func(), err error) {
 	e.mu.Unlock()
 	held := false
 	leave := func() {
-		if held {
-			<-l.places
-		}
 		e.mu.Lock()
 		defer e.mu.Unlock()
+		if held {
+			<-l.places
+			l.moved = time.Now()
+		}
 		l.users--
 		e.tidy(name, l)
 	}
-	select {
-	case l.places <- struct{}{}:
-		held = true
-	case <-ctx.Done():
+	patience := time.NewTimer(e.cfg.Timing.End)
+	defer patience.Stop()
+	stuck := false
+	for !held && !stuck && ctx.Err() == nil {
+		select {
+		case l.places <- struct{}{}:
+			held = true
+		case <-ctx.Done():
+		case now := <-patience.C:
+			left := e.untilStuck(l, now)
+			stuck = left <= 0
+			patience.Reset(left)
+		}
 	}
 	// It may have both now: the time that has passed is the lane's doing in any case.
-	if ctx.Err() != nil {
+	if stuck || ctx.Err() != nil {
 		leave()
-		err := fmt.Errorf("sweeping: others in the same place do not end: %w", context.Cause(ctx))
+		err := fmt.Errorf("sweeping: others in the same place do not end: %w", cmp.Or(context.Cause(ctx), context.DeadlineExceeded))
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = &Misconduct{err}
 		}
 		return nil, err
 	}
+	patience.Reset(e.cfg.Timing.End)
 	select {
 	case e.permits <- struct{}{}:
+	case <-patience.C:
+		leave()
+		return nil, fmt.Errorf("sweeping: too many others end: %w", context.DeadlineExceeded)
 	case <-ctx.Done():
 		leave()
 		return nil, fmt.Errorf("sweeping: too many others end: %w", context.Cause(ctx))
@@ -344,6 +361,13 @@ func (e *Ends) Turn(ctx context.Context, name string) (done func(), err error) {
 		pass()
 		leave()
 	}, nil
+}
+
+// untilStuck is how long a lane may still take until it counts as stuck.
+func (e *Ends) untilStuck(l *lane, now time.Time) time.Duration {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return l.moved.Add(e.cfg.Timing.End).Sub(now)
 }
 
 // lane returns a lane. The lock is held.

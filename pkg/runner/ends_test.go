@@ -271,3 +271,29 @@ func TestEndsWaitInTheirOwnLane(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
+
+// Hundreds of ends in one container wait for as long as those before them end, and are nobody's fault.
+func TestEndsWaitWhileTheLaneMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := play(Timing{End: 10 * time.Second}, time.Hour, func(int) error { return nil })
+		p.took = 8 * time.Second
+		var done sync.WaitGroup
+		var failed sync.Map
+		for n := range 100 {
+			done.Go(func() {
+				if err := p.Do(p.end("box", fmt.Sprint(n))); err != nil {
+					failed.Store(n, err)
+				}
+			})
+		}
+		done.Wait()
+		failed.Range(func(n, err any) bool {
+			t.Errorf("%d: %v", n, err)
+			return true
+		})
+		if took := time.Since(p.began); took != 100/LaneWidth*8*time.Second {
+			t.Errorf("it took %s", took)
+		}
+		p.Close()
+	})
+}
