@@ -215,7 +215,7 @@ func TestUsage(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{}, {"sevre"}, {"serve", "--fast"}, {"connect"}} {
 		var out, err bytes.Buffer
-		if status := run(t.Context(), args, &stdio{strings.NewReader(""), &out, &err}, runner.Timing{}); status == 0 || err.Len() == 0 {
+		if status := run(t.Context(), args, &stdio{strings.NewReader(""), &out, &err}, runner.Timing{}, nil); status == 0 || err.Len() == 0 {
 			t.Errorf("%q: exit status %d, %q", args, status, err.String())
 		}
 	}

@@ -23,7 +23,6 @@ import (
 	"github.com/molecule-ai/termgw/pkg/runner/docker"
 	"github.com/molecule-ai/termgw/pkg/runner/host"
 	"github.com/molecule-ai/termgw/pkg/store"
-	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // DemoCmd runs a gateway with a store, a ticket key and a small platform of its own.
@@ -80,7 +79,7 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 	return gateway.Run(ctx, gateway.Config{
 		Config: router.Config{
 			Verifier: p.Verifier, Store: store.NewMemory(store.MemoryConfig{Lookup: p.Lookup}),
-			Local: demoStarter{shell, containers}, Docker: containers.Ping,
+			Places: runner.Places{{Name: "local", Column: demo.HostColumn, Kind: shell}, {Name: "local", Kind: containers}}, Docker: containers.Ping,
 			PingInterval: 25 * time.Second, IdleTimeout: 30 * time.Minute, MaxSession: 8 * time.Hour,
 			Replica: "demo", Log: log,
 		},
@@ -111,20 +110,6 @@ func writeEndpoint(url string) (path string, remove func() error, err error) {
 		return "", nil, errors.Join(err, remove())
 	}
 	return path, remove, nil
-}
-
-// demoStarter opens a shell of this machine for its workspace, and of a container for
-// any other.
-type demoStarter struct {
-	host   *host.Kind
-	docker *docker.Kind
-}
-
-func (s demoStarter) Start(ctx context.Context, t runner.Target, size terminal.Size) (terminal.Terminal, error) {
-	if t.WorkspaceID == demo.Host {
-		return s.host.Start(ctx, t, size)
-	}
-	return s.docker.Start(ctx, t, size)
 }
 
 // listenLoopback listens at a loopback address and refuses any other: a client that

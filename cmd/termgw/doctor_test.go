@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,7 +14,6 @@ import (
 	"github.com/molecule-ai/termgw/internal/awsplay"
 	"github.com/molecule-ai/termgw/internal/testenv"
 	"github.com/molecule-ai/termgw/pkg/eice"
-	"github.com/molecule-ai/termgw/pkg/runner"
 )
 
 // diagnosis is what the doctor said: the steps that went well, and those that did not.
@@ -176,7 +174,7 @@ func TestDoctorRemote(t *testing.T) {
 		says       []string
 	}{
 		{name: "all is well", ok: toTheEndpoint + " key tunnel login container shell", says: []string{"SSH-2.0-OpenSSH", "eice-0123456789abcdef0", "container ws-shared"}},
-		{name: "the instance itself", row: "remote_target = 'host'", ok: toTheEndpoint + " key tunnel login shell", says: []string{"target host", "and ended\n"}},
+		{name: "the instance itself", row: "remote_target = 'host'", ok: toTheEndpoint + " key tunnel login shell", says: []string{`remote_target "host"`, "and ended\n"}},
 		{name: "no credentials", environ: []string{"AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY=", "AWS_SESSION_TOKEN="}, ok: toTheRow, failed: "aws", says: []string{"no AWS credentials"}},
 		{name: "no region", environ: []string{"AWS_REGION="}, ok: toTheRow, failed: "aws", says: []string{"AWS_REGION"}},
 		{name: "IAM: DescribeInstances", set: denied(awsplay.DescribeInstances, "UnauthorizedOperation"), ok: toTheRow + " aws", failed: "instance", says: []string{"allow ec2:DescribeInstances"}},
@@ -216,25 +214,4 @@ func TestDoctorNoDockerOnInstance(t *testing.T) {
 	aws := p.newCloud(t, nil)
 	workspace, _ := p.onChangedInstance(t, aws, "ws-any", "", nil)
 	p.diagnose(t, workspace, aws.environ(t)...).want(t, toTheRow+" aws instance endpoint key tunnel login", "container", "fix:   Check that Docker", "usermod -aG docker "+aws.sshd.User)
-}
-
-// Each failure of AWS is told by the step that it belongs to, and by no other.
-func TestDoctorSteps(t *testing.T) {
-	t.Parallel()
-	for detail, want := range map[eice.Detail]string{
-		eice.Credentials: "aws", eice.Clock: "aws", eice.Unreachable: "aws", eice.Throttled: "aws", eice.Region: "aws", eice.Answer: "aws",
-		eice.InstanceUnknown: "instance", eice.IAMInstances: "instance", eice.InstanceIPv6Only: "instance",
-		eice.EndpointCreating: "endpoint", eice.IAMEndpoints: "endpoint", eice.EndpointFIPS: "endpoint",
-	} {
-		if got := stepOf(&eice.Error{Detail: detail, Err: errors.New("x")}); got != want {
-			t.Errorf("%s is told by the step %q, want %q", detail, got, want)
-		}
-	}
-	for step, want := range map[string]string{
-		"ssh_auth": "login", "ssh_timeout": "login", "tunnel": "login", "pty": "login", "docker": "container", "shell": "shell",
-	} {
-		if got := stepOfStart(&runner.Failure{Step: step, Err: errors.New("x")}); got != want {
-			t.Errorf("%s is told by the step %q, want %q", step, got, want)
-		}
-	}
 }

@@ -35,7 +35,7 @@ var env = testenv.Env{OwnDocker: true}
 
 func TestMain(m *testing.M) {
 	if start, err := time.ParseDuration(os.Getenv(asProgram)); err == nil {
-		os.Exit(runProcess(runner.Timing{Start: start}))
+		os.Exit(runProcess(runner.Timing{Start: start}, morePlaces))
 	}
 	flag.Parse()
 	// The tests mostly wait for what other processes do.
@@ -71,8 +71,23 @@ func command(tb testing.TB, environ []string, args ...string) *exec.Cmd {
 	}
 	cmd := exec.Command(path, args...)
 	cmd.Args[0] = "termgw"
-	cmd.Env = append([]string{asProgram + "=" + patience.String(), "PATH=" + os.Getenv("PATH"), "HOME=" + tb.TempDir(), "TMPDIR=" + tb.TempDir()}, environ...)
+	cmd.Env = append([]string{asProgram + "=" + patience.String(), "PATH=" + os.Getenv("PATH"), "HOME=" + tb.TempDir(), "TMPDIR=" + shortTempDir(tb)}, environ...)
 	return cmd
+}
+
+// shortTempDir is TempDir of a name in which sockets can be made, however long the test's is.
+func shortTempDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "tgw")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			tb.Error(err)
+		}
+	})
+	return dir
 }
 
 // start starts the command; it is killed at the test's end if it still runs.

@@ -48,17 +48,18 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
-	os.Exit(runProcess(runner.Timing{}))
+	os.Exit(runProcess(runner.Timing{}, nil))
 }
 
 // runProcess runs the command of this process's arguments, and returns its exit status.
-func runProcess(timing runner.Timing) int {
+// Kinds of place that the gateway does not open itself are in places.
+func runProcess(timing runner.Timing, places runner.Places) int {
 	// It stays: a second signal must not end the process in the middle of its teardown.
 	ctx, _ := signal.NotifyContext(context.Background(), gateway.EndSignals()...)
-	return run(ctx, os.Args[1:], &stdio{os.Stdin, os.Stdout, os.Stderr}, timing)
+	return run(ctx, os.Args[1:], &stdio{os.Stdin, os.Stdout, os.Stderr}, timing, places)
 }
 
-func run(ctx context.Context, args []string, std *stdio, timing runner.Timing) int {
+func run(ctx context.Context, args []string, std *stdio, timing runner.Timing, places runner.Places) int {
 	var c cli
 	status := -1
 	parser, err := kong.New(&c,
@@ -69,7 +70,7 @@ func run(ctx context.Context, args []string, std *stdio, timing runner.Timing) i
 		kong.Writers(std.Out, std.Err),
 		kong.Exit(func(code int) { status = code }),
 		kong.BindTo(ctx, (*context.Context)(nil)),
-		kong.Bind(std, timing),
+		kong.Bind(std, timing, places),
 	)
 	if err != nil {
 		panic(err) // the structs above are wrong

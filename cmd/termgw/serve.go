@@ -25,9 +25,9 @@ func (ServeCmd) Help() string {
 }
 
 // Run serves until a signal ends the process.
-func (ServeCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) error {
+func (ServeCmd) Run(ctx context.Context, std *stdio, timing runner.Timing, places runner.Places) error {
 	cfg := loadConfig(std.Err)
-	cfg.Version, cfg.Timing = version, timing
+	cfg.Version, cfg.Timing, cfg.Places = version, timing, places
 	return gateway.Run(ctx, cfg)
 }
 

@@ -25,8 +25,12 @@ import (
 	"github.com/molecule-ai/termgw/web"
 )
 
-// Host is the id of the workspace that is this machine.
-const Host = "host"
+// Host is the id of the workspace that is this machine, and HostColumn the column of its
+// row that says so.
+const (
+	Host       = "host"
+	HostColumn = "host"
+)
 
 // Platform mints tickets for this machine and for the containers of its engine.
 type Platform struct {
@@ -212,7 +216,7 @@ func (p *Platform) containers(ctx context.Context) ([]workspace, error) {
 // Lookup returns a workspace, for the gateway's store.
 func (p *Platform) Lookup(ctx context.Context, id string) (store.Workspace, error) {
 	if id == Host {
-		return store.Workspace{ID: id, Name: "This machine"}, nil
+		return store.Workspace{ID: id, Attributes: map[string]string{"name": "This machine", HostColumn: "yes"}}, nil
 	}
 	containers, err := p.containers(ctx)
 	if err != nil {
@@ -220,7 +224,7 @@ func (p *Platform) Lookup(ctx context.Context, id string) (store.Workspace, erro
 	}
 	for _, c := range containers {
 		if c.ID == id {
-			return store.Workspace{ID: id, Name: c.Name, Container: c.Name}, nil
+			return store.Workspace{ID: id, Attributes: map[string]string{"name": c.Name, "container": c.Name}}, nil
 		}
 	}
 	return store.Workspace{}, store.ErrNotFound

@@ -23,17 +23,20 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/molecule-ai/termgw/pkg/router"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/runner/docker"
+	"github.com/molecule-ai/termgw/pkg/runner/instance"
 	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
 // Config holds the values that a gateway runs with; whoever reads them checks them.
 // Run opens the router's Store, Verifier and starters by these values, unless the
-// Store is set: then the caller sets them all, and closes them.
+// Store is set: then the caller sets them all, and closes them. Kinds of place that the
+// caller has set in Places come before those that Run opens.
 type Config struct {
 	router.Config // Replica empty: the host's name and a random suffix; MaxSessions 0: as many as the process's descriptors allow
 
@@ -94,7 +97,7 @@ func (c *Config) OpenStore(ctx context.Context) (Store, error) {
 		}
 		return shared, nil
 	}
-	workspaces, err := store.ReadWorkspacesFile(c.WorkspacesFile)
+	workspaces, err := store.ReadWorkspacesFile(c.WorkspacesFile, c.Places.Columns()...)
 	if err != nil {
 		return nil, fmt.Errorf("TERMGW_WORKSPACES_FILE: %w", err)
 	}
@@ -110,9 +113,28 @@ func (c *Config) OpenStore(ctx context.Context) (Store, error) {
 	return store.NewMemory(store.MemoryConfig{Lookup: store.LookupIn(workspaces), Since: since, Limits: c.Limits}), nil
 }
 
-// OpenDocker returns the kind of place that is a container. swept may be nil.
-func (c *Config) OpenDocker(swept func(runner.Swept)) (*docker.Kind, error) {
-	return docker.Open(docker.Config{Shells: c.Shells, KeepDetached: c.KeepDetached, Swept: swept, Timing: c.Timing})
+// OpenPlaces opens the kinds of place in which workspaces live, after those that Places
+// has. ping asks the Docker engine; close closes what was opened. swept and reg may be nil.
+func (c *Config) OpenPlaces(ctx context.Context, shared tunnelStore, swept func(runner.Swept), reg prometheus.Registerer) (places runner.Places, ping func(context.Context) error, closeAll func() error, err error) {
+	local, err := docker.Open(docker.Config{Shells: c.Shells, KeepDetached: c.KeepDetached, Swept: swept, Timing: c.Timing})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	closeAll = local.Close
+	var remote runner.Place
+	if k, err := c.openInstances(ctx, shared, swept, reg); err != nil {
+		c.Log.Warn("no terminals on instances", "err", err)
+		remote = runner.Absent("remote", instance.Column, err)
+	} else {
+		remote = runner.Place{Name: "remote", Column: instance.Column, Kind: k}
+		closeAll = func() error {
+			var all errgroup.Group // at the same time: each may try ends once more
+			all.Go(k.Close)
+			all.Go(local.Close)
+			return all.Wait()
+		}
+	}
+	return append(slices.Clone(c.Places), remote, runner.Place{Name: "local", Kind: local}), local.Ping, closeAll, nil
 }
 
 // gateway is a Config with the parts that were opened by it.
@@ -169,18 +191,12 @@ func (g *gateway) open(ctx context.Context) error {
 		}
 	}
 	swept := orphanCounter(g.reg)
-	local, localErr := g.OpenDocker(swept)
-	if local != nil {
-		g.closers = append(g.closers, local.Close)
+	places, ping, closePlaces, placesErr := g.OpenPlaces(ctx, sessions, swept, g.reg)
+	if closePlaces != nil {
+		g.closers = append(g.closers, closePlaces)
 	}
-	if err := errors.Join(g.Faults, limitErr, keysErr, storeErr, localErr); err != nil {
+	if err := errors.Join(g.Faults, limitErr, keysErr, storeErr, placesErr); err != nil {
 		return err
-	}
-	if remote, err := g.OpenRemote(ctx, sessions, swept, g.reg); err != nil {
-		g.Log.Warn("no terminals on instances", "err", err)
-	} else {
-		g.Remote = remote
-		g.closers = append(g.closers, remote.Close)
 	}
 	g.Verifier = ticket.NewVerifier(ticket.VerifierConfig{
 		Keys: keys, Issuer: g.TicketIssuer, Audience: g.TicketAudience, MaxTTL: g.TicketMaxTTL,
@@ -188,7 +204,7 @@ func (g *gateway) open(ctx context.Context) error {
 	promauto.With(g.reg).NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "termgw_ticket_keys_age_seconds", Help: "How long ago the ticket keys were last read from their file or URL.",
 	}, func() float64 { return keys.Age().Seconds() })
-	g.Store, g.Local, g.Docker, g.MaxSessions = sessions, local, local.Ping, maxSessions
+	g.Store, g.Places, g.Docker, g.MaxSessions = sessions, places, ping, maxSessions
 	g.Keys = keys.Ready
 	g.jobs = append(g.jobs, keys.Run)
 	if shared, ok := sessions.(*store.Postgres); ok {
@@ -196,7 +212,7 @@ func (g *gateway) open(ctx context.Context) error {
 		promauto.With(g.reg).NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "termgw_orders_age_seconds", Help: "How long ago the orders to cut sessions were last read.",
 		}, func() float64 { return shared.OrdersAge().Seconds() })
-		r := &reaper{store: shared, docker: local, replica: g.Replica, log: g.Log}
+		r := &reaper{store: shared, places: places, replica: g.Replica, log: g.Log}
 		g.jobs = append(g.jobs, shared.Run, r.beat, r.reap, r.purge, func(ctx context.Context) error {
 			return shared.Watch(ctx, func(revocation store.Revocation, ids []string) {
 				g.Log.Info("sessions are revoked", "order", revocation.ID, "sessions", ids)

@@ -18,12 +18,9 @@ const (
 	beatEvery = store.DefaultDeadAfter / 3
 	// silence is the time without a heartbeat after which a replica's shells are ended: six intervals.
 	silence = 2 * store.DefaultDeadAfter
-	// lookFor bounds the search for a local session's shell. Only a gateway on its container's engine finds the shell, and
+	// lookFor bounds the search for a session's shell. Only a gateway on its container's engine finds the shell, and
 	// that gateway may be down for a while.
 	lookFor = 24 * time.Hour
-	// remoteSilence is the time without a heartbeat after which a session on an instance is over: its shell ends with the
-	// connection.
-	remoteSilence = 10 * time.Minute
 	// beatAgain is the pause before a failed heartbeat is repeated. It is short: when the database is back, no live replica
 	// should count as dead.
 	beatAgain = time.Second
@@ -31,40 +28,39 @@ const (
 	reapAtOnce = 4
 	// purgeEvery is the interval at which a replica tries to remove old rows; one replica at a time succeeds.
 	purgeEvery = 10 * time.Minute
-	// lookAgain is the time for which a workspace is skipped whose container did not run here: most likely it is on another
-	// host.
-	lookAgain = 5 * time.Minute
+	// lookAgain is the time for which a workspace is skipped whose place did not tell anything: most likely its container is
+	// on another host.
+	lookAgain = 3 * time.Minute
 )
 
 // reaper sends this replica's heartbeats, and ends the sessions of replicas that send none: a killed gateway leaves its
 // shells, because no engine ends them.
 //
 // A session is ended under two conditions. Its row has had no heartbeat for a minute, by the database's clock; a replica
-// that is slow, or misses five heartbeats in a row, keeps its sessions. And the session's marker, a random id that is never
-// used again, is found in the workspace's container on this gateway's engine, so no other process can be hit. While the
+// that is slow, or misses five heartbeats in a row, keeps its sessions. And the workspace's kind of place finds it: in a
+// container of this gateway's engine by the session's marker, a random id that is never used again, so no other process can
+// be hit. While the
 // database was away all replicas were silent: the store lists no session until this process's own heartbeats have been
 // steady for a while, in which every live replica has sent one. A live replica that reaches no database for a minute, while
 // another on the same engine does, loses its terminals: it cannot be told from a dead one.
 //
-// A row is closed when this engine has the container and no process of the session is left in it, or when the container
-// prevents the end, which the runner repeats a few times and counts. A container that does not run here may run elsewhere,
-// so its workspace is skipped for some minutes. A row that no replica could close is closed after a day, or after some
-// minutes if the session was on an instance.
+// A row is closed when the kind says that the session is over (runner.Kind's Reap): this engine has the container and no
+// process of the session is left in it, or the container prevents the end, which the kind repeats a few times and counts; an
+// instance has had the time to end its shells by itself. Where the kind knows nothing, the workspace is skipped for some
+// minutes. A row that no replica could close is closed after a day.
 type reaper struct {
 	store interface {
 		Heartbeat(ctx context.Context, replica string) error
 		Abandoned(ctx context.Context, silence time.Duration, leaveOut []string) ([]store.Abandoned, error)
-		CloseAbandoned(ctx context.Context, reason string, local, remote time.Duration) error
+		CloseAbandoned(ctx context.Context, reason string, silence time.Duration) error
 		Finish(ctx context.Context, sessionID string, end store.End) error
 		Purge(context.Context) error
 	}
-	docker interface {
-		Reap(context.Context, runner.Target) error
-	}
+	places  runner.Places
 	replica string
 	log     *slog.Logger
 
-	skipped sync.Map // a workspace's id, to the time until which it is skipped
+	skipped sync.Map // a workspace's id, to its skipped
 	busy    sync.Map // ids of the workspaces whose sessions are being ended
 	ending  sync.WaitGroup
 }
@@ -98,7 +94,7 @@ func (r *reaper) reap(ctx context.Context) error {
 	return every(ctx, beatEvery, func() {
 		abandoned, err := r.store.Abandoned(ctx, silence, r.skip(time.Now()))
 		if err == nil {
-			err = r.store.CloseAbandoned(ctx, store.ReasonLost, lookFor, remoteSilence)
+			err = r.store.CloseAbandoned(ctx, store.ReasonLost, lookFor)
 		}
 		if err != nil {
 			r.log.Warn("abandoned sessions were not looked for", "err", err)
@@ -129,21 +125,23 @@ func (r *reaper) reap(ctx context.Context) error {
 }
 
 func (r *reaper) end(ctx context.Context, a store.Abandoned) {
-	if _, skipped := r.skipped.Load(a.Workspace.ID); skipped { // since another of its sessions was looked for
+	place := r.places.Of(a.Workspace.Attributes)
+	if s, ok := r.skipped.Load(a.Workspace.ID); ok && s.(skipped).place == place.Name { // since another of its sessions was looked for
 		return
 	}
+	skip := func() { r.skipped.Store(a.Workspace.ID, skipped{place.Name, time.Now().Add(lookAgain)}) }
 	log := r.log.With("session", a.SessionID, "workspace", a.Workspace.ID)
 	if a.Err != nil {
-		r.skipped.Store(a.Workspace.ID, time.Now().Add(lookAgain))
+		skip()
 		log.Warn("an abandoned session was not ended", "err", a.Err)
 		return
 	}
-	err := r.docker.Reap(ctx, runner.Target{
-		Session: a.SessionID, WorkspaceID: a.Workspace.ID, Attributes: a.Workspace.Attributes(), Log: log,
+	err := place.Kind.Reap(ctx, runner.Target{
+		Session: a.SessionID, WorkspaceID: a.Workspace.ID, Attributes: a.Workspace.Attributes, Silent: a.Silent, Log: log,
 	})
 	switch {
-	case errors.Is(err, runner.ErrNotRunning): // on this engine
-		r.skipped.Store(a.Workspace.ID, time.Now().Add(lookAgain))
+	case errors.Is(err, runner.ErrUnknown):
+		skip()
 		return
 	case err == nil:
 		err = r.store.Finish(ctx, a.SessionID, store.End{Reason: store.ReasonLost})
@@ -151,6 +149,12 @@ func (r *reaper) end(ctx context.Context, a store.Abandoned) {
 	if err != nil && ctx.Err() == nil {
 		log.Warn("an abandoned session was not ended", "err", err)
 	}
+}
+
+// skipped is a workspace that is skipped, because a kind of place could tell nothing of it.
+type skipped struct {
+	place string
+	until time.Time
 }
 
 // purge removes old rows of the audit trail, now and then until ctx ends.
@@ -164,11 +168,11 @@ func (r *reaper) purge(ctx context.Context) error {
 
 // skip returns the workspaces that are skipped at this time, and forgets the others.
 func (r *reaper) skip(now time.Time) (workspaces []string) {
-	r.skipped.Range(func(workspace, until any) bool {
-		if now.Before(until.(time.Time)) {
+	r.skipped.Range(func(workspace, s any) bool {
+		if now.Before(s.(skipped).until) {
 			workspaces = append(workspaces, workspace.(string))
 		} else {
-			r.skipped.CompareAndDelete(workspace, until)
+			r.skipped.CompareAndDelete(workspace, s)
 		}
 		return true
 	})

@@ -43,7 +43,7 @@ func (s *reaperStore) Abandoned(_ context.Context, _ time.Duration, leaveOut []s
 	}), nil
 }
 
-func (*reaperStore) CloseAbandoned(context.Context, string, time.Duration, time.Duration) error {
+func (*reaperStore) CloseAbandoned(context.Context, string, time.Duration) error {
 	return nil
 }
 
@@ -57,13 +57,16 @@ func (s *reaperStore) Finish(_ context.Context, id string, end store.End) error 
 }
 
 // reaping answers by the session's id.
-type reaping struct{ looked atomic.Int64 }
+type reaping struct {
+	runner.Kind
+	looked atomic.Int64
+}
 
 func (r *reaping) Reap(ctx context.Context, t runner.Target) error {
 	r.looked.Add(1)
 	switch t.Session {
 	case "elsewhere":
-		return fmt.Errorf("%w: looked for ws-1", runner.ErrNotRunning)
+		return fmt.Errorf("%w: looked for ws-1", runner.ErrUnknown)
 	case "hangs":
 		<-ctx.Done()
 		return ctx.Err()
@@ -76,7 +79,7 @@ func (r *reaping) Reap(ctx context.Context, t runner.Target) error {
 func TestReaperEndsOnlyWhatIsOver(t *testing.T) {
 	t.Parallel()
 	var s reaperStore
-	r := &reaper{store: &s, docker: &reaping{}, replica: "r", log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	r := &reaper{store: &s, places: runner.Places{{Name: "local", Kind: &reaping{}}}, replica: "r", log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	for _, id := range []string{"elsewhere", "failing", "here"} {
 		r.end(t.Context(), store.Abandoned{SessionID: id, Workspace: store.Workspace{ID: "of-" + id}})
 	}
@@ -96,7 +99,7 @@ func TestReaperLeavesAloneWhatIsElsewhere(t *testing.T) {
 		for range 100 {
 			s.abandoned = append(s.abandoned, store.Abandoned{SessionID: "elsewhere", Workspace: store.Workspace{ID: "away"}})
 		}
-		r := &reaper{store: &s, docker: &docker, replica: "r", log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+		r := &reaper{store: &s, places: runner.Places{{Name: "local", Kind: &docker}}, replica: "r", log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*lookAgain)
 		defer cancel()
 		if err := r.reap(ctx); err != nil {
@@ -130,7 +133,7 @@ func TestReaperWaitsForNoWorkspace(t *testing.T) {
 			s.abandoned = append(s.abandoned, store.Abandoned{SessionID: "hangs", Workspace: store.Workspace{ID: fmt.Sprint("bad", n%10)}})
 		}
 		s.abandoned = append(s.abandoned, store.Abandoned{SessionID: "here", Workspace: store.Workspace{ID: "good"}})
-		r := &reaper{store: &s, docker: &docker, replica: "r", log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+		r := &reaper{store: &s, places: runner.Places{{Name: "local", Kind: &docker}}, replica: "r", log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- r.reap(ctx) }()

@@ -1,17 +1,23 @@
 package gateway
 
 import (
+	"bufio"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"golang.org/x/crypto/ssh"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/molecule-ai/termgw/pkg/eice"
@@ -49,25 +55,18 @@ func tunnelGauge(reg prometheus.Registerer) *prometheus.GaugeVec {
 	}, []string{"endpoint"})
 }
 
-// OpenAWS returns a client of AWS, without a request to AWS.
-func (c *Config) OpenAWS(ctx context.Context) (*eice.Client, error) {
+// openInstances returns the kind of place that is an instance, without a request to AWS:
+// a gateway without such workspaces needs no credentials.
+func (c *Config) openInstances(ctx context.Context, shared tunnelStore, swept func(runner.Swept), reg prometheus.Registerer) (*instance.Kind, error) {
 	sdk, err := awsconfig.LoadDefaultConfig(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return eice.New(eice.Config{AWS: sdk, EndpointID: c.EICEEndpointID, Environ: c.Environ}), nil
-}
-
-// OpenRemote returns the kind of place that is an instance, without a request to AWS: a
-// gateway without such workspaces needs no credentials. swept and reg, which counts
-// tunnels, may be nil.
-func (c *Config) OpenRemote(ctx context.Context, shared tunnelStore, swept func(runner.Swept), reg prometheus.Registerer) (*instance.Kind, error) {
-	aws, err := c.OpenAWS(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("the AWS configuration: %w", err)
 	}
 	return instance.Open(instance.Config{
-		Tunnels:  &tunnels{aws: aws, shared: shared, replica: c.Replica, cli: c.EICETunnel == "aws-cli", open: tunnelGauge(reg), log: c.Log},
+		Tunnels: &tunnels{
+			aws:    eice.New(eice.Config{AWS: sdk, EndpointID: c.EICEEndpointID, Environ: c.Environ}),
+			shared: shared, replica: c.Replica, cli: c.EICETunnel == "aws-cli", open: tunnelGauge(reg), log: c.Log,
+		},
 		HostKeys: shared, OSUser: c.EICEOSUser, Target: c.RemoteTarget,
 		Shells: c.Shells, KeepDetached: c.KeepDetached, Swept: swept, Timing: c.Timing,
 	})
@@ -107,6 +106,98 @@ func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.
 		return instance.Tunnel{}, told(err)
 	}
 	return tunnel, nil
+}
+
+// Steps are those to sshd's greeting.
+func (t *tunnels) Steps(r instance.TunnelRequest) []runner.Step {
+	var route eice.Route
+	var err error // of Locate, which the step tells that it belongs to
+	of := func(step, found string) (string, error) {
+		if stepOf(err) == step {
+			return "", told(err)
+		}
+		return found, nil
+	}
+	return []runner.Step{
+		{
+			Name: "aws", Fix: "Check the SDK's configuration: AWS_REGION, AWS_PROFILE, the shared configuration file.",
+			Run: func(ctx context.Context) (string, error) {
+				route, err = t.aws.Locate(ctx, r.InstanceID, r.Region)
+				return of("aws", "takes the gateway's credentials")
+			},
+		},
+		{Name: "instance", Run: func(context.Context) (string, error) {
+			if err != nil {
+				return of("instance", "runs")
+			}
+			return fmt.Sprintf("runs in %s at %s", route.Region, route.Address), nil
+		}},
+		{Name: "endpoint", Run: func(context.Context) (string, error) { return of("endpoint", route.EndpointID) }},
+		{Name: "key", Apart: true, Run: func(ctx context.Context) (string, error) {
+			// Its private half is dropped: nobody can log in with it.
+			public, _, err := ed25519.GenerateKey(rand.Reader)
+			if err != nil {
+				return "", fmt.Errorf("making a key: %w", err)
+			}
+			line, err := ssh.NewPublicKey(public)
+			if err != nil {
+				return "", fmt.Errorf("making a key: %w", err)
+			}
+			return "AWS lets one in as " + r.OSUser, told(t.aws.PushKey(ctx, route, r.OSUser, string(ssh.MarshalAuthorizedKey(line))))
+		}},
+		{
+			Name: "tunnel", Fix: "Check both security groups (endpoint outbound 22, instance inbound 22), network ACLs and sshd.",
+			Run: func(ctx context.Context) (string, error) { return t.greeting(ctx, route) },
+		},
+	}
+}
+
+// greetTime bounds the wait for sshd's first line.
+const greetTime = 10 * time.Second
+
+// greeting opens a tunnel and waits for sshd's first line: an endpoint that cannot
+// reach the instance opens the tunnel all the same.
+func (t *tunnels) greeting(ctx context.Context, route eice.Route) (string, error) {
+	release, err := t.acquire(ctx, route.EndpointID, route.InstanceID)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	conn, err := t.aws.OpenTunnel(ctx, route, eice.MaxTunnel)
+	if err != nil {
+		return "", told(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetReadDeadline(time.Now().Add(greetTime))
+	line, err := bufio.NewReader(io.LimitReader(conn, 256)).ReadString('\n') // RFC 4253, section 4.2
+	if err != nil {
+		return "", fmt.Errorf("waiting for sshd's greeting: %w\nnot looked at: security groups, which the gateway's rights do not let it read", told(err))
+	}
+	found := "sshd answers: " + strings.TrimSpace(line)
+	if t.cli {
+		found += "; terminals have theirs by the AWS CLI"
+	}
+	return found, nil
+}
+
+// stepOf returns the step that an error of Locate belongs to; empty: there is none.
+func stepOf(err error) string {
+	var e *eice.Error
+	switch {
+	case err == nil:
+		return ""
+	case !errors.As(err, &e):
+		return "aws"
+	}
+	switch e.Detail {
+	case eice.InstanceID, eice.InstanceUnknown, eice.InstanceStopped, eice.InstanceTerminated, eice.InstanceNoAddress, eice.InstanceIPv6Only,
+		eice.IAMInstances:
+		return "instance"
+	case eice.EndpointNone, eice.EndpointUnknown, eice.EndpointCreating, eice.EndpointFIPS, eice.IAMEndpoints:
+		return "endpoint"
+	default:
+		return "aws"
+	}
 }
 
 // acquire takes one of the endpoint's places, for release to give back.

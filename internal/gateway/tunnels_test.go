@@ -175,3 +175,17 @@ func TestToldAsOurs(t *testing.T) {
 		t.Errorf("an orderly end becomes %v", err)
 	}
 }
+
+// Each failure of AWS is told by the step that it belongs to, and by no other.
+func TestStepsOfFailures(t *testing.T) {
+	t.Parallel()
+	for detail, want := range map[eice.Detail]string{
+		eice.Credentials: "aws", eice.Clock: "aws", eice.Unreachable: "aws", eice.Throttled: "aws", eice.Region: "aws", eice.Answer: "aws",
+		eice.InstanceUnknown: "instance", eice.IAMInstances: "instance", eice.InstanceIPv6Only: "instance",
+		eice.EndpointCreating: "endpoint", eice.IAMEndpoints: "endpoint", eice.EndpointFIPS: "endpoint",
+	} {
+		if got := stepOf(&eice.Error{Detail: detail, Err: io.EOF}); got != want {
+			t.Errorf("%s is told by the step %q, want %q", detail, got, want)
+		}
+	}
+}

@@ -4,6 +4,7 @@ package shelltest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -48,6 +49,11 @@ func NewTarget(tb testing.TB, container string) runner.Target {
 	}
 }
 
+// Starter is a runner.Kind that opens terminals.
+type Starter interface {
+	Start(context.Context, runner.Target, terminal.Size) (terminal.Terminal, error)
+}
+
 // Session is a terminal whose output is read all the time.
 type Session struct {
 	terminal.Terminal
@@ -66,7 +72,7 @@ type Session struct {
 
 // Open starts a terminal by what runner makes; at the test's end it is
 // closed, if the test did not.
-func Open(tb testing.TB, kind func(swept func(runner.Swept)) runner.Starter, target runner.Target) *Session {
+func Open(tb testing.TB, kind func(swept func(runner.Swept)) Starter, target runner.Target) *Session {
 	tb.Helper()
 	var swept runner.Swept
 	term, err := kind(func(s runner.Swept) { swept = s }).Start(tb.Context(), target, DefaultSize)
@@ -309,13 +315,13 @@ func WantStep(tb testing.TB, err error, step string) {
 }
 
 // By is what Open wants of a kind whose counts do not matter.
-func By(s runner.Starter) func(func(runner.Swept)) runner.Starter {
-	return func(func(runner.Swept)) runner.Starter { return s }
+func By(s Starter) func(func(runner.Swept)) Starter {
+	return func(func(runner.Swept)) Starter { return s }
 }
 
 // WantNameRefused wants a workspace not to open the container that its own name
 // makes, and the person to be told why.
-func WantNameRefused(tb testing.TB, kind runner.Starter, target runner.Target) {
+func WantNameRefused(tb testing.TB, kind Starter, target runner.Target) {
 	tb.Helper()
 	term, err := kind.Start(tb.Context(), target, DefaultSize)
 	if err == nil {

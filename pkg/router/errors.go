@@ -27,7 +27,6 @@ var (
 	errTwoTickets   = errors.New("two different tickets")
 	errMismatch     = errors.New("the ticket is for another workspace")
 	errOverloaded   = errors.New("at the limit of sessions")
-	errRemote       = errors.New("no runner for remote workspaces")
 
 	// ErrDraining is the cause of a session that ends, or is refused, because
 	// its replica is going away.
@@ -136,7 +135,7 @@ var outcomes = []outcome{
 		message: "The workspace's container is not running. Start the workspace and open the terminal again. If it runs, see " + docsPage + " for how a container is found.",
 	},
 	{
-		is: errRemote, code: "backend_failed", close: 4502, retry: true, docs: true,
+		is: runner.ErrAbsent, code: "backend_failed", close: 4502, retry: true, docs: true,
 		message: "This workspace is on an instance of its own, and this gateway is not set up to reach it. See " + docsPage + ".",
 	},
 	{
@@ -208,8 +207,6 @@ func (o outcome) tell(err error) bridge.Error {
 		}
 	case errors.As(err, &limit):
 		e.Detail = limit.Of
-	case errors.Is(err, errRemote):
-		e.Detail = "remote"
 	case errors.Is(err, bridge.ErrBadMessage), errors.Is(err, bridge.ErrTooLarge):
 		e.Detail = err.Error()
 	case errors.Is(err, context.DeadlineExceeded):

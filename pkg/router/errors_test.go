@@ -173,7 +173,7 @@ func TestDetail(t *testing.T) {
 	}{
 		{"a step", &runner.Failure{Step: "docker", Err: errors.New("dial unix /secret/docker.sock: no")}, "docker"},
 		{"a step within a step", fmt.Errorf("x: %w", &runner.Failure{Step: "shell", Err: runner.ErrNotRunning}), "shell"},
-		{"no runner", errRemote, "remote"},
+		{"no such place", &runner.Failure{Step: "remote", Err: runner.ErrAbsent}, "remote"},
 		{"time is up", fmt.Errorf("starting: %w", context.DeadlineExceeded), "timeout"},
 		{"a rule", fmt.Errorf("%w: no type", bridge.ErrBadMessage), "a message that breaks the protocol: no type"},
 		{"keys that hang", fmt.Errorf("%w: fetching https://keys.internal: %w", ticket.ErrNoKeys, context.DeadlineExceeded), "timeout"},

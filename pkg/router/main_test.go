@@ -75,15 +75,15 @@ func open(t testing.TB, edits ...func(*Config)) *gateway {
 	g.store.Memory = store.NewMemory(store.MemoryConfig{Lookup: func(_ context.Context, id string) (store.Workspace, error) {
 		switch id {
 		case "ws-1", "ws-2":
-			return store.Workspace{Name: "One", Container: "c-1"}, nil
+			return store.Workspace{Attributes: map[string]string{"name": "One", "container": "c-1"}}, nil
 		case "far":
-			return store.Workspace{InstanceID: "i-1"}, nil
+			return store.Workspace{Attributes: map[string]string{"instance_id": "i-1"}}, nil
 		}
 		return store.Workspace{}, store.ErrNotFound
 	}})
 	cfg := Config{
 		Verifier: ticket.NewVerifier(ticket.VerifierConfig{Keys: ticket.StaticKeys(key)}),
-		Store:    g.store, Local: g.local, Remote: g.remote, Replica: "replica-1",
+		Store:    g.store, Places: runner.Places{{Name: "remote", Column: "instance_id", Kind: g.remote}, {Name: "local", Kind: g.local}}, Replica: "replica-1",
 		Log:     slog.New(slog.NewJSONHandler(g.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Metrics: NewMetrics(g.reg),
 	}
@@ -409,6 +409,7 @@ func (s *spyStore) end(id string) store.End {
 
 // fakeStarter starts shells that the test plays.
 type fakeStarter struct {
+	runner.Kind
 	before func(context.Context) error // may be nil
 	edit   func(*fakeTerm)             // may be nil
 	asked  chan start                  // each start

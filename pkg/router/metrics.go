@@ -69,9 +69,6 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		}, []string{"part"}),
 	}
 	reg.MustRegister(m.active, m.total, m.duration, m.startSeconds, bytes, m.rejections, m.backlog, m.rttSeconds, m.storeSeconds, m.draining, m.revocation)
-	for _, target := range []string{"local", "remote"} {
-		m.active.WithLabelValues(target) // 0 from the start: an autoscaler reads nothing as unknown
-	}
 	return m
 }
 

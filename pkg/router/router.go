@@ -22,7 +22,6 @@ import (
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/session"
 	"github.com/molecule-ai/termgw/pkg/store"
-	"github.com/molecule-ai/termgw/pkg/terminal"
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
@@ -40,17 +39,11 @@ type Store interface {
 	Ping(context.Context) error
 }
 
-// Starter starts a shell.
-type Starter interface {
-	Start(context.Context, runner.Target, terminal.Size) (terminal.Terminal, error)
-}
-
 // Config is what the router joins.
 type Config struct {
 	Verifier Verifier
 	Store    Store
-	Local    Starter // of workspaces without an instance
-	Remote   Starter // of workspaces on an instance; nil: refused
+	Places   runner.Places // where workspaces live
 	// Docker tells whether the engine answers, for /readyz alone. May be nil.
 	Docker func(context.Context) error
 	// Keys tells whether there is a key to verify tickets with: else the gateway is
@@ -100,6 +93,9 @@ func New(cfg Config) *Router {
 		Config: cfg, mux: chi.NewRouter(), live: newSessions(cfg.MaxSessions),
 		lines: logline.NewBound(cfg.Log), pace: newPacer(time.Now), strays: newPacer(time.Now), parts: parts{now: time.Now},
 		lingering: lingering{of: map[owner][]*connection{}},
+	}
+	for _, place := range cfg.Places {
+		cfg.Metrics.active.WithLabelValues(place.Name) // 0 from the start: an autoscaler reads nothing as unknown
 	}
 	if cfg.HeldBytes > 0 {
 		rt.budget = session.NewBudget(cfg.HeldBytes)

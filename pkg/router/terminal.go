@@ -29,7 +29,7 @@ type request struct {
 	owner       owner  // of the connection, when it lingers
 	http        *http.Request
 	log         *slog.Logger
-	target      string // "local", "remote"; "none" until it is known
+	target      string // the name of the workspace's kind of place; "none" until it is known
 	started     time.Time
 	admitted    bool             // its ticket was good, and is spent
 	recorded    bool             // the audit trail has it, without an end
@@ -233,19 +233,12 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 	return b, nil
 }
 
-// start starts a shell where the row says: an instance's id means remote.
+// start starts a shell in the kind of place that the row says.
 func (req *request) start(ctx context.Context, w store.Workspace, size terminal.Size) (terminal.Terminal, error) {
-	var starter Starter
-	if w.InstanceID == "" {
-		req.target, starter = "local", req.Local
-	} else {
-		req.target, starter = "remote", req.Remote
-	}
-	if starter == nil {
-		return nil, errRemote
-	}
-	term, err := starter.Start(ctx, runner.Target{
-		Session: req.id, WorkspaceID: req.workspaceID, Attributes: w.Attributes(), Log: req.log,
+	place := req.Places.Of(w.Attributes)
+	req.target = place.Name
+	term, err := place.Kind.Start(ctx, runner.Target{
+		Session: req.id, WorkspaceID: req.workspaceID, Attributes: w.Attributes, Log: req.log,
 	}, size)
 	if err != nil {
 		return nil, cmp.Or(context.Cause(ctx), err)

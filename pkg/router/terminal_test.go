@@ -118,7 +118,7 @@ func TestInstanceDecidesTarget(t *testing.T) {
 		p.rest()
 	}
 
-	g = open(t, func(c *Config) { c.Remote = nil })
+	g = open(t, func(c *Config) { c.Places[0] = runner.Absent("remote", "instance_id", errors.New("no ssh")) })
 	f := g.ask(t, requestFor("far", g.ticket("far"), v1)).rest()
 	if f.code != 4502 || len(f.text) != 1 || !strings.Contains(f.text[0], `"detail":"remote","docs":"docs/infra/workspace-terminal.md"`) {
 		t.Errorf("without a remote runner: %+v", f)
@@ -385,7 +385,7 @@ func TestPanic(t *testing.T) {
 	}{
 		"in the store":      {func(g *gateway) { g.store.during = boom }, false, "none"},
 		"in the starter":    {func(g *gateway) { g.local.before = boom }, false, "local"},
-		"before the bridge": {func(g *gateway) { g.Local = tunneled{Starter: g.Local, panics: true} }, true, "local"},
+		"before the bridge": {func(g *gateway) { g.Places[1].Kind = tunneled{Kind: g.local, panics: true} }, true, "local"},
 		"in the terminal": {func(g *gateway) {
 			edit := g.local.edit
 			g.local.edit = func(f *fakeTerm) { edit(f); f.onWait = func() { panic("boom") } }

@@ -11,7 +11,7 @@ import (
 
 // tunneled starts terminals whose tunnel is cut after a while.
 type tunneled struct {
-	Starter
+	runner.Kind
 	life   time.Duration
 	panics bool
 }
@@ -30,14 +30,14 @@ func (t tunneledTerm) Expires() time.Time {
 }
 
 func (s tunneled) Start(ctx context.Context, target runner.Target, size terminal.Size) (terminal.Terminal, error) {
-	term, err := s.Starter.Start(ctx, target, size)
+	term, err := s.Kind.Start(ctx, target, size)
 	return tunneledTerm{term, time.Now().Add(s.life), s.panics}, err
 }
 
 // A terminal that knows when its tunnel is cut is told so before, and closed then. The bridge's own tests have the five
 // minutes and the one; a short life is announced at half.
 func TestTunnelExpires(t *testing.T) {
-	g := open(t, func(c *Config) { c.Remote = tunneled{Starter: c.Remote, life: 2 * time.Second} })
+	g := open(t, func(c *Config) { c.Places[0].Kind = tunneled{Kind: c.Places[0].Kind, life: 2 * time.Second} })
 	p := g.ask(t, requestFor("far", g.ticket("far"), v1))
 	id, _ := p.message("ready")["session"].(string)
 	if m := p.message("notice"); m["code"] != "tunnel_expired" || m["seconds"] != 1.0 {

@@ -9,13 +9,11 @@
 package runner
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
-
-	"github.com/molecule-ai/termgw/pkg/terminal"
+	"time"
 )
 
 // Marker is the environment variable that marks a session's processes. Its
@@ -29,12 +27,8 @@ type Target struct {
 	// Attributes are the columns of the workspace's row, by name. A kind reads
 	// those that it knows; an empty or missing one means the kind's own default.
 	Attributes map[string]string
+	Silent     time.Duration // of a session to reap: since its gateway was heard
 	Log        *slog.Logger
-}
-
-// Starter starts a shell. The context bounds the start alone.
-type Starter interface {
-	Start(context.Context, Target, terminal.Size) (terminal.Terminal, error)
 }
 
 // ErrNotRunning is the cause of a failure whose workspace has no running

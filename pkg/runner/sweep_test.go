@@ -23,7 +23,7 @@ var env testenv.Env
 func TestMain(m *testing.M) { env.Main(m) }
 
 // ending is a kind whose shells end with all that they have started.
-func ending(tb testing.TB) runner.Starter {
+func ending(tb testing.TB) shelltest.Starter {
 	return host.New(host.Config{
 		Command: "exec bash --norc --noprofile -i", Dir: tb.TempDir(), Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/"},
 		Timing: shelltest.Timing,

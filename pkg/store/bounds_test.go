@@ -360,7 +360,7 @@ func TestRowsFromBeforeBounds(t *testing.T) {
 	if err != nil || len(list) != 3*len(oddTimes) {
 		t.Errorf("%d sessions are listed, %v", len(list), err)
 	}
-	if err := errors.Join(p.CloseAbandoned(t.Context(), ReasonLost, time.Hour, time.Hour), p.Purge(t.Context())); err != nil {
+	if err := errors.Join(p.CloseAbandoned(t.Context(), ReasonLost, time.Hour), p.Purge(t.Context())); err != nil {
 		t.Error(err)
 	}
 	if err := as("bob", "s").redeem(t.Context(), p); err != nil {
@@ -420,7 +420,7 @@ func TestNoWorkspaceStopsTheOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, id := range []string{"broken", "zero", "long", "far"} {
-		if w, err := p.Redeem(t.Context(), claims("t-"+id, id), session(id)); !errors.Is(err, ErrUnavailable) || w != (Workspace{}) {
+		if w, err := p.Redeem(t.Context(), claims("t-"+id, id), session(id)); !errors.Is(err, ErrUnavailable) || !same(w, Workspace{}) {
 			t.Errorf("%s: %v", id, err)
 		}
 		execSQL(t, dsn, `INSERT INTO termgw.sessions (id, workspace_id, subject, issuer, jti, mode, instance_id, replica, client_addr)

@@ -256,7 +256,7 @@ func TestSilenceAfterFailover(t *testing.T) {
 		}
 	}
 	expect("before the first heartbeat", ErrLimit)
-	if err := p.CloseAbandoned(t.Context(), ReasonLost, time.Minute, time.Minute); err != nil {
+	if err := p.CloseAbandoned(t.Context(), ReasonLost, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	expect("when what is abandoned was to be closed", ErrLimit)

@@ -35,20 +35,21 @@ func LookupIn(list []Workspace) func(context.Context, string) (Workspace, error)
 }
 
 // ReadWorkspacesFile reads a JSON array of objects with the string fields id, name, instance_id, container, region,
-// os_user, host_key and remote_target, of which only id is required; null is read as empty. It is strict, and names every fault at once.
-func ReadWorkspacesFile(path string) ([]Workspace, error) {
+// os_user, host_key and remote_target, and those of more, of which only id is required; null is read as empty. It is strict, and
+// names every fault at once.
+func ReadWorkspacesFile(path string, more ...string) ([]Workspace, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading workspaces: %w", err)
 	}
-	list, err := parseWorkspaces(data)
+	list, err := parseWorkspaces(data, append(more, "id", "name", "instance_id", "container", "region", "os_user", "host_key", "remote_target"))
 	if err != nil {
 		return nil, fmt.Errorf("reading workspaces: %s: %w", path, err)
 	}
 	return list, nil
 }
 
-func parseWorkspaces(data []byte) ([]Workspace, error) {
+func parseWorkspaces(data []byte, columns []string) ([]Workspace, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	var entries []map[string]json.RawMessage
 	if err := dec.Decode(&entries); err != nil {
@@ -66,7 +67,7 @@ func parseWorkspaces(data []byte) ([]Workspace, error) {
 		seen   = map[string]int{}
 	)
 	for i, entry := range entries {
-		w, errs := parseWorkspace(entry)
+		w, errs := parseWorkspace(entry, columns)
 		if n, dup := seen[w.ID]; dup && w.ID != "" {
 			errs = append(errs, fmt.Errorf("the same id as entry %d", n))
 		} else {
@@ -83,32 +84,29 @@ func parseWorkspaces(data []byte) ([]Workspace, error) {
 	return list, nil
 }
 
-func parseWorkspace(entry map[string]json.RawMessage) (Workspace, []error) {
-	var (
-		w      Workspace
-		faults []error
-	)
-	fields := map[string]*string{
-		"id": &w.ID, "name": &w.Name, "instance_id": &w.InstanceID, "container": &w.Container, "region": &w.Region,
-		"os_user": &w.OSUser, "host_key": &w.HostKey, "remote_target": &w.RemoteTarget,
-	}
+func parseWorkspace(entry map[string]json.RawMessage, columns []string) (Workspace, []error) {
+	w := Workspace{Attributes: map[string]string{}}
+	var faults []error
 	for _, name := range slices.Sorted(maps.Keys(entry)) {
-		field, known := fields[name]
-		if !known {
+		var value string
+		switch {
+		case !slices.Contains(columns, name):
 			faults = append(faults, fmt.Errorf("unknown field %.100q", name))
-			continue
-		}
-		if json.Unmarshal(entry[name], field) != nil {
+		case json.Unmarshal(entry[name], &value) != nil:
 			faults = append(faults, fmt.Errorf("field %q is not a string", name))
+		case name == "id":
+			w.ID = value
+		case value != "":
+			w.Attributes[name] = value
 		}
 	}
 	if !ValidWorkspaceID(w.ID) {
 		faults = append(faults, errors.New("the id is not 1 to 128 characters of A-Z a-z 0-9 . _ -"))
 	}
-	switch w.RemoteTarget {
+	switch target := w.Attributes["remote_target"]; target {
 	case "", "container", "host":
 	default:
-		faults = append(faults, fmt.Errorf("remote_target is %.100q, want container or host", w.RemoteTarget))
+		faults = append(faults, fmt.Errorf("remote_target is %.100q, want container or host", target))
 	}
 	return w, faults
 }

@@ -14,8 +14,8 @@ func TestReadWorkspacesFile(t *testing.T) {
 	all := `[{"id":"a.B_c-1","name":"n","instance_id":"i","container":"c","region":"r","os_user":"u","host_key":"k","remote_target":"host"},
 		{"id":"2","name":null,"instance_id":null,"container":null,"region":null,"os_user":null,"host_key":null,"remote_target":null}]`
 	want := []Workspace{
-		{ID: "a.B_c-1", Name: "n", InstanceID: "i", Container: "c", Region: "r", OSUser: "u", HostKey: "k", RemoteTarget: "host"},
-		{ID: "2"},
+		of("a.B_c-1", "name", "n", "instance_id", "i", "container", "c", "region", "r", "os_user", "u", "host_key", "k", "remote_target", "host"),
+		of("2"),
 	}
 	long := strings.Repeat("x", 129)
 	for _, tt := range []struct {
@@ -51,7 +51,7 @@ func TestReadWorkspacesFile(t *testing.T) {
 			}
 			got, err := ReadWorkspacesFile(path)
 			if len(tt.faults) == 0 {
-				if err != nil || !slices.Equal(got, tt.want) {
+				if err != nil || !slices.EqualFunc(got, tt.want, same) {
 					t.Fatalf("got %+v, %v, want %+v", got, err, tt.want)
 				}
 				return

@@ -24,8 +24,11 @@ const (
 // Abandoned is a session whose gateway is gone without having ended it.
 type Abandoned struct {
 	SessionID string
-	// Workspace has its ID, Name, InstanceID and Container; of one whose row is gone the ID alone.
+	// Workspace is of its row as it is now, but for the instance_id, which is the session's own. Of one whose row is gone it
+	// has that and the ID.
 	Workspace Workspace
+	// Silent is how long nobody has noted it as live.
+	Silent time.Duration
 	// Err says that the database answers the workspace query with a failure for this workspace, of which only the ID is set.
 	Err error
 }
@@ -42,15 +45,15 @@ const heartbeatSQL = `WITH s AS (
 SELECT ` + serverSQL
 
 // A session of another engine's host would be listed again and again, until it is too old to look for.
-const abandonedSQL = `SELECT id, workspace_id FROM termgw.sessions
-WHERE $4 = ` + serverSQL + ` AND ended_at IS NULL AND instance_id = '' AND workspace_id <> ALL (COALESCE($3::text[], '{}'))
+const abandonedSQL = `SELECT id, workspace_id, instance_id, extract(epoch FROM now() - last_seen_at)::float8 FROM termgw.sessions
+WHERE $4 = ` + serverSQL + ` AND ended_at IS NULL AND workspace_id <> ALL (COALESCE($3::text[], '{}'))
   AND last_seen_at < now() - make_interval(secs => $1) AND last_seen_at > now() - make_interval(secs => $2)
 ORDER BY last_seen_at DESC LIMIT 1000`
 
 const lookupSQL = `found AS (
   SELECT to_jsonb(termgw_ws.*) AS j FROM termgw_ws LIMIT 1
 )
-SELECT COALESCE(NULLIF(rtrim(j->>'id', ' '), ''), $1::text), COALESCE(j->>'name', ''), COALESCE(j->>'instance_id', ''), COALESCE(j->>'container', '')
+SELECT COALESCE(NULLIF(rtrim(j->>'id', ' '), ''), $1::text), ` + attributesSQL + `
 FROM found
 WHERE COALESCE(greatest(octet_length(j->>'name'), octet_length(j->>'instance_id'), octet_length(j->>'container')) <= 16384, true)`
 
@@ -134,7 +137,7 @@ func (p *Postgres) Heartbeat(ctx context.Context, replica string) error {
 	return unavailable("noting that sessions are live", err)
 }
 
-// Abandoned lists local sessions that nobody has noted as live for so long, but not those of the workspaces to leave out. A
+// Abandoned lists sessions that nobody has noted as live for so long, but not those of the workspaces to leave out. A
 // workspace whose row is gone comes with its id alone. Until this process's own heartbeats have succeeded for DeadAfter
 // without a break it lists nothing: the database may have been away for others, too.
 func (p *Postgres) Abandoned(ctx context.Context, silence time.Duration, leaveOut []string) ([]Abandoned, error) {
@@ -144,10 +147,14 @@ func (p *Postgres) Abandoned(ctx context.Context, silence time.Duration, leaveOu
 		return nil, nil
 	}
 	var list []Abandoned
+	var instance string
+	var instances []string // of the list
 	err := p.each(ctx, abandonedSQL, []any{silence.Seconds(), forgotten.Seconds(), pq.Array(leaveOut), server}, func(rows *sql.Rows) error {
 		var a Abandoned
-		err := rows.Scan(&a.SessionID, &a.Workspace.ID)
-		list = append(list, a)
+		var silent float64
+		err := rows.Scan(&a.SessionID, &a.Workspace.ID, &instance, &silent)
+		a.Silent = time.Duration(silent * float64(time.Second))
+		list, instances = append(list, a), append(instances, instance)
 		return err
 	})
 	if err != nil {
@@ -163,7 +170,7 @@ func (p *Postgres) Abandoned(ctx context.Context, silence time.Duration, leaveOu
 		l, ok := found[id]
 		if !ok {
 			l.w.ID = id
-			l.err = p.one(ctx, p.lookup, []any{id}, &l.w.ID, &l.w.Name, &l.w.InstanceID, &l.w.Container)
+			l.err = p.one(ctx, p.lookup, []any{id}, &l.w.ID, attributes{&l.w})
 			switch {
 			case errors.Is(l.err, errNoRow), refusesID(l.err):
 				l.err = nil
@@ -174,7 +181,7 @@ func (p *Postgres) Abandoned(ctx context.Context, silence time.Duration, leaveOu
 			}
 			found[id] = l
 		}
-		list[i].Workspace, list[i].Err = l.w, l.err
+		list[i].Workspace, list[i].Err = l.w.on(instances[i]), l.err
 	}
 	return list, nil
 }

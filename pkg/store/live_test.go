@@ -38,6 +38,13 @@ func TestAbandoned(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		for i := range list {
+			if list[i].Silent < 2*time.Minute || list[i].Silent > 2*time.Minute+patience {
+				t.Errorf("%s is silent for %s", list[i].SessionID, list[i].Silent)
+			}
+			list[i].Silent = 0
+			delete(list[i].Workspace.Attributes, "nextval")
+		}
 		slices.SortFunc(list, func(a, b Abandoned) int { return strings.Compare(a.SessionID, b.SessionID) })
 		return list
 	}
@@ -54,40 +61,45 @@ func TestAbandoned(t *testing.T) {
 		t.Errorf("by who was not in touch itself: %v", got)
 	}
 	steadily(t, p, &c, "gw-1", time.Minute)
-	local := Workspace{ID: "ws-local", Name: "My Space", Container: "box-ws-local"}
+	local := of("ws-local", "name", "My Space", "container", "box-ws-local")
 	want := []Abandoned{
 		{SessionID: "dead", Workspace: local},
-		{SessionID: "dead-far", Workspace: Workspace{ID: "ws-far", Name: "far", Container: "box-ws-far"}},
+		{SessionID: "dead-far", Workspace: of("ws-far", "name", "far", "container", "box-ws-far")},
+		{SessionID: "dead-remote", Workspace: of("ws-remote", "name", "far", "instance_id", "i-0abc", "container", "box-ws-remote")},
 		{SessionID: "dead-too", Workspace: local},
 	}
 	if _, err := db.Exec(`SELECT setval('lookups', 1000)`); err != nil {
 		t.Fatal(err)
 	}
-	if got := abandoned(); !slices.Equal(got, want) {
+	if got := abandoned(); !slices.EqualFunc(got, want, sameAbandoned) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	var lookups int
-	if err := db.QueryRow(`SELECT last_value - 1000 FROM lookups`).Scan(&lookups); err != nil || lookups != 2 {
-		t.Errorf("%d lookups of two workspaces, %v", lookups, err)
+	if err := db.QueryRow(`SELECT last_value - 1000 FROM lookups`).Scan(&lookups); err != nil || lookups != 3 {
+		t.Errorf("%d lookups of three workspaces, %v", lookups, err)
 	}
-	if got := abandoned("ws-local", "ws-none"); !slices.Equal(got, want[1:2]) {
-		t.Errorf("without one: got %+v, want %+v", got, want[1:2])
+	if got := abandoned("ws-local", "ws-none"); !slices.EqualFunc(got, want[1:3], sameAbandoned) {
+		t.Errorf("without one: got %+v, want %+v", got, want[1:3])
 	}
 	c.advance(31 * time.Second)
 	if got := abandoned(); len(got) != 0 {
 		t.Errorf("after a pause: %v", got)
 	}
 	steadily(t, p, &c, "gw-1", time.Minute)
-	if got := abandoned(); !slices.Equal(got, want) {
+	if got := abandoned(); !slices.EqualFunc(got, want, sameAbandoned) {
 		t.Errorf("in touch again: got %+v, want %+v", got, want)
 	}
 	if _, err := db.Exec(`DELETE FROM workspaces`); err != nil {
 		t.Fatal(err)
 	}
 	for i := range want {
-		want[i].Workspace = Workspace{ID: want[i].Workspace.ID}
+		gone := of(want[i].Workspace.ID)
+		if want[i].SessionID == "dead-remote" { // the session's own
+			gone.Attributes["instance_id"] = "i-0abc"
+		}
+		want[i].Workspace = gone
 	}
-	if got := abandoned(); !slices.Equal(got, want) {
+	if got := abandoned(); !slices.EqualFunc(got, want, sameAbandoned) {
 		t.Errorf("without its row: got %+v, want %+v", got, want)
 	}
 	if _, err := db.Exec(`UPDATE termgw.sessions SET last_seen_at = now() - interval '2 days'`); err != nil {
@@ -96,4 +108,8 @@ func TestAbandoned(t *testing.T) {
 	if got := abandoned(); len(got) != 0 {
 		t.Errorf("too old to look for: %v", got)
 	}
+}
+
+func sameAbandoned(a, b Abandoned) bool {
+	return a.SessionID == b.SessionID && same(a.Workspace, b.Workspace) && (a.Err == nil) == (b.Err == nil)
 }

@@ -144,7 +144,7 @@ func TestBadRowStopsNoClosing(t *testing.T) {
 	if err := p.Heartbeat(t.Context(), "gw-dead"); err != nil {
 		t.Error(err)
 	}
-	if err := p.CloseAbandoned(t.Context(), ReasonLost, time.Minute, time.Minute); err != nil {
+	if err := p.CloseAbandoned(t.Context(), ReasonLost, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	rows, err := db.Query(`SELECT id FROM termgw.sessions WHERE end_reason = $1

@@ -74,7 +74,7 @@ func TestMemoryLookupThatFails(t *testing.T) {
 	broken := errors.New("engine is down")
 	var fail error
 	m := NewMemory(MemoryConfig{Lookup: func(_ context.Context, id string) (Workspace, error) {
-		return Workspace{Name: id}, fail
+		return of("", "name", id), fail
 	}})
 	fail = broken
 	_, err := m.Redeem(t.Context(), claims("t1", "ws"), session("s1"))

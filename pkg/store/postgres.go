@@ -174,7 +174,7 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 		id, issuer, jti, attempt, claims.Expires, id, claims.IssuedAt, subject, session, string(claims.Mode), replica, src,
 		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), silence, server,
 	}, &complete, new(any), &spent, &rows, &fits, &revoked, &over, &opened, &started,
-		&w.ID, &w.Name, &w.InstanceID, &w.Container, &w.Region, &w.OSUser, &w.HostKey, &w.RemoteTarget)
+		&w.ID, attributes{&w})
 	switch {
 	case err != nil && refusesID(err):
 		return Workspace{}, fmt.Errorf("%s: %w: %w", op, ErrNotFound, err)

@@ -103,7 +103,7 @@ func TestWorkspaceIDTypes(t *testing.T) {
 				}
 			}
 			w, err := p.Redeem(t.Context(), claims("t", tt.id), session("s"))
-			if want := (Workspace{ID: tt.id, Name: "one"}); err != nil || w != want {
+			if want := of(tt.id, "name", "one"); err != nil || !same(w, want) {
 				t.Errorf("got %+v, %v, want %+v", w, err, want)
 			}
 		})
@@ -116,7 +116,7 @@ func TestWorkspaceQueryShapes(t *testing.T) {
 		CREATE TABLE workspaces (id text PRIMARY KEY, name text, instance_id text, extra json, ws text, j int, termgw_ws text);
 		INSERT INTO workspaces VALUES ('a', 'one', 'i-1', '{"x":1}', 'w', 1, 'x'), ('b', 'one', NULL, NULL, NULL, NULL, NULL);
 		CREATE TABLE spent (id text, name text, instance_id text); INSERT INTO spent VALUES ('a', 'of spent', '')`)
-	full := Workspace{ID: "a", Name: "one", InstanceID: "i-1"}
+	full := of("a", "name", "one", "instance_id", "i-1")
 	for i, tt := range []struct {
 		query string
 		id    string
@@ -125,19 +125,23 @@ func TestWorkspaceQueryShapes(t *testing.T) {
 		says  string
 	}{
 		{query: DefaultWorkspaceQuery, id: "a", want: full},
-		{query: `SELECT * FROM workspaces WHERE id = $1`, id: "a", want: full},
-		{query: `SELECT * FROM workspaces WHERE id = $1`, id: "b", want: Workspace{ID: "b", Name: "one"}},
+		{query: `SELECT * FROM workspaces WHERE id = $1`, id: "a", want: of("a", "name", "one", "instance_id", "i-1", "extra", `{"x": 1}`, "ws", "w", "j", "1", "termgw_ws", "x")},
+		{query: `SELECT * FROM workspaces WHERE id = $1`, id: "b", want: of("b", "name", "one")},
 		{
-			query: `SELECT *, 'c' AS container, 'r' AS region, 'u' AS os_user, 'k' AS host_key, 'host' AS remote_target FROM workspaces WHERE id = $1`, id: "a",
-			want: Workspace{ID: "a", Name: "one", InstanceID: "i-1", Container: "c", Region: "r", OSUser: "u", HostKey: "k", RemoteTarget: "host"},
+			query: `SELECT name, instance_id, 'c' AS container, 'r' AS region, 'u' AS os_user, 'k' AS host_key, 'host' AS remote_target FROM workspaces WHERE id = $1`, id: "a",
+			want: of("a", "name", "one", "instance_id", "i-1", "container", "c", "region", "r", "os_user", "u", "host_key", "k", "remote_target", "host"),
 		},
 		{query: "SELECT name, instance_id FROM workspaces WHERE id = $1; -- done", id: "a", want: full},
 		{query: "SELECT name, instance_id FROM workspaces WHERE id = $1 -- no newline", id: "a", want: full},
 		{query: `WITH spent AS (SELECT * FROM workspaces), found AS (SELECT * FROM spent) SELECT name, instance_id FROM found WHERE id = $1;`, id: "a", want: full},
-		{query: `SELECT name, instance_id FROM spent WHERE id = $1`, id: "a", want: Workspace{ID: "a", Name: "of spent"}},
-		{query: `SELECT name AS "found", name, instance_id, id AS spent, id AS n, id AS first FROM workspaces WHERE id = $1`, id: "a", want: full},
+		{query: `SELECT name, instance_id FROM spent WHERE id = $1`, id: "a", want: of("a", "name", "of spent")},
+		{query: `SELECT name AS "found", name, instance_id, id AS spent, id AS n, id AS first FROM workspaces WHERE id = $1`, id: "a", want: of("a", "name", "one", "instance_id", "i-1", "found", "one", "spent", "a", "n", "a", "first", "a")},
+		{
+			query: `SELECT name, instance_id, repeat('x', 1024) AS fits, repeat('x', 1025) AS long, true AS yes, '' AS empty FROM workspaces WHERE id = $1`, id: "a",
+			want: of("a", "name", "one", "instance_id", "i-1", "fits", strings.Repeat("x", 1024), "yes", "true"),
+		},
 		{query: `SELECT 'x' AS name, name, instance_id FROM workspaces WHERE id = $1`, id: "a", want: full},
-		{query: `SELECT 7 AS name, instance_id FROM workspaces WHERE id = $1 FOR SHARE`, id: "a", want: Workspace{ID: "a", Name: "7", InstanceID: "i-1"}},
+		{query: `SELECT 7 AS name, instance_id FROM workspaces WHERE id = $1 FOR SHARE`, id: "a", want: of("a", "name", "7", "instance_id", "i-1")},
 
 		{query: `SELECT name, instance_id FROM workspaces WHERE id = $1 AND false`, id: "a", err: ErrNotFound},
 		{query: `SELECT name, instance_id FROM workspaces WHERE id <> $1`, id: "none", err: ErrUnavailable, says: "more than one row"},
@@ -152,7 +156,7 @@ func TestWorkspaceQueryShapes(t *testing.T) {
 			p := open(t, PostgresConfig{URL: dsn, WorkspaceQuery: tt.query, Timeout: 10 * time.Second})
 			c := claims(fmt.Sprint("t", i), tt.id)
 			got, err := p.Redeem(t.Context(), c, session(fmt.Sprint("s", i)))
-			if got != tt.want || !errors.Is(err, tt.err) {
+			if !same(got, tt.want) || !errors.Is(err, tt.err) {
 				t.Fatalf("got %+v, %v, want %+v, %v", got, err, tt.want, tt.err)
 			}
 			if tt.says != "" && !strings.Contains(err.Error(), tt.says) {

@@ -74,9 +74,13 @@ const redeemSQL = `found AS (
   RETURNING true
 )
 SELECT complete, COALESCE(j ? 'id', true), first, n, fits, revoked, COALESCE(over, ''), EXISTS (SELECT FROM opened), now(), id,
-  COALESCE(j->>'name', ''), COALESCE(j->>'instance_id', ''), COALESCE(j->>'container', ''), COALESCE(j->>'region', ''),
-  COALESCE(j->>'os_user', ''), COALESCE(j->>'host_key', ''), COALESCE(j->>'remote_target', '')
+  ` + attributesSQL + `
 FROM judged`
+
+// attributesSQL is a row's columns as Workspace.Attributes has them. Of those that termgw does not know, which may be anything in
+// the operator's tables, the long ones are left out.
+const attributesSQL = `COALESCE((SELECT jsonb_object_agg(key, value) FROM jsonb_each_text(j) WHERE value <> '' AND key <> 'id'
+    AND (octet_length(value) <= 1024 OR key IN ('name', 'instance_id', 'container', 'region', 'os_user', 'host_key', 'remote_target'))), '{}')::text`
 
 // strangeSQL is how many seconds more a session or tunnel may be silent where the server is not the one, $16, that the last
 // heartbeat reached: a standby that was promoted has the times of the old primary, of minutes ago, and its own clock.

@@ -52,7 +52,7 @@ func (r *registry) drop(e *entry) {
 }
 
 // place notes what the workspace's row says, before the session is opened.
-func (e *entry) place(w Workspace) { e.WorkspaceID, e.InstanceID = w.ID, w.InstanceID }
+func (e *entry) place(w Workspace) { e.WorkspaceID, e.InstanceID = w.ID, w.Attributes["instance_id"] }
 
 // open tells whether the session may live: no order that came meanwhile covers it. If so it is live, until close.
 func (r *registry) open(e *entry, started time.Time) bool {

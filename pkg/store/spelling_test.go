@@ -68,7 +68,7 @@ func TestSpellingsOfAnID(t *testing.T) {
 			redeemed := func(p *Postgres, c ticket.Claims) error {
 				n++
 				w, err := p.Redeem(t.Context(), c, session(fmt.Sprint("s", n)))
-				if err == nil && (w.ID != tt.id || w.Name != "one") {
+				if err == nil && (w.ID != tt.id || w.Attributes["name"] != "one") {
 					t.Errorf("%q is the workspace %+v, want %q", c.WorkspaceID, w, tt.id)
 				}
 				return err

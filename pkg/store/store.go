@@ -13,7 +13,6 @@ package store
 import (
 	"errors"
 	"fmt"
-	"maps"
 )
 
 // Every error of Redeem is one of these, by errors.Is. When more than one applies, the order is the one below: a used
@@ -67,20 +66,11 @@ func (l Limits) reached(of string) error {
 	return e
 }
 
-// Workspace is where a terminal leads. An empty InstanceID means a local container; the other fields but ID may be
-// empty, and then the gateway's own defaults hold.
+// Workspace is where a terminal leads: the columns of its row, by name. A column that is missing, null or empty is not in
+// Attributes. Kinds of place give the columns their meaning; the store knows instance_id, by which orders name a workspace.
 type Workspace struct {
-	ID, Name, InstanceID, Container, Region, OSUser, HostKey, RemoteTarget string
-}
-
-// Attributes are the row's columns that are not empty.
-func (w Workspace) Attributes() map[string]string {
-	all := map[string]string{
-		"name": w.Name, "instance_id": w.InstanceID, "container": w.Container, "region": w.Region,
-		"os_user": w.OSUser, "host_key": w.HostKey, "remote_target": w.RemoteTarget,
-	}
-	maps.DeleteFunc(all, func(_, value string) bool { return value == "" })
-	return all
+	ID         string
+	Attributes map[string]string
 }
 
 // Session is what the gateway knows of a session besides its ticket. ID must be new for every call of Redeem.

@@ -340,7 +340,7 @@ func TestOrderDuringRedemption(t *testing.T) {
 			if got := r.apply(tt.order); got != nil {
 				t.Errorf("cut %v, which is not open", got)
 			}
-			e.place(Workspace{ID: "ws", InstanceID: "i-1"})
+			e.place(of("ws", "instance_id", "i-1"))
 			if got := r.open(e, tt.started); got != tt.want {
 				t.Errorf("open: %v, want %v", got, tt.want)
 			}
@@ -348,7 +348,7 @@ func TestOrderDuringRedemption(t *testing.T) {
 
 			// The same once it is open.
 			e = r.begin(c, session("s"), now)
-			e.place(Workspace{ID: "ws", InstanceID: "i-1"})
+			e.place(of("ws", "instance_id", "i-1"))
 			if !r.open(e, tt.started) {
 				t.Fatal("not opened")
 			}

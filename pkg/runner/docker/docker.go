@@ -72,6 +72,27 @@ func (k *Kind) Ping(ctx context.Context) error {
 	return nil
 }
 
+// Steps ask the engine and open a shell.
+func (k *Kind) Steps(_ runner.Target, open func(context.Context) error) []runner.Step {
+	return []runner.Step{
+		{Name: "docker", Run: func(ctx context.Context) (string, error) { return "answers", k.Ping(ctx) }},
+		{Name: "container", Run: func(ctx context.Context) (string, error) {
+			err := open(ctx)
+			if step := runner.StepOf(err); err == nil || step == "shell" {
+				return "runs", nil
+			}
+			if running, listErr := k.Containers(ctx); listErr == nil && errors.Is(err, runner.ErrNotRunning) {
+				names := make([]string, len(running))
+				for i, c := range running {
+					names[i] = c.Name
+				}
+				err = fmt.Errorf("%w\nrunning on this engine: %s", err, strings.Join(names, ", "))
+			}
+			return "", err
+		}},
+	}
+}
+
 // fixes tell an operator what to do, by the step that failed.
 var fixes = map[string]string{
 	"docker": "Check DOCKER_HOST, that the engine runs, and that the gateway's user may use its socket (`docker info`).",

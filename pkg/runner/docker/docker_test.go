@@ -227,7 +227,7 @@ func TestShells(t *testing.T) {
 		return testKind(cli, Config{KeepDetached: true, Shells: shells}).Start(t.Context(), target, shelltest.DefaultSize)
 	}
 	t.Run("the first that is there", func(t *testing.T) {
-		s := shelltest.Open(t, func(swept func(runner.Swept)) runner.Starter {
+		s := shelltest.Open(t, func(swept func(runner.Swept)) shelltest.Starter {
 			shells := []string{"/bin/missing", "/missing/too", "/bin/noexec", "/etc", "/bin/dash", "/bin/bash"}
 			return testKind(cli, Config{KeepDetached: true, Shells: shells, Swept: swept})
 		}, shelltest.NewTarget(t, container))

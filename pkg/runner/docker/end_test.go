@@ -23,7 +23,7 @@ import (
 type place struct {
 	name   string
 	bash   bool
-	kind   func(tb testing.TB, keepDetached bool) func(func(runner.Swept)) runner.Starter
+	kind   func(tb testing.TB, keepDetached bool) func(func(runner.Swept)) shelltest.Starter
 	target func(tb testing.TB) runner.Target
 }
 
@@ -31,8 +31,8 @@ type place struct {
 func dockerPlace(name, shell string, cli *client.Client, container string) place {
 	return place{
 		name: name, bash: strings.HasSuffix(shell, "bash"),
-		kind: func(_ testing.TB, keepDetached bool) func(func(runner.Swept)) runner.Starter {
-			return func(swept func(runner.Swept)) runner.Starter {
+		kind: func(_ testing.TB, keepDetached bool) func(func(runner.Swept)) shelltest.Starter {
+			return func(swept func(runner.Swept)) shelltest.Starter {
 				return testKind(cli, Config{Shells: []string{shell}, KeepDetached: keepDetached, Swept: swept})
 			}
 		},
@@ -44,8 +44,8 @@ func dockerPlace(name, shell string, cli *client.Client, container string) place
 func hostPlace(command string) place {
 	return place{
 		name: "host", bash: true,
-		kind: func(tb testing.TB, keepDetached bool) func(func(runner.Swept)) runner.Starter {
-			return func(swept func(runner.Swept)) runner.Starter {
+		kind: func(tb testing.TB, keepDetached bool) func(func(runner.Swept)) shelltest.Starter {
+			return func(swept func(runner.Swept)) shelltest.Starter {
 				return host.New(host.Config{
 					Command: command, Dir: tb.TempDir(), Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/"},
 					KeepDetached: keepDetached, Swept: swept, Timing: shelltest.Timing,

@@ -24,7 +24,7 @@ func TestEndAtThePIDLimit(t *testing.T) {
 				t.Parallel()
 				limit := int64(20)
 				container := engine.RunContainerWith(t, "", func(c *client.ContainerCreateOptions) { c.HostConfig.PidsLimit = &limit })
-				s := shelltest.Open(t, func(swept func(runner.Swept)) runner.Starter {
+				s := shelltest.Open(t, func(swept func(runner.Swept)) shelltest.Starter {
 					return testKind(cli, Config{KeepDetached: true, Shells: []string{shell}, Swept: swept})
 				}, shelltest.NewTarget(t, container))
 				s.Send(t, `i=0; while [ $i -lt 16 ]; do (`+trap+`; sleep 7782; sleep 7782) & i=$((i+1)); done; echo all$((1+1))`+"\n")
@@ -48,7 +48,7 @@ func TestEndLeavesNoZombies(t *testing.T) {
 			t.Parallel()
 			container := engine.RunContainer(t, "")
 			for _, line := range []string{"sleep 7783", "sleep 7783 & sleep 7784 & echo here$((1+1))", "sleep 7783 | sleep 7784 | sleep 7785", "sh -c 'sleep 7783 & sleep 7784'"} {
-				s := shelltest.Open(t, func(swept func(runner.Swept)) runner.Starter {
+				s := shelltest.Open(t, func(swept func(runner.Swept)) shelltest.Starter {
 					return testKind(cli, Config{KeepDetached: true, Shells: []string{shell}, Swept: swept})
 				}, shelltest.NewTarget(t, container))
 				s.Send(t, line+"\n")
@@ -66,7 +66,7 @@ func TestEndLeavesNoZombies(t *testing.T) {
 // openIn opens a terminal by a kind that has bash.
 func openIn(t *testing.T, cli *client.Client, container string, shells ...string) *shelltest.Session {
 	t.Helper()
-	return shelltest.Open(t, func(swept func(runner.Swept)) runner.Starter {
+	return shelltest.Open(t, func(swept func(runner.Swept)) shelltest.Starter {
 		return testKind(cli, Config{KeepDetached: true, Shells: shells, Swept: swept})
 	}, shelltest.NewTarget(t, container))
 }

@@ -58,7 +58,7 @@ func TestHostileSweeps(t *testing.T) {
 			t.Parallel()
 			p := newPayer(t, cli)
 			hostile, good := engine.RunContainer(t, ""), engine.RunContainer(t, "")
-			honest := shelltest.Open(t, func(func(runner.Swept)) runner.Starter { return p.Kind }, shelltest.NewTarget(t, good))
+			honest := shelltest.Open(t, func(func(runner.Swept)) shelltest.Starter { return p.Kind }, shelltest.NewTarget(t, good))
 			honest.Ready(t, shelltest.Job("bg", "")+" &")
 			var ends []*shelltest.Session
 			for range many {

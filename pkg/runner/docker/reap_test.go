@@ -175,7 +175,7 @@ func (p *payer) paid() []runner.Swept {
 // owe opens a session with a job and closes it when that cannot be done.
 func (p *payer) owe(t *testing.T, container string, before func()) (id string) {
 	t.Helper()
-	s := shelltest.Open(t, func(func(runner.Swept)) runner.Starter { return p.Kind }, shelltest.NewTarget(t, container))
+	s := shelltest.Open(t, func(func(runner.Swept)) shelltest.Starter { return p.Kind }, shelltest.NewTarget(t, container))
 	s.Ready(t, shelltest.Job("bg", "$SIG{HUP}=sub{}")+" &")
 	before()
 	s.Closed = true

@@ -243,8 +243,7 @@ func (t *execTerminal) runSweep(ctx context.Context, shell, user string, args []
 // Reap ends what is left of a session whose gateway is gone: its shell and what belongs to it, in the workspace's
 // container. It is found by the session's marker alone, so that it is done by any gateway on the container's engine.
 //
-// Its error is runner.ErrNotRunning when no container of the workspace runs on this engine: then another engine may have it,
-// and nothing is known. Without an error the session is over: nothing is left that could be ended, or what the container has
+// Its error is runner.ErrUnknown when no container of the workspace runs on this engine: another engine may have it. Without an error the session is over: nothing is left that could be ended, or what the container has
 // made fail is tried again here, and counted if it is given up.
 func (k *Kind) Reap(ctx context.Context, t runner.Target) error {
 	ctx, cancel := context.WithTimeout(ctx, k.cfg.Timing.End)
@@ -255,7 +254,10 @@ func (k *Kind) Reap(ctx context.Context, t runner.Target) error {
 	}
 	container, err := k.findContainer(ctx, t)
 	done()
-	if err != nil {
+	switch {
+	case errors.Is(err, runner.ErrNotRunning):
+		return fmt.Errorf("%w: %w", runner.ErrUnknown, err)
+	case err != nil:
 		return err
 	}
 	term := &execTerminal{kind: k, container: container, session: t.Session, log: t.Log, abandoned: true}

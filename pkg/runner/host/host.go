@@ -64,6 +64,12 @@ func isLocale(variable string) bool {
 	return name == "LANG" || name == "LC_ALL" || name == "LC_CTYPE"
 }
 
+// Reap finds nothing to end: the shells of a gateway that is gone were hung up.
+func (k *Kind) Reap(context.Context, runner.Target) error { return nil }
+
+// Steps are none but the shell itself.
+func (k *Kind) Steps(runner.Target, func(context.Context) error) []runner.Step { return nil }
+
 // hostTerminal is a shell of this machine.
 type hostTerminal struct {
 	*runner.Pty

@@ -18,8 +18,8 @@ const (
 )
 
 // kind returns what shelltest.Open wants: the kind whose shell is a command.
-func kind(tb testing.TB, command string, keepDetached bool) func(func(runner.Swept)) runner.Starter {
-	return func(swept func(runner.Swept)) runner.Starter {
+func kind(tb testing.TB, command string, keepDetached bool) func(func(runner.Swept)) shelltest.Starter {
+	return func(swept func(runner.Swept)) shelltest.Starter {
 		return New(Config{
 			Command: command, Dir: tb.TempDir(), Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/"},
 			KeepDetached: keepDetached, Swept: swept, Timing: shelltest.Timing,

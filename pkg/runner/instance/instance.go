@@ -31,6 +31,8 @@ type Tunnels interface {
 	// Open lets the request's key in and opens a tunnel. Its errors are passed
 	// on as they are. The context bounds the opening alone.
 	Open(context.Context, TunnelRequest) (Tunnel, error)
+	// Steps are those of the way to the instance's sshd. The request has no key.
+	Steps(TunnelRequest) []runner.Step
 }
 
 // TunnelRequest says where a tunnel leads and who will log in. All but Region
@@ -65,6 +67,9 @@ type HostKeys interface {
 	// returns the one that is kept.
 	KeepHostKey(ctx context.Context, instanceID, key string) (string, error)
 }
+
+// Column is the row's column that names the instance.
+const Column = "instance_id"
 
 // What a remote terminal opens.
 const (
@@ -193,7 +198,7 @@ func (k *Kind) request(t runner.Target) (*request, error) {
 	row := t.Attributes
 	r := &request{
 		kind: k, session: t.Session, target: cmp.Or(row["remote_target"], k.cfg.Target), sid: "find", start: "0", log: t.Log,
-		to: destination{row["instance_id"], row["region"], cmp.Or(row["os_user"], k.cfg.OSUser), ""},
+		to: destination{row[Column], row["region"], cmp.Or(row["os_user"], k.cfg.OSUser), ""},
 	}
 	switch {
 	case !instanceForm.MatchString(r.to.instance):
@@ -302,6 +307,44 @@ func (k *Kind) open(ctx context.Context, r *request, size terminal.Size, mode st
 		}
 	}
 	return nil, failed("ssh_sessions", errors.New("the instance's sshd opens no session"))
+}
+
+// endsAlone is when a session is over whose gateway is gone: its shell ends by itself when the connection does, or the lease
+// is over.
+const endsAlone = 10 * time.Minute
+
+// Reap ends nothing: the instance does that by itself, and is given the time.
+func (k *Kind) Reap(_ context.Context, t runner.Target) error {
+	if t.Silent < endsAlone {
+		return fmt.Errorf("%w: its instance ends it by itself", runner.ErrUnknown)
+	}
+	return nil
+}
+
+// Steps go to the instance's sshd, log in, and open a shell.
+func (k *Kind) Steps(t runner.Target, open func(context.Context) error) []runner.Step {
+	r, err := k.request(t)
+	if err != nil {
+		return []runner.Step{{Name: "instance", Run: func(context.Context) (string, error) { return "", err }}}
+	}
+	// opens is the step of the opening to which only some failures belong.
+	opens := func(found string, isMine func(err error) bool) func(context.Context) (string, error) {
+		return func(ctx context.Context) (string, error) {
+			if err := open(ctx); err != nil && isMine(err) {
+				return "", err
+			}
+			return found, nil
+		}
+	}
+	ofContainer := func(err error) bool { return errors.Is(err, runner.ErrNotRunning) || runner.StepOf(err) == "docker" }
+	steps := append(k.cfg.Tunnels.Steps(TunnelRequest{InstanceID: r.to.instance, Region: r.to.region, OSUser: r.to.user}), runner.Step{
+		Name: "login", Fix: fixes["pty"],
+		Run: opens("as "+r.to.user, func(err error) bool { return !ofContainer(err) && runner.StepOf(err) != "shell" }),
+	})
+	if r.target == TargetContainer {
+		steps = append(steps, runner.Step{Name: "container", Run: opens("runs", ofContainer)})
+	}
+	return steps
 }
 
 //go:embed remote.sh

@@ -206,7 +206,7 @@ func TestRemoteEnds(t *testing.T) {
 		} {
 			t.Run(name+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
-				s := shelltest.Open(t, func(swept func(runner.Swept)) runner.Starter {
+				s := shelltest.Open(t, func(swept func(runner.Swept)) shelltest.Starter {
 					return i.remote(t, Config{Swept: swept}, func(cfg *Config) { cfg.KeepDetached = !c.all })
 				}, target(t))
 				t.Cleanup(func() { shelltest.KillLiving(t, s.ID) })

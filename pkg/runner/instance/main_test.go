@@ -122,6 +122,8 @@ func (i *instance) Open(ctx context.Context, r TunnelRequest) (Tunnel, error) {
 	return t, nil
 }
 
+func (i *instance) Steps(TunnelRequest) []runner.Step { return nil }
+
 // opened counts the tunnels so far.
 func (i *instance) opened() int {
 	i.mu.Lock()

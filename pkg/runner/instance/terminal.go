@@ -83,7 +83,10 @@ func (t *sshTerminal) handshake() (began bool, err error) {
 		n, err := t.Pty.Read(buf)
 		got = append(got, buf[:n]...)
 		if m := toldPlace.FindSubmatch(got); m != nil {
-			t.request.container, began = string(m[1]), true
+			began = true
+			if t.request.target == TargetContainer {
+				t.request.container = string(m[1])
+			}
 		}
 		if began {
 			sid, start, rest, ok, malformed := runner.Opened(got)
