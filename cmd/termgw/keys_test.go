@@ -251,3 +251,23 @@ func TestKeyFileFails(t *testing.T) {
 	eventually(t, "not ready", func() bool { return !ready() })
 	wantNoKeys()
 }
+
+// A configuration that refuses every ticket is told by the log, for each ticket, and counted.
+func TestWrongIssuerIsTold(t *testing.T) {
+	t.Parallel()
+	p := &platform{}
+	p.makeKey(t)
+	for variable, reason := range map[string]string{
+		"TERMGW_TICKET_ISSUER=https://another.example": `iss is not \"https://another.example\"`,
+		"TERMGW_TICKET_AUDIENCE=another":               `aud does not name \"another\"`,
+	} {
+		g := p.serve(t, "TERMGW_WORKSPACES_FILE="+workspacesFile(t), variable)
+		if m, closed := g.told(t, "ws", p.ticket(t, "ws")); closed != 4401 || m.Code != "ticket_invalid" || strings.Contains(m.Message+m.Detail, "another") {
+			t.Errorf("told %+v, closed with %d", m, closed)
+		}
+		eventually(t, "the log says why", func() bool { return strings.Contains(g.log.String(), reason) })
+		if n := g.metric(t, fmt.Sprintf(rejections, "ticket_invalid")); n != 1 {
+			t.Errorf("%v tickets are counted as refused", n)
+		}
+	}
+}

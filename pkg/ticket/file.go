@@ -34,7 +34,7 @@ func openFile(config KeysConfig) (*file, error) {
 		now:     config.Now,
 		checked: config.Now(),
 		current: config.Now(),
-		log:     complaints{logger: config.Logger, location: config.Location},
+		log:     complaints{logger: config.Logger, location: config.Location, now: config.Now},
 	}
 	info, err := os.Stat(f.path)
 	if err != nil {

@@ -154,22 +154,29 @@ func (s static) read(context.Context)    {}
 func (s static) run(ctx context.Context) { <-ctx.Done() }
 func (s static) age() time.Duration      { return 0 }
 
+// sameFault is how long other words for a fault are no news: those of a broken
+// connection have its port, which is another at each try.
+const sameFault = time.Minute
+
 // complaints logs what becomes of a set: each change of its keys, and a lasting
 // fault once, not at every try.
 type complaints struct {
 	logger   *slog.Logger
 	location string
+	now      func() time.Time
 	fault    string // the last one logged; empty: none since the set was last read
+	at       time.Time
 
 	loadedOnce bool
 	ids, notes []string // of the set that was logged last
 }
 
 func (c *complaints) failed(err error) {
-	if c.fault == err.Error() {
+	now := c.now()
+	if c.fault == err.Error() || c.fault != "" && now.Sub(c.at) < sameFault {
 		return
 	}
-	c.fault = err.Error()
+	c.fault, c.at = err.Error(), now
 	message := "ticket keys not refreshed, the last good ones stay"
 	if !c.loadedOnce {
 		message = "no ticket keys yet"

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -281,6 +282,41 @@ func TestKeysAreLoggedWhenTheyChange(t *testing.T) {
 	if !strings.Contains(log.String(), first.KeyID) || !strings.Contains(log.String(), second.KeyID) {
 		t.Errorf("the log does not name the keys:\n%s", log.String())
 	}
+}
+
+// A lasting fault is logged once, though its words have another port at each try.
+func TestOneFaultIsLoggedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var (
+			fetches atomic.Int64
+			log     logs
+		)
+		keys, err := ticket.OpenKeys(ticket.KeysConfig{
+			Location: "https://platform.example/jwks",
+			Logger:   log.logger(),
+			Client: &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+				return nil, fmt.Errorf("read tcp 192.0.2.1:%d->192.0.2.2:443: connection reset by peer", 40000+fetches.Add(1))
+			})},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- keys.Run(ctx) }()
+		for minutes := range 3 {
+			time.Sleep(59 * time.Second) // of the bubble's clock
+			synctest.Wait()
+			if n := strings.Count(log.String(), "connection reset"); n != minutes+1 || fetches.Load() < 6 {
+				t.Errorf("%d lines in %d minutes of %d fetches", n, minutes+1, fetches.Load())
+			}
+			time.Sleep(time.Second)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
 }
 
 // A gateway that is not ready gets no tickets, so Run alone has to find out soon that there is a key now.

@@ -54,7 +54,7 @@ func newRemote(config KeysConfig, location *url.URL) *remote {
 		now:      config.Now,
 		misses:   rate.NewLimiter(rate.Every(missEvery), missBurst),
 		turn:     make(chan struct{}, 1),
-		log:      complaints{logger: config.Logger, location: withoutSecrets(location)},
+		log:      complaints{logger: config.Logger, location: withoutSecrets(location), now: config.Now},
 		fault:    errors.New("not fetched yet"),
 		current:  config.Now(),
 	}
