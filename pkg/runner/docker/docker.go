@@ -73,13 +73,13 @@ func (k *Kind) Ping(ctx context.Context) error {
 }
 
 // Steps ask the engine and open a shell.
-func (k *Kind) Steps(_ runner.Target, open func(context.Context) error) []runner.Step {
+func (k *Kind) Steps(t runner.Target, open func(context.Context) error) []runner.Step {
 	return []runner.Step{
 		{Name: "docker", Run: func(ctx context.Context) (string, error) { return "answers", k.Ping(ctx) }},
 		{Name: "container", Run: func(ctx context.Context) (string, error) {
 			err := open(ctx)
 			if step := runner.StepOf(err); err == nil || step == "shell" {
-				return "runs", nil
+				return "runs" + k.aboutInit(ctx, t), nil
 			}
 			if running, listErr := k.Containers(ctx); listErr == nil && errors.Is(err, runner.ErrNotRunning) {
 				names := make([]string, len(running))
@@ -91,6 +91,41 @@ func (k *Kind) Steps(_ runner.Target, open func(context.Context) error) []runner
 			return "", err
 		}},
 	}
+}
+
+// lookAtInit says how many zombies process 1 has not reaped, whether it does
+// anything about its children's ends (it ignores, blocks or catches SIGCHLD, bit 16),
+// and what it is.
+const lookAtInit = `zombies=0 heeds=0
+for stat in /proc/[0-9]*/stat; do
+	read -r line <"$stat" || continue
+	case ${line##*) } in "Z 1 "*) zombies=$((zombies + 1)) ;; esac
+done
+while read -r key mask; do
+	case $key$mask in Sig[BIC]*:*[13579bdf]????) heeds=1 ;; esac
+done </proc/1/status
+read -r name </proc/1/comm
+echo "$zombies $heeds $name"`
+
+// aboutInit warns of a container whose first process reaps nothing: what its
+// programs orphan stays as zombies, until it can start no further process.
+func (k *Kind) aboutInit(ctx context.Context, t runner.Target) string {
+	id, err := k.findContainer(ctx, t)
+	if err != nil {
+		return ""
+	}
+	term := &execTerminal{kind: k, container: id}
+	for _, shell := range term.sweepShells() {
+		said, err := term.runSweep(ctx, shell, "", lookAtInit, nil)
+		if errors.Is(err, errNoShell) {
+			continue
+		}
+		if words := strings.Fields(said); err == nil && len(words) > 2 && (words[0] != "0" || words[1] == "0") {
+			return fmt.Sprintf("; its first process, %.20q, leaves zombies (%.7s now): start the container with --init", words[2], words[0])
+		}
+		break
+	}
+	return ""
 }
 
 // fixes tell an operator what to do, by the step that failed.

@@ -550,3 +550,14 @@ func (c *cancelOnStart) Write(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// A key in a container takes the same way as in a pty.
+func TestNoGoroutineAKey(t *testing.T) {
+	engine := env.Docker(t)
+	kind := testKind(engine.Client(t), Config{KeepDetached: true, Shells: []string{"/bin/sh"}})
+	term, err := kind.Start(t.Context(), shelltest.NewTarget(t, engine.RunContainer(t, "")), shelltest.DefaultSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shelltest.WantNoGoroutineAKey(t, term)
+}

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -60,6 +61,25 @@ func TestEndLeavesNoZombies(t *testing.T) {
 				t.Errorf("%s zombies: %s", strings.TrimSpace(zombies), engine.Exec(t, container, "sh", "-c", `grep -h "^Name\|^State\|^PPid" $(grep -l "^State:.Z" /proc/[0-9]*/status)`))
 			}
 		})
+	}
+}
+
+// doctor's step tells of a first process that leaves zombies.
+func TestStepsTellOfInit(t *testing.T) {
+	t.Parallel()
+	engine := env.Docker(t)
+	k := testKind(engine.Client(t), Config{KeepDetached: true, Shells: []string{"/bin/sh"}})
+	reaps := engine.RunContainerWith(t, "", func(c *client.ContainerCreateOptions) {
+		c.Config.Cmd = []string{"/bin/sh", "-c", "trap : CHLD; while :; do sleep 1 & wait; done"}
+	})
+	for container, want := range map[string]string{
+		engine.RunContainer(t, ""): `runs; its first process, "sleep", leaves zombies (0 now): start the container with --init`,
+		reaps:                      "runs",
+	} {
+		steps := k.Steps(shelltest.NewTarget(t, container), func(context.Context) error { return nil })
+		if found, err := steps[1].Run(t.Context()); found != want || err != nil {
+			t.Errorf("told %q, %v", found, err)
+		}
 	}
 }
 

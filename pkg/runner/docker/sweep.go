@@ -160,7 +160,7 @@ func (t *execTerminal) sweep(ctx context.Context, user string, keepDetached, yie
 	var said string
 	err := errNoShell
 	for _, shell := range t.sweepShells() {
-		if said, err = t.runSweep(ctx, shell, user, args); !errors.Is(err, errNoShell) {
+		if said, err = t.runSweep(ctx, shell, user, runner.SweepScript, args); !errors.Is(err, errNoShell) {
 			break
 		}
 	}
@@ -187,7 +187,7 @@ func (t *execTerminal) sweepShells() (shells []string) {
 	return shells
 }
 
-// runSweep runs sweep.sh in the container and returns what it says, on one line.
+// runSweep runs sweep.sh, or another script, in the container and returns what it says, on one line.
 // A shell that is not there is errNoShell, and so is one that the engine could not
 // run just then: the exit codes are the same.
 //
@@ -196,7 +196,7 @@ func (t *execTerminal) sweepShells() (shells []string) {
 //
 // Nothing ends a sweep that hangs: no engine ends an exec, or a program that prints
 // without end when nobody listens. So no other is started while one does.
-func (t *execTerminal) runSweep(ctx context.Context, shell, user string, args []string) (said string, err error) {
+func (t *execTerminal) runSweep(ctx context.Context, shell, user, script string, args []string) (said string, err error) {
 	k := t.kind
 	if k.sweepHangs(ctx, t.container) {
 		return "", errHung
@@ -204,7 +204,7 @@ func (t *execTerminal) runSweep(ctx context.Context, shell, user string, args []
 	exec, err := k.cli.ExecCreate(ctx, t.container, client.ExecCreateOptions{
 		User: user, AttachStdout: true, AttachStderr: true, WorkingDir: "/",
 		Env: []string{"BASH_ENV=", "ENV=", "LD_PRELOAD="},
-		Cmd: runner.ShellCommand(shell, runner.SweepScript, append([]string{"termgw-sweep"}, args...)...),
+		Cmd: runner.ShellCommand(shell, script, append([]string{"termgw-sweep"}, args...)...),
 	})
 	if err != nil {
 		err = fmt.Errorf("sweeping: %w", err)
@@ -273,7 +273,7 @@ func (t *execTerminal) findShell(ctx context.Context) error {
 	t.pid, t.start = "", ""
 	for _, shell := range t.sweepShells() {
 		for _, user := range []string{"", "0"} {
-			said, err := t.runSweep(ctx, shell, user, runner.FindArgs(t.session))
+			said, err := t.runSweep(ctx, shell, user, runner.SweepScript, runner.FindArgs(t.session))
 			if errors.Is(err, errNoShell) {
 				break
 			}

@@ -40,6 +40,14 @@ func TestShellThatIsNotThere(t *testing.T) {
 	}
 }
 
+func TestNoGoroutineAKey(t *testing.T) {
+	term, err := New(Config{Command: "exec sh"}).Start(t.Context(), shelltest.NewTarget(t, ""), shelltest.DefaultSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shelltest.WantNoGoroutineAKey(t, term)
+}
+
 // TestExitNamesTheSignal: unlike Docker, a pidfd tells a shell's own exit
 // code from a signal.
 func TestExitNamesTheSignal(t *testing.T) {
