@@ -80,7 +80,7 @@ func exposed(t *testing.T) series {
 	return found
 }
 
-// readSource takes in what a file makes by prometheus.NewGaugeVec and so on.
+// readSource takes in what a file makes by prometheus.NewGaugeVec, promauto.With(…).NewGaugeVec and so on.
 func (s series) readSource(file *ast.File) {
 	ast.Inspect(file, func(n ast.Node) bool {
 		call, ok := n.(*ast.CallExpr)
@@ -89,9 +89,6 @@ func (s series) readSource(file *ast.File) {
 		}
 		maker, ok := call.Fun.(*ast.SelectorExpr)
 		if !ok || !strings.HasPrefix(maker.Sel.Name, "New") {
-			return true
-		}
-		if pkg, ok := maker.X.(*ast.Ident); !ok || pkg.Name != "prometheus" {
 			return true
 		}
 		name := ""
