@@ -135,7 +135,7 @@ func TestDoctorDatabaseDown(t *testing.T) {
 	database := testenv.StartPostgres(t)
 	p.useDatabase(t, database.NewDatabase(t))
 	database.Stop(t)
-	p.diagnose(t, "ws", "DOCKER_HOST=unix:///none.sock").want(t, "configuration", "database", "connection refused")
+	p.diagnose(t, "ws", "DOCKER_HOST=unix:///none.sock").want(t, "configuration keys", "database", "connection refused")
 }
 
 func TestDoctorWithoutDatabase(t *testing.T) {
