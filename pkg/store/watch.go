@@ -11,6 +11,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lib/pq"
@@ -257,6 +258,9 @@ func wake(c chan<- struct{}) {
 
 func (e *ear) event(event pq.ListenerEventType, err error) {
 	e.watch.event(event, err)
+	if event == pq.ListenerEventConnected || event == pq.ListenerEventReconnected {
+		e.dialer.connected()
+	}
 	wake(e.again)
 }
 
@@ -477,10 +481,10 @@ func (r *orderReader) tellUnreadable(id int64, err error) {
 // as long as TCP does, and Close would wait for it.
 type listenDialer struct {
 	ctx     context.Context
-	timeout time.Duration // of each host
+	timeout time.Duration // of each host, until it has taken the connection
 
 	mu   sync.Mutex
-	last net.Conn
+	last *listenSocket
 }
 
 func (d *listenDialer) DialContext(_ context.Context, network, address string) (net.Conn, error) {
@@ -491,8 +495,17 @@ func (d *listenDialer) DialContext(_ context.Context, network, address string) (
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.last = nc
-	return &listenSocket{Conn: nc, forget: context.AfterFunc(d.ctx, func() { _ = nc.Close() })}, nil
+	d.last = &listenSocket{Conn: nc, forget: context.AfterFunc(d.ctx, func() { _ = nc.Close() })}
+	d.last.patience.Store(int64(d.timeout))
+	return d.last, nil
+}
+
+// connected has the last socket wait as long as the listener's signs of life are apart.
+func (d *listenDialer) connected() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.last.patience.Store(int64(watchStale))
+	_ = d.last.SetReadDeadline(time.Now().Add(watchStale)) // of the read that waits; if it fails, that read fails too
 }
 
 // hangUp ends the connection, so that the listener makes another.
@@ -500,7 +513,7 @@ func (d *listenDialer) hangUp() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.last != nil {
-		_ = d.last.Close()
+		_ = d.last.Conn.Close()
 	}
 }
 
@@ -515,12 +528,13 @@ func (d *listenDialer) DialTimeout(network, address string, _ time.Duration) (ne
 
 type listenSocket struct {
 	net.Conn
-	forget func() bool
+	forget   func() bool
+	patience atomic.Int64 // a time.Duration
 }
 
-// Read gives up when the answers to several pings are missing.
+// Read gives up when the host does not answer, later when the answers to several pings are missing.
 func (s *listenSocket) Read(p []byte) (int, error) {
-	if err := s.SetReadDeadline(time.Now().Add(watchStale)); err != nil {
+	if err := s.SetReadDeadline(time.Now().Add(time.Duration(s.patience.Load()))); err != nil {
 		return 0, err
 	}
 	return s.Conn.Read(p)
