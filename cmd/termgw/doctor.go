@@ -204,10 +204,10 @@ func (d *doctor) row(ctx context.Context) (string, error) {
 	d.workspace = w
 	d.closers = append(d.closers, d.finish)
 	places, _, closePlaces, err := d.cfg.OpenPlaces(ctx, d.store, nil, nil)
+	d.closers = append(d.closers, closePlaces)
 	if err != nil {
 		return "", err
 	}
-	d.closers = append(d.closers, closePlaces)
 	d.place = places.Of(w.Attributes)
 	found := d.place.Name
 	if w.ID != d.id {

@@ -55,6 +55,9 @@ func TestAnotherKindOfPlace(t *testing.T) {
 	if r := p.lastRow(t, "shelly"); r.reason != "exit" {
 		t.Errorf("the audit trail says %+v", r)
 	}
+	if status, out, said := p.operate(t, nil, "sessions", "list", "--all", "--json"); status != 0 || !strings.Contains(out, `"target":"shell"`) {
+		t.Errorf("sessions list says %q %s", out, said)
+	}
 	if got := g.metric(t, `termgw_sessions_total{code="exit",target="shell"}`); got != 1 {
 		t.Errorf("%v are counted", got)
 	}

@@ -96,7 +96,7 @@ type sessionJSON struct {
 	Workspace string     `json:"workspace"`
 	Subject   string     `json:"subject"`
 	Mode      string     `json:"mode"`
-	Target    string     `json:"target"` // local or remote
+	Target    string     `json:"target"` // the kind of place
 	Instance  string     `json:"instance,omitempty"`
 	Replica   string     `json:"replica"`
 	Client    string     `json:"client"`
@@ -115,7 +115,7 @@ func sessionsJSON(out io.Writer, list []store.Record) error {
 	for _, r := range list {
 		line := sessionJSON{
 			Session: r.ID, Workspace: r.WorkspaceID, Subject: r.Subject, Mode: string(r.Mode),
-			Target: targetOf(r.InstanceID), Instance: r.InstanceID, Replica: r.Replica, Client: r.ClientAddr,
+			Target: targetOf(r), Instance: r.InstanceID, Replica: r.Replica, Client: r.ClientAddr,
 			Started: r.Started.UTC(), LastSeen: r.LastSeen.UTC(),
 			Reason: r.Reason, ExitCode: r.ExitCode,
 		}
@@ -154,7 +154,7 @@ func sessionsTable(out io.Writer, list []store.Record, all bool) error {
 	}
 	line(head...)
 	for _, r := range list {
-		target := targetOf(r.InstanceID)
+		target := targetOf(r)
 		if r.InstanceID != "" {
 			target = r.InstanceID
 		}
@@ -167,11 +167,15 @@ func sessionsTable(out io.Writer, list []store.Record, all bool) error {
 	return table.Flush()
 }
 
-func targetOf(instanceID string) string {
-	if instanceID == "" {
-		return "local"
+// targetOf is the name of the session's kind of place. Before 0007_kinds.sql there were two, and no note of them.
+func targetOf(r store.Record) string {
+	switch {
+	case r.Kind != "":
+		return r.Kind
+	case r.InstanceID != "":
+		return "remote"
 	}
-	return "remote"
+	return "local"
 }
 
 func moment(t time.Time) string {

@@ -89,8 +89,15 @@ func (c *Config) OpenStore(ctx context.Context) (Store, error) {
 	case c.DatabaseURL == "" && c.WorkspacesFile == "":
 		return nil, nil
 	case c.DatabaseURL != "":
+		var kinds []store.Kind
+		for _, p := range c.Places {
+			kinds = append(kinds, store.Kind{Name: p.Name, Column: p.Column})
+		}
+		for _, own := range c.ownPlaces() {
+			kinds = append(kinds, store.Kind{Name: own.name, Column: own.column})
+		}
 		shared, err := store.OpenPostgres(store.PostgresConfig{
-			URL: c.DatabaseURL, WorkspaceQuery: c.WorkspaceQuery, Limits: c.Limits, Logger: c.Log,
+			URL: c.DatabaseURL, WorkspaceQuery: c.WorkspaceQuery, Limits: c.Limits, Logger: c.Log, Kinds: kinds,
 		})
 		if err != nil {
 			return nil, fmt.Errorf("TERMGW_DATABASE_URL, TERMGW_WORKSPACE_QUERY: %w", err)
@@ -113,28 +120,60 @@ func (c *Config) OpenStore(ctx context.Context) (Store, error) {
 	return store.NewMemory(store.MemoryConfig{Lookup: store.LookupIn(workspaces), Since: since, Limits: c.Limits}), nil
 }
 
-// OpenPlaces opens the kinds of place in which workspaces live, after those that Places
-// has. ping asks the Docker engine; close closes what was opened. swept and reg may be nil.
-func (c *Config) OpenPlaces(ctx context.Context, shared tunnelStore, swept func(runner.Swept), reg prometheus.Registerer) (places runner.Places, ping func(context.Context) error, closeAll func() error, err error) {
-	local, err := docker.Open(docker.Config{Shells: c.Shells, KeepDetached: c.KeepDetached, Swept: swept, Timing: c.Timing})
-	if err != nil {
-		return nil, nil, nil, err
+// ownPlaces are the kinds of place that OpenPlaces opens, by their names and the rows
+// that are of them.
+func (c *Config) ownPlaces() []ownPlace {
+	return []ownPlace{
+		{"remote", instance.Column, c.openInstances},
+		{"local", "", c.openContainers},
 	}
-	closeAll = local.Close
-	var remote runner.Place
-	if k, err := c.openInstances(ctx, shared, swept, reg); err != nil {
-		c.Log.Warn("no terminals on instances", "err", err)
-		remote = runner.Absent("remote", instance.Column, err)
-	} else {
-		remote = runner.Place{Name: "remote", Column: instance.Column, Kind: k}
-		closeAll = func() error {
-			var all errgroup.Group // at the same time: each may try ends once more
-			all.Go(k.Close)
-			all.Go(local.Close)
-			return all.Wait()
+}
+
+type ownPlace struct {
+	name, column string
+	open         func(context.Context, placeParts) (kind runner.Kind, closeKind func() error, err error)
+}
+
+// placeParts are parts of the gateway that a kind may need. The last two may be nil.
+type placeParts struct {
+	shared tunnelStore
+	swept  func(runner.Swept)
+	reg    prometheus.Registerer
+}
+
+// OpenPlaces opens the kinds of place in which workspaces live, after those that Places
+// has. ping asks the Docker engine; closeAll closes what was opened. swept and reg may
+// be nil.
+func (c *Config) OpenPlaces(ctx context.Context, shared tunnelStore, swept func(runner.Swept), reg prometheus.Registerer) (places runner.Places, ping func(context.Context) error, closeAll func() error, err error) {
+	places = slices.Clone(c.Places)
+	var closers []func() error
+	closeAll = func() error {
+		var all errgroup.Group // at the same time: each may try ends once more
+		for _, c := range closers {
+			all.Go(c)
+		}
+		return all.Wait()
+	}
+	for _, own := range c.ownPlaces() {
+		kind, closeKind, openErr := own.open(ctx, placeParts{shared, swept, reg})
+		if openErr != nil {
+			err = errors.Join(err, openErr)
+			continue
+		}
+		places, closers = append(places, runner.Place{Name: own.name, Column: own.column, Kind: kind}), append(closers, closeKind)
+		if engine, ok := kind.(*docker.Kind); ok {
+			ping = engine.Ping
 		}
 	}
-	return append(slices.Clone(c.Places), remote, runner.Place{Name: "local", Kind: local}), local.Ping, closeAll, nil
+	return places, ping, closeAll, err
+}
+
+func (c *Config) openContainers(_ context.Context, parts placeParts) (runner.Kind, func() error, error) {
+	k, err := docker.Open(docker.Config{Shells: c.Shells, KeepDetached: c.KeepDetached, Swept: parts.swept, Timing: c.Timing})
+	if err != nil {
+		return nil, nil, err
+	}
+	return k, k.Close, nil
 }
 
 // gateway is a Config with the parts that were opened by it.
@@ -192,9 +231,7 @@ func (g *gateway) open(ctx context.Context) error {
 	}
 	swept := orphanCounter(g.reg)
 	places, ping, closePlaces, placesErr := g.OpenPlaces(ctx, sessions, swept, g.reg)
-	if closePlaces != nil {
-		g.closers = append(g.closers, closePlaces)
-	}
+	g.closers = append(g.closers, closePlaces)
 	if err := errors.Join(g.Faults, limitErr, keysErr, storeErr, placesErr); err != nil {
 		return err
 	}

@@ -55,9 +55,18 @@ func tunnelGauge(reg prometheus.Registerer) *prometheus.GaugeVec {
 	}, []string{"endpoint"})
 }
 
-// openInstances returns the kind of place that is an instance, without a request to AWS:
-// a gateway without such workspaces needs no credentials.
-func (c *Config) openInstances(ctx context.Context, shared tunnelStore, swept func(runner.Swept), reg prometheus.Registerer) (*instance.Kind, error) {
+// openInstances opens the kind of place that is an instance, without a request to AWS: a
+// gateway without such workspaces needs no credentials, nor OpenSSH.
+func (c *Config) openInstances(ctx context.Context, parts placeParts) (runner.Kind, func() error, error) {
+	k, err := c.openInstanceKind(ctx, parts)
+	if err != nil {
+		c.Log.Warn("no terminals on instances", "err", err)
+		return runner.Absent("remote", err), func() error { return nil }, nil
+	}
+	return k, k.Close, nil
+}
+
+func (c *Config) openInstanceKind(ctx context.Context, parts placeParts) (*instance.Kind, error) {
 	sdk, err := awsconfig.LoadDefaultConfig(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("the AWS configuration: %w", err)
@@ -65,10 +74,10 @@ func (c *Config) openInstances(ctx context.Context, shared tunnelStore, swept fu
 	return instance.Open(instance.Config{
 		Tunnels: &tunnels{
 			aws:    eice.New(eice.Config{AWS: sdk, EndpointID: c.EICEEndpointID, Environ: c.Environ}),
-			shared: shared, replica: c.Replica, cli: c.EICETunnel == "aws-cli", open: tunnelGauge(reg), log: c.Log,
+			shared: parts.shared, replica: c.Replica, cli: c.EICETunnel == "aws-cli", open: tunnelGauge(parts.reg), log: c.Log,
 		},
-		HostKeys: shared, OSUser: c.EICEOSUser, Target: c.RemoteTarget,
-		Shells: c.Shells, KeepDetached: c.KeepDetached, Swept: swept, Timing: c.Timing,
+		HostKeys: parts.shared, OSUser: c.EICEOSUser, Target: c.RemoteTarget,
+		Shells: c.Shells, KeepDetached: c.KeepDetached, Swept: parts.swept, Timing: c.Timing,
 	})
 }
 

@@ -118,7 +118,7 @@ func TestInstanceDecidesTarget(t *testing.T) {
 		p.rest()
 	}
 
-	g = open(t, func(c *Config) { c.Places[0] = runner.Absent("remote", "instance_id", errors.New("no ssh")) })
+	g = open(t, func(c *Config) { c.Places[0].Kind = runner.Absent("remote", errors.New("no ssh")) })
 	f := g.ask(t, requestFor("far", g.ticket("far"), v1)).rest()
 	if f.code != 4502 || len(f.text) != 1 || !strings.Contains(f.text[0], `"detail":"remote","docs":"docs/infra/workspace-terminal.md"`) {
 		t.Errorf("without a remote runner: %+v", f)

@@ -53,7 +53,7 @@ func (p Places) Of(columns map[string]string) Place {
 			return place
 		}
 	}
-	return Absent("none", "", errors.New("no kind of place takes the row"))
+	return Place{Name: "none", Kind: Absent("none", errors.New("no kind of place takes the row"))}
 }
 
 // Columns are the columns by which rows are told apart.
@@ -70,9 +70,9 @@ func (p Places) Columns() (columns []string) {
 // workspace's kind of place.
 var ErrAbsent = errors.New("this gateway is not set up for the workspace's kind of place")
 
-// Absent is a place of a kind that could not be opened.
-func Absent(name, column string, err error) Place {
-	return Place{name, column, absent{&Failure{Step: name, Err: fmt.Errorf("%w: %w", ErrAbsent, err)}}}
+// Absent is a kind that could not be opened, with the step that its failures name.
+func Absent(step string, err error) Kind {
+	return absent{&Failure{Step: step, Err: fmt.Errorf("%w: %w", ErrAbsent, err)}}
 }
 
 type absent struct{ err error }

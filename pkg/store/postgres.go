@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"database/sql"
 	"database/sql/driver"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,6 +29,8 @@ type PostgresConfig struct {
 	// container, region, os_user, host_key and remote_target. NULL is read as empty. The id is the row's own, whatever
 	// spelling of it $1 is, and the query must find the row by it. Default: DefaultWorkspaceQuery.
 	WorkspaceQuery string
+	// Kinds are the kinds of place, for the audit trail. Their order counts.
+	Kinds []Kind
 	// Timeout bounds every call, from the wait for a connection to the answer. Default: 5 s.
 	Timeout time.Duration
 	// MaxConns bounds the pool; Watch has one connection more. Default: 10.
@@ -65,6 +68,7 @@ type Postgres struct {
 	url          string
 	timeout      time.Duration
 	limits       Limits
+	kinds        string // in JSON, for kindSQL
 	now          func() time.Time
 	redeem, ping string
 	lookup       string
@@ -120,12 +124,17 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 	db.SetMaxOpenConns(c.MaxConns)
 	db.SetMaxIdleConns(c.MaxConns)
 	db.SetConnMaxLifetime(connLifetime)
+	kinds, err := json.Marshal(append([]Kind{}, c.Kinds...))
+	if err != nil {
+		return nil, err
+	}
 	return &Postgres{
 		db:       db,
 		conns:    make(chan struct{}, c.MaxConns),
 		url:      url,
 		timeout:  c.Timeout,
 		limits:   c.Limits,
+		kinds:    string(kinds),
 		now:      c.Now,
 		redeem:   operators + fmt.Sprintf(redeemSQL, foundSQL, true),
 		ping:     operators + fmt.Sprintf(redeemSQL, probeSQL, false),
@@ -172,7 +181,7 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 	defer p.sessions.drop(e)
 	err := p.one(ctx, p.redeem, []any{
 		id, issuer, jti, attempt, claims.Expires, id, claims.IssuedAt, subject, session, string(claims.Mode), replica, src,
-		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), silence, server,
+		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), silence, server, p.kinds,
 	}, &complete, new(any), &spent, &rows, &fits, &revoked, &over, &opened, &started,
 		&w.ID, attributes{&w})
 	switch {
@@ -222,7 +231,7 @@ func (p *Postgres) Ping(ctx context.Context) error {
 		"",
 		time.Time{},
 		"", "", "", "", "",
-		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), 0.0, "",
+		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), 0.0, "", "[]",
 	}, func(rows *sql.Rows) error {
 		columns, err := rows.Columns()
 		if err != nil {

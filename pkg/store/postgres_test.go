@@ -929,3 +929,23 @@ func BenchmarkRedeem(b *testing.B) {
 		}
 	}
 }
+
+// The audit trail has the kind of place by the columns that the row has, as Workspace.Attributes does.
+func TestKindsAreNoted(t *testing.T) {
+	t.Parallel()
+	p := open(t, PostgresConfig{
+		URL: database(t, `CREATE TABLE workspaces (id text PRIMARY KEY, name text, instance_id text, pod text);
+			INSERT INTO workspaces VALUES ('both', '', 'i-1', 'p'), ('far', '', 'i-1', ''), ('long', '', NULL, repeat('x', 1025)), ('none', '', NULL, NULL)`),
+		WorkspaceQuery: `SELECT * FROM workspaces WHERE id = $1`,
+		Kinds:          []Kind{{"pod", "pod"}, {"remote", "instance_id"}, {"local", ""}},
+	})
+	for id, want := range map[string]string{"both": "pod", "far": "remote", "long": "local", "none": "local"} {
+		if _, err := p.Redeem(t.Context(), claims("t-"+id, id), session("s-"+id)); err != nil {
+			t.Fatal(err)
+		}
+		list, err := p.Sessions(t.Context(), SessionFilter{SessionID: "s-" + id})
+		if err != nil || len(list) != 1 || list[0].Kind != want {
+			t.Errorf("%s: %+v, %v, want %s", id, list, err, want)
+		}
+	}
+}

@@ -67,8 +67,8 @@ const redeemSQL = `found AS (
     THEN termgw.over_limit($9::text, id, $8::text, $13::integer, $14::integer, $15::double precision + ` + strangeSQL + `) END AS over
   FROM verdict
 ), opened AS (
-  INSERT INTO termgw.sessions AS s (id, workspace_id, subject, issuer, jti, mode, instance_id, replica, client_addr)
-  SELECT $9::text, judged.id, $8::text, $2::text, $3::text, $10::text, COALESCE(j->>'instance_id', ''), $11::text, $12::text
+  INSERT INTO termgw.sessions AS s (id, workspace_id, subject, issuer, jti, mode, instance_id, kind, replica, client_addr)
+  SELECT $9::text, judged.id, $8::text, $2::text, $3::text, $10::text, COALESCE(j->>'instance_id', ''), ` + kindSQL + `, $11::text, $12::text
   FROM judged WHERE first AND n = 1 AND complete AND fits AND NOT revoked AND over IS NULL
   ON CONFLICT (id) DO UPDATE SET id = s.id WHERE s.issuer = excluded.issuer AND s.jti = excluded.jti
   RETURNING true
@@ -76,6 +76,10 @@ const redeemSQL = `found AS (
 SELECT complete, COALESCE(j ? 'id', true), first, n, fits, revoked, COALESCE(over, ''), EXISTS (SELECT FROM opened), now(), id,
   ` + attributesSQL + `
 FROM judged`
+
+// kindSQL is the name of the first of the kinds, $17, whose column the row has, or that takes any.
+const kindSQL = `COALESCE((SELECT kind->>'Name' FROM jsonb_array_elements($17::jsonb) WITH ORDINALITY AS kinds(kind, n)
+    WHERE kind->>'Column' = '' OR ` + attributesSQL + `::jsonb ? (kind->>'Column') ORDER BY n LIMIT 1), '')`
 
 // attributesSQL is a row's columns as Workspace.Attributes has them. Of those that termgw does not know, which may be anything in
 // the operator's tables, the long ones are left out.

@@ -12,7 +12,8 @@ import (
 type Record struct {
 	ID, WorkspaceID, Subject string
 	Mode                     ticket.Mode
-	InstanceID               string // empty: local
+	Kind                     string // of place; empty in rows of gateways that did not note it
+	InstanceID               string // empty: on none
 	Replica, ClientAddr      string
 	Started, LastSeen        time.Time
 
@@ -44,7 +45,7 @@ func (f SessionFilter) limit() int {
 }
 
 // Times are read within the years that Go and JSON know: a row from before 0004_bounds.sql must not hide the others.
-const sessionColumns = `SELECT id, workspace_id, subject, mode, instance_id, replica, client_addr,
+const sessionColumns = `SELECT id, workspace_id, subject, mode, kind, instance_id, replica, client_addr,
   greatest(least(started_at, '9999-12-31Z'), '1970-01-01Z'), greatest(least(last_seen_at, '9999-12-31Z'), '1970-01-01Z'),
   CASE WHEN ended_at IS NOT NULL THEN greatest(least(ended_at, '9999-12-31Z'), '1970-01-01Z') END,
   COALESCE(end_reason, ''), exit_code, bytes_in, bytes_out
@@ -83,7 +84,7 @@ func (p *Postgres) listSessions(ctx context.Context, query string, args []any) (
 			ended sql.NullTime
 			code  sql.NullInt64
 		)
-		err := rows.Scan(&r.ID, &r.WorkspaceID, &r.Subject, &r.Mode, &r.InstanceID, &r.Replica, &r.ClientAddr, &r.Started, &r.LastSeen,
+		err := rows.Scan(&r.ID, &r.WorkspaceID, &r.Subject, &r.Mode, &r.Kind, &r.InstanceID, &r.Replica, &r.ClientAddr, &r.Started, &r.LastSeen,
 			&ended, &r.Reason, &code, &r.BytesIn, &r.BytesOut)
 		r.Ended = ended.Time
 		if code.Valid {

@@ -73,6 +73,10 @@ type Workspace struct {
 	Attributes map[string]string
 }
 
+// Kind is a kind of place by its rows: those that have something in the column, or all if it is empty. The first that takes a row
+// has it; the audit trail notes its name.
+type Kind struct{ Name, Column string }
+
 // Session is what the gateway knows of a session besides its ticket. ID must be new for every call of Redeem.
 type Session struct {
 	ID         string
