@@ -52,9 +52,9 @@ spare() {
 	return 0
 } 2>/dev/null
 
-# tools: what may be started besides the shell, in $forks, and whether grep can
-# read for it, in $greps. BusyBox's grep sees no more of a file than its first NUL,
-# unless it knows -z, which it does not everywhere.
+# tools: whether other processes may be started, in $forks, and whether grep can
+# read for the shell, in $greps. BusyBox's grep sees no more of a file than its first
+# NUL, unless it knows -z, which it does not everywhere.
 tools() {
 	forks=1 greps=0
 	spare || forks=0
@@ -211,23 +211,33 @@ children_first() {
 		end="$end $pid"
 	done
 	all=$end
+	now
+	patience=$((now + grace / 4)) # for all together: some live on
 	for pid in $all; do
 		end=$pid
 		signal HUP
-		now
-		patience=$((now + 5))
-		while alive "$pid" && [ "$now" -lt "$patience" ]; do now; done
+		await alive "$pid"
 	done
 	# A shell that reads a command reaps its jobs before the next prompt (dash).
+	patience=$((now + grace / 4))
 	for pid in $all; do
-		if [ -d "/proc/$pid" ] && ! alive "$pid"; then
-			kill -s INT "$sid"
-			now
-			patience=$((now + 5))
-			while [ -d "/proc/$pid" ] && [ "$now" -lt "$patience" ]; do now; done
-		fi
+		[ -d "/proc/$pid" ] && ! alive "$pid" || continue
+		kill -s INT "$sid"
+		await [ -d "/proc/$pid" ]
+		break
 	done
 } 2>/dev/null
+
+# await COMMAND...: waits while it succeeds, until $patience; for 50 ms without
+# starting a process.
+await() {
+	now
+	soon=$((now + 5))
+	while [ "$now" -lt "$patience" ] && "$@"; do
+		[ "$now" -lt "$soon" ] || pause
+		now
+	done
+}
 
 # alive PID: it is no zombie, nor all but one (PF_EXITING).
 alive() {
@@ -239,6 +249,8 @@ alive() {
 
 now
 deadline=$((now + grace))
+forks=1
+spare || forks=0
 case $sid in
 '' | *[!0-9]*) ;; # find, none
 *)
