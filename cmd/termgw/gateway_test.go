@@ -390,7 +390,7 @@ func (g *served) stop(tb testing.TB) {
 // ownWords are the messages of the gateway itself, which belong to no session.
 var ownWords = []string{
 	"serving terminals", "serving metrics", "ending", "cutting sessions", "not ready", "ready again", "old rows were not purged",
-	"revocations are not read", "revocations are read again", "sessions were not noted as live", "abandoned sessions were not looked for",
+	"revocations are not read", "revocations do not arrive at once", "revocations are read again", "sessions were not noted as live", "abandoned sessions were not looked for",
 	"the workspace query returns no id", "a revocation's workspace has no row", "a revocation cannot be read",
 	"ticket keys loaded", "no ticket keys yet", "ticket keys not refreshed, the last good ones stay", "ticket key set is empty: every ticket will be refused",
 	"no memory limit is kept", // on a machine without control groups

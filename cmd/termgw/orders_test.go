@@ -249,3 +249,24 @@ func TestReapingAnotherSpelling(t *testing.T) {
 	}
 	eventually(t, "its shell is gone", func() bool { return box.shells(t) == 0 })
 }
+
+// Behind a pooler in transaction mode a gateway is ready and says that revocations do not arrive at once, and the log why.
+func TestReadyBehindAPooler(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	pooler := env.Postgres(t).StartPgBouncer(t, "transaction")
+	g := p.serve(t, "TERMGW_DATABASE_URL="+pooler.Before(t, p.url))
+	eventually(t, "revocations do not arrive at once, and the log names the pooler", func() bool {
+		a := g.get(t, g.address, "/readyz")
+		if a.StatusCode != http.StatusOK || !strings.Contains(a.body, `"store":"ok"`) {
+			t.Errorf("/readyz: %d %s", a.StatusCode, a.body)
+		}
+		return strings.Contains(a.body, `"revocations":"unavailable"`) && strings.Contains(g.log.String(), "is a pooler in transaction mode before it?")
+	})
+	for range 3 {
+		status, out, said := p.operate(t, []string{"TERMGW_DATABASE_URL=" + pooler.Before(t, p.url)}, "migrate")
+		if status != 0 || !strings.Contains(out, "up to date") {
+			t.Errorf("migrate: exit status %d: %s%s", status, out, said)
+		}
+	}
+}

@@ -278,7 +278,7 @@ func (e *ear) hear(notifications <-chan *pq.Notification) {
 // keep has the connection listen, and from then on sends notices to itself and asks for a sign of life. All of that may
 // wait for an answer. That the connection broke is the listener's to find; one on which nothing can arrive is given up for another.
 func (e *ear) keep(ctx context.Context, l *pq.Listener) {
-	channels := []string{revocationChannel, e.self}
+	channels, told := []string{revocationChannel, e.self}, false
 	for {
 		for len(channels) > 0 {
 			if err := l.Listen(channels[0]); err != nil && !errors.Is(err, pq.ErrChannelAlreadyOpen) {
@@ -296,6 +296,10 @@ func (e *ear) keep(ctx context.Context, l *pq.Listener) {
 			again = e.again
 			switch connected, deaf := e.watch.hears(e.now()); {
 			case deaf:
+				if !told {
+					e.log.Warn("revocations do not arrive at once", "err", errDeaf)
+				}
+				told = true
 				e.dialer.hangUp()
 			case connected && e.one(ctx, `SELECT pg_notify($1, '')`, []any{e.self}) == nil:
 				e.watch.sent(e.now())
