@@ -126,6 +126,8 @@ type service struct {
 	mu     sync.Mutex
 	daemon daemon
 	ping   func(context.Context) error
+	// outlived tells that processes whose command lines name the daemon's directory go on without the daemon.
+	outlived bool
 }
 
 // Stop ends the server and what runs in it. Open connections are cut, new ones refused.
@@ -166,5 +168,9 @@ func (s *service) whileUp(do func() error) error {
 func (s *service) remove() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return errors.Join(s.daemon.stop(), s.daemon.dir.remove())
+	err := s.daemon.stop()
+	if s.outlived {
+		err = errors.Join(err, s.daemon.dir.endProcesses())
+	}
+	return errors.Join(err, s.daemon.dir.remove())
 }

@@ -9,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -55,6 +57,31 @@ func makeLock(path string) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("making a lock: %w", err), lock.Close())
 	}
 	return lock, nil
+}
+
+// endProcesses kills the processes whose command lines name the directory, and waits for their ends.
+func (d *dir) endProcesses() error {
+	for deadline := time.Now().Add(stopTimeout); ; time.Sleep(pollInterval) {
+		processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		if err != nil {
+			return fmt.Errorf("listing processes: %w", err)
+		}
+		left := slices.DeleteFunc(processes, func(cmdline string) bool {
+			line, _ := os.ReadFile(cmdline) // empty for an ended process
+			return !bytes.Contains(line, []byte(d.path+"/"))
+		})
+		switch {
+		case len(left) == 0:
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("ending the processes of %s: %d are left", d.path, len(left))
+		}
+		for _, cmdline := range left {
+			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(cmdline))); err == nil {
+				_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
+			}
+		}
+	}
 }
 
 // remove deletes the directory. It is called after the part's processes have ended.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,7 +40,12 @@ type Docker struct {
 // StartDocker starts an engine for this test. When the test ends, the engine is stopped and removed.
 func StartDocker(tb testing.TB) *Docker {
 	tb.Helper()
-	d, err := newDocker()
+	return startEngine(tb, newDocker)
+}
+
+func startEngine(tb testing.TB, start func() (*Docker, error)) *Docker {
+	tb.Helper()
+	d, err := start()
 	check(tb, err)
 	tb.Cleanup(func() {
 		if err := d.remove(); err != nil {
@@ -86,6 +92,7 @@ func (d *Docker) RunContainerWith(tb testing.TB, name string, configure func(*cl
 		},
 		HostConfig: &container.HostConfig{
 			NetworkMode: "none",
+			Resources:   container.Resources{CgroupParent: sandbox.Cgroup()}, // which Podman has no setting for
 			// Compiling the seccomp profile takes a fifth of every exec's time.
 			SecurityOpt: []string{"seccomp=unconfined"},
 		},
@@ -166,12 +173,38 @@ func (d *Docker) Exec(tb testing.TB, containerID string, argv ...string) string 
 	return stdout.String()
 }
 
-func newDocker() (_ *Docker, err error) {
+func newDocker() (*Docker, error) {
 	dockerd, err := lookPath("dockerd")
 	if err != nil {
 		return nil, missingError("needs a Docker engine: apt-get install docker.io debootstrap")
 	}
-	if err := unavailable("a Docker engine"); err != nil {
+	return newEngine(func(dir, host string) ([]string, []string, error) {
+		// An empty configuration, so that the machine's own does not apply.
+		config := filepath.Join(dir, "daemon.json")
+		if err := os.WriteFile(config, []byte("{}"), 0o600); err != nil {
+			return nil, nil, fmt.Errorf("writing the engine's configuration: %w", err)
+		}
+		// dockerd uses a containerd that it finds in /run, also another test's: a namespace keeps the engines apart.
+		namespace := filepath.Base(dir)
+		return []string{
+			dockerd, "--config-file=" + config, "--host=" + host,
+			"--data-root=" + filepath.Join(dir, "data"),
+			"--exec-root=" + filepath.Join(dir, "exec"),
+			"--pidfile=" + filepath.Join(dir, "dockerd.pid"),
+			"--containerd-namespace=" + namespace,
+			"--containerd-plugins-namespace=" + namespace + "-plugins",
+			// The systemd driver would use the machine's systemd.
+			"--exec-opt=native.cgroupdriver=cgroupfs", "--cgroup-parent=" + sandbox.Cgroup(),
+			// Containers have no network. With "none", dockerd deletes an interface docker0, which the sandbox does not have.
+			"--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
+		}, nil, nil
+	})
+}
+
+// newEngine starts an engine that has the workspace image. configure returns the engine's command line and what its
+// environment has besides, for the engine's directory and address.
+func newEngine(configure func(dir, host string) (argv, env []string, err error)) (_ *Docker, err error) {
+	if err := unavailable("an engine"); err != nil {
 		return nil, err
 	}
 	rootfs, err := workspaceRootfs()
@@ -187,33 +220,18 @@ func newDocker() (_ *Docker, err error) {
 			err = errors.Join(err, dir.remove())
 		}
 	}()
-
-	// An empty configuration, so that the machine's own does not apply.
-	config := filepath.Join(dir.path, "daemon.json")
-	if err := os.WriteFile(config, []byte("{}"), 0o600); err != nil {
-		return nil, fmt.Errorf("writing the engine's configuration: %w", err)
-	}
 	host := "unix://" + filepath.Join(dir.path, "docker.sock")
-	// dockerd uses a containerd that it finds in /run, also another test's: a namespace keeps the engines apart.
-	namespace := filepath.Base(dir.path)
+	argv, env, err := configure(dir.path, host)
+	if err != nil {
+		return nil, err
+	}
 	d := &Docker{
 		Host:  host,
 		Image: workspaceImage,
 		service: service{daemon: daemon{
-			argv: []string{
-				dockerd, "--config-file=" + config, "--host=" + host,
-				"--data-root=" + filepath.Join(dir.path, "data"),
-				"--exec-root=" + filepath.Join(dir.path, "exec"),
-				"--pidfile=" + filepath.Join(dir.path, "dockerd.pid"),
-				"--containerd-namespace=" + namespace,
-				"--containerd-plugins-namespace=" + namespace + "-plugins",
-				// The systemd driver would use the machine's systemd.
-				"--exec-opt=native.cgroupdriver=cgroupfs", "--cgroup-parent=" + sandbox.Cgroup(),
-				// Containers have no network. With "none", dockerd deletes an interface docker0, which the sandbox does not have.
-				"--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",
-			},
-			// dockerd searches PATH for containerd and runc. The last of two settings of a variable counts.
-			env:        append(os.Environ(), "PATH="+os.Getenv("PATH")+string(os.PathListSeparator)+sbin),
+			argv: argv,
+			// Engines search PATH for containerd, conmon and runc. The last of two settings of a variable counts.
+			env:        slices.Concat(os.Environ(), []string{"PATH=" + os.Getenv("PATH") + string(os.PathListSeparator) + sbin}, env),
 			stopSignal: syscall.SIGTERM,
 			dir:        dir,
 		}},

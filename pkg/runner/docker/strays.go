@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/moby/client"
 )
 
 const (
@@ -90,7 +89,7 @@ func (k *Kind) sweepHangs(ctx context.Context, container string) bool {
 
 // stillRuns reports whether a stray still runs, as far as the engine tells, and forgets it if not.
 func (k *Kind) stillRuns(ctx context.Context, container, exec string) bool {
-	r, err := k.cli.ExecInspect(ctx, exec, client.ExecInspectOptions{})
+	r, err := k.inspectExec(ctx, exec)
 	if errdefs.IsNotFound(err) || err == nil && !r.Running {
 		k.stray.remove(container, exec)
 		return false

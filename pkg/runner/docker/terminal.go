@@ -205,9 +205,9 @@ func (k *Kind) exitCode(ctx context.Context, exec string) (int, error) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for range 200 {
-		r, err := k.cli.ExecInspect(ctx, exec, client.ExecInspectOptions{})
+		r, err := k.inspectExec(ctx, exec)
 		if err != nil {
-			return 0, fmt.Errorf("inspecting an exec: %w", err)
+			return 0, err
 		}
 		if !r.Running {
 			return r.ExitCode, nil
