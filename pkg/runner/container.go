@@ -12,16 +12,16 @@ import (
 
 // This file has what a container of this machine and one on an instance share.
 
-// ContainerName is what the engine takes as a name. A name from a row that is
-// anything else never reaches the engine, where it would be part of a path.
+// ContainerName matches the engine's names. Any other name from a row never reaches
+// the engine, where it would be part of a path.
 var ContainerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 
-// generatedPrefix begins the names of containers that are made of workspaces' ids. An id may be any word, so any name that
-// begins so may be another workspace's, and a workspace's own name, which is its owner's choice, must not lead there.
+// generatedPrefix is the prefix of containers' names that are made of workspaces' ids. An id may be any word, so a name with
+// the prefix may be another workspace's; a workspace's own name, which its owner chooses, must not lead there.
 const generatedPrefix = "ws-"
 
-// ContainerNames are the names that a workspace's container may have, in order.
-// The row's `container`, the first if it is given, may also be a whole id.
+// ContainerNames returns the names that a workspace's container may have, in order.
+// The first is the row's column container, which may also be a whole id.
 func (t Target) ContainerNames() []string {
 	names := []string{t.Attributes["container"]}
 	if t.WorkspaceID != "" {
@@ -39,13 +39,12 @@ func (t Target) ContainerNames() []string {
 	return valid
 }
 
-// chosenName is the container's name that a workspace's own name makes.
+// chosenName returns the container's name for the workspace's own name.
 func (t Target) chosenName() string {
 	return strings.ReplaceAll(strings.ToLower(t.Attributes["name"]), " ", "-")
 }
 
-// ExplainName adds to an ErrNotRunning that the workspace's name was not looked for, if that is so because of what it begins
-// with.
+// ExplainName adds to an ErrNotRunning that the workspace's name was not looked for because of its prefix, if so.
 func (t Target) ExplainName(err error) error {
 	name := t.chosenName()
 	if !errors.Is(err, ErrNotRunning) || !strings.HasPrefix(name, generatedPrefix) || slices.Contains(t.ContainerNames(), name) {
@@ -73,10 +72,9 @@ var opened = regexp.MustCompile(`\x1e(\d{1,10}) \([^\x1e]*\) ([^\x1e]*)\x1e`)
 
 var startTime = regexp.MustCompile(`^[0-9]{1,15}$`)
 
-// Opened finds in a terminal's first output the shell's own /proc/PID/stat, which
-// it tells between two RS bytes before it becomes the shell. It returns the
-// shell's pid and start time, and the output since; ok reports whether it was
-// told.
+// Opened finds in a terminal's first output the /proc/PID/stat that the opening prints
+// between two RS bytes before it becomes the shell. It returns the shell's pid and
+// start time, and the output after that; ok reports whether the stat was there.
 func Opened(output []byte) (pid, start string, rest []byte, ok bool, err error) {
 	m := opened.FindSubmatchIndex(output)
 	if m == nil {
@@ -91,9 +89,9 @@ func Opened(output []byte) (pid, start string, rest []byte, ok bool, err error) 
 
 // DetachKeys returns a terminal's detach keys, as the engine wants them and as
 // bytes. They replace Ctrl-P Ctrl-Q, which would leave a live shell behind and
-// delays a typed Ctrl-P. The engine holds back a typed first key until the next,
-// so it is one whose effect is seen only then (NUL: set mark, in Emacs). Most are
-// random: what nobody knows nobody pastes.
+// delays a typed Ctrl-P. The engine holds a typed first key back until the next key, so
+// the first is one whose effect shows only then (NUL: set mark, in Emacs). The rest
+// are random, so that no paste contains them.
 func DetachKeys() (list string, keys []byte) {
 	random := rand.Text()
 	return "ctrl-@,ctrl-^," + strings.Join(strings.Split(random, ""), ","), []byte("\x00\x1e" + random)

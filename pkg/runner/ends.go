@@ -22,8 +22,8 @@ const (
 	MisconductTries = 5
 )
 
-// Misconduct is a failed sweep that is the container's own doing, where the engine does what it should: the sweep ran and did
-// not answer, or answered nonsense. What a container does to its own sweeps gets few tries, and what an engine fails gets many.
+// Misconduct is the error of a sweep that the container itself made fail: the engine ran it, and it did not answer, or answered
+// nonsense. Such a sweep is repeated a few times, one that the engine made fail many times.
 type Misconduct struct{ Err error }
 
 func (m *Misconduct) Error() string { return m.Err.Error() }
@@ -40,7 +40,7 @@ type End struct {
 	Lane    string // the container, or account, whose ends are tried and put off together
 	// Try sweeps. A *Misconduct in its error says that the lane's container is to blame.
 	Try func(context.Context) (Swept, error)
-	// Report is told once what the end has found. An end that is given up has left the session.
+	// Report is called once, with the end's report. An end that is given up has left the session.
 	Report func(Swept, error)
 }
 
@@ -49,9 +49,9 @@ func (e *End) giveUp(err error) { e.Report(Swept{Left: 1}, err) }
 // EndsConfig says how the ends of a kind's sessions are tried.
 type EndsConfig struct {
 	Timing *Timing // the kind's own, with its defaults
-	// For is how long an end is tried whose container is not to blame.
+	// For bounds the retries of an end whose container is not to blame.
 	For time.Duration
-	// RetryMost is how far the pauses between these tries grow from Timing.Retry on.
+	// RetryMost is the longest pause between these retries; the first is Timing.Retry.
 	RetryMost time.Duration
 }
 
@@ -96,10 +96,10 @@ func NewEnds(cfg EndsConfig) *Ends {
 	return e
 }
 
-// ErrPutOff is the error of an end that was not tried, because others of its lane are put off.
+// ErrPutOff is the error of an end that was put off untried, because others of its lane are put off.
 var ErrPutOff = errors.New("sweeping: other ends in the same place are put off")
 
-// Do tries an end, and puts it off if that fails. An error means that it is not done yet.
+// Do tries an end, and puts it off if that fails; the error says why.
 func (e *Ends) Do(end End) error {
 	if e.join(end) {
 		return ErrPutOff
@@ -113,8 +113,8 @@ func (e *Ends) Do(end End) error {
 	return err
 }
 
-// Reap is Do for a session of another gateway: an error of an end whose container is not to blame is the caller's, who tries
-// again. Without an error nothing is left to do for the caller.
+// Reap is Do for a session of another gateway, whose end is put off only for its container's misconduct. With any other error
+// the caller tries again.
 func (e *Ends) Reap(ctx context.Context, end End) error {
 	if e.join(end) {
 		return nil
@@ -131,7 +131,7 @@ func (e *Ends) Reap(ctx context.Context, end End) error {
 	return nil
 }
 
-// PutOff has an end tried again that has failed, or would.
+// PutOff puts an end off: it is tried again, until it is done or given up.
 func (e *Ends) PutOff(end End, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -223,12 +223,12 @@ func (e *Ends) retry(name string, l *lane, misconduct bool) {
 	}
 }
 
-// growing is the pause before a try, of which so many went before.
+// growing returns the pause before a try, after so many tries.
 func growing(pause time.Duration, tries int) time.Duration {
 	return pause << min(tries, MisconductTries)
 }
 
-// tryAll tries the ends of a lane. The first is tried alone: when it fails, so would the others.
+// tryAll tries the ends of a lane. The first is tried alone: if it fails, the others would fail too.
 func (e *Ends) tryAll(ends []putOff) (worked bool, rest []putOff, err error) {
 	if err := e.tryAgain(ends[0]); err != nil {
 		return false, ends, err

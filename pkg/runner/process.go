@@ -11,22 +11,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process is a child that is waited for without an OS thread (os/exec's Wait
-// holds one a child) and without a goroutine of its own.
+// Process is a child. It costs no OS thread (os/exec's Wait holds one a child) and no
+// goroutine.
 type Process struct {
 	PID     int
-	Exited  chan struct{} // closed after the next two were set
+	Exited  chan struct{} // closed once the next two fields are set
 	Status  unix.WaitStatus
 	WaitErr error
 
 	onExit func()
 
 	mu     sync.Mutex
-	reaped bool // the pid may be another's
+	reaped bool // another process may have the pid
 }
 
-// Watch waits for a started child by its pidfd, which it takes. Just before
-// Exited is closed, onExit is called; it must not wait.
+// Watch waits for a started child by its pidfd, which it owns. onExit is called just
+// before Exited is closed, and must not wait.
 func Watch(cmd *exec.Cmd, pidfd int, onExit func()) (*Process, error) {
 	p := &Process{PID: cmd.Process.Pid, onExit: onExit, Exited: make(chan struct{})}
 	if err := childWaiter.add(p, pidfd); err != nil {
@@ -35,15 +35,15 @@ func Watch(cmd *exec.Cmd, pidfd int, onExit func()) (*Process, error) {
 		_ = cmd.Wait()
 		return nil, fmt.Errorf("watching a child: %w", err)
 	}
-	_ = cmd.Process.Release() // it is ours to wait on
+	_ = cmd.Process.Release() // waiter waits for the child
 	return p, nil
 }
 
-// childWaiter waits for all children: they are the process's, as its SIGCHLD is.
+// childWaiter waits for all children of the process.
 var childWaiter waiter
 
-// waiter reaps children: one goroutine, while there are any, waits in Go's
-// poller for an epoll instance that has all their pidfds.
+// waiter reaps children. While there are any, one goroutine waits in Go's poller for
+// an epoll instance with all their pidfds.
 type waiter struct {
 	mu     sync.Mutex
 	epoll  *os.File // nil: there are no children

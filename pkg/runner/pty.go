@@ -17,8 +17,8 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// Pty is a child under a pty of its own. It is a terminal.Terminal but for Close,
-// which is for who knows what else belongs to the child, and ends with HangUp.
+// Pty is a child under a pty of its own: a terminal.Terminal without Close. A kind's
+// Close ends what else belongs to the child, and calls HangUp.
 type Pty struct {
 	*Process
 	Master *pollfd.Pty

@@ -8,24 +8,23 @@ import (
 	"time"
 )
 
-// Swept is what the end of a session found besides its shell, in processes.
+// Swept is the report of a session's end: numbers of processes besides the shell.
 type Swept struct {
 	Killed int // background jobs that were ended
 	Kept   int // told to stay: they ignore SIGHUP or have a session of their own
 	Left   int // meant to end and still there; should be 0
 }
 
-// ClaimLimit bounds the processes that one session's end may claim to have ended, or kept.
+// ClaimLimit bounds the processes that one session's end may report as killed, or as kept.
 const ClaimLimit = 1000
 
-// Claimed bounds what a container or an instance says of a session's end, for a count that somebody is paged by: it may say
-// anything. Of what is left only the session counts, as one.
+// Claimed bounds the report of a container or an instance, which may claim anything, for a metric with an alert. Any number
+// left counts as one: the session.
 func (s Swept) Claimed() Swept {
 	return Swept{min(s.Killed, ClaimLimit), min(s.Kept, ClaimLimit), min(s.Left, 1)}
 }
 
-// Report logs what a session's end found, and tells it to count, which may be
-// nil.
+// Report logs the report of a session's end and calls count, which may be nil.
 func (s Swept) Report(log *slog.Logger, count func(Swept), message string, err error, attrs ...any) {
 	if count != nil {
 		count(s)
@@ -41,14 +40,13 @@ func (s Swept) Report(log *slog.Logger, count func(Swept), message string, err e
 	write(message, attrs...)
 }
 
-// SweepScript is sweep.sh: it ends what belongs to a session, where the session's
-// processes are, and reports what it found.
+// SweepScript is sweep.sh. It runs where a session's processes are, ends them, and
+// prints the report.
 //
 //go:embed sweep.sh
 var SweepScript string
 
-// Sweep says which session's processes a run of sweep.sh ends, and how. Its
-// fields are the script's words.
+// Sweep holds the words of sweep.sh for one session.
 type Sweep struct {
 	SID, Start   string // of the shell: its pid and its start time in /proc/PID/stat
 	Session      string
@@ -57,7 +55,7 @@ type Sweep struct {
 	Yield        bool // signal nothing if something is another user's
 }
 
-// Args are the arguments of sweep.sh.
+// Args returns the arguments of sweep.sh.
 func (s Sweep) Args() []string {
 	return []string{
 		"sid=" + s.SID, "start=" + s.Start, "marker=" + Marker + "=" + s.Session,
@@ -65,16 +63,16 @@ func (s Sweep) Args() []string {
 	}
 }
 
-// FindArgs are the arguments of a sweep.sh that only looks for a session's shell
-// by its marker, and says "SID START"; "none 0" if it is not there.
+// FindArgs returns the arguments with which sweep.sh only looks for a session's shell by
+// the marker, and prints "SID START"; "none 0" without a shell.
 func FindArgs(session string) []string {
 	return []string{"find_only=true", "marker=" + Marker + "=" + session}
 }
 
 var sweepReport = regexp.MustCompile(`^([0-9]{1,7}) ([0-9]{1,7}) ([0-9]{1,7})$`) // Linux has no more processes
 
-// ReadSwept reads the report of a sweep, which is the container's own word, or the
-// account's: only counts pass.
+// ReadSwept parses the report of a sweep. A container or an account may print anything:
+// only numbers pass.
 func ReadSwept(line string) (s Swept, ok bool) {
 	m := sweepReport.FindStringSubmatch(line)
 	if m == nil {
@@ -86,12 +84,12 @@ func ReadSwept(line string) (s Swept, ok bool) {
 	return s, true
 }
 
-// Hundredths is a time as the scripts take it, in hundredths of a second.
+// Hundredths returns a time for the scripts in hundredths of a second.
 func Hundredths(d time.Duration) string {
 	return strconv.FormatInt(int64(d/(10*time.Millisecond)), 10)
 }
 
-// WholeSeconds is a time as the scripts take it in whole seconds, rounded up.
+// WholeSeconds returns a time for the scripts in whole seconds, rounded up.
 func WholeSeconds(d time.Duration) string {
 	return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
 }

@@ -22,9 +22,9 @@ type Config struct {
 	// Shells are tried in order; the first that is in the container is used.
 	// Absolute paths of POSIX shells.
 	Shells []string
-	// KeepDetached spares what was told to stay, at a session's end.
+	// KeepDetached spares, at a session's end, what was told to stay.
 	KeepDetached bool
-	// Swept is told what each session's end found. May be nil.
+	// Swept is called with the report of each session's end. May be nil.
 	Swept  func(runner.Swept)
 	Timing runner.Timing
 }
@@ -37,7 +37,7 @@ type Kind struct {
 	stray strays
 }
 
-// endFor is how long a session's end is tried that the engine has failed. A workspace may be paused overnight.
+// endFor bounds the retries of a session's end that fails for the engine's sake. A workspace may be paused overnight.
 const endFor = 24 * time.Hour
 
 // Open returns the kind for the engine that DOCKER_HOST and its like name,
@@ -57,14 +57,14 @@ func newKind(cli *client.Client, cfg Config) *Kind {
 	return k
 }
 
-// Close tries once more what sessions have left, and closes the connections to
-// the engine. Terminals stay open.
+// Close tries the ends that are put off once more, and closes the connections to the
+// engine. Terminals stay open.
 func (k *Kind) Close() error {
 	k.ends.Close()
 	return k.cli.Close()
 }
 
-// Ping asks whether the engine answers.
+// Ping returns an error if the engine does not answer.
 func (k *Kind) Ping(ctx context.Context) error {
 	if _, err := k.cli.Ping(ctx, client.PingOptions{}); err != nil {
 		return failed("docker", err)
@@ -72,7 +72,7 @@ func (k *Kind) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Steps ask the engine and open a shell.
+// Steps returns the steps to the engine and the container.
 func (k *Kind) Steps(t runner.Target, open func(context.Context) error) []runner.Step {
 	return []runner.Step{
 		{Name: "docker", Run: func(ctx context.Context) (string, error) { return "answers", k.Ping(ctx) }},
@@ -138,18 +138,17 @@ func failed(step string, err error) error {
 	return &runner.Failure{Step: step, Fix: fixes[step], Err: err}
 }
 
-// opening is what the exec runs before it becomes the shell. It tells its pid
-// and start time, by which the session's processes are found again when the
-// shell itself is gone; then it waits for a line, by which the terminal has its
-// size before the shell prints a byte, on engines that take no first size too
-// (API 1.41).
+// opening is the script that the exec runs before it becomes the shell. It prints its
+// pid and start time, by which a sweep finds the session's processes when the shell
+// is gone. Then it waits for a line, so that the terminal has its size before the
+// shell prints a byte, also on engines that take no first size (API 1.41).
 const opening = `IFS= read -r s </proc/$$/stat; printf '\036%s\036' "$s"; ` + runner.OpeningPrelude + `; IFS= read -r s; exec "$0"`
 
 var errNoShell = errors.New("no such shell")
 
 // Start opens a terminal in the workspace's container. Its error is a
-// *runner.Failure; when it fails, nothing is left in the container, or what may be
-// is ended later.
+// *runner.Failure. A process that a failed start may have left is ended, at once or
+// later.
 func (k *Kind) Start(ctx context.Context, t runner.Target, size terminal.Size) (terminal.Terminal, error) {
 	ctx, cancel := context.WithTimeout(ctx, k.cfg.Timing.Start)
 	defer cancel()
@@ -183,8 +182,8 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 	return nil, failed("shell", fmt.Errorf("none of %s is in the container", strings.Join(k.cfg.Shells, ", ")))
 }
 
-// starved adds to a failed connection's error what the engine's client leaves
-// out of it: that this process had no descriptor for a socket (EMFILE, ENFILE).
+// starved adds EMFILE or ENFILE to a failed connection's error if this process has no
+// descriptor for a socket: the engine's client leaves that out.
 func starved(err error) error {
 	if !client.IsErrConnectionFailed(err) {
 		return err
@@ -206,7 +205,7 @@ func (k *Kind) open(ctx context.Context, id, shell, dir string, t runner.Target,
 		Cmd: runner.ShellCommand(shell, opening, shell),
 	})
 	if errdefs.IsConflict(err) || errdefs.IsNotFound(err) {
-		return nil, runner.NotRunning(err.Error()) // stopped since we looked
+		return nil, runner.NotRunning(err.Error()) // the container has stopped since findContainer
 	}
 	if err != nil {
 		return nil, failed("docker", fmt.Errorf("creating an exec: %w", err))
@@ -219,9 +218,9 @@ func (k *Kind) open(ctx context.Context, id, shell, dir string, t runner.Target,
 		if term.conn != nil {
 			_ = term.conn.Close()
 		}
-		// Where a start has hung so does its end, for which nobody should wait: a
-		// container that is paused while an exec starts can hang so for good, with
-		// all that the engine is asked about it (20.10).
+		// The end of a start that hung hangs too, and the client should not wait for
+		// it: a container that is paused while an exec starts can hang for good, with
+		// all requests to the engine about it (20.10).
 		hung := errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded)
 		switch {
 		case errors.Is(err, errNoShell):

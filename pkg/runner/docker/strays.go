@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	// strayLimit bounds the strays of a container: no terminal opens in one that has so many.
+	// strayLimit is the number of strays at which a container opens no terminal.
 	strayLimit = 32
-	// strayTime is when a container is forgotten that nobody has asked about.
+	// strayTime is the time after its last stray at which a container is forgotten.
 	strayTime = 24 * time.Hour
 )
 
@@ -65,7 +65,7 @@ func (s *strays) remove(container, exec string) {
 	}
 }
 
-// noteStray notes that the shell was to end and may run on.
+// noteStray notes the shell as one that was to end and may run on.
 func (t *execTerminal) noteStray() {
 	if t.exec != "" {
 		t.kind.stray.add(t.container, t.exec, false)

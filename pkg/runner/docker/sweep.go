@@ -16,9 +16,8 @@ import (
 	"github.com/molecule-ai/termgw/pkg/runner"
 )
 
-// end ends what belongs to the session. What cannot be done now, because the
-// container is paused or just stopping or its engine away, or because the
-// container does not let it, is done later.
+// end ends what belongs to the session, or puts that off: the container may be paused
+// or stopping, its engine away, or the container may prevent it.
 func (t *execTerminal) end(keepDetached bool) error {
 	err := t.kind.ends.Do(t.endOf(keepDetached))
 	if err != nil {
@@ -27,7 +26,7 @@ func (t *execTerminal) end(keepDetached bool) error {
 	return err
 }
 
-// putOff leaves the session's end for later.
+// putOff puts the session's end off without a try.
 func (t *execTerminal) putOff(keepDetached bool, err error) {
 	t.notePutOff(err)
 	t.kind.ends.PutOff(t.endOf(keepDetached), err)
@@ -58,7 +57,7 @@ func (t *execTerminal) tryEnd(ctx context.Context, keepDetached bool) (runner.Sw
 	switch {
 	case swept.Left > 0:
 	case t.abandoned && t.pid != "none":
-		swept.Killed++ // the shell, which nobody else has ended
+		swept.Killed++ // the shell itself
 	case t.runsOn():
 		swept.Left = 1 // whatever the container says
 	}
@@ -68,8 +67,8 @@ func (t *execTerminal) tryEnd(ctx context.Context, keepDetached bool) (runner.Sw
 	return swept, nil
 }
 
-// runsOn reports whether the shell runs, as the engine says, after a sweep that
-// has left nothing.
+// runsOn reports whether the shell still runs after a sweep, by the engine's own
+// record.
 func (t *execTerminal) runsOn() bool {
 	if t.exec == "" {
 		return false
@@ -83,7 +82,7 @@ func (t *execTerminal) runsOn() bool {
 			return false
 		case ctx.Err() != nil:
 			return true
-		case !errors.Is(err, errRunsOn): // of the engine, which cannot tell
+		case !errors.Is(err, errRunsOn): // the engine does not know
 			return false
 		}
 	}
@@ -108,16 +107,15 @@ func (t *execTerminal) sweepAll(ctx context.Context, keepDetached bool) (runner.
 	return swept, err
 }
 
-// engineFault is a sweep's error that is the engine's own word, before anything of
-// the container runs.
+// engineFault is an error of the engine itself, before a sweep started.
 type engineFault struct{ error }
 
 func (e engineFault) Unwrap() error { return e.error }
 
-// blame tells whose doing a failed sweep is. Nobody's is one in a container that
-// has ended, and everything in it with it. The container's is one that the engine
-// has started, if the engine still answers and has not paused the container: the
-// sweep runs on its programs, and in its limits.
+// blame returns a failed sweep's error: nil if the container has ended, and with it all
+// its processes; a *runner.Misconduct if the engine started the sweep, answers, and has
+// not paused the container, whose programs and limits the sweep depends on; err
+// otherwise.
 func (t *execTerminal) blame(err error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), t.kind.cfg.Timing.Call)
 	defer cancel()
@@ -140,8 +138,8 @@ func (t *execTerminal) blame(err error) error {
 	return &runner.Misconduct{Err: err}
 }
 
-// report counts and logs what a session's end found. Of an abandoned session
-// another gateway, which was sooner, has told.
+// report counts and logs the report of a session's end, unless another gateway was
+// the first to end an abandoned session.
 func (t *execTerminal) report(swept runner.Swept, err error) {
 	message := "shell ended"
 	if t.abandoned {

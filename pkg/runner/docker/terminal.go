@@ -23,7 +23,7 @@ type execTerminal struct {
 	kind            *Kind
 	conn            net.Conn
 	fd              *pollfd.FD // of conn; nil: TLS lies between
-	early           []byte     // output that was read before the terminal was there
+	early           []byte     // output that was read with the handshake
 	container, exec string
 	shell, session  string
 	pid, start      string // of the shell, as the container counts
@@ -34,9 +34,9 @@ type execTerminal struct {
 	held            int    // how many of them are typed and not sent
 }
 
-// launch starts the exec and makes it the shell. Once asked, the engine starts a
-// process whatever becomes of its client, and while it is not there no sweep
-// finds it: so a cancelled start too waits until the process has told its pid.
+// launch starts the exec and makes it the shell. The engine starts the process even
+// when its client goes, and no sweep finds a process before its start: so a cancelled
+// start also waits for the process's pid.
 func (t *execTerminal) launch(ctx context.Context, size terminal.Size) error {
 	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.kind.cfg.Timing.Start)
 	defer cancel()
@@ -108,8 +108,8 @@ func (t *execTerminal) begin(ctx context.Context, size terminal.Size) error {
 	return nil
 }
 
-// neverOpened tells why an exec ended before it became a shell. The engine
-// accepts a shell that is not there and says so when it starts.
+// neverOpened returns why an exec ended before it became a shell. The engine reports
+// a missing shell only when the exec starts.
 func (t *execTerminal) neverOpened(ctx context.Context, output []byte) error {
 	code, err := t.kind.exitCode(ctx, t.exec)
 	if err == nil && (code == 126 || code == 127) {
@@ -130,7 +130,7 @@ func (t *execTerminal) Read(p []byte) (n int, err error) {
 	}
 	switch {
 	case err == nil:
-	case errors.Is(err, io.EOF), t.closing.Load(): // the latter is our own doing
+	case errors.Is(err, io.EOF), t.closing.Load(): // after Close
 		err = io.EOF
 	default:
 		err = failed("docker", fmt.Errorf("reading from the terminal: %w", err))
@@ -138,8 +138,8 @@ func (t *execTerminal) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
-// TryRead returns what is there now. Through TLS it waits for a moment, since
-// nothing tells there what has come.
+// TryRead returns the output that is there now. Through TLS it waits for a
+// millisecond: the socket does not show what TLS holds.
 func (t *execTerminal) TryRead(p []byte, gather bool) (n int, err error) {
 	switch {
 	case len(t.early) > 0:
@@ -181,9 +181,8 @@ func (t *execTerminal) resize(ctx context.Context, s terminal.Size) error {
 	return nil
 }
 
-// Wait asks the engine for the exit code. It knows that of an exec whose
-// container was stopped, and nothing of one whose container was removed, which
-// kills.
+// Wait asks the engine for the exit code. The engine forgets the execs of a removed
+// container, whose processes were killed.
 func (t *execTerminal) Wait() (terminal.Exit, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), t.kind.cfg.Timing.Call)
 	defer cancel()
@@ -217,12 +216,12 @@ func (k *Kind) exitCode(ctx context.Context, exec string) (int, error) {
 	return 0, errRunsOn
 }
 
-// Close ends the shell and what belongs to it inside the container. No engine
-// ends an exec when its client goes (moby#35703: there is no API to kill one).
+// Close ends the shell and what belongs to it inside the container. No engine ends an
+// exec when its client goes (moby#35703: there is no API to kill one).
 //
-// While nobody reads a terminal that is full, the engine tells no other exec's
-// end, the sweep's neither (measured): such a reader has the time of the sweep,
-// and then the stream is closed.
+// While a terminal's output is full and not read, the engine reports the end of no
+// other exec, not even the sweep's (measured). So the stream is closed after
+// Timing.Unread.
 func (t *execTerminal) Close() error {
 	t.closing.Store(true)
 	stuck := time.AfterFunc(t.kind.cfg.Timing.Unread, func() { _ = t.conn.Close() })

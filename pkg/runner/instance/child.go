@@ -15,8 +15,8 @@ import (
 	"github.com/molecule-ai/termgw/pkg/runner"
 )
 
-// startChild starts a program that has no terminal. It dies with the gateway;
-// its stderr is what can be read from the file that comes back.
+// startChild starts a program without a terminal, which dies with the gateway. The
+// file is the program's stderr.
 func startChild(argv, env []string, stdin, stdout *os.File) (*runner.Process, *os.File, error) {
 	stderr, w, err := os.Pipe()
 	if err != nil {
@@ -44,8 +44,8 @@ func startChild(argv, env []string, stdin, stdout *os.File) (*runner.Process, *o
 	return p, stderr, nil
 }
 
-// output runs a program to its end and returns what it said, bounded. A program
-// that is not done when ctx is gets killed, and all that it has started.
+// output runs a program to its end and returns its output, bounded. When ctx ends,
+// the program's process group is killed.
 func output(ctx context.Context, argv []string) (stdout, stderr string, status unix.WaitStatus, err error) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -62,7 +62,7 @@ func output(ctx context.Context, argv []string) (stdout, stderr string, status u
 	stop := context.AfterFunc(ctx, func() { p.SignalGroup(unix.SIGKILL) })
 	defer stop()
 	out, _ := io.ReadAll(io.LimitReader(r, 64<<10))
-	_ = r.Close() // for one that says more
+	_ = r.Close() // ends a program that prints more
 	<-p.Exited
 	if ctx.Err() != nil {
 		return "", "", 0, fmt.Errorf("running %s: %w", argv[0], context.Cause(ctx))
@@ -70,15 +70,15 @@ func output(ctx context.Context, argv []string) (stdout, stderr string, status u
 	return string(out), said.text(), p.Status, p.WaitErr
 }
 
-// saidTo returns what is in a pipe. Another process may hold its other end.
+// saidTo returns what a pipe holds; another process may keep its other end open.
 func saidTo(pipe *os.File) string {
 	_ = pipe.SetReadDeadline(time.Now().Add(runner.Quiet))
 	b, _ := io.ReadAll(io.LimitReader(pipe, 64<<10))
 	return string(b)
 }
 
-// tail is the end of what a child says. It is read all the time: a full pipe
-// would stop the child.
+// tail keeps the end of a child's stderr. A goroutine reads it all the time: a full
+// pipe would stop the child.
 type tail struct {
 	pipe *os.File
 	done chan struct{}
@@ -110,7 +110,7 @@ func (t *tail) read() {
 	}
 }
 
-// text is what a child that has ended said last.
+// text returns the last words of a child that has ended.
 func (t *tail) text() string {
 	select {
 	case <-t.done:

@@ -14,8 +14,8 @@ import (
 	"github.com/molecule-ai/termgw/pkg/runner"
 )
 
-// connection is one tunnel to an instance and the ssh that speaks through it, by
-// whose control socket sessions are opened (ControlMaster).
+// connection is a tunnel to an instance and the ssh that speaks through it. Its
+// control socket opens sessions (ControlMaster).
 type connection struct {
 	kind    *Kind
 	to      destination
@@ -24,16 +24,16 @@ type connection struct {
 	ctx     context.Context
 	hangUp  context.CancelFunc
 
-	ready   chan struct{}   // closed after the next four were set
-	err     error           // why it did not open
-	expires time.Time       // when the tunnel is cut; zero: never
+	ready   chan struct{}   // closed once the next four fields are set
+	err     error           // of the opening
+	expires time.Time       // end of the tunnel; zero: never
 	pump    *pump           // nil: a command carries the tunnel
-	master  *runner.Process // the ssh that has the connection
+	master  *runner.Process // the connection's ssh
 
-	gone chan struct{} // closed after the next was set, when sessions are lost
+	gone chan struct{} // closed once lost is set: the sessions are lost
 	lost error
 
-	// Remote's mutex guards these.
+	// Kind's mutex guards the rest.
 	used, limit int
 	over        bool // no new sessions
 	idle        *time.Timer
@@ -49,8 +49,8 @@ func (k *Kind) newConnection(to destination) *connection {
 	return c
 }
 
-// lastsFor tells whether the tunnel is not cut for so long. That of a connection
-// that is not open yet is as long as they come.
+// lastsFor reports whether the tunnel has at least d left. A connection that is
+// still opening has the longest possible life.
 func (c *connection) lastsFor(d time.Duration) bool {
 	select {
 	case <-c.ready:
@@ -60,8 +60,8 @@ func (c *connection) lastsFor(d time.Duration) bool {
 	}
 }
 
-// live opens the connection, keeps it until it ends or is told to, and removes
-// it. The connection is its goroutine's.
+// live is the goroutine of a connection: it opens the connection, keeps it until it
+// ends or hangUp is called, and removes it.
 func (c *connection) live() {
 	defer c.hangUp()
 	l, err := c.login()
@@ -84,9 +84,9 @@ func (c *connection) live() {
 
 // keep renews the connection's lease until its end, and returns why it ended.
 //
-// ssh itself is silent while the instance sends. What makes it speak, without a
-// session of its own (sshd counts those) and unseen by any program, is the signal
-// of a new size: it tells those of all its terminals, changed or not.
+// ssh sends nothing by itself while the instance sends. SIGWINCH makes ssh send the
+// sizes of all its terminals, changed or not: no program sees that, and it costs
+// no session, which sshd would count.
 func (c *connection) keep(l *login) error {
 	renew := time.NewTicker(c.kind.cfg.Timing.Renew)
 	defer renew.Stop()
@@ -102,10 +102,10 @@ func (c *connection) keep(l *login) error {
 	}
 }
 
-// listen returns what tells whether the tunnel has been silent since. A session
-// that says nothing is no sign of that: what hangs may be one container, or may
-// want to be taken for the whole instance. Of a tunnel that a command carries
-// nothing is known; ssh itself gives that up, after 45 s.
+// listen returns a function that reports whether the tunnel has been silent since.
+// A silent session proves nothing: one container may hang, or pretend to be a dead
+// instance. silent is always false for a tunnel that a command carries; ssh itself
+// gives such a tunnel up, after 45 s.
 func (c *connection) listen() (silent func() bool) {
 	if c.pump == nil {
 		return func() bool { return false }
@@ -116,26 +116,25 @@ func (c *connection) listen() (silent func() bool) {
 
 func (c *connection) removeFiles() {
 	for _, end := range []string{".ctl", ".key", ".known"} {
-		_ = os.Remove(c.kind.path(c.serial + end)) // ssh may have done it
+		_ = os.Remove(c.kind.path(c.serial + end)) // ssh may have removed it
 	}
 }
 
-// login is what a connection is made of.
+// login holds the parts of a connection.
 type login struct {
 	key      *loginKey
-	ssh, cli *runner.Process // cli: what carries the tunnel, if it is a command
-	pump     *pump           // what does otherwise
-	said     *tail           // by ssh
+	ssh, cli *runner.Process // cli: the command that carries the tunnel; nil: pump does
+	pump     *pump           // nil: cli carries the tunnel
+	said     *tail           // ssh's stderr
 	cliSaid  *tail
-	explain  func(said string) error // by cli; may be nil
-	ended    func()                  // the tunnel's; may be nil
+	explain  func(said string) error // Tunnel's; may be nil
+	ended    func()                  // Tunnel's; may be nil
 }
 
 var errSlow = errors.New("it took too long")
 
-// login opens the connection. All that takes time goes at once: the tunnel with
-// the key's way to the instance, ssh's own start, and the question for a kept
-// host key.
+// login opens the connection. Its slow steps run at the same time: the tunnel with
+// the push of the key, the start of ssh, and the query for a kept host key.
 func (c *connection) login() (_ *login, err error) {
 	ctx, cancel := context.WithTimeoutCause(c.ctx, loginTime(c.kind.cfg.Timing), errSlow)
 	defer cancel()
@@ -206,8 +205,8 @@ func (c *connection) login() (_ *login, err error) {
 	return l, c.keepHostKey(ctx)
 }
 
-// startSSH starts the ssh of a connection. It returns the tunnel's end of its
-// stream, and whether the host's key was known.
+// startSSH starts the ssh of a connection. near is the tunnel's end of ssh's stream;
+// known reports whether the host key was known.
 func (c *connection) startSSH(ctx context.Context, l *login) (near *os.File, known bool, err error) {
 	keys, err := c.knownHostKeys(ctx)
 	if err != nil {
@@ -237,7 +236,7 @@ func (c *connection) startSSH(ctx context.Context, l *login) (near *os.File, kno
 	return near, len(keys) > 0, nil
 }
 
-// knownHostKeys are those of the workspace's row, else the one that is kept.
+// knownHostKeys returns the host keys of the workspace's row, or else the kept one.
 func (c *connection) knownHostKeys(ctx context.Context) ([]string, error) {
 	if c.to.hostKey != "" {
 		return strings.Split(c.to.hostKey, "\n"), nil
@@ -256,8 +255,8 @@ func (c *connection) knownHostKeys(ctx context.Context) ([]string, error) {
 	return keys, nil
 }
 
-// keepHostKey keeps the key that ssh has accepted at the first use. When another
-// replica was first, and saw another key, one of the two was not the instance.
+// keepHostKey keeps the host key that ssh accepted at its first use. If another
+// replica has kept another key, one of the two servers was not the instance.
 func (c *connection) keepHostKey(ctx context.Context) error {
 	b, err := os.ReadFile(c.kind.path(c.serial + ".known"))
 	if err != nil {
@@ -280,7 +279,7 @@ func (c *connection) keepHostKey(ctx context.Context) error {
 	return nil
 }
 
-// carry joins ssh's stream and the tunnel. It takes both.
+// carry joins ssh's stream and the tunnel, and owns both.
 func (l *login) carry(near *os.File, t Tunnel) error {
 	defer func() { _ = near.Close() }()
 	if len(t.Command) > 0 {
@@ -303,8 +302,8 @@ func (l *login) carry(near *os.File, t Tunnel) error {
 	return nil
 }
 
-// fault is why ssh has ended, or does not get on. A tunnel that failed knows
-// better than ssh, to which it only ended.
+// fault returns why ssh ended, or makes no progress. The tunnel's error goes before
+// ssh's own, which is only that its stream ended.
 func (l *login) fault(ctx context.Context) error {
 	select {
 	case <-l.ssh.Exited:
@@ -328,7 +327,7 @@ func (l *login) fault(ctx context.Context) error {
 		}
 	}
 	if l.cli != nil {
-		// It is given a moment to say why, and then it may stay as it is.
+		// The command gets a moment to print its reason.
 		select {
 		case <-l.cli.Exited:
 		case <-time.After(runner.Quiet):
@@ -340,8 +339,8 @@ func (l *login) fault(ctx context.Context) error {
 	return err
 }
 
-// cliFault is what the last words of a tunnel's command mean. On a wrong
-// certificate or name the AWS CLI has none, and does not end.
+// cliFault returns the meaning of the last words of a tunnel's command. With a wrong
+// certificate or name, the AWS CLI prints nothing and does not end.
 func (l *login) cliFault(said string) error {
 	switch {
 	case l.explain != nil:
@@ -352,7 +351,7 @@ func (l *login) cliFault(said string) error {
 	return failed("tunnel", errors.New(shorten(said)))
 }
 
-// end ends what is there, and waits for it.
+// end ends all parts and waits for their end.
 func (l *login) end() {
 	if l.key != nil {
 		l.key.close()
@@ -371,7 +370,7 @@ func (l *login) end() {
 		l.pump.close()
 	}
 	if l.cli != nil {
-		// The AWS CLI does not hear the end of its stdin.
+		// The AWS CLI ignores the end of its stdin.
 		l.cli.SignalGroup(unix.SIGKILL)
 		<-l.cli.Exited
 		l.cliSaid.close()

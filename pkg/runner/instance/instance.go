@@ -28,15 +28,16 @@ import (
 
 // Tunnels opens the way to an instance's sshd.
 type Tunnels interface {
-	// Open lets the request's key in and opens a tunnel. Its errors are passed
-	// on as they are. The context bounds the opening alone.
+	// Open has the instance accept the request's key and opens a tunnel. Start
+	// returns its errors unchanged. The context bounds the opening alone.
 	Open(context.Context, TunnelRequest) (Tunnel, error)
-	// Steps are those of the way to the instance's sshd. The request has no key.
+	// Steps returns the doctor's steps up to the instance's sshd. The request has no
+	// key.
 	Steps(TunnelRequest) []runner.Step
 }
 
-// TunnelRequest says where a tunnel leads and who will log in. All but Region
-// was validated.
+// TunnelRequest names the instance that a tunnel leads to, and the login. All fields
+// but Region are validated.
 type TunnelRequest struct {
 	InstanceID string
 	Region     string // empty: the default
@@ -44,34 +45,32 @@ type TunnelRequest struct {
 	PublicKey  string // a line as in authorized_keys
 }
 
-// Tunnel is a stream to an sshd: either Conn, or a Command that carries it on
-// its stdin and stdout.
+// Tunnel is a stream to an sshd: either Conn, or the stdin and stdout of Command.
 type Tunnel struct {
 	Conn    net.Conn
 	Command []string
 	Env     []string // Command's whole environment
-	// Explain makes an error of what Command said, or of why it did not start;
-	// of an empty text if nothing came through it in time. Nil: its words are the
-	// error.
+	// Explain returns the error for the last words of Command, or for why it did not
+	// start; an empty text means that nothing came through the tunnel in time. Nil:
+	// the words are the error.
 	Explain func(said string) error
-	Expires time.Time // when it is cut; zero: never
+	Expires time.Time // end of the tunnel; zero: never
 	Ended   func()    // called once, when the tunnel is no longer used; may be nil
 }
 
-// HostKeys remembers the public keys of sshds, as in authorized_keys, for all
-// replicas.
+// HostKeys keeps the public keys of sshds, as in authorized_keys, for all replicas.
 type HostKeys interface {
-	// HostKey returns the key that is kept for an instance, or an empty string.
+	// HostKey returns the kept key of an instance, or an empty string.
 	HostKey(ctx context.Context, instanceID string) (string, error)
 	// KeepHostKey keeps a key for an instance unless one is kept already, and
-	// returns the one that is kept.
+	// returns the kept key.
 	KeepHostKey(ctx context.Context, instanceID, key string) (string, error)
 }
 
 // Column is the row's column that names the instance.
 const Column = "instance_id"
 
-// What a remote terminal opens.
+// Values of the row's column remote_target.
 const (
 	TargetContainer = "container" // the workspace's container on the instance
 	TargetHost      = "host"      // the login shell of the instance itself
@@ -81,42 +80,42 @@ const (
 type Config struct {
 	Tunnels  Tunnels
 	HostKeys HostKeys
-	// OSUser and Target hold where a workspace's row says nothing.
+	// OSUser and Target are the defaults for the columns os_user and remote_target.
 	OSUser string
 	Target string
 	// Shells are tried in order, in a container. Absolute paths of POSIX shells.
 	Shells []string
-	// KeepDetached spares what was told to stay, at a session's end.
+	// KeepDetached spares, at a session's end, what was told to stay.
 	KeepDetached bool
-	// Swept is told what each session's end found. May be nil.
+	// Swept is called with the report of each session's end. May be nil.
 	Swept func(runner.Swept)
-	// TempDir is where the directory of sockets is made; empty: the system's.
+	// TempDir is the parent of the directory of sockets; empty: the system's.
 	TempDir string
 	Now     func() time.Time
 	Timing  runner.Timing
 }
 
 const (
-	// sessionLimit is how many sessions an sshd opens on one connection
-	// (MaxSessions) unless it is configured otherwise.
+	// sessionLimit is the default limit of sessions on one connection of an sshd
+	// (MaxSessions).
 	sessionLimit = 10
-	// usefulLife is what a connection's tunnel must have left for a new terminal.
+	// usefulLife is the least life that a tunnel must have left for a new terminal.
 	usefulLife = 15 * time.Minute
 	// connectTries bounds the connections that one terminal tries.
 	connectTries = 5
-	// endFor is how long a session's end is tried after its connection was lost, in pauses of at most endPause. The instance
-	// ends its shells by itself.
+	// endFor bounds the retries of a session's end after its connection was lost, and endPause the pauses between them. The
+	// instance ends its shells by itself.
 	endFor   = 2 * time.Minute
 	endPause = 15 * time.Second
 )
 
-// startTime bounds the opening of a terminal: the promise is Start, and what was begun is ended after it.
+// startTime bounds the opening of a terminal. It is shorter than Timing.Start, which includes the end of a failed opening.
 func startTime(t runner.Timing) time.Duration { return t.Start - t.Start/15 }
 
-// loginTime bounds the opening of a connection, below startTime so that its own error is told.
+// loginTime bounds the opening of a connection. It is shorter than startTime, so that the connection's error is returned.
 func loginTime(t runner.Timing) time.Duration { return startTime(t) - t.Start/15 }
 
-// sweepTime bounds one sweep over a connection: three graces, and the way.
+// sweepTime bounds one sweep over a connection: three graces, and 10 s for the way.
 func sweepTime(t runner.Timing) time.Duration { return 3*t.Grace + 10*time.Second }
 
 // Kind opens terminals on instances, by ssh. Terminals of one OS user on one
@@ -135,7 +134,7 @@ type Kind struct {
 	closed bool
 }
 
-// destination is what terminals must have in common to share a connection.
+// destination is the key by which terminals share connections.
 type destination struct{ instance, region, user, hostKey string }
 
 // Open returns the kind. The caller closes it, after its terminals.
@@ -160,9 +159,8 @@ func Open(cfg Config) (*Kind, error) {
 	return k, nil
 }
 
-// Close tries once more what sessions have left, and ends every connection, with
-// the terminals that are still open. The key sockets and control sockets are gone
-// then.
+// Close tries the ends that are put off once more, ends all connections with the
+// terminals that are still open, and removes the sockets.
 func (k *Kind) Close() error {
 	k.ends.Close()
 	k.mu.Lock()
@@ -176,14 +174,14 @@ func (k *Kind) Close() error {
 
 var errClosed = errors.New("the gateway ends")
 
-// Nothing else reaches an argument of ssh or a line of the instance's shell.
+// Values of these forms alone reach an argument of ssh or the instance's shell.
 var (
 	instanceForm = regexp.MustCompile(`^i-[0-9a-f]{8,17}$`)
 	userForm     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,31}$`)
 	sessionForm  = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 )
 
-// request is a terminal that is asked for, and what was learnt of it.
+// request is a request for a terminal, completed while the terminal opens.
 type request struct {
 	kind             *Kind
 	to               destination
@@ -193,7 +191,7 @@ type request struct {
 	log              *slog.Logger
 }
 
-// request fills in what the workspace's row leaves open.
+// request checks a target's columns and fills in the defaults.
 func (k *Kind) request(t runner.Target) (*request, error) {
 	row := t.Attributes
 	r := &request{
@@ -226,8 +224,7 @@ func (k *Kind) request(t runner.Target) (*request, error) {
 // idForm is what the engine may take for the start of a container's id.
 var idForm = regexp.MustCompile(`^[0-9a-f]+$`)
 
-// Start opens a terminal. Its errors are a *runner.Failure, or what Tunnels has
-// returned.
+// Start opens a terminal. Its error is a *runner.Failure, or an error of Tunnels.
 func (k *Kind) Start(ctx context.Context, t runner.Target, size terminal.Size) (terminal.Terminal, error) {
 	term, err := k.start(ctx, t, size)
 	if err != nil {
@@ -250,8 +247,8 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 	if len(names) == 0 {
 		return nil, runner.NotRunning("the workspace has no name that a container can have")
 	}
-	// Choosing costs one more docker command. A name that cannot be mistaken for
-	// an id is tried without.
+	// Mode choose costs one more docker command. A name that cannot be mistaken for
+	// an id is tried directly.
 	direct, dir := !idForm.MatchString(names[0]), ""
 	for shells := k.cfg.Shells; len(shells) > 0; {
 		r.shell = shells[0]
@@ -309,11 +306,11 @@ func (k *Kind) open(ctx context.Context, r *request, size terminal.Size, mode st
 	return nil, failed("ssh_sessions", errors.New("the instance's sshd opens no session"))
 }
 
-// endsAlone is when a session is over whose gateway is gone: its shell ends by itself when the connection does, or the lease
-// is over.
+// endsAlone is the time without a heartbeat after which a session is over: the guard on the instance ends the shell when the
+// connection ends or the lease is over.
 const endsAlone = 10 * time.Minute
 
-// Reap ends nothing: the instance does that by itself, and is given the time.
+// Reap ends nothing: the instance ends the shell by itself, within endsAlone.
 func (k *Kind) Reap(_ context.Context, t runner.Target) error {
 	if t.Silent < endsAlone {
 		return fmt.Errorf("%w: its instance ends it by itself", runner.ErrUnknown)
@@ -321,13 +318,13 @@ func (k *Kind) Reap(_ context.Context, t runner.Target) error {
 	return nil
 }
 
-// Steps go to the instance's sshd, log in, and open a shell.
+// Steps returns the steps to the instance's sshd, the login, and the container.
 func (k *Kind) Steps(t runner.Target, open func(context.Context) error) []runner.Step {
 	r, err := k.request(t)
 	if err != nil {
 		return []runner.Step{{Name: "instance", Run: func(context.Context) (string, error) { return "", err }}}
 	}
-	// opens is the step of the opening to which only some failures belong.
+	// opens returns the run of a step that opens the shell and fails for some of the errors only.
 	opens := func(found string, isMine func(err error) bool) func(context.Context) (string, error) {
 		return func(ctx context.Context) (string, error) {
 			if err := open(ctx); err != nil && isMine(err) {
@@ -350,17 +347,17 @@ func (k *Kind) Steps(t runner.Target, open func(context.Context) error) []runner
 //go:embed remote.sh
 var remoteScript string
 
-// remoteOpening is the opening of pkg/runner/docker without the line to wait for, which would cost one
-// more way to the instance. The docker command gives a terminal its size some
-// 10 ms after its start, too late for what the shell does first.
+// remoteOpening is the opening of pkg/runner/docker without the wait for a line, which
+// would cost a round trip. It sets the size itself: the docker command does so some
+// 10 ms after its start, too late for the shell's first program.
 func remoteOpening(size terminal.Size) string {
 	return `IFS= read -r s </proc/$$/stat; ` + runner.OpeningPrelude +
 		fmt.Sprintf(` rows %d cols %d; `, size.Rows, size.Cols) +
 		`printf '\036%s\036' "$s"; exec "$0"`
 }
 
-// command is the line for the account's login shell that runs remote.sh in a
-// mode, with the mode's own words.
+// command returns the line for the account's login shell that runs remote.sh in a
+// mode, with the mode's words.
 func (r *request) command(keepDetached bool, mode string, words ...string) string {
 	timing := r.kind.cfg.Timing
 	return "exec " + quote(slices.Concat([]string{

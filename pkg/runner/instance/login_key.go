@@ -12,8 +12,8 @@ import (
 	"golang.org/x/crypto/ssh/agent"
 )
 
-// loginKey is a key for one login. Its private half is in memory alone: an agent
-// on a socket signs with it, until it is closed.
+// loginKey is a key for one login. The private key is in memory alone: an agent on a
+// socket signs with it until close.
 type loginKey struct {
 	public   string // a line as in authorized_keys
 	listener net.Listener
@@ -26,8 +26,7 @@ type loginKey struct {
 	closed bool
 }
 
-// newLoginKey makes a key and serves it at path, which must be in a private
-// directory.
+// newLoginKey makes a key and serves its agent at path, in a private directory.
 func newLoginKey(path string) (*loginKey, error) {
 	public, secret, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -68,7 +67,7 @@ func (k *loginKey) serve() {
 	}
 }
 
-// close forgets the key.
+// close ends the agent and erases the key.
 func (k *loginKey) close() {
 	k.mu.Lock()
 	k.closed = true

@@ -10,8 +10,8 @@ import (
 
 // This file shares connections among terminals, and counts their sessions.
 
-// connect returns a connection that has a session to spare, and reserves it. The
-// caller releases it.
+// connect reserves a session of a connection, which the caller gives back by
+// release.
 func (k *Kind) connect(ctx context.Context, to destination) (*connection, error) {
 	c, err := k.reserve(to)
 	if err != nil {
@@ -52,7 +52,8 @@ func (k *Kind) reserve(to destination) (*connection, error) {
 	return c, nil
 }
 
-// release gives a session back. A connection without any ends after a while.
+// release gives a session back. A connection without sessions ends after
+// Timing.Linger.
 func (k *Kind) release(c *connection) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -73,9 +74,8 @@ func (k *Kind) release(c *connection) {
 	}
 }
 
-// refused gives back a session that there was not. An sshd with a lower limit
-// has told it so; a connection that is gone, or on which nothing else is open,
-// gets no more.
+// refused gives back a session that sshd did not open: sshd's limit is lower than
+// assumed. A connection that is gone, or that has no other session, gets no more.
 func (k *Kind) refused(c *connection, gone bool) {
 	k.mu.Lock()
 	c.limit = min(c.limit, c.used-1)
@@ -84,14 +84,14 @@ func (k *Kind) refused(c *connection, gone bool) {
 	k.release(c)
 }
 
-// retire lets no new sessions onto a connection.
+// retire keeps new sessions off a connection.
 func (k *Kind) retire(c *connection) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	c.over = true
 }
 
-// forget lets nobody find a connection that is gone.
+// forget removes a connection that is gone from the pool.
 func (k *Kind) forget(c *connection) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -14,11 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sockets is a private directory for control sockets and the like. It tells when
-// a file appears: ssh does not say when its control socket is there.
+// sockets is a private directory for control sockets, key sockets and known hosts. It
+// reports when a file appears: ssh does not report its control socket.
 type sockets struct {
 	dir    string
-	lock   *os.File // the directory itself, locked: ours until we end, however that is
+	lock   *os.File // the directory, locked until the process ends
 	events *os.File // inotify(7)
 
 	mu      sync.Mutex
@@ -26,8 +26,9 @@ type sockets struct {
 	waiting map[string]chan struct{} // by name
 }
 
-// socketDir is what ssh takes as it is, in options that know %, ~, $ and spaces.
-// A socket's path has at most 107 bytes, 17 of which ssh adds for a while.
+// socketDir matches paths that mean the same in ssh's options, where %, ~, $ and
+// spaces have a meaning. A socket's path has at most 107 bytes, 17 of which are for a
+// suffix of ssh's.
 var socketDir = regexp.MustCompile(`^/[A-Za-z0-9_./-]{1,70}$`)
 
 func newSockets(parent string) (*sockets, error) {
@@ -54,7 +55,7 @@ func newSockets(parent string) (*sockets, error) {
 	return s, nil
 }
 
-// serial numbers what has files here.
+// serial returns a new number for the names of a connection's files.
 func (s *sockets) serial() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -111,8 +112,8 @@ func (s *sockets) remove() error {
 
 const socketDirPrefix = "tgw_"
 
-// makeSocketDir makes a private directory and locks it. Until it is locked,
-// another gateway may take it for abandoned; then it makes another.
+// makeSocketDir makes a private directory and locks it. Another gateway may remove
+// the directory before it is locked; makeSocketDir makes another then.
 func makeSocketDir(parent string) (dir string, lock *os.File, err error) {
 	for range 10 {
 		dir, err = os.MkdirTemp(parent, socketDirPrefix) // mode 0700
@@ -133,8 +134,8 @@ func makeSocketDir(parent string) (dir string, lock *os.File, err error) {
 	return "", nil, errors.New("other gateways remove it")
 }
 
-// lockDir opens a directory that is nobody else's, and locks it. No child has the
-// lock, and the kernel gives it back when its holder ends.
+// lockDir opens a directory of this user and locks it. No child inherits the lock, and
+// the kernel releases it when the process ends.
 func lockDir(path string, how int) (*os.File, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -159,7 +160,7 @@ func lockDir(path string, how int) (*os.File, error) {
 	return f, nil
 }
 
-// isAt tells whether an open directory is still the one at path.
+// isAt reports whether an open directory is still the one at path.
 func isAt(f *os.File, path string) bool {
 	open, err := f.Stat()
 	if err != nil {
@@ -169,15 +170,14 @@ func isAt(f *os.File, path string) bool {
 	return err == nil && os.SameFile(open, there)
 }
 
-// removeAbandoned removes the directories of gateways that were killed. What they
-// hold is found by the directory that was checked and locked, not by its name,
-// which may lead elsewhere by now.
+// removeAbandoned removes the directories of killed gateways. It removes the files by
+// the descriptor of the locked directory: the path may lead elsewhere by now.
 func removeAbandoned(parent string) {
 	dirs, _ := filepath.Glob(filepath.Join(parent, socketDirPrefix+"*"))
 	for _, dir := range dirs {
 		f, err := lockDir(dir, unix.LOCK_EX|unix.LOCK_NB)
 		if err != nil {
-			continue // its gateway lives, or it is another user's
+			continue // the directory of a live gateway, or of another user
 		}
 		names, _ := f.Readdirnames(-1)
 		for _, name := range names {

@@ -9,18 +9,17 @@ import (
 	"github.com/molecule-ai/termgw/pkg/runner"
 )
 
-// This file says how ssh is started and what its words mean. No configuration
-// but the arguments here counts, and no file of the gateway's user is read.
+// This file has ssh's arguments and the meaning of its messages. ssh reads no other
+// configuration, and no file of the gateway's user.
 
-// sshEnv is the whole environment of ssh, and of what it starts.
+// sshEnv is the whole environment of ssh and its children.
 var sshEnv = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "TERM=xterm-256color"}
 
-// aliveCount probes, runner.Timing's Alive apart, go unanswered before ssh gives a
-// connection up: after 45 s.
+// aliveCount is the number of unanswered probes, Timing.Alive apart, after which ssh
+// gives a connection up: after 45 s.
 const aliveCount = 2
 
-// sshCommon are the arguments of every ssh: for an instance and a user, both of
-// which were validated.
+// sshCommon returns the arguments of every ssh. User and instance are validated.
 func sshCommon(control, user, instance string) []string {
 	return []string{
 		"-F", "none", "-S", control, "-e", "none", "-l", user,
@@ -33,9 +32,9 @@ func sshCommon(control, user, instance string) []string {
 	}
 }
 
-// masterArgs are the arguments of a connection's own ssh, which speaks on its
-// stdin and stdout (ProxyCommand=-, since OpenSSH 6.6): the tunnel costs no
-// process, no port and no socket that another program could connect to.
+// masterArgs returns the arguments of a connection's ssh, which speaks on its stdin
+// and stdout (ProxyCommand=-, since OpenSSH 6.6): the tunnel costs no process, no
+// port, and no socket that another program could connect to.
 func masterArgs(control, user, instance, agent, knownHosts string, known bool, timing runner.Timing) []string {
 	strict := "accept-new"
 	if known {
@@ -43,7 +42,7 @@ func masterArgs(control, user, instance, agent, knownHosts string, known bool, t
 	}
 	return append(sshCommon(control, user, instance),
 		"-M", "-N", "-T",
-		"-o", "LogLevel=INFO", // on which it says that a server does not answer
+		"-o", "LogLevel=INFO", // the level of the message that a server does not answer
 		"-o", "ProxyCommand=-",
 		"-o", "ControlPersist=no",
 		"-o", "ConnectTimeout="+runner.WholeSeconds(timing.Start),
@@ -67,9 +66,9 @@ func masterArgs(control, user, instance, agent, knownHosts string, known bool, t
 	)
 }
 
-// sessionArgs are the arguments of an ssh that runs a command over a connection
-// that is there. Without it, ssh would make one of its own: to a program that
-// ends at once.
+// sessionArgs returns the arguments of an ssh that runs a command over an existing
+// connection. If the connection is gone, ssh opens its own, to a program that ends at
+// once.
 func sessionArgs(control, user, instance string, tty bool, command string) []string {
 	args := append(sshCommon(control, user, instance), "-o", "ControlMaster=no", "-o", "ProxyCommand=false", "-o", "LogLevel=ERROR")
 	if tty {
@@ -80,8 +79,8 @@ func sessionArgs(control, user, instance string, tty bool, command string) []str
 	return append(args, "--", instance, command)
 }
 
-// quote makes one command line of arguments, for a POSIX shell: what sshd gives
-// to the account's login shell. It is the only place where that is done.
+// quote returns a command line of arguments for a POSIX shell, the account's login
+// shell. No other code quotes.
 func quote(argv ...string) string {
 	quoted := make([]string, len(argv))
 	for i, arg := range argv {
@@ -92,34 +91,34 @@ func quote(argv ...string) string {
 
 var errNoShell = errors.New("no such shell")
 
-// What ssh says of a session that it could not open.
+// Errors of a session that ssh could not open.
 var (
 	errRefused = errors.New("sshd opens no more sessions on this connection")
 	errGone    = errors.New("the connection is gone")
 )
 
-// sessionFault is why ssh could not open a session, nil if it could.
+// sessionFault returns why ssh could not open a session; nil if it could.
 func sessionFault(stderr string) error {
 	switch {
 	case strings.Contains(stderr, "open refused by peer"), strings.Contains(stderr, "open failed"):
 		return errRefused
-	case strings.Contains(stderr, "kex_exchange_identification"), strings.Contains(stderr, "Connection closed"), // by the program that ends at once
+	case strings.Contains(stderr, "kex_exchange_identification"), strings.Contains(stderr, "Connection closed"), // of the program that ends at once
 		strings.Contains(stderr, "Control socket"), strings.Contains(stderr, "mux_client"), strings.Contains(stderr, "master"):
 		return errGone
 	}
 	return nil
 }
 
-// Why a login failed, for people.
+// Causes of a failed login.
 var (
 	errAuth    = errors.New("the instance refused the key: it is over 60 s old, the OS user is wrong, or the instance lacks ec2-instance-connect")
 	errHostKey = errors.New("the instance's host key is not the one that is known for it: if the instance was made anew, correct host_key in the workspace's row or delete the kept key")
 )
 
-// keyAdded is no fault.
+// keyAdded matches a message that is no fault.
 var keyAdded = regexp.MustCompile(`(?m)^Warning: Permanently added .*$`)
 
-// loginFault is why a connection's ssh ended before it was logged in.
+// loginFault returns why a connection's ssh ended before it was logged in.
 func loginFault(stderr string) *runner.Failure {
 	stderr = keyAdded.ReplaceAllString(stderr, "")
 	said := errors.New(shorten(stderr))
@@ -127,7 +126,7 @@ func loginFault(stderr string) *runner.Failure {
 	case strings.Contains(stderr, "Permission denied"), strings.Contains(stderr, "Too many authentication failures"):
 		return failed("ssh_auth", fmt.Errorf("%w: %w", errAuth, said))
 	case strings.Contains(stderr, "Host key verification failed"), strings.Contains(stderr, "host key"):
-		return failed("ssh_hostkey", errHostKey) // ssh's advice is about a file of ours that is gone
+		return failed("ssh_hostkey", errHostKey) // ssh's advice is about a file that the gateway has removed
 	case strings.Contains(stderr, "timed out"), strings.Contains(stderr, "Timeout"):
 		return failed("ssh_timeout", fmt.Errorf("sshd does not answer: %w", said))
 	case strings.TrimSpace(stderr) == "", strings.Contains(stderr, "Connection closed"), strings.Contains(stderr, "Connection reset"), strings.Contains(stderr, "Broken pipe"):
@@ -136,7 +135,7 @@ func loginFault(stderr string) *runner.Failure {
 	return failed("ssh", fmt.Errorf("ssh: %w", said))
 }
 
-// shorten makes one line of what a program said: its end, where the reason is.
+// shorten returns the end of a program's output, where the reason is, on one line.
 func shorten(s string) string {
 	s = runner.OneLine(strings.ToValidUTF8(s, "?"))
 	return s[max(0, len(s)-300):]

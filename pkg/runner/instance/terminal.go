@@ -19,16 +19,15 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// sshTerminal is an ssh under a pty, which carries one session of a
-// connection.
+// sshTerminal is an ssh under a pty that carries one session of a connection.
 type sshTerminal struct {
 	*runner.Pty
 	conn    *connection
 	request request
-	stderr  *os.File // ssh's own; the shell's goes to the terminal
-	early   []byte   // output that came with the handshake
+	stderr  *os.File // ssh's; the shell's is in the terminal's output
+	early   []byte   // output that was read with the handshake
 	closing atomic.Bool
-	hungUp  atomic.Bool // ssh did not end by itself
+	hungUp  atomic.Bool // the gateway ended ssh
 }
 
 // open opens a terminal by a command line that runs remote.sh.
@@ -74,12 +73,12 @@ var (
 	toldError = regexp.MustCompile(`\x1eerror (docker|not_running) ([^\x1e]*)\x1e`)
 )
 
-// handshake reads what remote.sh and the shell tell of themselves, and keeps
-// what the shell has printed since. began says that there may be a shell.
+// handshake reads what remote.sh and the shell report, and keeps the output after
+// that. began reports whether there may be a shell.
 func (t *sshTerminal) handshake() (began bool, err error) {
 	var got []byte
 	buf := make([]byte, 4<<10)
-	for len(got) < 32<<10 { // the account's .bashrc may print before we do
+	for len(got) < 32<<10 { // the account's .bashrc may print first
 		n, err := t.Pty.Read(buf)
 		got = append(got, buf[:n]...)
 		if m := toldPlace.FindSubmatch(got); m != nil {
@@ -105,8 +104,8 @@ func (t *sshTerminal) handshake() (began bool, err error) {
 	return began, failed("shell", errors.New("the account prints without end before its shell starts"))
 }
 
-// awaitRaw waits until ssh has made this end's pty raw, or has ended. The connection's own ssh carries the shell's bytes
-// before the terminal's has done that: on a busy machine what is typed until then would be echoed here too.
+// awaitRaw waits until ssh has made this end's pty raw, or has ended. The connection's ssh carries the shell's output
+// sooner than that: on a busy machine the local pty would echo early input a second time.
 func (t *sshTerminal) awaitRaw() {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
@@ -125,7 +124,7 @@ func (t *sshTerminal) awaitRaw() {
 	}
 }
 
-// neverOpened tells why ssh ended before there was a shell.
+// neverOpened returns why ssh ended before there was a shell.
 func (t *sshTerminal) neverOpened(got string, began bool) error {
 	<-t.Exited
 	code := t.Status.ExitStatus()
@@ -158,8 +157,8 @@ func (t *sshTerminal) neverOpened(got string, began bool) error {
 	return failed("shell", fmt.Errorf("the account's shell ended at once: exit code %d, %q", code, shorten(got+" "+stderr)))
 }
 
-// isGone waits for a connection to notice its end, which its sessions may do
-// first.
+// isGone reports whether a connection has ended. It waits a moment for that: its
+// sessions may notice first.
 func (c *connection) isGone() bool {
 	select {
 	case <-c.gone:
@@ -169,7 +168,7 @@ func (c *connection) isGone() bool {
 	}
 }
 
-// Expires is when the terminal's tunnel is cut; zero: never.
+// Expires returns when the terminal's tunnel is cut; zero: never.
 func (t *sshTerminal) Expires() time.Time { return t.conn.expires }
 
 func (t *sshTerminal) Read(p []byte) (int, error) {
@@ -185,7 +184,7 @@ func (t *sshTerminal) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TryRead returns what is there now.
+// TryRead returns the output that is there now.
 func (t *sshTerminal) TryRead(p []byte, gather bool) (int, error) {
 	if len(t.early) > 0 {
 		return t.readEarly(p), nil
@@ -202,8 +201,8 @@ func (t *sshTerminal) readEarly(p []byte) int {
 	return n
 }
 
-// lost waits for ssh's end and tells whether it was no end of the shell. ssh
-// says 255 then, as a shell may too.
+// lost waits for ssh's end and returns an error if the shell did not end with it.
+// ssh's exit status is 255 then, which may be a shell's too.
 func (t *sshTerminal) lost() error {
 	<-t.Exited
 	switch {
@@ -217,9 +216,8 @@ func (t *sshTerminal) lost() error {
 	return nil
 }
 
-// Resize also has the connection look at the sizes of its terminals. The session's
-// ssh tells it of a new one, but listens for that only some time after the shell's
-// first words.
+// Resize also has the connection's ssh look at the sizes of its terminals: the
+// terminal's own ssh reports a new size, but not yet when the shell prints first.
 func (t *sshTerminal) Resize(s terminal.Size) error {
 	if err := t.Pty.Resize(s); err != nil {
 		return err
@@ -228,8 +226,8 @@ func (t *sshTerminal) Resize(s terminal.Size) error {
 	return nil
 }
 
-// Wait tells of a shell whose terminal we closed what it would tell itself; what
-// ssh says then is its own end.
+// Wait returns how the shell ended. After Close, it reports SIGHUP: ssh's exit status
+// then describes ssh.
 func (t *sshTerminal) Wait() (terminal.Exit, error) {
 	<-t.Exited
 	if t.hungUp.Load() && (t.Status.Signaled() || t.Status.ExitStatus() == 255) {
@@ -260,16 +258,15 @@ func (t *sshTerminal) disconnect() {
 	_ = t.stderr.Close()
 }
 
-// Close hangs up, and then sees over the same connection that the shell and what
-// belongs to it end. The instance does that too, a little later, so that it is
-// done also without us: what it finds then, it does not count. What fails is tried
-// over another connection: one that was closed has told the instance, but not one
-// that only went silent.
+// Close hangs up, and then sweeps over the same connection. The guard on the instance
+// sweeps too, a little later, in case the gateway is dead; its sweep is not counted.
+// A failed sweep is repeated over another connection: the instance notices a closed
+// connection, but not a silent one.
 func (t *sshTerminal) Close() error {
 	t.closing.Store(true)
 	t.disconnect()
 	r, k := &t.request, t.conn.kind
-	var own atomic.Bool // the session of this connection is still reserved
+	var own atomic.Bool // the session on this connection is still reserved
 	own.Store(true)
 	end := r.end(k.cfg.KeepDetached, func(ctx context.Context, keepDetached bool) (runner.Swept, error) {
 		if !own.Swap(false) {
@@ -288,8 +285,8 @@ func (t *sshTerminal) Close() error {
 	return err
 }
 
-// end is the end of the request's session by a sweep. The container, or the
-// account, has its ends together.
+// end returns the end of the request's session by a sweep, in the lane of its
+// container or account.
 func (r *request) end(keepDetached bool, sweep func(ctx context.Context, keepDetached bool) (runner.Swept, error)) runner.End {
 	return runner.End{
 		Session: r.session, Lane: r.to.instance + " " + r.to.user + " " + r.container,
@@ -310,9 +307,9 @@ func (r *request) sweepElsewhere(ctx context.Context, keepDetached bool) (runner
 	return c.sweep(ctx, r, keepDetached)
 }
 
-// sweep runs remote.sh's end over a connection, in a session that the caller has
-// reserved. sshd may not have noticed yet that it is free. A connection on which
-// nothing at all comes meanwhile gets no more terminals.
+// sweep runs remote.sh in mode end over a connection, in a session that the caller
+// has reserved, and tries again while sshd has not noticed that the session is free.
+// A connection that is silent meanwhile gets no more terminals.
 func (c *connection) sweep(ctx context.Context, r *request, keepDetached bool) (runner.Swept, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	watched, over := make(chan struct{}), ctx.Done()
@@ -357,7 +354,7 @@ func (c *connection) sweep(ctx context.Context, r *request, keepDetached bool) (
 	}
 }
 
-// lastLine is what remote.sh says, after what the account's .bashrc may say.
+// lastLine returns what remote.sh printed; the account's .bashrc may print before.
 func lastLine(s string) string {
 	s = strings.TrimSpace(s)
 	return s[strings.LastIndexByte(s, '\n')+1:]
