@@ -10,49 +10,49 @@ import (
 )
 
 const (
-	// At the deadline sessions are cut a batch at a time, each at a moment of its own within the batch's time: clients
-	// come back one by one, and Docker has one shell after the other to end, and to start again elsewhere. An engine on two
-	// busy cores ends some 25 a second.
+	// At the deadline sessions are cut in batches, each session at a random moment of its batch's time: so clients come
+	// back one by one, and Docker ends one shell after the other and starts one after the other elsewhere. An engine on
+	// two busy cores ends some 25 shells a second.
 	batchSize = 8
 	batchTime = 500 * time.Millisecond
-	// batchesTime is the time in which all have their turn, however many they are, and how much later than that a session
-	// is cut at most when the ends of others take long.
+	// batchesTime bounds the time from the first cut to the last, for any number of sessions, and also the further delay
+	// of a cut that waits because the ends of other sessions take long.
 	batchesTime = 20 * time.Second
-	// endingAtOnce bounds the sessions whose shells are being ended, unless they take too long.
+	// endingAtOnce bounds the sessions whose shells are being ended at once, unless the ends take too long (batchesTime).
 	endingAtOnce = 32
-	// noticeTime is what a notice has to leave in before its session is cut, also when somebody hurries.
+	// noticeTime is the time that a notice has to be sent before its session is cut, also in a hurry.
 	noticeTime = 250 * time.Millisecond
-	// DrainTeardown is the longest that Drain takes once no session is waited for any more. It leaves the last to be cut
-	// the time that a session's end may take if neither Docker nor the database nor the client answers.
+	// DrainTeardown bounds the time that Drain takes after the grace time or the hurry. It includes the longest time that
+	// the end of the last session takes if neither Docker nor the database nor the client answers.
 	DrainTeardown = 2*batchesTime + 50*time.Second
 )
 
-// drainNotice is told at once, and again as the end comes near.
+// drainNotice is sent to each client when the drain begins, and again shortly before the session is cut.
 const drainNotice = "This gateway goes away for an update and closes this terminal in %s. What runs in it ends then: save your work. A new terminal opens on another gateway."
 
-// Drain ends what the router carries, and returns when all of it is gone, shells included.
+// Drain ends all sessions, and returns when they are gone, shells included.
 //
-// At once new sessions are refused, with those that have no shell yet, and each client is told when its session ends:
-// after the time given to people, in its turn. Sessions that end by themselves do so; what is left then is cut. When
-// hurry ends nobody is waited for any more, and what is left is cut as fast as shells can be ended. If people are given
-// no time there are no notices, and the same haste.
+// At once Drain refuses new sessions and sessions that have no shell yet, and sends each other client a notice of the
+// time when its session is cut. Sessions may end by themselves for the grace time; then the rest are cut, in batches.
+// When hurry is done the grace time is over, and sessions are cut as fast as shells can be ended. A grace of 0 is the
+// same hurry, without notices.
 //
-// It fails if sessions are left DrainTeardown after that.
+// Drain returns an error if sessions are left DrainTeardown after the grace time or the hurry.
 func (rt *Router) Drain(hurry context.Context, grace time.Duration) error {
 	rt.Metrics.draining.Set(1)
 	defer rt.lines.Flush()
 	return rt.live.drain(hurry.Done(), grace, rt.Log)
 }
 
-// turn is when a session is cut.
-type turn struct {
+// cutTime is the time at which a session is cut.
+type cutTime struct {
 	id string
 	at time.Time
 }
 
 func (s *sessions) drain(hurry <-chan struct{}, grace time.Duration, log *slog.Logger) error {
 	began := time.Now()
-	turns := s.refuse(began, grace)
+	cutTimes := s.refuse(began, grace)
 	if grace > 0 {
 		s.wait(began.Add(noticeTime), nil, s.none)
 		s.wait(began.Add(grace), hurry, s.none)
@@ -62,13 +62,13 @@ func (s *sessions) drain(hurry <-chan struct{}, grace time.Duration, log *slog.L
 		hurry = now
 	}
 	cutting := time.Now()
-	early := max(0, began.Add(grace).Sub(cutting)) // somebody hurried
+	early := max(0, began.Add(grace).Sub(cutting)) // the grace time that hurry took away
 	if n := s.count(); n > 0 {
 		log.Info("cutting sessions", "sessions", n)
 	}
-	for _, t := range turns {
+	for _, t := range cutTimes {
 		s.wait(t.at, hurry, s.none)
-		s.wait(t.at.Add(batchesTime-early), nil, s.mayCut) // apart also when the ends take long
+		s.wait(t.at.Add(batchesTime-early), nil, s.mayCut) // while endingAtOnce shells are being ended
 		s.cutOff(t.id)
 	}
 	if !s.wait(cutting.Add(DrainTeardown), nil, s.none) {
@@ -77,8 +77,8 @@ func (s *sessions) drain(hurry <-chan struct{}, grace time.Duration, log *slog.L
 	return nil
 }
 
-// refuse lets no session in any more, ends those that have no shell yet, and gives the others their turns, in order.
-func (s *sessions) refuse(now time.Time, grace time.Duration) (turns []turn) {
+// refuse lets no session in any more, ends sessions that have no shell yet, and returns when to cut the others, in order.
+func (s *sessions) refuse(now time.Time, grace time.Duration) (cutTimes []cutTime) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.draining = ErrDraining
@@ -88,17 +88,17 @@ func (s *sessions) refuse(now time.Time, grace time.Duration) (turns []turn) {
 			l.cancel(ErrDraining)
 			continue
 		}
-		left := grace + time.Duration(len(turns)/batchSize)*step + rand.N(step) //nolint:gosec // it spreads a load and hides nothing
-		turns = append(turns, turn{id, now.Add(left)})
+		left := grace + time.Duration(len(cutTimes)/batchSize)*step + rand.N(step) //nolint:gosec // it spreads a load and hides nothing
+		cutTimes = append(cutTimes, cutTime{id, now.Add(left)})
 		if left > time.Second {
-			left = left.Truncate(time.Second) // no session is cut before the second that it was told
+			left = left.Truncate(time.Second) // no session is cut before the second in its notice
 		}
 		if grace > 0 {
 			l.warn(left)
 		}
 	}
-	slices.SortFunc(turns, func(a, b turn) int { return a.at.Compare(b.at) })
-	return turns
+	slices.SortFunc(cutTimes, func(a, b cutTime) int { return a.at.Compare(b.at) })
+	return cutTimes
 }
 
 func (s *sessions) cutOff(id string) {
@@ -115,8 +115,8 @@ func (s *sessions) none() bool { return len(s.live) == 0 }
 
 func (s *sessions) mayCut() bool { return s.cut < endingAtOnce }
 
-// wait waits for a time, or until somebody hurries, or until ok, which is asked with the lock held whenever a session
-// has left; it tells whether it is.
+// wait waits for a time, for hurry, or until ok returns true, and reports whether ok did. ok is called with the lock
+// held, at first and whenever a session has left.
 func (s *sessions) wait(until time.Time, hurry <-chan struct{}, ok func() bool) bool {
 	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()

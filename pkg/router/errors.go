@@ -28,31 +28,31 @@ var (
 	errMismatch     = errors.New("the ticket is for another workspace")
 	errOverloaded   = errors.New("at the limit of sessions")
 
-	// ErrDraining is the cause of a session that ends, or is refused, because
-	// its replica is going away.
+	// ErrDraining is the cause of a session that is cut, or refused, because
+	// its replica drains.
 	ErrDraining = errors.New("the replica is going away")
 )
 
-// docsPage tells how the path to a workspace is wired.
+// docsPage describes the path to a workspace.
 const docsPage = "docs/infra/workspace-terminal.md"
 
-// outcome is how an error is told: in a close frame after the upgrade, or by an
-// HTTP status before it; to the person by the message; to the operator by the
-// code, which is the metric's label and the audit row's reason.
+// outcome is how an error is shown: to the client by a close code after the upgrade,
+// or by an HTTP status before the upgrade; to the person by the message; to the operator
+// by the code, which is the metric's label and the audit row's reason.
 type outcome struct {
 	is      error
 	code    string
-	close   websocket.StatusCode // 0: nobody is there to be told
-	status  int                  // of an error told before the upgrade
+	close   websocket.StatusCode // 0: the client has gone
+	status  int                  // of an error before the upgrade
 	retry   bool
 	docs    bool
 	message string
 }
 
-// full says that the replica cannot hold another terminal.
+// full is the message of a replica that cannot hold another terminal.
 const full = "This gateway has as many terminals as it can hold. Try again in a moment."
 
-// outcomes is the one table. The first row whose error is in the chain counts.
+// outcomes is the one table of errors. The first row whose error is in the chain counts.
 var outcomes = []outcome{
 	{
 		is: errUnknown, code: "not_found", status: http.StatusNotFound,
@@ -115,7 +115,7 @@ var outcomes = []outcome{
 		is: store.ErrNotFound, code: "workspace_not_found", close: 4404,
 		message: "There is no such workspace. It may have been deleted: look at the list of your workspaces.",
 	},
-	// Before the errors of the part that could not be reached because of it.
+	// These come before the errors of a part that could not be reached for want of a descriptor.
 	{is: syscall.EMFILE, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true, message: full},
 	{is: syscall.ENFILE, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true, message: full},
 	{is: syscall.ENOSPC, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true, message: full}, // no pty: kernel.pty.max
@@ -162,13 +162,13 @@ var outcomes = []outcome{
 	{is: bridge.ErrLost, code: "client_lost"},
 }
 
-// backendFailed is what any other error means: a part behind the gateway.
+// backendFailed is the outcome of any other error: a part behind the gateway failed.
 var backendFailed = outcome{
 	code: "backend_failed", close: 4502, retry: true, docs: true,
 	message: "The shell could not be reached: a part behind the gateway failed. Try again; if it goes on, an administrator finds the steps to check in " + docsPage + ".",
 }
 
-// exited is the end that is no error.
+// exited is the outcome of a shell that ended by itself.
 var exited = outcome{code: "exit", close: websocket.StatusNormalClosure}
 
 func outcomeOf(err error) outcome {
@@ -183,14 +183,15 @@ func outcomeOf(err error) outcome {
 	return backendFailed
 }
 
-// revokedError is the store.ErrRevoked of a session that was live.
-type revokedError struct{ ordered time.Time }
+// revokedError is the store.ErrRevoked of a session that was cut. It has the time at
+// which the revocation was written.
+type revokedError struct{ written time.Time }
 
 func (revokedError) Error() string { return store.ErrRevoked.Error() }
 func (revokedError) Unwrap() error { return store.ErrRevoked }
 
-// tell makes the error message for the client. Its detail names the step that
-// failed or the rule that was broken, never what a part behind us said.
+// tell returns the error message for the client. The detail names the step that failed
+// or the rule that was broken, and never has the text of a part behind the gateway.
 func (o outcome) tell(err error) bridge.Error {
 	e := bridge.Error{Code: o.code, Message: o.message, Retryable: o.retry}
 	if o.docs {

@@ -217,8 +217,8 @@ func faults() []fault {
 		{kind: "origin", code: "origin_not_allowed", number: 403, request: edit(with("Origin", "https://evil.example"))},
 		{kind: "rate", code: "rate_limited", number: 429, request: edit(with("X-Forwarded-For", "192.0.2.1")), gateway: func(g *gateway) {
 			g.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
-			g.pace.now = (&played{time.Unix(1e9, 0)}).now
-			allowed(g.pace, "192.0.2.1", handshakesAtOnce)
+			g.handshakes.now = (&played{time.Unix(1e9, 0)}).now
+			allowed(g.handshakes, "192.0.2.1", handshakesAtOnce)
 		}},
 		{kind: "ticket", code: "ticket_missing", number: 4401, request: edit(func(a *ask) { a.header.Del("Authorization") })},
 		{kind: "ticket", code: "ticket_invalid", number: 4401, request: edit(with("Authorization", "Bearer one", "Bearer two"))},

@@ -7,49 +7,48 @@ import (
 )
 
 const (
-	// lingeringPerSubject and lingeringPerAddress bound the connections of one person, and of one address before it is
-	// known whose they are, that were told their end and are waited for. A client answers within a round trip, so there
-	// are few at once unless somebody collects them.
+	// lingeringPerSubject and lingeringPerAddress bound the lingering connections of one person, and of one address
+	// while the person is not known. A client answers within a round trip, so more linger only if a client never answers.
 	lingeringPerSubject = 8
 	lingeringPerAddress = 32
 )
 
-// lingering are the connections whose close frame was sent and whose client has not answered it. They have no session's
-// place any more, but a descriptor each, for seconds or, where much output is still on its way, minutes.
+// lingering are the connections on which a close frame was sent, and the client has not answered it. Each has no slot
+// any more, but a descriptor, for seconds or, while much output is still on its way, for minutes.
 type lingering struct {
 	mu sync.Mutex
-	of map[owner][]*connection // oldest first
+	of map[holder][]*connection // oldest first
 }
 
-// owner is who lingering connections are counted for: a person, or an address.
-type owner struct {
+// holder is a person, or an address, for whom lingering connections are counted.
+type holder struct {
 	subject string
 	network netip.Prefix
 }
 
 type connection struct{ drop func() }
 
-// add takes a connection in, and returns what takes it out again. When its owner has as many as allowed, the oldest is
-// dropped: it had its time to answer.
-func (l *lingering) add(o owner, drop func()) (over func()) {
+// add takes a connection in, and returns the function that takes it out again. If the holder then has too many, drop
+// of the oldest connection is called: its client has had the longest time to answer.
+func (l *lingering) add(h holder, drop func()) (over func()) {
 	most := lingeringPerSubject
-	if o.subject == "" {
+	if h.subject == "" {
 		most = lingeringPerAddress
 	}
 	c := &connection{drop}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	all := l.of[o]
+	all := l.of[h]
 	for ; len(all) >= most; all = all[1:] {
 		all[0].drop()
 	}
-	l.of[o] = append(slices.Clip(all), c)
+	l.of[h] = append(slices.Clip(all), c)
 	return func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		all := slices.DeleteFunc(l.of[o], func(other *connection) bool { return other == c })
-		if l.of[o] = all; len(all) == 0 {
-			delete(l.of, o)
+		all := slices.DeleteFunc(l.of[h], func(other *connection) bool { return other == c })
+		if l.of[h] = all; len(all) == 0 {
+			delete(l.of, h)
 		}
 	}
 }

@@ -9,17 +9,17 @@ import (
 
 // Who has as many lingering connections as allowed loses the oldest, and nobody else does.
 func TestLingering(t *testing.T) {
-	l := lingering{of: map[owner][]*connection{}}
-	address := owner{network: netip.MustParsePrefix("192.0.2.1/32")}
+	l := lingering{of: map[holder][]*connection{}}
+	address := holder{network: netip.MustParsePrefix("192.0.2.1/32")}
 	var dropped []string
-	add := func(o owner, name string) func() {
-		return l.add(o, func() { dropped = append(dropped, name) })
+	add := func(h holder, name string) func() {
+		return l.add(h, func() { dropped = append(dropped, name) })
 	}
 	var over []func()
 	for i := range lingeringPerSubject + 2 {
-		over = append(over, add(owner{subject: "ann"}, fmt.Sprint("ann ", i)))
+		over = append(over, add(holder{subject: "ann"}, fmt.Sprint("ann ", i)))
 	}
-	over = append(over, add(owner{subject: "bob"}, "bob"))
+	over = append(over, add(holder{subject: "bob"}, "bob"))
 	for i := range lingeringPerAddress + 1 {
 		over = append(over, add(address, fmt.Sprint("address ", i)))
 	}

@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics are what the router counts.
+// Metrics are the metrics of a Router, made by NewMetrics.
 type Metrics struct {
 	active       *prometheus.GaugeVec
 	total        *prometheus.CounterVec
@@ -19,10 +19,10 @@ type Metrics struct {
 	storeSeconds *prometheus.HistogramVec
 	draining     prometheus.Gauge
 	revocation   prometheus.Histogram
-	ready        *prometheus.GaugeVec // told by Router.Collect
+	ready        *prometheus.GaugeVec // collected by Router.Collect
 }
 
-// NewMetrics registers the router's metrics, but for that which the Router itself is.
+// NewMetrics registers the router's metrics, except termgw_ready: the Router is its collector.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	bytes := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "termgw_bytes_total", Help: "Terminal bytes: in to shells, out of them.",
@@ -82,7 +82,7 @@ func (m *Metrics) ended(target, code string, lasted time.Duration) {
 	m.duration.Observe(lasted.Seconds())
 }
 
-// left makes up for started, apart from ended: it must not be missed by a panic.
+// left undoes started. It is no part of ended, so that it is called also after a panic.
 func (m *Metrics) left(target string) { m.active.WithLabelValues(target).Dec() }
 
 func (m *Metrics) over(target, code string) { m.total.WithLabelValues(target, code).Inc() }

@@ -9,21 +9,21 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// What an address may do before anybody knows who it is. A handshake with a ticket that is refused takes 0.36 ms, with the
-// client's part and the TCP connection (measured; 0.13 if it is not upgraded), so this is less than two percent of a
-// processor. Whole companies share an address, and 200 of their terminals may come back in the same instant when a gateway
-// died; one that drains sends them away slower than 50 a second (drain.go). Who is refused is let in a second later.
+// The requests that an address may make before a ticket was checked. A handshake with a bad ticket takes 0.36 ms, with
+// the client's part and the TCP connection (measured; 0.13 ms without the upgrade), so 50 a second take less than two
+// percent of a processor. A whole company may share an address: when a gateway died, 200 terminals may come back in one
+// instant; a gateway that drains sends away fewer than 50 a second (drain.go). A refused client is let in a second later.
 const (
 	handshakesPerSecond = 50
 	handshakesAtOnce    = 200
-	// knownAddresses bounds those that are remembered, twice: some 150 bytes each.
+	// knownAddresses is half the number of addresses that a pacer remembers, at some 150 bytes each.
 	knownAddresses = 4096
 )
 
 // pacer bounds the requests of each client address.
 //
-// It forgets what it has not seen for the longest, so that one who has more addresses than it remembers makes it larger
-// by nothing and shuts nobody out. He has to be bounded by something before it.
+// A pacer forgets the addresses that it has not seen for the longest. An attacker with more addresses than a pacer
+// remembers neither makes it larger nor shuts anybody out, but is not paced: a part before the gateway has to do that.
 type pacer struct {
 	now func() time.Time
 
@@ -35,20 +35,20 @@ func newPacer(now func() time.Time) *pacer {
 	return &pacer{now: now, recent: map[netip.Prefix]*rate.Limiter{}}
 }
 
-// allow counts a request of an address, and reports whether there may be one more: a handshake that is well made, or
-// anything else.
+// allow counts a request of an address, and reports whether the request is within the pace: that of well-made
+// handshakes, or that of all other requests.
 //
-// Handshakes of this machine's own address are free. No packet from elsewhere carries that address, so it is a process
-// here, or a proxy here that is not trusted and hides everybody behind itself. One that is trusted and names its client
-// is not meant: the name can be anybody's claim.
+// Handshakes from a loopback address are free. No packet from another machine carries such an address, so the peer is a
+// local process, or a local proxy that is not trusted and hides all its clients. A trusted proxy that names its client
+// is not free: the client can have forged the name.
 func (rt *Router) allow(r *http.Request, addr netip.Addr, handshake bool) bool {
 	switch {
 	case !handshake:
-		return rt.strays.allow(addr)
+		return rt.others.allow(addr)
 	case peerAddr(r).IsLoopback() && (len(r.Header["X-Forwarded-For"]) == 0 || !rt.trusts(peerAddr(r))):
 		return true
 	}
-	return rt.pace.allow(addr)
+	return rt.handshakes.allow(addr)
 }
 
 func (p *pacer) allow(addr netip.Addr) bool {
@@ -68,12 +68,12 @@ func (p *pacer) allow(addr netip.Addr) bool {
 	return limiter.AllowN(p.now(), 1)
 }
 
-// client is the least that one customer of a provider has: an IPv4 address, or a /64 (RFC 6177).
+// client returns the smallest network that a provider gives to one customer: an IPv4 address, or a /64 (RFC 6177).
 func client(addr netip.Addr) netip.Prefix {
 	bits := addr.BitLen()
 	if addr.Is6() {
 		bits = 64
 	}
-	network, _ := addr.Prefix(bits) // fails for no address, which is then one of its own
+	network, _ := addr.Prefix(bits) // all requests without a valid address share the zero Prefix
 	return network
 }

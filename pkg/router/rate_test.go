@@ -78,9 +78,9 @@ func TestPaceIsBounded(t *testing.T) {
 func TestRateLimited(t *testing.T) {
 	g := open(t, func(c *Config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")} })
 	clock := &played{time.Unix(1e9, 0)}
-	g.pace.now = clock.now
+	g.handshakes.now = clock.now
 	from := func(addr string) func(*ask) { return with("X-Forwarded-For", addr) }
-	allowed(g.pace, "192.0.2.1", handshakesAtOnce)
+	allowed(g.handshakes, "192.0.2.1", handshakesAtOnce)
 	raw := g.ticket("ws-1")
 	for range 3 {
 		p := g.ask(t, requestFor("ws-1", raw, from("192.0.2.1")))
@@ -122,7 +122,7 @@ func TestStraysArePaced(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g, began := open(t), time.Now()
-			g.strays.now = (&played{time.Unix(1e9, 0)}).now
+			g.others.now = (&played{time.Unix(1e9, 0)}).now
 			for i := range handshakesAtOnce + 3 {
 				want := stray.status
 				if i >= handshakesAtOnce {
@@ -162,7 +162,7 @@ func TestWhoIsFree(t *testing.T) {
 		{"elsewhere, and it claims to be here", "192.0.2.1:1", "127.0.0.1", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			rt := &Router{pace: newPacer((&played{time.Unix(1e9, 0)}).now), strays: newPacer(time.Now)}
+			rt := &Router{handshakes: newPacer((&played{time.Unix(1e9, 0)}).now), others: newPacer(time.Now)}
 			rt.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32"), netip.MustParsePrefix("10.0.0.0/8")}
 			r := &http.Request{RemoteAddr: test.remote, Header: http.Header{}}
 			if test.forwarded != "" {

@@ -12,36 +12,36 @@ import (
 )
 
 const (
-	// readyTimeout bounds what /readyz asks.
+	// readyTimeout bounds the checks of /readyz.
 	readyTimeout = 2 * time.Second
-	// readyAge is how old an answer of the parts may be. Anybody may ask /readyz, and the database and the engine have
-	// better to do.
+	// readyAge is how long an answer of the parts is kept: anybody may call /readyz, and must not load the database and
+	// the engine with it.
 	readyAge = time.Second
-	// sameFault is how long other words for what is wrong with a part are no news: a broken connection's have its port,
-	// which is another at each try.
+	// sameFault is how long another error of a part that already failed is not logged: the error of a broken connection
+	// has the local port, which differs at each try.
 	sameFault = time.Minute
 )
 
-// What /readyz says of what is wrong. Whose addresses and names are in the error
-// itself is for the log alone: anybody may ask.
+// The problems that /readyz names. The errors themselves, which have addresses and
+// names, are for the log alone: anybody may call /readyz.
 const (
 	noStore    = "No terminal is opened: the database does not answer, or refuses what a terminal needs. Check that it runs and takes writes, that this gateway reaches it, TERMGW_DATABASE_URL and TERMGW_WORKSPACE_QUERY, and that 'termgw migrate' was run. The gateway's log has the error."
 	noKeys     = "No terminal is opened: this replica has no key to verify tickets with. Check that TERMGW_TICKET_JWKS leads to a JWK Set with a key in it, and that this gateway reaches it. The gateway's log has the error."
-	noOrders   = "Revocations are not read, so nobody who is revoked would be cut: this replica takes no new terminals. Check that the database answers and that the gateway's role may read termgw.revocations. The gateway's log has the error."
+	noRevoking = "Revocations are not read, so nobody who is revoked would be cut: this replica takes no new terminals. Check that the database answers and that the gateway's role may read termgw.revocations. The gateway's log has the error."
 	noDocker   = "The Docker engine does not answer, so no terminal is opened in its containers. Check that it runs, and DOCKER_HOST. This does not make the gateway unready."
 	notWatched = "Revocations do not arrive at once, but within five seconds while the database answers. Check that no connection pooler in transaction mode is before the database: LISTEN needs a connection of its own. This does not make the gateway unready."
 	isDraining = "This replica was told to end and takes no new terminals. Others take over; there is nothing to do."
 )
 
-// deciding are the parts without which no terminal is opened, or nobody could be cut.
+// deciding are the parts that a gateway needs to open terminals and to cut them.
 var deciding = []string{"store", "keys", "orders"}
 
-// ready answers 200 while the store answers, there are keys for tickets, orders are read and the replica takes sessions.
-// Docker is told but does not decide: a gateway for remote workspaces has none.
-// Nor does how revocations arrive: without a listener they are polled for.
+// ready answers /readyz: 200 while the deciding parts are ok and the replica does not drain, else 503. Docker does not
+// decide, since a gateway for remote workspaces has no engine. Whether revocations arrive at once does not decide
+// either: without a listener they are polled for.
 func (rt *Router) ready(w http.ResponseWriter, _ *http.Request) {
 	states, problems := rt.askParts()
-	draining := rt.live.isDraining() // of now, however old the rest is
+	draining := rt.live.isDraining() // asked each time, however old the parts' answers are
 	status, word := http.StatusOK, "ready"
 	if draining || slices.ContainsFunc(deciding, func(part string) bool { return states[part] == "unavailable" }) {
 		status, word = http.StatusServiceUnavailable, "unavailable"
@@ -59,24 +59,24 @@ func (rt *Router) ready(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, status, "application/json", body)
 }
 
-// parts is what the parts behind the gateway answered, and what was last found wrong with them.
+// parts has the last answers of the parts behind the gateway, and their last faults.
 type parts struct {
 	now func() time.Time
 
-	mu       sync.Mutex // held while they are asked: who asks meanwhile is given the same answer
+	mu       sync.Mutex // held while the parts are asked: concurrent calls share the answer
 	answered time.Time
-	states   map[string]string // "ok" or "unavailable"; not changed once it is answered
+	states   map[string]string // "ok" or "unavailable"; read-only once returned
 	problems []string
 	faults   map[string]told
 }
 
-// told is what was last logged of a part that is not ok.
+// told is the fault that was last logged of a part that is not ok.
 type told struct {
 	text string
 	at   time.Time
 }
 
-// askParts asks every part, or knows the answer.
+// askParts returns the states of all parts, by name, at most readyAge old.
 func (rt *Router) askParts() (states map[string]string, problems []string) {
 	p := &rt.parts
 	p.mu.Lock()
@@ -84,7 +84,7 @@ func (rt *Router) askParts() (states map[string]string, problems []string) {
 	if p.states != nil && p.now().Sub(p.answered) < readyAge {
 		return p.states, p.problems
 	}
-	// The answer is everybody's: it must not be spoilt by one who leaves.
+	// Several callers share the answer: a caller that leaves must not cancel it.
 	ctx, cancel := context.WithTimeout(context.Background(), readyTimeout)
 	defer cancel()
 	states = map[string]string{}
@@ -99,7 +99,7 @@ func (rt *Router) askParts() (states map[string]string, problems []string) {
 	var docker error
 	var asking sync.WaitGroup
 	if rt.Docker != nil {
-		asking.Go(func() { docker = rt.Docker(ctx) }) // a database that hangs must not take its time
+		asking.Go(func() { docker = rt.Docker(ctx) }) // at the same time: a database that hangs takes all of readyTimeout
 	}
 	answer("store", rt.Store.Ping(ctx), noStore)
 	asking.Wait()
@@ -110,7 +110,7 @@ func (rt *Router) askParts() (states map[string]string, problems []string) {
 		answer("keys", rt.Keys(), noKeys)
 	}
 	if rt.Orders != nil {
-		answer("orders", rt.Orders(), noOrders)
+		answer("orders", rt.Orders(), noRevoking)
 	}
 	if rt.Watching != nil {
 		answer("revocations", rt.Watching(), notWatched)
@@ -119,8 +119,8 @@ func (rt *Router) askParts() (states map[string]string, problems []string) {
 	return states, problems
 }
 
-// doubt forgets the answer: a terminal has just found a part away, and /readyz
-// must not deny it. If the parts are being asked, that is recent enough.
+// doubt drops the kept answer: a terminal has just found that a part is away, and /readyz
+// must not deny that. If the parts are being asked now, their answer is recent enough.
 func (p *parts) doubt() {
 	if p.mu.TryLock() {
 		p.states = nil
@@ -128,8 +128,8 @@ func (p *parts) doubt() {
 	}
 }
 
-// tell logs what is new: a probe asks every few seconds, and a gateway without
-// Docker is meant to be so. The lock is held.
+// tell logs a part's fault when it begins, changes or ends, and not at every probe, which
+// comes every few seconds; a gateway may be meant to have no Docker. The lock is held.
 func (p *parts) tell(log *slog.Logger, part string, err error) {
 	was, known := p.faults[part]
 	switch {
@@ -145,10 +145,10 @@ func (p *parts) tell(log *slog.Logger, part string, err error) {
 	}
 }
 
-// Describe and Collect make the router a metric: termgw_ready, as /readyz tells.
+// Describe and Collect make the router the collector of termgw_ready, from the answers of /readyz.
 func (rt *Router) Describe(descs chan<- *prometheus.Desc) { rt.Metrics.ready.Describe(descs) }
 
-// Collect asks the parts, or knows the answer.
+// Collect sends the parts' states, at most a second old.
 func (rt *Router) Collect(metrics chan<- prometheus.Metric) {
 	states, _ := rt.askParts()
 	for part, state := range states {

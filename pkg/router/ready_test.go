@@ -69,7 +69,7 @@ func TestHealth(t *testing.T) {
 		},
 		{
 			name: "orders are not read", target: "/readyz", edit: func(c *Config) { c.Orders = func() error { return down } }, status: 503,
-			body: `{"draining":false,"orders":"unavailable","problems":["` + noOrders + `"],"sessions":0,"status":"unavailable","store":"ok"}`,
+			body: `{"draining":false,"orders":"unavailable","problems":["` + noRevoking + `"],"sessions":0,"status":"unavailable","store":"ok"}`,
 		},
 		{
 			name: "without the store", target: "/readyz", arrange: func(g *gateway) { g.store.pingErr = down }, status: 503,

@@ -15,11 +15,11 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// ticketProtocol is the subprotocol by which a browser, which can set no other
-// header on a WebSocket, hands over its ticket. It is never answered.
+// ticketProtocol begins the subprotocol that carries a browser's ticket: a page can
+// set no other header on a WebSocket. The gateway never selects this subprotocol.
 const ticketProtocol = "termgw.ticket."
 
-// checkRequest finds what is told by an HTTP status, before the upgrade.
+// checkRequest returns the errors that are answered by an HTTP status, before the upgrade.
 func (rt *Router) checkRequest(r *http.Request, id string) error {
 	if !store.ValidWorkspaceID(id) {
 		return errUnknown
@@ -36,9 +36,9 @@ func (rt *Router) checkRequest(r *http.Request, id string) error {
 	return rt.checkOrigin(r)
 }
 
-// checkOrigin compares scheme, host and port (RFC 6454). A missing Origin is a
-// client that is no browser: no page can use a person's browser to send one,
-// and the ticket decides.
+// checkOrigin compares scheme, host and port (RFC 6454). A request without Origin is
+// allowed, and the ticket decides: such a client is no browser, since no page can make
+// a browser leave the header out.
 func (rt *Router) checkOrigin(r *http.Request) error {
 	values := r.Header.Values("Origin")
 	if len(values) == 0 {
@@ -59,14 +59,14 @@ func (rt *Router) checkOrigin(r *http.Request) error {
 	return fmt.Errorf("%w: the gateway is %s", errOrigin, normalOrigin(rt.ownOrigin(r)))
 }
 
-// ownOrigin is the origin that the request was sent to, as the browser saw it.
+// ownOrigin returns the origin that the request was sent to, as the browser saw it.
 func (rt *Router) ownOrigin(r *http.Request) string {
 	scheme, host := "http", r.Host
 	if r.TLS != nil {
 		scheme = "https"
 	}
 	if rt.trusts(peerAddr(r)) {
-		// The last value is the nearest proxy's own.
+		// The nearest proxy wrote the last value.
 		if v := lastValue(r.Header, "X-Forwarded-Proto"); v != "" {
 			scheme = httpScheme(v)
 		}
@@ -77,7 +77,7 @@ func (rt *Router) ownOrigin(r *http.Request) string {
 	return scheme + "://" + host
 }
 
-// httpScheme undoes what Traefik does to a WebSocket's scheme.
+// httpScheme turns ws and wss, as Traefik names a WebSocket's scheme, into http and https.
 func httpScheme(s string) string {
 	switch strings.ToLower(s) {
 	case "ws":
@@ -88,8 +88,8 @@ func httpScheme(s string) string {
 	return s
 }
 
-// normalOrigin gives an origin in lower case without its scheme's own port, or
-// "" for what is no origin of http or https.
+// normalOrigin returns an origin in lower case without its scheme's default port, or
+// "" if s is no origin of http or https.
 func normalOrigin(s string) string {
 	u, err := url.Parse(strings.ToLower(s))
 	if err != nil || u.Host == "" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "" {
@@ -104,16 +104,16 @@ func normalOrigin(s string) string {
 	return ""
 }
 
-// clientAddr is the address of the person's machine: the nearest one that is no
-// trusted proxy. What stands before it in X-Forwarded-For is anyone's claim, and
-// so is what cannot be a client's address: the hop that wrote it counts then. It
-// is not valid if the peer has none.
+// clientAddr returns the client's address: the nearest hop that is no trusted proxy.
+// Earlier addresses in X-Forwarded-For can be forged. If the text there cannot be a
+// client's address, the hop that wrote the text counts as the client. The result is
+// invalid if the peer has no address.
 func (rt *Router) clientAddr(r *http.Request) netip.Addr {
 	addr := peerAddr(r)
 	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
 	for i := len(hops) - 1; i >= 0 && rt.trusts(addr); i-- {
 		hop, err := parseHop(strings.TrimSpace(hops[i]))
-		hop = hop.Unmap().WithZone("") // a zone can be any text, and means nothing elsewhere
+		hop = hop.Unmap().WithZone("") // a zone can be any text, and means nothing on another machine
 		if err != nil || !isClientOf(addr, hop) {
 			break
 		}
@@ -122,16 +122,16 @@ func (rt *Router) clientAddr(r *http.Request) netip.Addr {
 	return addr
 }
 
-// nowhere are the addresses that no client connects from (RFC 6890): of no
-// machine, of many, reserved, and IPv4 in IPv6 as nobody writes it any more.
+// nowhere has the addresses from which no client connects (RFC 6890): unspecified,
+// multicast, reserved, and the deprecated IPv4-compatible form of IPv6.
 var nowhere = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("224.0.0.0/3"),
 	netip.MustParsePrefix("::/96"), netip.MustParsePrefix("ff00::/8"),
 }
 
-// isClientOf reports whether a proxy can have had a client of this address. A
-// loopback address is one of the machine that wrote it, and so of this one only
-// if that is this one.
+// isClientOf reports whether a client of this address can have connected to the
+// proxy. A loopback address means the proxy's own machine, so the proxy has to be on
+// this machine, too.
 func isClientOf(proxy, client netip.Addr) bool {
 	if client.IsLoopback() {
 		return proxy.IsLoopback()
@@ -144,9 +144,9 @@ func isClientOf(proxy, client netip.Addr) bool {
 	return true
 }
 
-// parseHop reads one address of X-Forwarded-For. There may be a port after it,
-// as Azure's Application Gateway writes it always, and IIS and an ALB when they
-// are told to; and brackets around IPv6.
+// parseHop parses one address of X-Forwarded-For. IPv6 may have brackets, and a port
+// may follow: Azure's Application Gateway always writes a port, IIS and an ALB do so
+// if configured.
 func parseHop(s string) (netip.Addr, error) {
 	if strings.HasSuffix(s, "]") {
 		s += ":0"
@@ -182,8 +182,8 @@ func peerAddr(r *http.Request) netip.Addr {
 	return addr.Unmap().WithZone("")
 }
 
-// ticketOf finds the request's one ticket: in a subprotocol, in Authorization,
-// or in the query.
+// ticketOf returns the request's ticket from the subprotocols, the Authorization
+// header or the query. Two different tickets are an error.
 func ticketOf(r *http.Request) (string, error) {
 	tickets := r.URL.Query()["ticket"]
 	for protocol := range listed(r.Header, "Sec-WebSocket-Protocol") {
@@ -211,7 +211,7 @@ func ticketOf(r *http.Request) (string, error) {
 	return found, nil
 }
 
-// firstSize reads cols and rows, 80 and 24 where they are not given.
+// firstSize returns the size in cols and rows of the query. Defaults: 80 and 24.
 func firstSize(query url.Values) (terminal.Size, error) {
 	size := terminal.Size{Cols: 80, Rows: 24}
 	for name, field := range map[string]*uint16{"cols": &size.Cols, "rows": &size.Rows} {

@@ -352,7 +352,7 @@ func FuzzRequest(f *testing.F) {
 				r.Header[name] = []string{value}
 			}
 		}
-		rt.pace, rt.strays = newPacer(time.Now), newPacer(time.Now) // the fuzzer is faster than anybody may be
+		rt.handshakes, rt.others = newPacer(time.Now), newPacer(time.Now) // the fuzzer is faster than anybody may be
 		w := httptest.NewRecorder()
 		rt.ServeHTTP(hijackable{w}, r)
 		switch w.Code {

@@ -2,8 +2,8 @@
 // a terminal is checked, the one table of errors, and the sessions that live on
 // this replica.
 //
-// It joins the ticket, the store, the runner and the bridge through the
-// interfaces that it declares, and knows nothing of how they work.
+// The router joins the ticket, the store, the kinds of place, the session and the
+// bridge, and knows nothing of how these work.
 package router
 
 import (
@@ -25,12 +25,12 @@ import (
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
-// Verifier tells who a ticket is for.
+// Verifier checks a ticket, and returns its claims.
 type Verifier interface {
 	Verify(ctx context.Context, raw string) (ticket.Claims, error)
 }
 
-// Store tells where a workspace is, and keeps the audit trail.
+// Store has the workspaces' rows and the audit trail.
 type Store interface {
 	// Redeem spends the ticket and returns the workspace, or does neither.
 	Redeem(context.Context, ticket.Claims, store.Session) (store.Workspace, error)
@@ -39,33 +39,28 @@ type Store interface {
 	Ping(context.Context) error
 }
 
-// Config is what the router joins.
+// Config is the parts that the router joins, and their settings. A duration of 0 means no limit, or no pings.
 type Config struct {
 	Verifier Verifier
 	Store    Store
-	Places   runner.Places // where workspaces live
-	// Docker tells whether the engine answers, for /readyz alone. May be nil.
-	Docker func(context.Context) error
-	// Keys tells whether there is a key to verify tickets with: else the gateway is
-	// not ready. May be nil.
-	Keys func() error
-	// Orders tells whether orders to cut sessions are read: else the gateway is
-	// not ready. May be nil.
-	Orders func() error
-	// Watching tells whether such orders arrive at once, for /readyz alone. May
-	// be nil.
-	Watching func() error
+	Places   runner.Places // the places where workspaces' shells run
+	// The checks of /readyz; each may be nil. An error of Keys or Orders makes the
+	// gateway unready, an error of Docker or Watching is only shown.
+	Docker   func(context.Context) error // the engine answers
+	Keys     func() error                // there is a key to verify tickets with
+	Orders   func() error                // revocations are read
+	Watching func() error                // revocations arrive at once
 
 	BasePath       string         // before /workspaces; empty or "/prefix"
 	AllowedOrigins []string       // "scheme://host[:port]"
-	TrustedProxies []netip.Prefix // whose X-Forwarded-* headers are believed
+	TrustedProxies []netip.Prefix // proxies whose X-Forwarded-* headers are believed
 
 	PingInterval time.Duration
 	IdleTimeout  time.Duration
 	MaxSession   time.Duration
 	MaxSessions  int    // at once on this replica; 0: no limit
-	HeldBytes    int64  // that all sessions together may hold for their clients, see session.Budget; 0: no limit
-	Replica      string // this process, in the audit trail
+	HeldBytes    int64  // the bytes that all sessions together may hold, see session.Budget; 0: no limit
+	Replica      string // the name of this process in the audit trail
 
 	Log     *slog.Logger
 	Metrics *Metrics
@@ -78,24 +73,24 @@ type Router struct {
 	live      *sessions
 	lingering lingering
 	parts     parts
-	budget    *session.Budget // nil: without a limit
-	lines     *logline.Bound  // of what is refused
+	budget    *session.Budget // nil: no limit
+	lines     *logline.Bound  // bounds the log's lines about refused requests
 
-	// Each address has a pace for handshakes, and one for what is refused before
-	// the upgrade: a page elsewhere, whose origin is wrong, must not use up what
-	// its visitor's address has.
-	pace, strays *pacer
+	// handshakes paces well-made handshakes, others all requests that are refused
+	// before the upgrade: a page of a wrong origin must not use up the handshakes of
+	// its visitor's address.
+	handshakes, others *pacer
 }
 
-// New returns a router; Drain ends its sessions.
+// New returns a router. Drain ends the router's sessions.
 func New(cfg Config) *Router {
 	rt := &Router{
 		Config: cfg, mux: chi.NewRouter(), live: newSessions(cfg.MaxSessions),
-		lines: logline.NewBound(cfg.Log), pace: newPacer(time.Now), strays: newPacer(time.Now), parts: parts{now: time.Now},
-		lingering: lingering{of: map[owner][]*connection{}},
+		lines: logline.NewBound(cfg.Log), handshakes: newPacer(time.Now), others: newPacer(time.Now), parts: parts{now: time.Now},
+		lingering: lingering{of: map[holder][]*connection{}},
 	}
 	for _, place := range cfg.Places {
-		cfg.Metrics.active.WithLabelValues(place.Name) // 0 from the start: an autoscaler reads nothing as unknown
+		cfg.Metrics.active.WithLabelValues(place.Name) // 0 from the start: an autoscaler takes a missing series as unknown
 	}
 	if cfg.HeldBytes > 0 {
 		rt.budget = session.NewBudget(cfg.HeldBytes)
@@ -113,16 +108,16 @@ func New(cfg Config) *Router {
 
 func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) { rt.mux.ServeHTTP(w, r) }
 
-// Cut ends live sessions because they were revoked, by an order that is so old.
-// Those of other replicas it does not know.
+// Cut ends sessions that were revoked. Age is the time since the revocation was
+// written. Ids of sessions on other replicas are ignored.
 func (rt *Router) Cut(ids []string, age time.Duration) {
-	cause := revokedError{ordered: time.Now().Add(-max(0, age))}
+	cause := revokedError{written: time.Now().Add(-max(0, age))}
 	for _, id := range ids {
 		rt.live.end(id, cause)
 	}
 }
 
-// notFound answers what is at no path. It logs nothing.
+// notFound answers a request for an unknown path or method. notFound logs nothing.
 func (rt *Router) notFound(w http.ResponseWriter, r *http.Request) {
 	err := errUnknown
 	if !rt.allow(r, rt.clientAddr(r), false) {
@@ -132,7 +127,7 @@ func (rt *Router) notFound(w http.ResponseWriter, r *http.Request) {
 	problem(w, err)
 }
 
-// problem answers an error that is told before the upgrade (RFC 9457).
+// problem answers a request that is refused before the upgrade (RFC 9457).
 func problem(w http.ResponseWriter, err error) {
 	o := outcomeOf(err)
 	switch o.status {
@@ -142,7 +137,7 @@ func problem(w http.ResponseWriter, err error) {
 		w.Header().Set("Sec-WebSocket-Version", "13")
 	case http.StatusTooManyRequests: // RFC 6585, 4
 		w.Header().Set("Retry-After", "1")
-		w.Header().Set("Connection", "close") // the next try costs a connection, too
+		w.Header().Set("Connection", "close") // so that the next try costs the client a new connection
 	}
 	writeJSON(w, o.status, "application/problem+json", map[string]any{
 		"title":  http.StatusText(o.status),
@@ -161,5 +156,5 @@ func writeJSON(w http.ResponseWriter, status int, contentType string, body any) 
 	_ = json.NewEncoder(w).Encode(body) // the client may be gone
 }
 
-// newSessionID is 26 characters of base32: 130 random bits.
+// newSessionID returns 26 characters of base32: 130 random bits.
 func newSessionID() string { return rand.Text() }

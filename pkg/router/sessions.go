@@ -6,33 +6,34 @@ import (
 	"time"
 )
 
-// sessions are the live ones of this replica.
+// sessions are the sessions of this replica, also those without a shell yet. Each has
+// one of max slots until it is released.
 type sessions struct {
 	max int
 
 	mu       sync.Mutex
 	live     map[string]*live
-	released int // of the live: they have no place
+	released int // the sessions in live that have no slot any more
 	draining error
-	cut      int           // sessions that drain has cut and that are not gone yet
-	gone     chan struct{} // of a draining replica: closed when the next one leaves
+	cut      int           // the sessions in live that drain has cut
+	gone     chan struct{} // of a draining replica: closed when the next session leaves
 }
 
 // live is one session.
 type live struct {
 	cancel context.CancelCauseFunc
-	warn   func(left time.Duration) // announces the end; nil: it has no shell yet
+	warn   func(left time.Duration) // announces the end; nil: there is no shell yet
 	cut    bool                     // by drain
-	// released: it has no place any more, its client is still told why it is refused, or is yet to take what was sent
-	released bool
+
+	released bool // the slot is free again; the client may still have output or an error to receive
 }
 
 func newSessions(limit int) *sessions {
 	return &sessions{max: limit, live: map[string]*live{}, gone: make(chan struct{})}
 }
 
-// add takes a session in. Its context comes from the process: that of a
-// hijacked request is no one's.
+// add gives a session a slot, and returns the session's context. Nobody cancels the
+// context of a hijacked request, so the session's comes from the process.
 func (s *sessions) add(id string) (context.Context, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -47,8 +48,8 @@ func (s *sessions) add(id string) (context.Context, error) {
 	return ctx, nil
 }
 
-// opened notes that a session has its shell, and how its client is warned. It
-// fails when the replica began to drain meanwhile.
+// opened notes that a session has its shell, and how its client is warned. opened
+// returns an error if the replica began to drain meanwhile.
 func (s *sessions) opened(id string, warn func(left time.Duration)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -59,9 +60,9 @@ func (s *sessions) opened(id string, warn func(left time.Duration)) error {
 	return nil
 }
 
-// release gives a session's place back, if it was taken in: it is refused, or its
-// shell has ended, and its client may take its time to be told. Drain waits for
-// that all the same.
+// release gives a session's slot back, if the session has one: the session is refused,
+// or its shell has ended, and the client may take its time to receive the rest. Drain
+// waits for the client all the same.
 func (s *sessions) release(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -71,7 +72,7 @@ func (s *sessions) release(id string) {
 	}
 }
 
-// remove lets a session go, if it was taken in.
+// remove forgets a session, if add took it in.
 func (s *sessions) remove(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -93,7 +94,7 @@ func (s *sessions) remove(id string) {
 	}
 }
 
-// end ends a session, if it is one of ours.
+// end ends a session, if it is of this replica.
 func (s *sessions) end(id string, cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -102,7 +103,7 @@ func (s *sessions) end(id string, cause error) {
 	}
 }
 
-// count is how many have a place: what is refused has none.
+// count returns the number of sessions that have a slot.
 func (s *sessions) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -21,25 +21,26 @@ import (
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
-// request is one request for a terminal and what has been learnt of it.
+// request is one request for a terminal, from the handshake to the session's end.
 type request struct {
 	*Router
 	id, client  string // the session's id, and the client's address
-	workspaceID string // the path's, then the row's own
-	owner       owner  // of the connection, when it lingers
+	workspaceID string // as in the path, later as in the workspace's row
+	holder      holder // of the connection while the connection lingers
 	http        *http.Request
 	log         *slog.Logger
-	target      string // the name of the workspace's kind of place; "none" until it is known
+	target      string // the name of the workspace's place; "none" until the row was read
 	started     time.Time
-	admitted    bool             // its ticket was good, and is spent
-	recorded    bool             // the audit trail has it, without an end
+	admitted    bool             // the ticket is spent
+	recorded    bool             // the audit trail has, or may have, a row without an end
 	session     *session.Session // nil: there is no shell yet
 }
 
-// terminal is the way of a request whose ticket is good: the store says where, the
-// runner starts a shell there, and the bridge carries bytes until either side ends.
+// terminal opens the terminal of a request whose ticket is good: the store has the
+// workspace's row, the kind of place starts a shell, and carry runs the session. After
+// an error there is no session.
 func (req *request) terminal(ws *bridge.Socket, claims ticket.Claims, size terminal.Size) error {
-	req.owner = owner{subject: claims.Subject}
+	req.holder = holder{subject: claims.Subject}
 	req.log = req.log.With("subject", claims.Subject)
 
 	ctx, err := req.live.add(req.id)
@@ -51,7 +52,7 @@ func (req *request) terminal(ws *bridge.Socket, claims ticket.Claims, size termi
 	if err != nil {
 		return err
 	}
-	if workspace.ID != req.workspaceID { // the path spells it in another way
+	if workspace.ID != req.workspaceID { // the path has another spelling of the id
 		req.workspaceID = workspace.ID
 		req.log = req.logger().With("subject", claims.Subject)
 	}
@@ -65,8 +66,8 @@ func (req *request) terminal(ws *bridge.Socket, claims ticket.Claims, size termi
 	return nil
 }
 
-// carry is the life of a session. It has a goroutine of its own, since the stack of
-// the one that started the shell has become larger than a session needs.
+// carry runs the session, records its end and tells the client. carry has a goroutine
+// of its own: starting a shell leaves a stack that is larger than a session needs.
 func (req *request) carry(ctx context.Context, ws *bridge.Socket, b *bridge.Bridge) {
 	defer req.live.remove(req.id)
 	defer req.Metrics.left(req.target)
@@ -79,10 +80,10 @@ func (req *request) carry(ctx context.Context, ws *bridge.Socket, b *bridge.Brid
 	req.Metrics.ended(req.target, end.code, time.Since(req.started))
 	var revoked revokedError
 	if errors.As(sum.Cause, &revoked) {
-		req.Metrics.revoked(time.Since(revoked.ordered))
+		req.Metrics.revoked(time.Since(revoked.written))
 	}
 	if end.close == 0 {
-		ws.CloseNow() // a blank message to a client that may still listen helps nobody
+		ws.CloseNow() // there is no message to send
 	}
 	if sum.Cause == nil {
 		b.Close(ctx, end.close, nil)
@@ -94,8 +95,8 @@ func (req *request) carry(ctx context.Context, ws *bridge.Socket, b *bridge.Brid
 	req.logEnd(sum.Cause)
 }
 
-// serveTerminal answers the endpoint. A browser cannot read why a handshake
-// failed, so everything but a wrong origin is told after the upgrade.
+// serveTerminal answers the terminal's endpoint. A browser cannot read why a handshake
+// failed, so most errors are sent after the upgrade.
 func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 	addr := rt.clientAddr(r)
 	req := &request{
@@ -112,23 +113,23 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 		problem(w, err)
 		return
 	}
-	req.owner = owner{network: client(addr)}
+	req.holder = holder{network: client(addr)}
 	ws, err := bridge.Accept(w, r)
 	if err != nil {
-		req.notUpgraded(fmt.Errorf("%w: %w", errHandshake, err)) // which is answered
+		req.notUpgraded(fmt.Errorf("%w: %w", errHandshake, err)) // Accept has answered the client
 		return
 	}
 	defer req.recovered(ws)
-	ws.Lingers = func(drop func()) func() { return req.lingering.add(req.owner, drop) }
+	ws.Lingers = func(drop func()) func() { return req.lingering.add(req.holder, drop) }
 	claims, size, err := req.checkTicket()
 	req.http = nil
 	go req.serve(ws, claims, size, err)
 }
 
-// serve opens the terminal, or refuses it for the ticket's error. It has a goroutine
-// of its own, since what net/http holds of a request, a megabyte for a header of
-// 32 KiB that is made for it, would wait with it for the store, the engine, and the
-// client's answer to a refusal.
+// serve opens the terminal, or refuses the client for the ticket's error. serve has a
+// goroutine of its own, so that net/http's memory of the request is freed before the
+// store, the engine and the client's answer to a refusal are waited for: a header of
+// 32 KiB can be made to take a megabyte.
 func (req *request) serve(ws *bridge.Socket, claims ticket.Claims, size terminal.Size, err error) {
 	goesOn := false
 	defer func() {
@@ -152,7 +153,7 @@ func (req *request) logger() *slog.Logger {
 	return req.Log.With("session", req.id, "workspace", req.workspaceID, "client", req.client)
 }
 
-// notUpgraded counts and logs a request that is refused by an HTTP status.
+// notUpgraded counts and logs a request that was refused by an HTTP status.
 func (req *request) notUpgraded(err error) {
 	code := outcomeOf(err).code
 	req.Metrics.over(req.target, code)
@@ -164,7 +165,7 @@ func (req *request) notUpgraded(err error) {
 	})
 }
 
-// checkTicket reads the request: who, and the terminal's first size.
+// checkTicket returns the claims of the request's ticket and the terminal's first size.
 func (req *request) checkTicket() (claims ticket.Claims, size terminal.Size, err error) {
 	raw, err := ticketOf(req.http)
 	if err == nil {
@@ -185,11 +186,11 @@ func (req *request) checkTicket() (claims ticket.Claims, size terminal.Size, err
 	return claims, size, err
 }
 
-// redeem spends the ticket. Its clock is the process's: a client that leaves
-// meanwhile has spent it all the same.
+// redeem spends the ticket and returns the workspace. A client that leaves meanwhile
+// does not stop redeem: ctx is the session's, not the HTTP request's.
 func (req *request) redeem(ctx context.Context, claims ticket.Claims) (store.Workspace, error) {
 	defer req.Metrics.timeStore("redeem", time.Now())
-	req.recorded = true // it may be from now on
+	req.recorded = true // possibly, even if Redeem panics
 	workspace, err := req.Store.Redeem(ctx, claims, store.Session{ID: req.id, Replica: req.Replica, ClientAddr: req.client})
 	req.recorded, req.admitted = err == nil, err == nil
 	if errors.Is(err, store.ErrUsed) || errors.Is(err, store.ErrRevoked) {
@@ -197,12 +198,12 @@ func (req *request) redeem(ctx context.Context, claims ticket.Claims) (store.Wor
 	}
 	if errors.Is(err, store.ErrUnavailable) {
 		req.parts.doubt()
-		err = cmp.Or(context.Cause(ctx), err) // cut while it asked, the store is not to blame
+		err = cmp.Or(context.Cause(ctx), err) // if the session was cut, the store is not to blame
 	}
 	return workspace, err
 }
 
-// open starts a shell and joins it with the client.
+// open starts a shell, and attaches the client to its session.
 func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.Claims, w store.Workspace, size terminal.Size) (*bridge.Bridge, error) {
 	term, err := req.start(ctx, w, size)
 	if err != nil {
@@ -233,7 +234,7 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 	return b, nil
 }
 
-// start starts a shell in the kind of place that the row says.
+// start starts a shell in the place that the workspace's row is of.
 func (req *request) start(ctx context.Context, w store.Workspace, size terminal.Size) (terminal.Terminal, error) {
 	place := req.Places.Of(w.Attributes)
 	req.target = place.Name
@@ -246,11 +247,11 @@ func (req *request) start(ctx context.Context, w store.Workspace, size terminal.
 	return term, nil
 }
 
-// finishTimeout bounds the record of a session's end.
+// finishTimeout bounds the recording of a session's end in the audit trail.
 const finishTimeout = 10 * time.Second
 
 func (req *request) finish(end store.End) {
-	req.recorded = false // also if that fails: it is not tried again
+	req.recorded = false // whether Finish succeeds or not: the router tries once
 	defer req.Metrics.timeStore("finish", time.Now())
 	ctx, cancel := context.WithTimeout(context.Background(), finishTimeout)
 	defer cancel()
@@ -259,7 +260,7 @@ func (req *request) finish(end store.End) {
 	}
 }
 
-// refuse tells a client that gets no session why.
+// refuse sends the reason to a client that gets no session, and closes the connection.
 func (req *request) refuse(ws *bridge.Socket, err error) {
 	o := outcomeOf(err)
 	req.Metrics.over(req.target, o.code)
@@ -279,8 +280,8 @@ func (req *request) logEnd(err error) {
 	req.log.Info("session ended", attrs...)
 }
 
-// recovered ends a session in whose code there is a fault, and keeps it from
-// ending the others, as net/http does. That leaves a hijacked connection open.
+// recovered, when deferred, ends the session after a panic in its goroutine, and keeps
+// the process alive. net/http does so for a request, but leaves hijacked connections open.
 func (req *request) recovered(ws *bridge.Socket) {
 	fault := recover()
 	if fault == nil {
