@@ -29,9 +29,9 @@ import (
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
-// environment holds the variables as text. parse checks them and lists every fault,
-// while envconfig would stop at the first. A variable's name comes from its field:
-// by a tag with the name, envconfig would also read the name without the prefix.
+// environment holds the variables as text: parse lists every fault, while envconfig
+// would stop at the first. A variable's name comes from its field: given the name by a
+// tag, envconfig would also read the variable of that name without the prefix.
 type environment struct {
 	Listen         string `default:":8080" desc:"Terminal endpoint, /healthz, /readyz"`
 	AdminListen    string `split_words:"true" default:"127.0.0.1:9090" desc:"/metrics and pprof; empty turns it off"`
@@ -67,8 +67,8 @@ type environment struct {
 
 const environmentPrefix = "TERMGW"
 
-// loadConfig returns the configuration of the environment, with a log to w. Its Faults
-// list every invalid variable; the valid ones are set all the same.
+// loadConfig returns the configuration of the environment, with a log to w. Faults lists
+// every invalid variable; the values of valid variables are set all the same.
 func loadConfig(w io.Writer) gateway.Config {
 	var e environment
 	if err := envconfig.Process(environmentPrefix, &e); err != nil {
@@ -88,7 +88,7 @@ var basePath = regexp.MustCompile(`^(/[A-Za-z0-9._~-]+)*$`)
 
 var endpointID = regexp.MustCompile(`^eice-[0-9a-f]{8,17}$`)
 
-// parse checks every variable. Its errors repeat no value that may hold a secret.
+// parse returns the configuration and every fault. No fault repeats a value that may be secret.
 func (e environment) parse() (gateway.Config, []error) {
 	p := parser{}
 	c := gateway.Config{
@@ -213,8 +213,8 @@ func environmentUsage(w io.Writer) error {
 	return envconfig.Usagef(environmentPrefix, &environment{}, w, usage)
 }
 
-// shellEnvironment returns the part of the gateway's environment that a shell of this
-// machine gets, variables without secrets, and the home directory.
+// shellEnvironment returns the variables of the gateway's environment that a shell of this
+// machine gets, none of them secret, and the home directory.
 func shellEnvironment() (env []string, home string) {
 	for _, name := range []string{"HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TZ", "USER"} {
 		if value, ok := os.LookupEnv(name); ok {

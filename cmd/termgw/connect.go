@@ -27,7 +27,7 @@ type ConnectCmd struct {
 	TicketEndpoint string `placeholder:"FILE" help:"File that holds an address which answers a POST with a ticket; 'termgw demo' writes one."`
 }
 
-// Help tells where the ticket comes from and how to leave.
+// Help describes the sources of the ticket, the escape sequence and the exit status.
 func (ConnectCmd) Help() string {
 	return `The ticket is taken from TERMGW_TICKET, from --ticket-endpoint, or from the address's own ?ticket=
 (which other users of this machine can read in the process list).
@@ -36,16 +36,16 @@ Enter ~ . leaves at once; Enter ~ ~ types a tilde. The exit status is the shell'
 there was none: no ticket, no gateway, refused, or ended by the gateway.`
 }
 
-// gatewayFailed is the exit status when it is not the shell's, as ssh has it.
+// gatewayFailed is the exit status if there is none of a shell, as in ssh(1).
 const gatewayFailed = exitStatus(255)
 
-// Run carries this terminal until the other side ends. Whatever it fails of, its
-// exit status is none that a shell's would be taken for.
+// Run carries bytes between this terminal and the gateway's until one side ends. The exit
+// status is the shell's, or gatewayFailed after any error.
 func (c *ConnectCmd) Run(ctx context.Context, std *stdio) error {
 	err := c.carry(ctx, std)
 	var status exitStatus
 	if err != nil && !errors.As(err, &status) {
-		_, _ = fmt.Fprintf(std.Err, "termgw: %s\n", said(err.Error()))
+		_, _ = fmt.Fprintf(std.Err, "termgw: %s\n", shown(err.Error()))
 		return gatewayFailed
 	}
 	return err
@@ -74,7 +74,7 @@ func (c *ConnectCmd) carry(ctx context.Context, std *stdio) error {
 	return t.run(ctx, conn)
 }
 
-// ticket finds the ticket, and takes it out of the address, which is shown.
+// ticket returns the address without a ticket, since errors show the address, and the ticket.
 func (c *ConnectCmd) ticket(ctx context.Context) (*url.URL, string, error) {
 	target, err := url.Parse(c.URL)
 	if err != nil || target.Host == "" || target.Scheme != "ws" && target.Scheme != "wss" {
@@ -99,8 +99,8 @@ func (c *ConnectCmd) ticket(ctx context.Context) (*url.URL, string, error) {
 	return target, raw, nil
 }
 
-// fetchTicket asks the endpoint in a file for a ticket. Errors do not show the
-// endpoint: it carries a secret.
+// fetchTicket gets a ticket from the endpoint whose URL the file holds. Errors do not show
+// the URL, which has a secret.
 func fetchTicket(ctx context.Context, file string, target *url.URL) (string, error) {
 	endpoint, err := os.ReadFile(file)
 	if err != nil {
@@ -136,31 +136,30 @@ func fetchTicket(ctx context.Context, file string, target *url.URL) (string, err
 	return answer.Ticket, nil
 }
 
-// ticketClient sends a ticket, or what a ticket is got with, to the address that
-// was given and to no other: a redirect is an answer like any other. It takes no
-// more of an answer's header than a gateway sends, and waits 15 s for it.
+// ticketClient returns the HTTP client for a request with a ticket, or with the secret of
+// a ticket endpoint. The client follows no redirect, so that no other address gets the
+// secret. It reads at most 64 KiB of a response's header, and waits 15 s for the header.
 func ticketClient() *http.Client {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxResponseHeaderBytes = 64 << 10
 	transport.ResponseHeaderTimeout = 15 * time.Second
-	transport.DisableKeepAlives = true // it is used once
+	transport.DisableKeepAlives = true // the client sends one request
 	return &http.Client{
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
-// endEvery is the pause between two end-of-file characters of an input that has
-// ended.
+// endEvery is the pause between two end-of-file characters after the end of the input.
 const endEvery = 250 * time.Millisecond
 
 var errLeft = errors.New("left, by the escape sequence")
 
-// console is the person's side.
+// console is the person's side: standard input and output, and the tty if there is one.
 type console struct {
 	*stdio
-	tty    int        // file descriptor of the tty; -1: input or output is none
-	saying sync.Mutex // held for one message
+	tty    int        // file descriptor of the tty; -1: input or output is no tty
+	saying sync.Mutex // held while a message is printed
 }
 
 // run carries bytes both ways until one side ends.
@@ -172,7 +171,7 @@ func (t *console) run(ctx context.Context, conn *client.Conn) error {
 			return fmt.Errorf("setting the terminal to raw mode: %w", err)
 		}
 		restore = sync.OnceFunc(func() { _ = term.Restore(t.tty, state) })
-		defer restore() // on every way out, a panic too
+		defer restore() // also after a panic
 	}
 	if conn.Ready().ReadOnly() {
 		t.say("this terminal is read-only: what you type is not sent")
@@ -181,11 +180,11 @@ func (t *console) run(ctx context.Context, conn *client.Conn) error {
 	defer leave(nil)
 	var loops sync.WaitGroup
 	loops.Go(func() { t.followSize(ctx, conn) })
-	// Standard input cannot be woken: this one ends with the process.
+	// A Read of standard input cannot be interrupted: this goroutine ends with the process.
 	go t.typeInput(conn, leave)
-	told := context.AfterFunc(ctx, func() { _ = conn.Close() }) // the gateway ends the shell
+	stopped := context.AfterFunc(ctx, func() { _ = conn.Close() }) // the gateway then ends the shell
 	_, err := io.Copy(t.Out, conn)
-	if !told() {
+	if !stopped() {
 		err = context.Cause(ctx)
 	}
 	leave(nil)
@@ -199,14 +198,14 @@ func (t *console) run(ctx context.Context, conn *client.Conn) error {
 	case code == 0:
 		return nil
 	case code < 0 || code > 255:
-		return gatewayFailed // no process can have it: 256 would leave this one as a success
+		return gatewayFailed // a process's exit status has 8 bits: 256 would become 0, a success
 	default:
 		return exitStatus(code)
 	}
 }
 
-// typeInput sends what is typed. At the end of an input that is no terminal it
-// sends the end-of-file character, so that a shell fed by a pipe ends.
+// typeInput sends standard input to the gateway. At the end of an input that is no tty
+// typeInput sends the end-of-file character, so that a shell fed by a pipe ends.
 func (t *console) typeInput(conn *client.Conn, leave context.CancelCauseFunc) {
 	escape := escape{active: t.tty >= 0, lineStart: true}
 	buf := make([]byte, 32<<10)
@@ -229,10 +228,10 @@ func (t *console) typeInput(conn *client.Conn, leave context.CancelCauseFunc) {
 	}
 }
 
-// typeEnd says that there is no more input, over and over, as the end of a pipe
-// is there for everyone who reads it. Once would not do: a Ctrl-D that comes
-// before the shell's line editor has set its mode is a NUL to it, and one that
-// a program reads is not the shell's.
+// typeEnd sends the end-of-file character (Ctrl-D) again and again, as every reader of a
+// pipe sees the pipe's end. A single Ctrl-D can be lost: the shell's line editor takes a
+// Ctrl-D from before the editor has set the tty's mode as a NUL, and another program may
+// read the Ctrl-D instead of the shell.
 func typeEnd(w io.Writer) {
 	again := time.NewTicker(endEvery)
 	defer again.Stop()
@@ -244,7 +243,7 @@ func typeEnd(w io.Writer) {
 	}
 }
 
-// escape finds ~. at the start of a line, as ssh does.
+// escape finds ~. at the start of a line, as ssh(1) does.
 type escape struct {
 	active, lineStart, tilde bool
 }
@@ -275,8 +274,8 @@ func (e *escape) filter(p []byte) (send []byte, left bool) {
 	return send, false
 }
 
-// followSize tells the gateway the tty's size, which may have changed while the
-// shell was started, and each that it gets.
+// followSize sends the tty's size to the gateway at once, since the size may have changed
+// while the shell was started, and after each change until ctx ends.
 func (t *console) followSize(ctx context.Context, conn *client.Conn) {
 	resized := make(chan os.Signal, 1)
 	signal.Notify(resized, syscall.SIGWINCH)
@@ -293,7 +292,7 @@ func (t *console) followSize(ctx context.Context, conn *client.Conn) {
 	}
 }
 
-// size returns the tty's size; zeros: it is not known.
+// size returns the tty's size, or zeros if the size is not known.
 func (t *console) size() (cols, rows int) {
 	if t.tty < 0 {
 		return 0, 0
@@ -305,9 +304,9 @@ func (t *console) size() (cols, rows int) {
 	return cols, rows
 }
 
-// said is what others say, as it may be shown: on one line that acts on no
-// terminal, and a few of such lines long at most.
-func said(s string) string {
+// shown returns untrusted text as it may be printed: on one line, without escape
+// sequences, and at most some 1000 bytes long.
+func shown(s string) string {
 	const limit = 1000 // in bytes
 	if len(s) > limit {
 		s = strings.ToValidUTF8(s[:limit], "") + "…"
@@ -315,9 +314,9 @@ func said(s string) string {
 	return printable(s)
 }
 
-// say tells the person something that is not the shell's.
+// say prints a message to the person, apart from the shell's output.
 func (t *console) say(message string) {
 	t.saying.Lock()
 	defer t.saying.Unlock()
-	_, _ = fmt.Fprintf(t.Err, "\r\ntermgw: %s\r\n", said(message))
+	_, _ = fmt.Fprintf(t.Err, "\r\ntermgw: %s\r\n", shown(message))
 }

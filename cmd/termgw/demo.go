@@ -32,7 +32,7 @@ type DemoCmd struct {
 	JSON   bool   `name:"json" help:"Print one JSON line with the addresses, for programs."`
 }
 
-// Help says who can open which shells.
+// Help describes the shells, and the secrets that open them.
 func (DemoCmd) Help() string {
 	return `One process with a store, a key and a small platform page. Its workspaces are a shell of this
 machine, as you, and every running container if a Docker engine answers (DOCKER_HOST).
@@ -97,8 +97,8 @@ func greet(w io.Writer, p *demo.Platform, endpoint string) error {
 	return err
 }
 
-// writeEndpoint writes the ticket endpoint to a file that only this user can read:
-// every user could read the secret in a command line.
+// writeEndpoint writes the ticket endpoint's URL, which has a secret, to a file that only
+// this user can read: every user could read a command line. The caller calls remove.
 func writeEndpoint(url string) (path string, remove func() error, err error) {
 	dir, err := os.MkdirTemp("", "termgw-demo-")
 	if err != nil {
@@ -112,8 +112,8 @@ func writeEndpoint(url string) (path string, remove func() error, err error) {
 	return path, remove, nil
 }
 
-// listenLoopback listens at a loopback address and refuses any other: a client that
-// reaches the demo with its secret has a shell as its user.
+// listenLoopback listens at a loopback address, and refuses any other address: a client
+// that reaches the demo and has the secret gets a shell as the demo's user.
 func listenLoopback(address string) (net.Listener, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {

@@ -21,12 +21,12 @@ import (
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
-// DoctorCmd walks the path that a terminal takes.
+// DoctorCmd opens a terminal step by step, and reports each step.
 type DoctorCmd struct {
 	Workspace string `required:"" placeholder:"ID" help:"The workspace whose terminal does not open."`
 }
 
-// Help says what is done, and what it leaves.
+// Help describes the output, and the row that the command leaves in the audit trail.
 func (DoctorCmd) Help() string {
 	return `Run it where the gateway runs, with the gateway's environment. Each step says ok or FAILED, how long
 it took and what it found; a failure comes with the likely cause and the fix. The exit status is 1 if
@@ -36,10 +36,10 @@ The last step opens a shell in the workspace and ends it. So the audit trail get
 every shell: its subject is "termgw doctor" and who runs it.`
 }
 
-// Run prints the steps.
+// Run prints the steps. The exit status is 1 if a step has failed.
 func (c *DoctorCmd) Run(ctx context.Context, std *stdio, timing runner.Timing, places runner.Places) error {
 	d := &doctor{out: std.Out, id: c.Workspace, session: rand.Text(), timing: timing, places: places}
-	d.log = slog.New(&d.said)
+	d.log = slog.New(&d.shellLog)
 	defer d.close()
 	if d.walk(ctx, d.toTheRow()) && d.walk(ctx, d.toTheShell()) {
 		return nil
@@ -47,13 +47,13 @@ func (c *DoctorCmd) Run(ctx context.Context, std *stdio, timing runner.Timing, p
 	return exitStatus(1)
 }
 
-// doctor is a terminal without a person: it goes the gateway's own way, by the
-// gateway's own parts, one step at a time.
+// doctor opens a terminal for no person, by the gateway's own parts and in their order,
+// one step at a time.
 type doctor struct {
 	out         io.Writer
 	id, session string
 	log         *slog.Logger
-	said        saidOfShell
+	shellLog    shellLog
 	timing      runner.Timing
 
 	cfg        gateway.Config
@@ -62,8 +62,8 @@ type doctor struct {
 	pinged     error
 	workspace  store.Workspace
 
-	places runner.Places // that the gateway does not open itself
-	place  runner.Place  // the workspace's
+	places runner.Places // besides those that the gateway opens itself
+	place  runner.Place  // of the workspace
 
 	term    terminal.Terminal
 	openErr error
@@ -71,8 +71,8 @@ type doctor struct {
 	closers []func() error
 }
 
-// walk takes steps until one fails that the rest depends on, and tells whether
-// all went well.
+// walk runs the steps, and reports whether all have succeeded. Once a step has failed,
+// walk stops after the first step that is not Apart.
 func (d *doctor) walk(ctx context.Context, steps []runner.Step) bool {
 	well := true
 	for _, s := range steps {
@@ -96,7 +96,7 @@ func (d *doctor) walk(ctx context.Context, steps []runner.Step) bool {
 	return well
 }
 
-// fixOf is what a failure says itself, else what is the step's.
+// fixOf returns the failure's own fix or sentence, else the step's fix.
 func fixOf(s runner.Step, err error) string {
 	var failed *runner.Failure
 	switch {
@@ -114,7 +114,7 @@ const seeDocs = " See " + eice.Docs + "."
 
 func (d *doctor) close() {
 	for _, c := range slices.Backward(d.closers) {
-		_ = c() // what matters was told by a step
+		_ = c() // the steps have reported every error that matters
 	}
 }
 
@@ -146,16 +146,16 @@ func (d *doctor) toTheShell() []runner.Step {
 
 func (d *doctor) configure(context.Context) (string, error) {
 	d.cfg = loadConfig(io.Discard)
-	// A limit that is reached is not a fault of the path.
+	// The limits of sessions are switched off: a limit that is reached is no fault of the path.
 	d.cfg.Limits, d.cfg.Log, d.cfg.Replica, d.cfg.Timing, d.cfg.Places = store.Limits{}, d.log, "termgw doctor", d.timing, d.places
 	err := d.cfg.Faults
 	if err == nil {
-		d.ticketKeys, err = d.cfg.OpenKeys() // what serve could not start with
+		d.ticketKeys, err = d.cfg.OpenKeys() // serve does not start after this error
 	}
 	return "no fault", err
 }
 
-// keys reads the key set as the gateway does, from a URL too.
+// keys reads the key set as the gateway does, from the file or the URL.
 func (d *doctor) keys(ctx context.Context) (string, error) {
 	if err := d.ticketKeys.Load(ctx); err != nil {
 		return "", err
@@ -163,8 +163,8 @@ func (d *doctor) keys(ctx context.Context) (string, error) {
 	return "tickets may be signed by " + strings.Join(d.ticketKeys.IDs(), ", "), nil
 }
 
-// reach asks the database once. A refusal of the statement is the next step's:
-// it took a database to refuse it.
+// reach sends one statement to the database. If the database refuses the statement, the
+// database was reached, and the next step reports the error.
 func (d *doctor) reach(ctx context.Context) (string, error) {
 	var err error
 	if d.store, err = d.cfg.OpenStore(ctx); err != nil {
@@ -176,7 +176,7 @@ func (d *doctor) reach(ctx context.Context) (string, error) {
 	}
 	d.pinged = d.store.Ping(ctx)
 	var refused interface{ SQLState() string }
-	// Class 42: syntax error or access rule violation, a missing table too.
+	// SQLSTATE class 42: syntax error or access rule violation, also a missing table.
 	statement := errors.Is(d.pinged, store.ErrQuery) || errors.As(d.pinged, &refused) && strings.HasPrefix(refused.SQLState(), "42")
 	if d.pinged != nil && !statement {
 		return "", d.pinged
@@ -188,9 +188,9 @@ func (d *doctor) schema(context.Context) (string, error) {
 	return "up to date; the workspace query fits", d.pinged
 }
 
-// row redeems a ticket that nobody signed: this process could write the rows
-// itself. It is the one statement that the gateway asks, with all the rights
-// that it takes; and no shell is opened without a row that says so.
+// row redeems a ticket that nobody has signed: this process could also write the rows
+// by itself. Redeem is the gateway's own statement and needs the same rights, and its
+// row in the audit trail records the shell that doctor opens.
 func (d *doctor) row(ctx context.Context) (string, error) {
 	now := time.Now()
 	claims := ticket.Claims{
@@ -224,7 +224,7 @@ func (d *doctor) row(ctx context.Context) (string, error) {
 	return found, nil
 }
 
-// finish records the end of the session that row began.
+// finish records the end of the session whose audit row the step row has written.
 func (d *doctor) finish() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -242,7 +242,7 @@ func (d *doctor) target() runner.Target {
 	return runner.Target{Session: d.session, WorkspaceID: d.workspace.ID, Attributes: d.workspace.Attributes, Log: d.log}
 }
 
-// open opens the shell, once.
+// open starts the shell at the first call; every call returns the result of the first.
 func (d *doctor) open(ctx context.Context) error {
 	if d.term == nil && d.openErr == nil {
 		d.term, d.openErr = d.place.Kind.Start(ctx, d.target(), terminal.Size{Cols: 80, Rows: 24})
@@ -250,10 +250,10 @@ func (d *doctor) open(ctx context.Context) error {
 	return d.openErr
 }
 
-// shellTime bounds what a shell may take to do as it is told.
+// shellTime bounds the time in which a shell exits after "exit 0" was typed.
 const shellTime = 10 * time.Second
 
-// shell has the shell do something: end.
+// shell types "exit 0", and checks that the shell exits with 0.
 func (d *doctor) shell(ctx context.Context) (string, error) {
 	if err := d.open(ctx); err != nil {
 		return "", err
@@ -276,24 +276,24 @@ func (d *doctor) shell(ctx context.Context) (string, error) {
 		return "", err
 	}
 	found := "does what is typed, and ended"
-	if container := d.said.where(); container != "" {
+	if container := d.shellLog.where(); container != "" {
 		found += "; container " + container
 	}
 	return found, nil
 }
 
-// saidOfShell hears what a runner logs of a shell, and keeps which container it
-// was in: an id, or a name.
-type saidOfShell struct {
+// shellLog is the handler of a kind of place's log. It keeps the container, an id or a
+// name, from the lines about the shell.
+type shellLog struct {
 	mu        sync.Mutex
 	container string
 }
 
-func (*saidOfShell) Enabled(context.Context, slog.Level) bool { return true }
-func (s *saidOfShell) WithAttrs([]slog.Attr) slog.Handler     { return s }
-func (s *saidOfShell) WithGroup(string) slog.Handler          { return s }
+func (*shellLog) Enabled(context.Context, slog.Level) bool { return true }
+func (s *shellLog) WithAttrs([]slog.Attr) slog.Handler     { return s }
+func (s *shellLog) WithGroup(string) slog.Handler          { return s }
 
-func (s *saidOfShell) Handle(_ context.Context, r slog.Record) error {
+func (s *shellLog) Handle(_ context.Context, r slog.Record) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r.Attrs(func(a slog.Attr) bool {
@@ -305,7 +305,7 @@ func (s *saidOfShell) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-func (s *saidOfShell) where() string {
+func (s *shellLog) where() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.container

@@ -51,10 +51,10 @@ func main() {
 	os.Exit(runProcess(runner.Timing{}, nil))
 }
 
-// runProcess runs the command of this process's arguments, and returns its exit status.
-// Kinds of place that the gateway does not open itself are in places.
+// runProcess runs the command in this process's arguments, and returns the exit status.
+// The given places come before the places that the gateway opens itself.
 func runProcess(timing runner.Timing, places runner.Places) int {
-	// It stays: a second signal must not end the process in the middle of its teardown.
+	// The signals stay caught: a second signal must not end the process in its teardown.
 	ctx, _ := signal.NotifyContext(context.Background(), gateway.EndSignals()...)
 	return run(ctx, os.Args[1:], &stdio{os.Stdin, os.Stdout, os.Stderr}, timing, places)
 }

@@ -23,9 +23,9 @@ type SessionsCmd struct {
 	Revoke RevokeSessionsCmd `cmd:"" help:"Cut sessions on all replicas at once, and refuse the tickets that were issued before."`
 }
 
-// sessionNames selects the sessions that match all given names. A name that is given
-// and empty is refused: it is probably a script's unset variable, and without it the
-// others would match too many sessions.
+// sessionNames selects the sessions that match all given names. check refuses an empty
+// name: probably a script's variable was unset, and the other names alone would match
+// too many sessions.
 type sessionNames struct {
 	Workspace *string `placeholder:"ID" help:"Of this workspace."`
 	Subject   *string `placeholder:"WHO" help:"Of this person, the ticket's sub."`
@@ -49,8 +49,8 @@ func orEmpty(s *string) string {
 	return *s
 }
 
-// mostListed bounds the sessions in a list. No fleet has so many live ones; the audit
-// trail may hold more.
+// mostListed bounds the sessions in a list. No fleet has so many live sessions; the audit
+// trail may have more rows.
 const mostListed = 10_000
 
 // ListSessionsCmd lists sessions.
@@ -61,7 +61,7 @@ type ListSessionsCmd struct {
 	JSON    bool   `name:"json" help:"One JSON object a line."`
 }
 
-// Help says what a row's times mean.
+// Help describes the columns of times.
 func (ListSessionsCmd) Help() string {
 	return "Reads TERMGW_DATABASE_URL. The newest comes first; times are UTC, by the database's clock. " +
 		"A live session is noted every few seconds: one whose LAST SEEN is minutes ago has lost its gateway, and its row is closed by the next that looks."
@@ -90,7 +90,7 @@ func (c *ListSessionsCmd) Run(ctx context.Context, std *stdio) error {
 	})
 }
 
-// sessionJSON is a session for programs, which rely on the names.
+// sessionJSON is a session for programs, which rely on the fields' names.
 type sessionJSON struct {
 	Session   string     `json:"session"`
 	Workspace string     `json:"workspace"`
@@ -105,7 +105,7 @@ type sessionJSON struct {
 	Ended     *time.Time `json:"ended,omitempty"`
 	Reason    string     `json:"reason,omitempty"`
 	ExitCode  *int       `json:"exit_code,omitempty"`
-	// Recorded with the end, and unknown for a session that was lost with its replica.
+	// The bytes are recorded with the end, and unknown for a session that was lost with its replica.
 	BytesIn  *int64 `json:"bytes_in,omitempty"`
 	BytesOut *int64 `json:"bytes_out,omitempty"`
 }
@@ -146,7 +146,7 @@ func sessionsTable(out io.Writer, list []store.Record, all bool) error {
 				cells[i] = "-"
 			}
 		}
-		_, _ = fmt.Fprintln(table, strings.Join(cells, "\t")) // Flush tells
+		_, _ = fmt.Fprintln(table, strings.Join(cells, "\t")) // Flush returns the error
 	}
 	head := []string{"SESSION", "WORKSPACE", "WHO", "TARGET", "REPLICA", "CLIENT", "SINCE", "LAST SEEN"}
 	if all {
@@ -185,8 +185,8 @@ func moment(t time.Time) string {
 	return t.UTC().Format("2006-01-02T15:04:05Z")
 }
 
-// printable makes text from elsewhere, like a person's name, safe for a terminal and a
-// table: without escape sequences, tabs and ends of lines.
+// printable returns untrusted text, a person's name for example, without escape
+// sequences, tabs and ends of lines, so that it is safe for a terminal and a table.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -205,7 +205,7 @@ type RevokeSessionsCmd struct {
 	Reason string `placeholder:"TEXT" help:"Why, for the record."`
 }
 
-// Help says what a revocation does.
+// Help describes a revocation.
 func (RevokeSessionsCmd) Help() string {
 	return "Writes a row into termgw.revocations (TERMGW_DATABASE_URL). Names at least one of workspace, subject, session or instance; " +
 		"cut is what matches all that are named. A ticket that is minted afterwards opens again. " +
@@ -213,7 +213,7 @@ func (RevokeSessionsCmd) Help() string {
 }
 
 // cutTime bounds the wait for the gateways, which read a revocation within 5 s and then
-// end shells for some seconds. cutPoll is the interval at which the database is asked.
+// take some seconds to end shells. cutPoll is the interval between queries of the database.
 const (
 	cutTime = 30 * time.Second
 	cutPoll = 200 * time.Millisecond
@@ -259,8 +259,8 @@ func (c *RevokeSessionsCmd) Run(ctx context.Context, std *stdio) error {
 	})
 }
 
-// untilCut waits until none of the sessions is live, or cutTime is over, and returns the
-// live ones.
+// untilCut waits until none of the sessions is live, or until cutTime is over, and returns
+// the sessions that are still live.
 func untilCut(ctx context.Context, shared *store.Postgres, sessions []string, err error) ([]store.Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, cutTime)
 	defer cancel()
@@ -278,7 +278,7 @@ func untilCut(ctx context.Context, shared *store.Postgres, sessions []string, er
 	return left, err
 }
 
-// withDatabase calls use with the store that the replicas share.
+// withDatabase calls use with the store that the replicas share, and closes the store.
 func withDatabase(use func(*store.Postgres) error) (err error) {
 	url := os.Getenv("TERMGW_DATABASE_URL")
 	if url == "" {
@@ -292,7 +292,7 @@ func withDatabase(use func(*store.Postgres) error) (err error) {
 	return use(shared)
 }
 
-// operator returns user@host of this command, for the audit trail.
+// operator returns user@host of this process, for the audit trail.
 func operator() string {
 	name, host := "unknown", "unknown"
 	if u, err := user.Current(); err == nil {

@@ -56,7 +56,7 @@ func (c *KeygenCmd) Run(std *stdio) error {
 	return err
 }
 
-// writeNew creates a file with all of its data, or none. It is an error if the file exists.
+// writeNew creates a file with all of its data, or no file. An existing file is an error.
 func writeNew(path string, data []byte, mode fs.FileMode) error {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {

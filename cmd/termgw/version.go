@@ -7,8 +7,8 @@ import (
 	"runtime/debug"
 )
 
-// The build sets these (-ldflags "-X main.version=…"). The date is the commit's: with the time of the build, no two builds
-// would be the same program.
+// The build sets these variables (-ldflags "-X main.version=…"). The date is the commit's: with the time of the build, no
+// two builds would be the same program.
 var (
 	version      = "dev"
 	commit, date string
@@ -24,7 +24,7 @@ func (VersionCmd) Run(std *stdio) error {
 	return err
 }
 
-// built returns the commit and its date. A plain `go build` or `go install` sets neither, but Go may have noted them.
+// built returns the commit and its date. After a plain `go build` or `go install` they are from Go's build information, if any.
 func built() (string, string) {
 	noted := map[string]string{}
 	if info, ok := debug.ReadBuildInfo(); ok {
