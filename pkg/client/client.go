@@ -1,10 +1,10 @@
 // Package client is the client's side of termgw.v1, the protocol of a terminal
 // gateway: it opens the terminal of a workspace with a ticket, carries bytes both
-// ways, and tells how the session ended. `termgw connect` is built on it, and a
-// platform can test its own gateway with it.
+// ways, and returns how the session ended. `termgw connect` is built on this package,
+// and a platform can test its own gateway with it.
 //
-// It mints no tickets (pkg/ticket does), knows no tty, reads no environment, and
-// never opens a second session: a ticket opens one.
+// The package mints no tickets (pkg/ticket does), knows no tty, reads no environment,
+// and opens one session for a ticket: it never tries again by itself.
 package client
 
 import (
@@ -31,63 +31,63 @@ const (
 // maxDimension is the largest number of columns or rows in termgw.v1.
 const maxDimension = 1000
 
-// Config says which terminal Dial opens. URL and Ticket are required.
+// Config describes the terminal that Dial opens. URL and Ticket are required.
 type Config struct {
 	// URL is the terminal's address: wss://HOST/workspaces/ID/terminal, or ws://.
 	URL string
-	// Ticket is the JWT that opens one session. It leaves in the request's
-	// Sec-WebSocket-Protocol, as a browser sends it.
+	// Ticket is the JWT that opens one session. Dial sends the ticket in
+	// Sec-WebSocket-Protocol, as a browser does.
 	Ticket string
-	// Cols and Rows are the terminal's first size, each 1 to 1000; beyond that they
-	// are cut to it. 0 leaves the size to the gateway: 80 by 24.
+	// Cols and Rows are the terminal's first size, each 1 to 1000; a value outside
+	// becomes the nearest inside. If either is 0 the gateway's default holds, 80 by 24.
 	Cols, Rows int
-	// Notice is called for each notice, in order. Nothing else is received while
-	// it runs. Nil: notices are dropped.
+	// Notice is called for each notice, in order. While Notice runs nothing else is
+	// received. Nil: notices are dropped.
 	Notice func(Notice)
-	// HTTPClient sends the request; nil: http.DefaultClient. Its CheckRedirect is
-	// not used, since no redirect is followed: a ticket is for one address.
+	// HTTPClient sends the request; nil: http.DefaultClient. CheckRedirect is not
+	// used: Dial follows no redirect, since the ticket is for the given address alone.
 	HTTPClient *http.Client
 }
 
-// Ready is what the gateway says of a session once its shell is there. Fields
-// that the gateway left out are zero.
+// Ready is the gateway's message that the shell runs. Fields that the gateway left
+// out are zero.
 type Ready struct {
-	Session   string // its id, as in the audit trail
-	Workspace string
-	Target    string // the kind of place: "local", "remote", or one that is newer than this package
-	Mode      string // "rw", "ro", or one that is newer than this package
+	Session   string // the session's id, as in the audit trail
+	Workspace string // the workspace's id
+	Target    string // the kind of place: "local", "remote", or a kind that is newer than this package
+	Mode      string // "rw", "ro", or a mode that is newer than this package
 
 	// Limits of the session; 0: none.
-	IdleTimeout time.Duration // without input
-	MaxSession  time.Duration
+	IdleTimeout time.Duration // the longest time without input
+	MaxSession  time.Duration // the longest life
 }
 
-// ReadOnly reports whether input reaches no shell: in every mode but "rw".
+// ReadOnly reports whether the session takes no input: in every mode but "rw".
 func (r Ready) ReadOnly() bool { return r.Mode != "rw" }
 
-// Notice is news of a session that goes on, such as a limit that ends it soon.
+// Notice announces the end of a session, or is other news of a session that goes on.
 type Notice struct {
-	Code    string        // of the end that is coming, or another word
-	Left    time.Duration // until that end; 0: the gateway gave no time
+	Code    string        // the code of the coming end, or another word
+	Left    time.Duration // the time until that end; 0: the gateway gave no time
 	Message string        // the gateway's sentence for the person; may be empty
 }
 
 // Exit is how a shell ended.
 type Exit struct {
-	Code   int    // 128 and the signal's number for a shell that a signal ended; -1: the gateway told none
+	Code   int    // 128 plus the signal's number for a shell that a signal ended; -1: the gateway gave no code
 	Signal string // such as "SIGKILL"; empty: no signal
 }
 
-// Error is a session that was refused, or ended by something else than its
-// shell. Message and Detail are the gateway's words, at most 64 KiB, and may hold
-// characters that act on a terminal.
+// Error is the end of a session that was refused, or did not end by its shell's exit.
+// Message and Detail are the gateway's text, at most 64 KiB, and may hold escape
+// sequences for a terminal.
 type Error struct {
 	Code      string // such as "ticket_used"; empty: the gateway gave none
 	Message   string // a sentence for the person; may be empty
 	Detail    string // the step that failed or the rule that was broken; may be empty
-	Docs      string // the page that helps whoever operates the gateway; may be empty
-	Retryable bool   // whether another ticket may open the terminal
-	CloseCode int    // of the WebSocket; 0: the connection was lost after the message
+	Docs      string // a page for the gateway's operator; may be empty
+	Retryable bool   // another ticket may open the terminal
+	CloseCode int    // the WebSocket's close code; 0: the connection was lost after the message
 }
 
 func (e *Error) Error() string {
@@ -105,12 +105,12 @@ func (e *Error) Error() string {
 // ErrReadOnly is returned by Write in a session that takes no input.
 var ErrReadOnly = errors.New("the session is read-only")
 
-// ticketForm is what a subprotocol may be made of, of the characters of a JWT.
+// ticketForm matches the characters of a JWT, all of which a subprotocol may have.
 var ticketForm = regexp.MustCompile(`^[\w.-]+$`)
 
-// Dial opens a terminal and returns once its shell is there. The error is an
-// *Error if the gateway refused. ctx bounds Dial and not the session; a gateway
-// gives a workspace 15 s to start a shell.
+// Dial opens a terminal, and returns once the shell runs; the caller closes the Conn. The
+// error is an *Error if the gateway refused. ctx bounds Dial and not the session; a
+// gateway gives a workspace 15 s to start a shell.
 func Dial(ctx context.Context, config Config) (*Conn, error) {
 	target, err := url.Parse(config.URL)
 	if err != nil || target.Host == "" || target.Scheme != "ws" && target.Scheme != "wss" {
@@ -149,7 +149,7 @@ func Dial(ctx context.Context, config Config) (*Conn, error) {
 func (c *Conn) upgrade(ctx context.Context, target *url.URL, config Config) (*websocket.Conn, error) {
 	sender := *cmp.Or(config.HTTPClient, http.DefaultClient)
 	sender.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	//nolint:bodyclose // the library's documentation: it never needs to be
+	//nolint:bodyclose // the library's documentation: the body never needs to be closed
 	ws, response, err := websocket.Dial(ctx, target.String(), &websocket.DialOptions{
 		HTTPClient:     &sender,
 		Subprotocols:   []string{subprotocol, ticketSubprotocol + config.Ticket},
@@ -162,11 +162,11 @@ func (c *Conn) upgrade(ctx context.Context, target *url.URL, config Config) (*we
 		_ = ws.CloseNow()
 		return nil, fmt.Errorf("%s does not speak %s", target.Host, subprotocol)
 	}
-	ws.SetReadLimit(-1) // no message is held whole but a control message, which has a limit of its own
+	ws.SetReadLimit(-1) // only control messages are held whole, and they are bounded by maxMessage
 	return ws, nil
 }
 
-// dialError shows nothing of the address but its host: its query may hold a ticket.
+// dialError returns an error that shows only the address's host: the query may hold a ticket.
 func dialError(ctx context.Context, target *url.URL, response *http.Response, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("connecting to %s: %w", target.Host, context.Cause(ctx))
@@ -192,7 +192,7 @@ func dialError(ctx context.Context, target *url.URL, response *http.Response, er
 func dimension(n int) int { return min(max(n, 1), maxDimension) }
 
 // retryableClose holds the close codes after which another ticket may open the
-// terminal, for an end whose error message says nothing of that.
+// terminal, for an end without the field retryable in its error message.
 var retryableClose = map[int]bool{
 	1012: true, 1013: true,
 	4401: true, 4408: true, 4409: true, 4410: true, 4429: true,

@@ -17,34 +17,34 @@ const (
 	// at most 1 MiB sent and not acknowledged.
 	maxOutput = 1 << 20
 	// ackEvery is the output that is rendered between two acks, in bytes, while more
-	// waits; termgw.v1 asks for one every 8 KiB at least.
+	// output waits; termgw.v1 requires an ack at least every 8 KiB.
 	ackEvery = 4 << 10
 	// inputMessage is the longest message of input, in bytes.
 	inputMessage = 16 << 10
-	// unheardLimit bounds what is sent and perhaps not read by the gateway yet, in
-	// bytes: a gateway reads nothing while its program takes no input. So much fits
-	// into the kernels' buffers on the way. A write that blocked there would hold up
-	// the answers to the gateway's pings, which the library gives up after 5 s.
+	// unheardLimit bounds the bytes that were sent and that the gateway may not have
+	// read yet: a gateway reads nothing while its program takes no input. So many bytes
+	// fit into the kernels' buffers on the way. A write that blocked would delay the
+	// answers to the gateway's pings, and after 5 s the library drops an answer.
 	unheardLimit = 64 << 10
 
 	pingEvery = 15 * time.Second
-	// pingsLost is how many pings in a row go unanswered, with nothing else received,
-	// before the gateway counts as gone.
+	// pingsLost is the number of regular pings after which a gateway that has sent
+	// nothing since counts as gone.
 	pingsLost = 2
 )
 
-// Conn is an open terminal. Its methods may be called at once, but for Read,
-// which is for one goroutine. Whoever got it closes it, also after its end.
+// Conn is an open terminal. Read is for one goroutine; the other methods may be called
+// from several at the same time. The caller of Dial closes the Conn, also after its end.
 type Conn struct {
 	ws     *websocket.Conn
 	notice func(Notice)
 	loops  sync.WaitGroup
-	opened chan struct{} // closed when ready is there
-	done   chan struct{} // closed when end is there
-	due    chan struct{} // the loop tell has something to send
+	opened chan struct{} // closed when ready is set
+	done   chan struct{} // closed when end is set
+	due    chan struct{} // wakes tell
 
 	mu      sync.Mutex
-	changed *sync.Cond // what is waited for: output, room for it, the right to send, the end
+	changed *sync.Cond // Read waits here for output, keep for room, acquire for the right to send; all for the end
 	ready   Ready      // not changed once opened is closed
 	refused *refusal
 	exit    *Exit
@@ -53,24 +53,24 @@ type Conn struct {
 	output  bytes.Buffer
 
 	returned, rendered, acked int64 // bytes of output; returned: by the last Read
-	resized                   bool
+	resized                   bool  // cols and rows are not sent yet
 	cols, rows                int
-	asked                     []chan<- time.Duration // who waits for a round trip that has not begun
+	asked                     []chan<- time.Duration // calls of Ping whose ping is not sent yet
 
 	sending  bool   // a message is being sent
 	sent     int64  // bytes; guarded by sending
-	pingedAt int64  // of sent, at the last ping; guarded by sending
-	heardAt  int64  // of sent: so much the gateway has read
-	pings    int64  // ids given
+	pingedAt int64  // sent at the last ping; guarded by sending
+	heardAt  int64  // the part of sent that the gateway has read
+	pings    int64  // the id of the last ping
 	awaited  []ping // sent and not answered, oldest first
 	quiet    int    // regular pings since anything was received
 }
 
-// ping is a ping on its way.
+// ping is a ping that was sent.
 type ping struct {
-	id, at int64 // at: of sent
+	id, at int64 // at: Conn.sent when the ping was sent
 	left   time.Time
-	asked  []chan<- time.Duration
+	asked  []chan<- time.Duration // calls of Ping that wait for the answer
 }
 
 func newConn(notice func(Notice)) *Conn {
@@ -79,16 +79,16 @@ func newConn(notice func(Notice)) *Conn {
 	return c
 }
 
-// Ready returns what the gateway said of the session.
+// Ready returns the gateway's first message of the session.
 func (c *Conn) Ready() Ready { return c.ready }
 
-// Read reads output of the terminal. What one Read returned counts as rendered
-// when the next Read is called, and the gateway sends no faster than output is
+// Read reads output of the terminal. Output that one Read has returned counts as
+// rendered when the next Read is called. The gateway sends no faster than output is
 // rendered, so that an interrupt is answered at once.
 //
-// Once all output is read, the error is io.EOF if the shell ended, which Exit
-// describes; an *Error if the gateway ended the session; net.ErrClosed after
-// Close; and otherwise says how the connection was lost.
+// Once all output is read, the error is io.EOF if the shell ended, then see Exit; an
+// *Error if the gateway ended the session; net.ErrClosed after Close; else an error
+// that says how the connection was lost.
 func (c *Conn) Read(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -113,8 +113,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Write sends input to the terminal. It waits while the gateway takes none,
-// because the program in the terminal reads none. In a read-only session it sends
+// Write sends input to the terminal. Write waits while the gateway takes no input,
+// because the program in the terminal reads none. In a read-only session Write sends
 // nothing and returns ErrReadOnly.
 func (c *Conn) Write(p []byte) (n int, err error) {
 	if c.ready.ReadOnly() {
@@ -129,9 +129,9 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
-// Resize tells the terminal's size, each side 1 to 1000; a value outside is moved
-// to the nearest inside. It does not wait: of several sizes that could not be sent
-// yet the last counts.
+// Resize sends the terminal's size, each side 1 to 1000; a value outside becomes the
+// nearest inside. Resize does not wait: of several sizes that could not be sent yet only
+// the last is sent.
 func (c *Conn) Resize(cols, rows int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -139,7 +139,7 @@ func (c *Conn) Resize(cols, rows int) {
 	c.wakeTell()
 }
 
-// Ping measures the round trip to the gateway, behind the input on its way.
+// Ping measures the round trip to the gateway, with the input that was written before.
 func (c *Conn) Ping(ctx context.Context) (time.Duration, error) {
 	answer := make(chan time.Duration, 1)
 	c.mu.Lock()
@@ -156,7 +156,7 @@ func (c *Conn) Ping(ctx context.Context) (time.Duration, error) {
 	}
 }
 
-// Exit returns how the shell ended, once Read has returned io.EOF.
+// Exit returns how the shell ended, once Read has returned io.EOF. Before, Code is -1.
 func (c *Conn) Exit() Exit {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -166,8 +166,8 @@ func (c *Conn) Exit() Exit {
 	return *c.exit
 }
 
-// Close ends the session and with it the shell, unless they have ended. Output
-// that was not read is dropped. Close waits at most 5 s for the gateway's answer.
+// Close ends the session and the shell, unless they have ended. Output that was not
+// read is dropped. Close waits at most 5 s for the gateway's answer.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	ended := c.end != nil
@@ -183,7 +183,7 @@ func (c *Conn) Close() error {
 	return err
 }
 
-// finish ends the connection; the first reason counts.
+// finish ends the connection. The first error given counts.
 func (c *Conn) finish(end error) {
 	c.mu.Lock()
 	if c.end == nil {
@@ -195,16 +195,16 @@ func (c *Conn) finish(end error) {
 	_ = c.ws.CloseNow()
 }
 
-// wakeTell makes tell look for what is to be sent.
+// wakeTell makes tell send the messages that are due.
 func (c *Conn) wakeTell() {
 	select {
 	case c.due <- struct{}{}:
-	default: // it will look anyway
+	default: // tell is already woken
 	}
 }
 
-// tell sends all messages but input: apart from Read and Resize, since the gateway
-// may take none for a while, and of what waited then only the newest is worth sending.
+// tell sends acks, sizes and pings, in a goroutine of its own: Read and Resize must not
+// wait while the gateway takes no messages. Afterwards only the newest ack and size are sent.
 func (c *Conn) tell() {
 	regular := time.NewTicker(pingEvery)
 	defer regular.Stop()
@@ -222,13 +222,13 @@ func (c *Conn) tell() {
 			isRegular = true
 		}
 		if c.tellDue(isRegular) != nil {
-			return // receive finds out why
+			return // receive finds the cause
 		}
 	}
 }
 
-// isLost reports whether the gateway has left too many regular pings unanswered.
-// While there is no room for output, nothing can be received.
+// isLost counts a regular ping, and reports whether the gateway has sent nothing for too
+// many. While output has no room nothing can be received: then the count starts again.
 func (c *Conn) isLost() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -267,7 +267,7 @@ func (c *Conn) tellDue(pingDue bool) error {
 	return c.sendPing()
 }
 
-// send sends one message. An error means that the connection is over.
+// send sends one message, and a ping when one is due. After an error the connection is over.
 func (c *Conn) send(typ websocket.MessageType, p []byte) error {
 	if err := c.acquire(); err != nil {
 		return err
@@ -282,8 +282,8 @@ func (c *Conn) send(typ websocket.MessageType, p []byte) error {
 	return c.sendPing()
 }
 
-// acquire waits until a message may be sent: none is being sent, and the gateway
-// has read enough of those before. Whoever acquired it releases it.
+// acquire waits for the right to send: no other message is being sent, and the gateway
+// has read enough of the earlier messages. The caller calls release, unless there is an error.
 func (c *Conn) acquire() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -315,10 +315,10 @@ func (c *Conn) sendPing() error {
 	return c.write(websocket.MessageText, fmt.Appendf(nil, `{"type":"ping","id":%d}`, p.id))
 }
 
-// write is for whoever has acquired the right to send.
+// write writes a message. The caller has acquired the right to send.
 func (c *Conn) write(typ websocket.MessageType, p []byte) error {
 	c.sent += int64(len(p))
-	// A context that can end would end the connection with it.
+	// When the context of a write ends, the library closes the connection.
 	if err := c.ws.Write(context.Background(), typ, p); err != nil {
 		return lost(err)
 	}

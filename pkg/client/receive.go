@@ -12,14 +12,13 @@ import (
 	"github.com/coder/websocket"
 )
 
-// maxMessage bounds a control message of the gateway, in bytes. The longest is an
-// error with its sentence.
+// maxMessage bounds a control message of the gateway, in bytes. The longest control
+// message is an error.
 const maxMessage = 64 << 10
 
-// receive takes all that the gateway sends, and ends the connection for the
-// reason that it finds.
+// receive reads the gateway's messages until there is an error, and then ends the connection.
 func (c *Conn) receive() {
-	// The library fills it before it returns: on a slow line that is to be soon.
+	// The library fills the buffer before it returns, which has to be soon on a slow line, too.
 	buf := make([]byte, 4<<10)
 	for {
 		typ, r, err := c.ws.Reader(context.Background())
@@ -37,7 +36,7 @@ func (c *Conn) receive() {
 	}
 }
 
-// hear notes that the gateway is there.
+// hear notes that the gateway has sent something.
 func (c *Conn) hear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -61,7 +60,7 @@ func (c *Conn) receiveOutput(r io.Reader, buf []byte) error {
 	}
 }
 
-// keep holds output for Read, once there is room for it.
+// keep waits for room, and holds the output for Read.
 func (c *Conn) keep(p []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -81,8 +80,8 @@ func (c *Conn) keep(p []byte) error {
 	return nil
 }
 
-// receiveControl takes a control message. Of one that it knows, a field that is
-// missing or of another type counts as empty.
+// receiveControl takes a control message, and ignores an unknown type. A field that is
+// missing or has another JSON type counts as empty.
 func (c *Conn) receiveControl(r io.Reader) error {
 	p, err := io.ReadAll(io.LimitReader(r, maxMessage+1))
 	switch {
@@ -111,7 +110,7 @@ func (c *Conn) receiveControl(r io.Reader) error {
 		Docs      string          `json:"docs"`
 		Retryable any             `json:"retryable"`
 	}
-	_ = json.Unmarshal(p, &m) // goes on past a field of another type
+	_ = json.Unmarshal(p, &m) // skips a field of another type, and decodes the rest
 	var word string
 	_ = json.Unmarshal(m.Code, &word)
 	switch m.Type {
@@ -139,13 +138,13 @@ func (c *Conn) receiveControl(r io.Reader) error {
 	return nil
 }
 
-// refusal is an error message. The close code follows it.
+// refusal is an error message. The close code follows the message.
 type refusal struct {
 	Error
-	retryable any // a bool, or the message did not say
+	retryable any // a bool, unless the message had no such field
 }
 
-// seconds makes a duration of whole seconds; what no duration can be is the longest.
+// seconds returns n seconds, 0 for a negative n, and the longest Duration if n is too large.
 func seconds(n int64) time.Duration {
 	const most = int64(1<<63-1) / int64(time.Second)
 	return time.Duration(min(max(n, 0), most)) * time.Second
@@ -162,7 +161,7 @@ func (c *Conn) open(ready Ready) {
 	}
 }
 
-// pong takes the answer to a ping. Pongs come in order: it answers older pings too.
+// pong takes the answer to a ping, which also answers all older pings: pongs come in order.
 func (c *Conn) pong(id int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -177,8 +176,8 @@ func (c *Conn) pong(id int64) {
 	c.changed.Broadcast()
 }
 
-// endOf returns how the session ended, of the error that ended the receiving and
-// what the gateway had said before.
+// endOf returns the error for Read: from the gateway's exit or error message if it has
+// sent one, else from the error that ended receive.
 func (c *Conn) endOf(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -199,7 +198,7 @@ func (c *Conn) endOf(err error) error {
 	case c.closing:
 		return net.ErrClosed
 	case closed:
-		// A gateway's close reason is the error's code.
+		// The close frame's reason is the error's code.
 		return &Error{Code: frame.Reason, CloseCode: int(frame.Code), Retryable: retryableClose[int(frame.Code)]}
 	case errors.As(err, &is):
 		return err
@@ -213,8 +212,8 @@ type breach string
 
 func (b breach) Error() string { return string(b) }
 
-// lost says that the connection failed. It does not wrap the error, which may be
-// io.EOF: that is the end of a shell.
+// lost returns the error of a lost connection. It does not wrap err, which may be
+// io.EOF, because Read's io.EOF means that the shell ended.
 func lost(err error) error {
 	return fmt.Errorf("the connection to the gateway is lost: %v", err) //nolint:errorlint // see above
 }
