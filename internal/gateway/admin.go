@@ -23,7 +23,7 @@ type admin struct {
 	recording sync.Mutex // held while a profile or a trace is recorded
 }
 
-// adminHandler returns the handler of the listener at an address, whose host is one of its own names.
+// adminHandler returns the handler of the admin listener. The host in listen becomes one of the own names.
 func adminHandler(reg *prometheus.Registry, listen string) http.Handler {
 	a := &admin{mux: http.NewServeMux()}
 	machine, _ := os.Hostname() // empty after an error
@@ -53,13 +53,13 @@ func (a *admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// knows reports whether a Host is an address, or a name that no page from the
-// internet can have. A page whose name leads first to its own server and then here
-// (DNS rebinding) shares its origin with this server, and could read every answer.
-// A name without a dot, or with one of these ends, cannot be registered (RFC 6761,
-// ICANN's .internal; .svc and .cluster.local are Kubernetes's), so Prometheus may
-// ask by a service's name. Other names under .local may belong to a neighbour in the
-// browser's network (RFC 6762).
+// knows reports whether a Host is an address, or a name that no page from the internet
+// can have. If a page's name leads first to the page's server and then to this one (DNS
+// rebinding), the page has this server's origin, and could read every answer. A name
+// without a dot, or with one of these ends, cannot be registered (RFC 6761, ICANN's
+// .internal; .svc and .cluster.local are Kubernetes's), so Prometheus may use a
+// service's name. Other names under .local may belong to a neighbour in the browser's
+// network (RFC 6762).
 func (a *admin) knows(host string) bool {
 	if _, err := netip.ParseAddr(host); err == nil {
 		return true
@@ -78,7 +78,7 @@ func (a *admin) knows(host string) bool {
 	return host != "" && !strings.Contains(host, ".")
 }
 
-// hostOf returns the host of an address with or without a port, without brackets.
+// hostOf returns an address's host, without brackets. The address may have a port.
 func hostOf(address string) string {
 	if host, _, err := net.SplitHostPort(address); err == nil {
 		return host
@@ -86,12 +86,12 @@ func hostOf(address string) string {
 	return strings.Trim(address, "[]")
 }
 
-// longestRecording bounds the time of a profile or a trace, in seconds. Both slow every
+// longestRecording bounds the time of a profile or a trace, in seconds: both slow every
 // terminal, and a trace takes some 10 MB a second.
 const longestRecording = 60
 
-// bounded allows one recording at a time, of longestRecording at most. A request
-// with seconds records, whatever the profile; always says that one without does too.
+// bounded allows one recording at a time, of longestRecording at most. A request with
+// the parameter seconds records; with always, a request without it records, too.
 func (a *admin) bounded(next http.HandlerFunc, always bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		asked := r.FormValue("seconds")

@@ -11,18 +11,18 @@ import (
 )
 
 const (
-	// descriptorsBase is the number of descriptors apart from sessions: listeners, the pools of connections to the database
-	// and the engine, probes, and clients without a request yet.
+	// descriptorsBase is the number of descriptors of the rest: listeners, the pools of connections to the database and the
+	// engine, probes, and clients without a request yet.
 	descriptorsBase = 64
 	// descriptorsEach is the number of descriptors of a session. In a container: the client's connection, the engine's, and
-	// one that is borrowed at the end. Of a child process: the client's connection, the terminal and the child's pidfd; after
-	// much output an epoll set too, which the terminal can do without.
+	// another of the engine's while the session ends. For a child process: the client's connection, the pty and the child's
+	// pidfd; after much output also an epoll set, which the terminal can do without.
 	descriptorsEach = 3
 )
 
 // sessionLimit returns the number of sessions that fit in the process's descriptors, or the configured number if that is
-// smaller and not 0. Beyond it clients are refused before their ticket is spent, and the end of the other sessions finds
-// the descriptors that it needs.
+// smaller and not 0. Further clients are refused before their ticket is spent, and the ends of sessions have the
+// descriptors that they need.
 func sessionLimit(configured int) (int, error) {
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
@@ -38,8 +38,8 @@ func sessionLimit(configured int) (int, error) {
 	return fit, nil
 }
 
-// sparing is a listener that keeps one descriptor in reserve. When no other is free, a client is accepted with the reserve:
-// its request then fails for want of a descriptor and the client is told so, instead of waiting unheard.
+// sparing is a listener that keeps one descriptor in reserve. When no other is free, the next client is accepted with the
+// reserve: the request then fails for want of a descriptor, and the client gets that error instead of no answer.
 type sparing struct {
 	net.Listener
 	spare *os.File // nil: in use

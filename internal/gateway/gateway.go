@@ -1,9 +1,9 @@
-// Package gateway is the running process: it opens the store, the ticket keys and
-// the runners, joins them by a router, serves the listeners, does the background
-// work of a replica, and ends in order.
+// Package gateway is the running process: it opens the store, the ticket keys and the
+// kinds of place, joins them by a router, serves the listeners, does the background
+// work of a replica, and ends in an orderly way.
 //
-// It reads no flags and no environment: package main passes values. Requests are the
-// router's business, and shells the runners'.
+// The package reads no flags and no environment: package main passes values. Requests
+// are the router's business, and shells that of the kinds of place.
 package gateway
 
 import (
@@ -33,15 +33,15 @@ import (
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
-// Config holds the values that a gateway runs with; whoever reads them checks them.
-// Run opens the router's Store, Verifier and starters by these values, unless the
-// Store is set: then the caller sets them all, and closes them. Kinds of place that the
-// caller has set in Places come before those that Run opens.
+// Config holds the values of a gateway. Package main has checked them. Run opens the
+// router's Store, Verifier and Places by these values, unless Store is set: then the
+// caller sets all three, and closes them. Places that the caller has set come before the
+// places that Run opens.
 type Config struct {
 	router.Config // Replica empty: the host's name and a random suffix; MaxSessions 0: as many as the process's descriptors allow
 
-	// Faults lists the invalid values. Run returns it before it serves, together with
-	// the errors of the parts that it could not open.
+	// Faults lists the invalid values. Run does not serve then, but returns Faults together
+	// with the errors of the parts that Run could not open.
 	Faults  error
 	Version string
 
@@ -55,7 +55,7 @@ type Config struct {
 	KeepDetached                                bool
 	RemoteTarget, EICETunnel                    string
 	EICEOSUser, EICEEndpointID                  string
-	Environ                                     []string // of the AWS CLI, if EICETunnel is aws-cli
+	Environ                                     []string // the environment of the AWS CLI, if EICETunnel is aws-cli
 	Timing                                      runner.Timing
 
 	Listener net.Listener                              // nil: Run listens at Listen and AdminListen
@@ -69,8 +69,8 @@ type Store interface {
 	io.Closer
 }
 
-// OpenKeys reads a file of ticket keys; Keys.Run fetches those of a URL. It returns
-// nil if TicketJWKS is empty, which is one of Faults.
+// OpenKeys returns the ticket keys of TicketJWKS: it reads a file at once, while the keys
+// of a URL are fetched by Keys.Run. The keys are nil if TicketJWKS is empty, a fault.
 func (c *Config) OpenKeys() (*ticket.Keys, error) {
 	if c.TicketJWKS == "" {
 		return nil, nil
@@ -82,8 +82,8 @@ func (c *Config) OpenKeys() (*ticket.Keys, error) {
 	return keys, nil
 }
 
-// OpenStore opens the store without a connection to the database. It returns nil if
-// DatabaseURL and WorkspacesFile are empty, which is one of Faults.
+// OpenStore opens the store without a connection to the database. The caller closes the
+// store. It is nil if DatabaseURL and WorkspacesFile are both empty, a fault.
 func (c *Config) OpenStore(ctx context.Context) (Store, error) {
 	switch {
 	case c.DatabaseURL == "" && c.WorkspacesFile == "":
@@ -108,8 +108,8 @@ func (c *Config) OpenStore(ctx context.Context) (Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("TERMGW_WORKSPACES_FILE: %w", err)
 	}
-	// A ticket's times are whole seconds. From the next second on, a ticket of this
-	// process's time differs from one that an earlier process may have spent.
+	// The times in a ticket are whole seconds. A ticket that is issued in the next second
+	// or later cannot have been spent by an earlier process.
 	since := time.Now().Truncate(time.Second).Add(time.Second)
 	c.Log.Info("no database: sessions are kept in this process, which must be the only replica", "workspaces", len(workspaces))
 	select {
@@ -141,14 +141,13 @@ type placeParts struct {
 	reg    prometheus.Registerer
 }
 
-// OpenPlaces opens the kinds of place in which workspaces live, after those that Places
-// has. ping asks the Docker engine; closeAll closes what was opened. swept and reg may
-// be nil.
+// OpenPlaces returns the places that Places has, and after them those that it opens. ping
+// asks the Docker engine; closeAll closes the opened kinds. swept and reg may be nil.
 func (c *Config) OpenPlaces(ctx context.Context, shared tunnelStore, swept func(runner.Swept), reg prometheus.Registerer) (places runner.Places, ping func(context.Context) error, closeAll func() error, err error) {
 	places = slices.Clone(c.Places)
 	var closers []func() error
 	closeAll = func() error {
-		var all errgroup.Group // at the same time: each may try ends once more
+		var all errgroup.Group // at the same time: each Close may try ends once more
 		for _, c := range closers {
 			all.Go(c)
 		}
@@ -176,20 +175,19 @@ func (c *Config) openContainers(_ context.Context, parts placeParts) (runner.Kin
 	return k, k.Close, nil
 }
 
-// gateway is a Config with the parts that were opened by it.
+// gateway is a Config with the parts that Run has opened.
 type gateway struct {
 	Config
 	reg     *prometheus.Registry
 	router  *router.Router
-	memory  int64                         // the process's limit, in bytes; 0: none
+	memory  int64                         // the process's memory limit, in bytes; 0: none
 	jobs    []func(context.Context) error // each runs until its context ends
 	servers []server
 	closers []func() error // called in reverse order
 }
 
-// Run serves until ctx ends or a part fails; then it ends the sessions and everything
-// that it started. From then on one of EndSignals ends the wait for the sessions'
-// people.
+// Run serves until ctx ends or a part fails; then Run drains, ends everything that it has
+// started, and returns. From then on one of EndSignals ends the drain's grace time.
 func Run(ctx context.Context, cfg Config) (err error) {
 	g := &gateway{Config: cfg, reg: prometheus.NewRegistry()}
 	g.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -216,8 +214,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	return g.serve(ctx)
 }
 
-// open opens the parts that the router joins, and notes the jobs of each. Its error lists
-// every fault.
+// open opens the parts that the router joins, and adds their jobs. The error lists every
+// fault.
 func (g *gateway) open(ctx context.Context) error {
 	maxSessions, limitErr := sessionLimit(g.MaxSessions)
 	keys, keysErr := g.OpenKeys()
@@ -256,7 +254,7 @@ func (g *gateway) open(ctx context.Context) error {
 				g.router.Cut(ids, revocation.Age)
 			})
 		})
-		g.closers = append(g.closers, func() error { // write the ends of sessions that a database that was away has not taken
+		g.closers = append(g.closers, func() error { // writes the outbox: ends of sessions that the database has not taken yet
 			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 			defer cancel()
 			if err := shared.Flush(ctx); err != nil {
@@ -268,7 +266,7 @@ func (g *gateway) open(ctx context.Context) error {
 	return nil
 }
 
-// listen opens the listeners, unless the caller has.
+// listen opens the listeners, unless the caller has set Listener.
 func (g *gateway) listen() error {
 	if g.Listener != nil {
 		g.servers = []server{{g.Listener, g.Front(g.router)}}
@@ -292,7 +290,7 @@ func (g *gateway) listen() error {
 	return nil
 }
 
-// replicaName returns a name that no other process has in the audit trail.
+// replicaName returns a name for the audit trail that no other process has.
 func replicaName() string {
 	host, err := os.Hostname()
 	if err != nil {
@@ -301,7 +299,7 @@ func replicaName() string {
 	return host + "-" + strings.ToLower(rand.Text()[:6])
 }
 
-// orphanCounter returns a function that counts the reports of the sessions' ends.
+// orphanCounter returns a function that adds the report of a sweep to termgw_orphans_total.
 func orphanCounter(reg prometheus.Registerer) func(runner.Swept) {
 	orphans := promauto.With(reg).NewCounterVec(prometheus.CounterOpts{
 		Name: "termgw_orphans_total",

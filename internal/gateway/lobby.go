@@ -13,17 +13,17 @@ import (
 const (
 	// lobbyMemory bounds the memory of a listener's connections that are not terminals (yet), in bytes.
 	lobbyMemory = 64 << 20
-	// guestMemory is the memory of such a connection with an honest request, in bytes.
+	// guestMemory is the memory of a connection with an honest request, in bytes.
 	guestMemory = 8 << 10
-	// honestRequest is the size of an honest request, and requestMemory the memory that each byte beyond it may take, both
-	// in bytes: 32 KiB of header names without values take 0.6 MiB (measured).
+	// honestRequest is the size of an honest request, and requestMemory the memory that each further byte may take, both in
+	// bytes: 32 KiB of header names without values take 0.6 MiB (measured).
 	honestRequest = 4 << 10
 	requestMemory = 20
 )
 
 // lobby is a listener that bounds the memory of the connections on which a request is awaited, read or answered. When the
-// memory is used up, the connections are closed that have held the most for the longest: an honest client needs one round
-// trip, and its request is small.
+// memory is used up, the connections with the largest product of memory and time are closed: an honest client needs one
+// round trip, and its request is small.
 type lobby struct {
 	net.Listener
 
@@ -37,8 +37,8 @@ type guest struct {
 	*net.TCPConn
 	lobby *lobby
 
-	since     time.Time // the time of its accept, or of its last answer
-	read      int       // bytes since then
+	since     time.Time // the time of the accept, or of the last answer
+	read      int       // bytes read since then
 	dismissed bool      // Read returns an error from now on
 }
 
@@ -46,7 +46,7 @@ func newLobby(listener net.Listener) *lobby {
 	return &lobby{Listener: listener, guests: map[net.Conn]*guest{}}
 }
 
-// Accept accepts a connection. The server's call of track makes it a guest.
+// Accept accepts a connection. The connection's memory counts once the server calls track.
 func (l *lobby) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if tcp, ok := conn.(*net.TCPConn); ok {
@@ -72,7 +72,7 @@ func (l *lobby) track(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// Read is called by the server alone: a terminal's bytes are read from the descriptor.
+// Read is called only by the server: the bytes of a terminal are read from the descriptor.
 func (g *guest) Read(p []byte) (int, error) {
 	n, err := g.TCPConn.Read(p)
 	g.lobby.mu.Lock()

@@ -8,16 +8,16 @@ import (
 )
 
 const (
-	// heldShare divides the memory limit: the quotient is what all sessions together may hold for their clients. Garbage
-	// that is not collected yet may add half as much again.
+	// heldShare divides the memory limit: the quotient bounds the bytes that all sessions together hold for their clients.
+	// Garbage that is not collected yet may add half as much again.
 	heldShare = 8
-	// mostHeld bounds the quotient, and takes its place without a limit, in bytes.
+	// mostHeld bounds the quotient, in bytes. Without a memory limit it is the bound.
 	mostHeld = 128 << 20
 )
 
 // memoryLimit sets the Go runtime's memory limit to GOMEMLIMIT, or to 90% of the control group's limit. It returns the
-// limit, 0 without one, and how much of it sessions may hold for their clients, both in bytes. After an error the runtime
-// has no limit.
+// limit, 0 if there is none, and the part of the limit that sessions may hold for their clients, both in bytes. After an
+// error the runtime has no limit.
 func memoryLimit() (limit, held int64, err error) {
 	limit, err = memlimit.Set()
 	if err != nil {

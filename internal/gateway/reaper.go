@@ -18,7 +18,7 @@ const (
 	beatEvery = store.DefaultDeadAfter / 3
 	// silence is the time without a heartbeat after which a replica's shells are ended: six intervals.
 	silence = 2 * store.DefaultDeadAfter
-	// lookFor bounds the search for a session's shell. Only a gateway on its container's engine finds the shell, and
+	// lookFor bounds the search for a session's shell. Only a gateway on the engine of the container finds the shell, and
 	// that gateway may be down for a while.
 	lookFor = 24 * time.Hour
 	// beatAgain is the pause before a failed heartbeat is repeated. It is short: when the database is back, no live replica
@@ -28,26 +28,25 @@ const (
 	reapAtOnce = 4
 	// purgeEvery is the interval at which a replica tries to remove old rows; one replica at a time succeeds.
 	purgeEvery = 10 * time.Minute
-	// lookAgain is the time for which a workspace is skipped whose place did not tell anything: most likely its container is
-	// on another host.
+	// lookAgain is the time for which a workspace is skipped when its kind of place knew nothing of the session: most likely
+	// the container is on another host.
 	lookAgain = 3 * time.Minute
 )
 
 // reaper sends this replica's heartbeats, and ends the sessions of replicas that send none: a killed gateway leaves its
-// shells, because no engine ends them.
+// shells behind, and no engine ends them.
 //
-// A session is ended under two conditions. Its row has had no heartbeat for a minute, by the database's clock; a replica
-// that is slow, or misses five heartbeats in a row, keeps its sessions. And the workspace's kind of place finds it: in a
-// container of this gateway's engine by the session's marker, a random id that is never used again, so no other process can
-// be hit. While the
-// database was away all replicas were silent: the store lists no session until this process's own heartbeats have been
-// steady for a while, in which every live replica has sent one. A live replica that reaches no database for a minute, while
-// another on the same engine does, loses its terminals: it cannot be told from a dead one.
+// A session is ended under two conditions. First, its row has had no heartbeat for a minute, by the database's clock; a
+// replica that is slow, or misses five heartbeats in a row, keeps its sessions. Second, the workspace's kind of place finds
+// the session: in a container of this gateway's engine by the marker, a random id that is never used again, so no other
+// process can be hit. While the database was away all replicas were silent: the store lists no session until this
+// process's own heartbeats have been steady for so long that every live replica has sent a heartbeat. A live replica that
+// reaches no database for a minute, while another on the same engine does, looks like a dead replica and loses its terminals.
 //
-// A row is closed when the kind says that the session is over (runner.Kind's Reap): this engine has the container and no
-// process of the session is left in it, or the container prevents the end, which the kind repeats a few times and counts; an
-// instance has had the time to end its shells by itself. Where the kind knows nothing, the workspace is skipped for some
-// minutes. A row that no replica could close is closed after a day.
+// A row is closed when runner.Kind's Reap reports that the session is over: this engine has the container and no process of
+// the session is left there; or the container prevents the end, which the kind tries a few times and counts; or an instance
+// has had the time to end its shells by itself. If the kind knows nothing, the workspace is skipped for some minutes. A row
+// that no replica could close is closed after a day.
 type reaper struct {
 	store interface {
 		Heartbeat(ctx context.Context, replica string) error
@@ -60,13 +59,13 @@ type reaper struct {
 	replica string
 	log     *slog.Logger
 
-	skipped sync.Map // a workspace's id, to its skipped
+	skipped sync.Map // skipped, by the workspace's id
 	busy    sync.Map // ids of the workspaces whose sessions are being ended
 	ending  sync.WaitGroup
 }
 
-// beat sends heartbeats until ctx ends. It runs apart from reap, which may take longer than silence. A fault that lasts is
-// logged once.
+// beat sends heartbeats until ctx ends. A fault that lasts is logged once. beat has a goroutine of its own, since reap may
+// take longer than silence.
 func (r *reaper) beat(ctx context.Context) error {
 	failed := false
 	for {
@@ -87,8 +86,8 @@ func (r *reaper) beat(ctx context.Context) error {
 	}
 }
 
-// reap ends abandoned sessions until ctx ends, without waiting for any workspace, whose container may be slow. A workspace's
-// first session is ended before the others, so that a container which is not here is looked for once.
+// reap ends abandoned sessions until ctx ends. It waits for no workspace, whose container may be slow. The first session of a
+// workspace is ended before the others, so that a container on another engine is looked for once.
 func (r *reaper) reap(ctx context.Context) error {
 	defer r.ending.Wait()
 	return every(ctx, beatEvery, func() {
@@ -126,7 +125,7 @@ func (r *reaper) reap(ctx context.Context) error {
 
 func (r *reaper) end(ctx context.Context, a store.Abandoned) {
 	place := r.places.Of(a.Workspace.Attributes)
-	if s, ok := r.skipped.Load(a.Workspace.ID); ok && s.(skipped).place == place.Name { // since another of its sessions was looked for
+	if s, ok := r.skipped.Load(a.Workspace.ID); ok && s.(skipped).place == place.Name { // by the workspace's first session
 		return
 	}
 	skip := func() { r.skipped.Store(a.Workspace.ID, skipped{place.Name, time.Now().Add(lookAgain)}) }
@@ -151,13 +150,13 @@ func (r *reaper) end(ctx context.Context, a store.Abandoned) {
 	}
 }
 
-// skipped is a workspace that is skipped, because a kind of place could tell nothing of it.
+// skipped is a workspace that is skipped, because its place knew nothing of a session.
 type skipped struct {
 	place string
 	until time.Time
 }
 
-// purge removes old rows of the audit trail, now and then until ctx ends.
+// purge removes old rows of the audit trail, at once and then every purgeEvery, until ctx ends.
 func (r *reaper) purge(ctx context.Context) error {
 	return every(ctx, purgeEvery, func() {
 		if err := r.store.Purge(ctx); err != nil && ctx.Err() == nil {
@@ -166,7 +165,7 @@ func (r *reaper) purge(ctx context.Context) error {
 	})
 }
 
-// skip returns the workspaces that are skipped at this time, and forgets the others.
+// skip returns the ids of the workspaces that are skipped at this time, and forgets the others.
 func (r *reaper) skip(now time.Time) (workspaces []string) {
 	r.skipped.Range(func(workspace, s any) bool {
 		if now.Before(s.(skipped).until) {

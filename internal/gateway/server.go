@@ -25,8 +25,8 @@ type server struct {
 	handler  http.Handler
 }
 
-// headerTimeout bounds the time in which a client sends its request, with its unused
-// body, and answerTimeout the time in which it takes the answer: for so long a client
+// headerTimeout bounds the time in which a client sends a request, with the unused body,
+// and answerTimeout the time in which the client takes the answer: for so long a client
 // can hold a descriptor. Neither holds for a connection that has become a WebSocket.
 // maxHeader bounds a request's header in bytes: a ticket of 8 KiB fits twice.
 const (
@@ -61,8 +61,8 @@ func (e httpErrors) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// EndSignals returns the signals that end the process in order: SIGTERM, and those of
-// SIGINT and SIGHUP that the process was not started to ignore.
+// EndSignals returns the signals that end the process in an orderly way: SIGTERM, and
+// SIGINT and SIGHUP unless the process was started with them ignored.
 func EndSignals() []os.Signal {
 	ends := []os.Signal{syscall.SIGTERM}
 	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
@@ -73,7 +73,7 @@ func EndSignals() []os.Signal {
 	return ends
 }
 
-// serve serves until ctx ends or a part fails, and then drains.
+// serve serves until ctx ends or a part fails. Then it drains, and stops the jobs and the servers.
 func (g *gateway) serve(ctx context.Context) error {
 	ends := EndSignals() // before catchIgnored
 	catchIgnored()
@@ -104,7 +104,7 @@ func (g *gateway) serve(ctx context.Context) error {
 	if err != nil {
 		g.Log.Error("sessions are left", "err", err)
 	}
-	// Short requests are left, and connections that a browser opened ahead and never
+	// Short requests may be left, and connections that a browser opened ahead and never
 	// used, for which Shutdown would wait 5 s.
 	short, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -117,10 +117,10 @@ func (g *gateway) serve(ctx context.Context) error {
 	return errors.Join(parts.Wait(), err)
 }
 
-// catchIgnored catches every signal that the process was started to ignore, by nohup
-// or in a script's background, and does nothing on it. A child inherits an ignored
-// signal, and then Ctrl-C is dead in its shell; a caught one is reset to its default
-// in the child.
+// catchIgnored catches every signal that the process was started to ignore, by nohup or
+// in a script's background, and does nothing when the signal comes. A child inherits an
+// ignored signal, and then Ctrl-C is dead in the child's shell; a caught signal has its
+// default action in the child.
 func catchIgnored() {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {

@@ -27,8 +27,9 @@ import (
 	"github.com/molecule-ai/termgw/pkg/store"
 )
 
-// sweepTime is the time between the gateway's end of a tunnel and AWS's. In it the
-// shells are ended over the tunnel: a new one for that alone would be one of the 20.
+// sweepTime is the time between a tunnel's end by the gateway and its end by AWS. The
+// gateway ends the shells in that time, over the same tunnel: a new tunnel for that would
+// count among the 20.
 const sweepTime = 10 * time.Second
 
 // tunnelStore counts tunnels over all replicas and keeps the host keys of instances.
@@ -44,7 +45,7 @@ type tunnels struct {
 	aws     *eice.Client
 	shared  tunnelStore
 	replica string
-	cli     bool                 // the AWS CLI carries the bytes
+	cli     bool                 // tunnels are opened by the AWS CLI
 	open    *prometheus.GaugeVec // tunnels of this replica, by endpoint
 	log     *slog.Logger
 }
@@ -55,7 +56,7 @@ func tunnelGauge(reg prometheus.Registerer) *prometheus.GaugeVec {
 	}, []string{"endpoint"})
 }
 
-// openInstances opens the kind of place that is an instance, without a request to AWS: a
+// openInstances opens the kind of place for instances. It sends no request to AWS: a
 // gateway without such workspaces needs no credentials, nor OpenSSH.
 func (c *Config) openInstances(ctx context.Context, parts placeParts) (runner.Kind, func() error, error) {
 	k, err := c.openInstanceKind(ctx, parts)
@@ -81,8 +82,8 @@ func (c *Config) openInstanceKind(ctx context.Context, parts placeParts) (*insta
 	})
 }
 
-// Open finds the instance, takes one of its endpoint's places, and opens the tunnel
-// while AWS puts the key on the instance.
+// Open finds the instance, takes a lease of one of its endpoint's tunnels, and opens the
+// tunnel while AWS puts the key on the instance.
 func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.Tunnel, error) {
 	route, err := t.aws.Locate(ctx, r.InstanceID, r.Region)
 	if err != nil {
@@ -117,10 +118,10 @@ func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.
 	return tunnel, nil
 }
 
-// Steps are those to sshd's greeting.
+// Steps are the steps from the credentials to sshd's greeting.
 func (t *tunnels) Steps(r instance.TunnelRequest) []runner.Step {
 	var route eice.Route
-	var err error // of Locate, which the step tells that it belongs to
+	var err error // of Locate; the step that the error belongs to reports it
 	of := func(step, found string) (string, error) {
 		if stepOf(err) == step {
 			return "", told(err)
@@ -143,7 +144,7 @@ func (t *tunnels) Steps(r instance.TunnelRequest) []runner.Step {
 		}},
 		{Name: "endpoint", Run: func(context.Context) (string, error) { return of("endpoint", route.EndpointID) }},
 		{Name: "key", Apart: true, Run: func(ctx context.Context) (string, error) {
-			// Its private half is dropped: nobody can log in with it.
+			// The private key is dropped: nobody can log in with this pair.
 			public, _, err := ed25519.GenerateKey(rand.Reader)
 			if err != nil {
 				return "", fmt.Errorf("making a key: %w", err)
@@ -161,11 +162,11 @@ func (t *tunnels) Steps(r instance.TunnelRequest) []runner.Step {
 	}
 }
 
-// greetTime bounds the wait for sshd's first line.
+// greetTime bounds the wait for sshd's greeting, its first line.
 const greetTime = 10 * time.Second
 
-// greeting opens a tunnel and waits for sshd's first line: an endpoint that cannot
-// reach the instance opens the tunnel all the same.
+// greeting opens a tunnel and waits for sshd's greeting: the endpoint opens a tunnel also
+// if it cannot reach the instance.
 func (t *tunnels) greeting(ctx context.Context, route eice.Route) (string, error) {
 	release, err := t.acquire(ctx, route.EndpointID, route.InstanceID)
 	if err != nil {
@@ -189,7 +190,7 @@ func (t *tunnels) greeting(ctx context.Context, route eice.Route) (string, error
 	return found, nil
 }
 
-// stepOf returns the step that an error of Locate belongs to; empty: there is none.
+// stepOf returns the step that an error of Locate belongs to, or "" for no error.
 func stepOf(err error) string {
 	var e *eice.Error
 	switch {
@@ -209,11 +210,11 @@ func stepOf(err error) string {
 	}
 }
 
-// acquire takes one of the endpoint's places, for release to give back.
+// acquire takes a lease of one of the endpoint's tunnels. release gives the lease back.
 func (t *tunnels) acquire(ctx context.Context, endpoint, instanceID string) (release func(), err error) {
 	lease, err := t.shared.AcquireTunnel(ctx, endpoint, instanceID, t.replica, eice.MaxTunnels)
 	if errors.Is(err, store.ErrLimit) {
-		err = noPlace(err)
+		err = noTunnelLeft(err)
 	}
 	if err != nil {
 		return nil, err
@@ -225,14 +226,14 @@ func (t *tunnels) acquire(ctx context.Context, endpoint, instanceID string) (rel
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		if err := t.shared.ReleaseTunnel(ctx, lease); err != nil {
-			t.log.Warn("a tunnel's place is freed late", "err", err) // it frees itself
+			t.log.Warn("a tunnel's place is freed late", "err", err) // when the lease runs out
 		}
 	}, nil
 }
 
-// tellingConn is a tunnel whose errors say what they mean for a session. The endpoint
-// gives its reason to the reader; the writer sees only a broken connection, often
-// before the reader, and so Write waits for the reader's error.
+// tellingConn is a tunnel whose errors are the session's (told). Only Read gets the
+// endpoint's reason for an end; Write gets a broken connection, often before Read has the
+// reason, so Write waits for the error of Read.
 type tellingConn struct {
 	net.Conn
 	once  sync.Once
@@ -240,7 +241,7 @@ type tellingConn struct {
 	err   error         // of the Read that failed
 }
 
-// reasonTime bounds that wait, for a tunnel without a reader.
+// reasonTime bounds the wait of Write, for a tunnel from which nobody reads.
 const reasonTime = time.Second
 
 func newTellingConn(c net.Conn) *tellingConn {
@@ -272,8 +273,8 @@ func (c *tellingConn) Write(p []byte) (int, error) {
 	}
 }
 
-// told returns an error of AWS's as one that the error table knows. It is the one
-// place that translates them.
+// told translates an error of pkg/eice into an error that the router's table knows. No
+// other code does so.
 func told(err error) error {
 	var e *eice.Error
 	if !errors.As(err, &e) {
@@ -281,7 +282,7 @@ func told(err error) error {
 	}
 	switch e.Detail {
 	case eice.TunnelQuota:
-		return noPlace(fmt.Errorf("%w: %w", &store.LimitError{Of: store.LimitTunnels, Max: eice.MaxTunnels}, err))
+		return noTunnelLeft(fmt.Errorf("%w: %w", &store.LimitError{Of: store.LimitTunnels, Max: eice.MaxTunnels}, err))
 	case eice.TunnelExpired:
 		return fmt.Errorf("%w: %w", session.ErrTunnel, err)
 	default:
@@ -289,8 +290,8 @@ func told(err error) error {
 	}
 }
 
-// noPlace is the failure of an endpoint that carries as many tunnels as AWS lets it.
-func noPlace(err error) error {
+// noTunnelLeft returns the failure of an endpoint that carries as many tunnels as AWS allows.
+func noTunnelLeft(err error) error {
 	return &runner.Failure{
 		Step: store.LimitTunnels, Err: err,
 		Sentence: fmt.Sprintf("AWS carries %d tunnels an endpoint, and all are in use. Close a terminal or try again later.", eice.MaxTunnels),
