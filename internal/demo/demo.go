@@ -1,6 +1,6 @@
 // Package demo is the small platform of `termgw demo`: it lists workspaces, mints
-// tickets for them, and serves a page. It opens no terminals: the gateway's handler,
-// which it serves beside its own, does.
+// tickets for them, and serves a page. Terminals are opened by the gateway, whose handler
+// Platform.Handler serves beside its own.
 package demo
 
 import (
@@ -25,8 +25,8 @@ import (
 	"github.com/molecule-ai/termgw/web"
 )
 
-// Host is the id of the workspace that is this machine, and HostColumn the column of its
-// row that says so.
+// Host is the id of the workspace whose shells run on this machine, and HostColumn the
+// column that is not empty in its row.
 const (
 	Host       = "host"
 	HostColumn = "host"
@@ -34,22 +34,23 @@ const (
 
 // Platform mints tickets for this machine and for the containers of its engine.
 type Platform struct {
-	// Used is called with the page's new address when the old one was used.
+	// Used is called with the page's new address when a browser has used the old address.
 	Used func(url string)
-	// Page holds the page's files; nil: they were not built.
+	// Page holds the page's files; nil: the binary was built without them.
 	Page fs.FS
-	// Verifier verifies the platform's tickets. The key is new, so no older ticket passes.
+	// Verifier verifies the platform's tickets. The key is new, so tickets of an earlier
+	// process are refused.
 	Verifier *ticket.Verifier
 
 	origin string // like http://127.0.0.1:8022
-	secret string // of the tickets' address, for programs
+	secret string // of TicketsURL, for programs
 	minter *ticket.Minter
 	docker *docker.Kind
 	log    *slog.Logger
 
 	mu     sync.Mutex
 	once   string          // the page's one-time key
-	tokens map[string]bool // of the tabs that have used one
+	tokens map[string]bool // of the tabs that have used a one-time key
 }
 
 // New returns a platform with a key and secrets of its own, to be served at a loopback
@@ -73,15 +74,15 @@ func New(address string, docker *docker.Kind, log *slog.Logger) (*Platform, erro
 	return p, nil
 }
 
-// PageURL returns the page's address, which is good for one browser.
+// PageURL returns the page's address, which one browser can use, once.
 func (p *Platform) PageURL() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	// In the fragment, which a browser sends to no server.
+	// A browser sends the fragment to no server.
 	return p.origin + "/#key=" + p.once
 }
 
-// TicketsURL returns the address that mints tickets, with its secret.
+// TicketsURL returns the address that answers a POST with a ticket. It contains a secret.
 func (p *Platform) TicketsURL() string { return p.origin + "/demo/tickets?key=" + p.secret }
 
 // TerminalURL returns the address of this machine's terminal.
@@ -89,13 +90,14 @@ func (p *Platform) TerminalURL() string {
 	return "ws" + strings.TrimPrefix(p.origin, "http") + "/workspaces/" + Host + "/terminal"
 }
 
-// contentPolicy lets the page load nothing but itself, and connect to nothing
-// else: 'self' is also the WebSockets of its own host and port (CSP 3, section
-// 6.7.2.8). xterm.js sets styles of its own, hence the one 'unsafe-inline'.
+// contentPolicy lets the page load from, and connect to, its own origin only. 'self'
+// includes WebSockets of the same host and port (CSP 3, section 6.7.2.8). xterm.js sets
+// inline styles, hence the one 'unsafe-inline'.
 const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; " +
 	"img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// Handler returns the platform's handler, which serves the gateway's beside its own.
+// Handler returns the platform's handler. Paths that are not the platform's go to rt, the
+// gateway's handler.
 func (p *Platform) Handler(rt http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /demo/session", p.openSession)
@@ -114,7 +116,7 @@ func (p *Platform) Handler(rt http.Handler) http.Handler {
 	own := strings.TrimPrefix(p.origin, "http://")
 	_, port, _ := net.SplitHostPort(own)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// A page whose own name was pointed here (DNS rebinding) shows that name.
+		// A page whose name was made to resolve to this server (DNS rebinding) has that name as Host.
 		if r.Host != own && r.Host != "localhost:"+port {
 			problemJSON(w, http.StatusMisdirectedRequest, "The demo is at "+p.origin+" only.")
 			return
@@ -142,8 +144,8 @@ func (p *Platform) files() http.Handler {
 	})
 }
 
-// openSession trades the one-time key of the printed address for a token that
-// the page keeps for its tab. No cookie: cookies are sent to every port of a
+// openSession trades the one-time key of the printed address for a token that the page
+// keeps for its tab. The token is no cookie: a browser sends cookies to every port of a
 // host, also to another user's server.
 func (p *Platform) openSession(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
@@ -213,7 +215,7 @@ func (p *Platform) containers(ctx context.Context) ([]workspace, error) {
 	return list, nil
 }
 
-// Lookup returns a workspace, for the gateway's store.
+// Lookup returns a workspace's row for the gateway's store, or store.ErrNotFound.
 func (p *Platform) Lookup(ctx context.Context, id string) (store.Workspace, error) {
 	if id == Host {
 		return store.Workspace{ID: id, Attributes: map[string]string{"name": "This machine", HostColumn: "yes"}}, nil
@@ -236,7 +238,7 @@ func (p *Platform) tickets(w http.ResponseWriter, r *http.Request) {
 	}
 	var body struct {
 		Workspace string      `json:"workspace"`
-		Mode      ticket.Mode `json:"mode"` // "ro": look, do not type
+		Mode      ticket.Mode `json:"mode"` // "rw" by default, or "ro": input is dropped
 	}
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10)).Decode(&body); err != nil || body.Workspace == "" {
 		problemJSON(w, http.StatusBadRequest, `Send {"workspace":"host"}, or the id of another workspace.`)

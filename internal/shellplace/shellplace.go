@@ -1,6 +1,6 @@
-// Package shellplace is a kind of place for tests, and for whoever adds one: as
-// little as a kind of place can be. A workspace whose row has the column shell_dir
-// is /bin/sh under a pty, in that directory of the gateway's machine.
+// Package shellplace is the smallest kind of place: for tests, and as an example for a
+// new kind. The terminal of a workspace whose row has the column shell_dir is /bin/sh
+// under a pty, in that directory of the gateway's machine.
 package shellplace
 
 import (
@@ -18,7 +18,7 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// Place is the line by which a gateway has this kind.
+// Place is this kind's entry for a gateway's runner.Places.
 var Place = runner.Place{Name: "shell", Column: "shell_dir", Kind: kind{}}
 
 const (
@@ -28,7 +28,7 @@ const (
 
 type kind struct{}
 
-// Start opens a terminal.
+// Start starts the shell.
 func (k kind) Start(_ context.Context, t runner.Target, size terminal.Size) (terminal.Terminal, error) {
 	if err := k.look(t); err != nil {
 		return nil, err
@@ -43,7 +43,7 @@ func (k kind) Start(_ context.Context, t runner.Target, size terminal.Size) (ter
 	return &shell{pty, t}, nil
 }
 
-// look is the failure of a directory that is not there.
+// look returns the failure of a missing directory, or nil.
 func (kind) look(t runner.Target) error {
 	dir := t.Attributes[Place.Column]
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
@@ -56,14 +56,14 @@ func (kind) look(t runner.Target) error {
 	return nil
 }
 
-// Reap ends what is left of a session, which its marker tells.
+// Reap ends the processes of a session that have its marker.
 func (kind) Reap(ctx context.Context, t runner.Target) error {
 	swept, err := sweep(ctx, runner.Sweep{SID: "find", Session: t.Session, Grace: grace})
 	swept.Report(t.Log, nil, "abandoned session ended", err)
 	return err
 }
 
-// Steps look at the directory.
+// Steps returns one step, which looks at the directory.
 func (k kind) Steps(t runner.Target, _ func(context.Context) error) []runner.Step {
 	return []runner.Step{{Name: "directory", Run: func(context.Context) (string, error) { return t.Attributes[Place.Column], k.look(t) }}}
 }
@@ -73,7 +73,7 @@ type shell struct {
 	target runner.Target
 }
 
-// Close ends the shell and what belongs to it.
+// Close ends the shell and the other processes of the session.
 func (s *shell) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), sweepMax)
 	defer cancel()

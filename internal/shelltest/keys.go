@@ -11,7 +11,7 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// typist is the owner of a session who waits for echoes.
+// typist is the owner of a session (session.Client) that waits for echoes.
 type typist struct {
 	mu      sync.Mutex
 	changed sync.Cond
@@ -31,7 +31,7 @@ func (p *typist) Output(_ int64, b []byte) error {
 	return nil
 }
 
-// await waits for text in the output, and forgets all that came.
+// await waits for text in the output, and then drops the output.
 func (p *typist) await(text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -41,8 +41,9 @@ func (p *typist) await(text string) {
 	p.out = nil
 }
 
-// WantNoGoroutineAKey types keys in a session of the terminal, which is a shell's,
-// and ends it. A key must not start a goroutine. No other test runs meanwhile.
+// WantNoGoroutineAKey types keys in a session of the terminal, whose program is a shell,
+// and fails the test if keys start goroutines. It ends the session. No other test may run
+// at the same time.
 func WantNoGoroutineAKey(tb testing.TB, term terminal.Terminal) {
 	tb.Helper()
 	s := session.New(term, session.Options{})
@@ -68,7 +69,7 @@ func WantNoGoroutineAKey(tb testing.TB, term terminal.Terminal) {
 		attached.Type([]byte("k"))
 		person.await("k")
 	}
-	if n := created() - before; n >= keys/4 { // the runtime has goroutines of its own
+	if n := created() - before; n >= keys/4 { // the runtime starts some goroutines, too
 		tb.Errorf("%d keys have started %d goroutines", keys, n)
 	}
 	s.End(context.Canceled)

@@ -1,5 +1,5 @@
-// Package shelltest has what tests of the kinds of place share: terminals that are
-// read all the time, and processes that tell which session they belong to.
+// Package shelltest is for tests of the kinds of place: terminals whose output is read
+// all the time, and processes whose arguments name their session.
 package shelltest
 
 import (
@@ -23,23 +23,23 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// Patience is how long a test waits for what a busy machine does late.
+// Patience is the longest time that a test waits for a busy machine.
 const Patience = 3 * time.Minute
 
-// Timing is how long the kinds of these tests wait: short where that is waited out, and long where a busy machine has
-// its work done late.
+// Timing is the timing of kinds under test: short where a test waits for all of the time, and long where a busy machine
+// may be late.
 var Timing = runner.Timing{
 	Grace: 500 * time.Millisecond, Unread: 5 * time.Second, Retry: 500 * time.Millisecond, RetryLast: Patience,
 	Start: time.Minute, Call: time.Minute,
 }
 
-// DefaultSize is what Open gives a terminal.
+// DefaultSize is the size of a terminal that Open starts.
 var DefaultSize = terminal.Size{Cols: 80, Rows: 24}
 
 var sessions atomic.Int64
 
-// NewTarget is a target with a session of its own, whose id is found nowhere
-// else on the machine, and is the beginning of no other's.
+// NewTarget returns a target with a new session id. The id occurs nowhere else on the
+// machine, and no other id begins with it.
 func NewTarget(tb testing.TB, container string) runner.Target {
 	tb.Helper()
 	return runner.Target{
@@ -49,7 +49,7 @@ func NewTarget(tb testing.TB, container string) runner.Target {
 	}
 }
 
-// Starter is a runner.Kind that opens terminals.
+// Starter is the method of a runner.Kind that opens terminals.
 type Starter interface {
 	Start(context.Context, runner.Target, terminal.Size) (terminal.Terminal, error)
 }
@@ -60,18 +60,18 @@ type Session struct {
 	ID     string
 	Closed bool // by the test
 
-	Swept *runner.Swept // after Close
+	Swept *runner.Swept // set after Close
 
 	mu      sync.Mutex
-	Out     []byte
-	taken   int   // how much of out expect has passed
-	ReadErr error // set when the reader has ended
+	Out     []byte // all output
+	taken   int    // bytes of Out that Expect has passed
+	ReadErr error  // set once Done is closed
 	changed chan struct{}
-	Done    chan struct{}
+	Done    chan struct{} // closed at the end of the output
 }
 
-// Open starts a terminal by what runner makes; at the test's end it is
-// closed, if the test did not.
+// Open starts a terminal of the kind that kind returns. The terminal is closed at the
+// end of the test, unless the test has closed it.
 func Open(tb testing.TB, kind func(swept func(runner.Swept)) Starter, target runner.Target) *Session {
 	tb.Helper()
 	var swept runner.Swept
@@ -84,7 +84,7 @@ func Open(tb testing.TB, kind func(swept func(runner.Swept)) Starter, target run
 	return s
 }
 
-// Start begins to read a terminal.
+// Start returns the Session of a terminal, and begins to read.
 func Start(tb testing.TB, term terminal.Terminal) *Session {
 	s := &Session{Terminal: term, Swept: new(runner.Swept), changed: make(chan struct{}, 1), Done: make(chan struct{})}
 	go s.read()
@@ -115,7 +115,7 @@ func (s *Session) read() {
 	}
 }
 
-// Send types.
+// Send types input.
 func (s *Session) Send(tb testing.TB, input string) {
 	tb.Helper()
 	if _, err := io.WriteString(s, input); err != nil {
@@ -123,7 +123,7 @@ func (s *Session) Send(tb testing.TB, input string) {
 	}
 }
 
-// Expect waits for text in the output, and passes it.
+// Expect waits for text in the output. The next Expect looks behind that text.
 func (s *Session) Expect(tb testing.TB, text string) {
 	tb.Helper()
 	timeout := time.After(Patience)
@@ -149,7 +149,7 @@ func (s *Session) Expect(tb testing.TB, text string) {
 	}
 }
 
-// Rest waits for the end of the output and returns what expect has not passed.
+// Rest waits for the end of the output, and returns the output that Expect has not passed.
 func (s *Session) Rest(tb testing.TB) []byte {
 	tb.Helper()
 	select {
@@ -163,7 +163,7 @@ func (s *Session) Rest(tb testing.TB) []byte {
 	return s.Out[s.taken:]
 }
 
-// Exit waits for the output's end and returns how the shell ended.
+// Exit waits for the end of the output, and returns how the shell ended.
 func (s *Session) Exit(tb testing.TB) terminal.Exit {
 	tb.Helper()
 	s.Rest(tb)
@@ -174,7 +174,7 @@ func (s *Session) Exit(tb testing.TB) terminal.Exit {
 	return exit
 }
 
-// End closes the terminal and returns what that found.
+// End closes the terminal, and returns the report of the sweep.
 func (s *Session) End(tb testing.TB) runner.Swept {
 	tb.Helper()
 	s.Closed = true
@@ -185,11 +185,10 @@ func (s *Session) End(tb testing.TB) runner.Swept {
 	return *s.Swept
 }
 
-// Living names the living processes of a session, in order: by the label in
-// their arguments, "<session>.label", and those that have none by their
-// command. It sees what the processes of a container have too, by this
-// machine's /proc, so that it needs no program in the container, nor one that
-// runs.
+// Living returns the names of a session's living processes, sorted. A process's name is
+// the label in its arguments, "<session>.label", or else its command. Living reads this
+// machine's /proc, which has the processes of containers too: so it needs no program in
+// the container, and the container need not run.
 func Living(tb testing.TB, session string) []string {
 	tb.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*")
@@ -217,7 +216,7 @@ func Living(tb testing.TB, session string) []string {
 	return names
 }
 
-// WantLiving compares what is alive of a session with labels, in order.
+// WantLiving compares the names of a session's living processes with want, which is sorted.
 func WantLiving(tb testing.TB, session string, want ...string) {
 	tb.Helper()
 	if got := Living(tb, session); !slices.Equal(got, want) {
@@ -225,7 +224,7 @@ func WantLiving(tb testing.TB, session string, want ...string) {
 	}
 }
 
-// KillLiving ends what a test has made to stay.
+// KillLiving kills the session's processes that have a label.
 func KillLiving(tb testing.TB, session string) {
 	tb.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*")
@@ -248,16 +247,16 @@ func KillLiving(tb testing.TB, session string) {
 	}
 }
 
-// Eventually waits until ok.
+// Eventually waits until ok returns true, and fails the test after Patience.
 func Eventually(tb testing.TB, what string, ok func() bool) {
 	tb.Helper()
 	Within(tb, Patience, what, ok)
 }
 
-// Within is eventually, of what takes its time.
+// Within is Eventually with a limit of its own.
 func Within(tb testing.TB, limit time.Duration, what string, ok func() bool) {
 	tb.Helper()
-	// Looking costs: most of what is waited for is read from /proc.
+	// The pause grows because ok is costly: most often it reads /proc.
 	pause := 5 * time.Millisecond
 	for timeout := time.After(limit); !ok(); pause = min(pause*3/2, 100*time.Millisecond) {
 		select {
@@ -284,12 +283,12 @@ func Entries(tb testing.TB, dir string) int {
 	return len(names)
 }
 
-// Job is a command line of one process, with the label <session>.label, that
-// says up=42 when it is ready and lives until a signal ends it. setup is Perl,
-// which Debian and Ubuntu always have: it forks, handles signals and renames
-// itself without a second process, so that what is counted is what a case says.
-// It is not ready while what started it is on its way out, and would be counted:
-// setsid(1), a subshell, or the process that setup forked it from.
+// Job returns a command line of one process, with the label <session>.label, that
+// prints up=42 when it is ready, and lives until a signal ends it. setup is Perl, which
+// Debian and Ubuntu always have: Perl forks, handles signals and renames itself without a
+// second process, so a test counts the processes that it has asked for. The process is
+// not ready while its parent is about to exit and would be counted too: setsid(1), a
+// subshell, or the process from which setup has forked.
 func Job(label, setup string) string {
 	return `perl -e '` + setup + `; while (open P, "/proc/" . getppid . "/stat") { ` +
 		`last unless <P> =~ /\((setsid|perl|bash|dash|sh)\) [^Z] \d+ \d+ (\d+)/ && ($1 =~ /^[sp]e/ || $2 != getppid); ` +
@@ -298,14 +297,14 @@ func Job(label, setup string) string {
 		`"$TERMGW_SESSION.` + label + `"`
 }
 
-// Ready types a line and waits until its process is there.
+// Ready types a line with a Job, and waits until the process is ready.
 func (s *Session) Ready(tb testing.TB, line string) {
 	tb.Helper()
 	s.Send(tb, "exec 9>/dev/tty\n"+line+"\n")
 	s.Expect(tb, "up=42")
 }
 
-// WantStep wants a failure of a step.
+// WantStep fails the test unless err is a runner.Failure of the step.
 func WantStep(tb testing.TB, err error, step string) {
 	tb.Helper()
 	var e *runner.Failure
@@ -314,13 +313,13 @@ func WantStep(tb testing.TB, err error, step string) {
 	}
 }
 
-// By is what Open wants of a kind whose counts do not matter.
+// By returns the argument of Open for a kind whose sweeps the test does not look at.
 func By(s Starter) func(func(runner.Swept)) Starter {
 	return func(func(runner.Swept)) Starter { return s }
 }
 
-// WantNameRefused wants a workspace not to open the container that its own name
-// makes, and the person to be told why.
+// WantNameRefused fails the test unless the kind refuses the container that was found by
+// the workspace's name, and tells the person why.
 func WantNameRefused(tb testing.TB, kind Starter, target runner.Target) {
 	tb.Helper()
 	term, err := kind.Start(tb.Context(), target, DefaultSize)

@@ -1,5 +1,5 @@
-// Package terminal says what a shell behind a terminal can do. It is the leaf
-// that those who open shells and those who carry their bytes share.
+// Package terminal declares a terminal: a shell behind a pty. The kinds of place open
+// terminals, and pkg/session carries their bytes; neither imports the other.
 package terminal
 
 import "time"
@@ -20,39 +20,38 @@ func (s Size) Valid() bool {
 // Exit is how a shell ended.
 type Exit struct {
 	Code   int    // 128 + the signal's number if a signal ended the shell
-	Signal string // "SIGKILL"; empty if the shell exited by itself, or if the signal is not known
+	Signal string // such as "SIGKILL"; empty if the shell exited by itself or the signal is not known
 }
 
-// Terminal is a shell behind a terminal. One Read or TryRead runs at a time, and
-// one Write or TryWrite.
+// Terminal is a shell behind a pty. At most one Read or TryRead runs at a time, and at
+// most one Write or TryWrite.
 type Terminal interface {
-	// Read waits for output and returns it in order, perhaps less than fits in p.
-	// Its error is io.EOF after the last of the output, also when the shell left
-	// another process that still holds the terminal; any other error means that
-	// output was lost.
+	// Read waits for output and returns the next bytes, perhaps fewer than fit in p.
+	// The error is io.EOF after the last of the output, also if another process of
+	// the shell still has the pty open; any other error means that output was lost.
 	Read(p []byte) (int, error)
 	// TryRead returns the output that is there now; 0, nil if there is none, or if
-	// the terminal cannot tell. With gather it also returns what the program prints
-	// as soon as it is given the processor: fewer, larger pieces of a flood, a few
-	// microseconds later. Floods gather in turn (internal/pollfd), so a Terminal
-	// around another must not hold a turn of its own.
+	// the terminal does not know. With gather TryRead first lets the program run, and
+	// also returns the output that it prints then: fewer, larger pieces of a flood, a
+	// few microseconds later. Floods take turns at gathering, by permits of the process
+	// (internal/pollfd): a Terminal that wraps another holds no permit when it calls TryRead.
 	TryRead(p []byte, gather bool) (int, error)
-	// Write gives input to the shell. It waits while the program does not read.
+	// Write gives input to the shell, and waits while the program does not read.
 	Write(p []byte) (int, error)
-	// TryWrite gives the shell the input for which there is room now; 0, nil if
-	// there is none, or if the terminal cannot tell.
+	// TryWrite gives the shell as much of the input as has room now; 0, nil if there
+	// is no room, or if the terminal does not know.
 	TryWrite(p []byte) (int, error)
 	Resize(s Size) error
-	// Close ends the shell and what belongs to it, and returns when that is done.
-	// It wakes a pending Read and Write, and is called once.
+	// Close ends the shell and the other processes of its session, and returns when
+	// they are gone. Close wakes a pending Read and Write. It is called once.
 	Close() error
-	// Wait returns how the shell ended; an error means that the end is not known.
-	// It is called once Read has returned an error, and then returns soon.
+	// Wait returns how the shell ended; an error means that this is not known. Wait is
+	// called after Read has returned an error, and then returns soon.
 	Wait() (Exit, error)
 }
 
-// Expiring is a Terminal that is cut at a known time, with the way to it.
+// Expiring is a Terminal whose connection is cut at a known time.
 type Expiring interface {
-	// Expires is when the terminal is cut; zero: never.
+	// Expires returns the time at which the terminal is cut; zero: never.
 	Expires() time.Time
 }
