@@ -165,6 +165,11 @@ bench: build ## measure termgw, and ttyd if it is on PATH, on this machine; quic
 soak: ## open 1,000 terminals in a minute on one gateway and hold them for SOAK (10m)
 	@cd cmd/termgw && $(GO) test -run '^TestSoak$$' -count=1 -timeout 3h -v -soak $(or $(SOAK),10m)
 
+.PHONY: hidden
+hidden: web build ## follow a program in a hidden browser tab for HIDDEN (330) seconds
+	@cd web && TERMGW_TEST_HIDDEN=$(or $(HIDDEN),330) ../scripts/sandbox \
+		node --test --test-timeout=3600000 --test-name-pattern='a build' test/browser/hidden.test.mjs
+
 .PHONY: lint
 lint: lint-go lint-page ## run go vet, golangci-lint, gofumpt, and the page's type checker and linter
 

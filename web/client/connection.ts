@@ -10,6 +10,7 @@ import { Events } from "./events.js";
 import type { Notice, Ready } from "./messages.js";
 import { type Failures, isRefusal, plan } from "./retry.js";
 import { type Clock, type Output, Session, type Size, type Socket } from "./session.js";
+import { soon } from "./task.js";
 
 /** A JWT in its compact form (RFC 7519, section 3). */
 const TICKET = /^[\w-]+\.[\w-]+\.[\w-]+$/;
@@ -59,6 +60,12 @@ export interface TimeLeft {
   seconds: number;
 }
 
+/** What tells whether a page is hidden. */
+export interface Page extends EventTarget {
+  /** A `visibilitychange` event follows its changes. */
+  readonly hidden: boolean;
+}
+
 export interface ConnectionConfig {
   /** The workspace's terminal, `wss://…/workspaces/{id}/terminal`, or its path on this page's own host. */
   url: string | URL;
@@ -72,6 +79,8 @@ export interface ConnectionConfig {
   openSocket?: (url: string, protocols: string[]) => Socket;
   /** Defaults to the browser's clock. */
   clock?: Clock;
+  /** Defaults to the browser's document. */
+  page?: Page;
   /** 0 to 1, for the waits between attempts. Defaults to Math.random. */
   random?: () => number;
 }
@@ -93,6 +102,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
   private readonly ticket: ConnectionConfig["ticket"];
   private readonly openSocket: (url: string, protocols: string[]) => Socket;
   private readonly clock: Clock;
+  private readonly page: Page | undefined;
   private readonly random: () => number;
   private readonly encoder = new TextEncoder();
 
@@ -112,6 +122,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     this.ticket = config.ticket;
     this.openSocket = config.openSocket ?? browserSocket;
     this.clock = config.clock ?? browserClock;
+    this.page = config.page ?? globalThis.document; // a server that renders a page has none
     this.random = config.random ?? Math.random;
   }
 
@@ -235,7 +246,12 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     } catch {
       // Such as ws: from an https page. The browser's words may show the ticket.
       this.over(attempt, localEnd("insecure"));
+      return;
     }
+    const { page } = this;
+    const hide = () => attempt.session?.hide(page?.hidden ?? false);
+    hide();
+    page?.addEventListener("visibilitychange", hide, { signal: attempt.cancel.signal });
   }
 
   private opened(attempt: Attempt, ready: Ready): void {
@@ -323,7 +339,15 @@ function browserSocket(url: string, protocols: string[]): Socket {
 const browserClock: Clock = {
   now: () => performance.now(),
   after: (ms, callback) => {
-    const timer = setTimeout(callback, ms);
-    return () => clearTimeout(timer);
+    let isStopped = false;
+    const call = () => {
+      if (!isStopped) callback();
+    };
+    // A chain of timers, as that of the pings, would come once a minute in a hidden page.
+    const timer = setTimeout(() => soon(call), ms);
+    return () => {
+      isStopped = true;
+      clearTimeout(timer);
+    };
   },
 };

@@ -9,6 +9,7 @@
  * addons do.
  */
 import type { IFunctionIdentifier, IMarker, Terminal } from "@xterm/xterm";
+import { parseByMessages, type WriteBuffer } from "./parsing.js";
 
 /**
  * Links (OSC 8) that are live, counted as lines that have text of one. xterm.js
@@ -29,7 +30,7 @@ const MAX_COLOR_FIELDS = 512;
 const SLICE_MS = 6;
 /**
  * Sequences that change a line or more, or the layout: a piece of output that is full of one of
- * them takes seconds on a large terminal, and xterm.js yields only between pieces.
+ * them takes seconds on a large terminal, and parsing stops only between pieces.
  */
 const COSTLY: readonly IFunctionIdentifier[] = [
   ...[..."@IJKLMPSTXZbhlt"].map((final) => ({ final })),
@@ -61,6 +62,7 @@ interface Core {
   buffers: { active: { lines: { get(index: number): Line | undefined } } };
   _oscLinkService: Links;
   _themeService: { _onChangeColors: Colors };
+  _writeBuffer: WriteBuffer;
 }
 
 interface Line {
@@ -91,18 +93,26 @@ const boundedLines = new WeakSet<Line>();
 export function guardOutput(terminal: Terminal): void {
   if (guarded.has(terminal)) return;
   const { _core: core } = terminal as unknown as { _core?: Core };
-  const { _oscLinkService: links, _themeService: theme }: Partial<Core> = core ?? {};
+  const {
+    _oscLinkService: links,
+    _themeService: theme,
+    _writeBuffer: writes,
+  }: Partial<Core> = core ?? {};
   const { _onChangeColors: colors } = theme ?? {};
+  const { _action: parse } = writes ?? {};
   const line = core?.buffers?.active.lines.get(0);
   if (
     !core?.registerCsiHandler ||
     !links?.registerLink ||
     !colors?.fire ||
+    !writes ||
+    !parse ||
     !line?.addCodepointToCell
   ) {
     throw new Error("this client guards terminals of xterm.js 6.0 only: install @xterm/xterm 6.0");
   }
   guarded.add(terminal);
+  parseByMessages(writes);
   boundCounts(terminal, core);
   dropModes(core);
   eraseScreen(terminal, core);
@@ -190,9 +200,9 @@ function boundCells(lines: Line): void {
 }
 
 /**
- * Lets the page's other work go on between two costly sequences. xterm.js waits for the promise of
- * a handler, and then yields where it has parsed for 12 ms, as it does between two pieces
- * (WriteBuffer.ts); where it has not, it goes on at once.
+ * Lets the page's other work go on between two costly sequences. Parsing waits for the promise of a
+ * handler, and goes on in another task where a slice is over, as between two pieces (parsing.ts);
+ * where it is not, it goes on at once.
  */
 function yieldBetween(terminal: Terminal, core: Core): void {
   let yieldedAt = 0;

@@ -12,11 +12,15 @@ const TICKET_PROTOCOL = "termgw.ticket.";
 /** WebSocket.OPEN, which is not there outside browsers. */
 const OPEN = 1;
 
-/** Bytes rendered after which an ack is due, and the largest piece handed to the renderer. */
+/**
+ * Bytes rendered after which an ack is due, and the largest piece handed to the renderer. A browser
+ * renders 30 MB/s, and an ack for each 8 KiB of that took it a third of the time: there is one for
+ * all that is rendered in a task.
+ */
 const ACK_EVERY = 8 * 1024;
 /**
- * The least time between two acks. A browser renders 30 MB/s, and an ack for each 8 KiB of
- * that took it a third of the time; the gateway's window is 100 ms of rendering.
+ * The least time between an ack and one of less. That one waits for a timer, which in a page that is
+ * not shown may take a second, or a minute: less than half of the smallest window may wait so long.
  */
 const ACK_PAUSE_MS = 4;
 /** The gateway takes messages of 1 MiB; smaller ones let control messages pass between them. */
@@ -83,6 +87,7 @@ export class Session {
   private readonly events: SessionEvents;
   private readonly first: Size;
   private size: Size;
+  private hidden = false;
   /** The handshake is done: somebody is there. */
   private accepted = false;
   private ready: Ready | undefined;
@@ -95,7 +100,9 @@ export class Session {
   private rendered = 0;
   private acked = 0;
   private ackedAt = -ACK_PAUSE_MS;
-  /** An ack is due, and is sent after the pause. */
+  /** An ack is sent at the end of the task. */
+  private ackIsDue = false;
+  /** An ack is sent after the pause. */
   private ackWaits = false;
   private stopAck: () => void = () => {};
 
@@ -176,6 +183,13 @@ export class Session {
     if (this.ready) this.sendSize();
   }
 
+  /** Tells whether the page is hidden: then what it renders says nothing of its speed. */
+  hide(hidden: boolean): void {
+    if (hidden === this.hidden) return;
+    this.hidden = hidden;
+    if (this.ready) this.sendHidden();
+  }
+
   private sendInput(): void {
     while (this.socket.readyState === OPEN && this.inputPing === 0) {
       const frame = this.input.shift();
@@ -207,6 +221,7 @@ export class Session {
         this.ready = message.ready;
         // The terminal may have been resized while the gateway started the shell.
         if (this.size !== this.first) this.sendSize();
+        if (this.hidden) this.sendHidden();
         this.ping();
         this.events.ready(message.ready);
         break;
@@ -250,9 +265,13 @@ export class Session {
   /** Acks at every 8 KiB, and whenever nothing is left to render: then the window is all free. */
   private ack(bytes: number): void {
     this.rendered += bytes;
-    if (this.over) return;
-    const due = this.rendered - this.acked >= ACK_EVERY;
-    if (!due && this.rendered < this.received) return;
+    if (this.over || this.ackIsDue) return;
+    if (this.rendered - this.acked >= ACK_EVERY) {
+      this.ackIsDue = true;
+      queueMicrotask(() => this.sendAck());
+      return;
+    }
+    if (this.rendered < this.received) return;
     const pause = this.ackedAt + ACK_PAUSE_MS - this.clock.now();
     if (pause <= 0) this.sendAck();
     else if (!this.ackWaits) {
@@ -262,7 +281,9 @@ export class Session {
   }
 
   private sendAck(): void {
+    if (this.over) return;
     this.stopAck();
+    this.ackIsDue = false;
     this.ackWaits = false;
     this.ackedAt = this.clock.now();
     this.acked = this.rendered;
@@ -301,6 +322,10 @@ export class Session {
 
   private sendSize(): void {
     this.sendControl({ type: "resize", ...this.size });
+  }
+
+  private sendHidden(): void {
+    this.sendControl({ type: "hidden", hidden: this.hidden });
   }
 
   private sendControl(message: object): void {

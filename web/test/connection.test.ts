@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { EndReason } from "../client/codes.js";
 import { TerminalConnection, TryAgain } from "../client/connection.js";
-import { FakeClock, FakeSocket } from "./fakes.js";
+import { FakeClock, FakePage, FakeSocket } from "./fakes.js";
 
 const READY = {
   type: "ready",
@@ -19,6 +19,7 @@ const KIB = 1024;
 interface Rig {
   connection: TerminalConnection;
   clock: FakeClock;
+  page: FakePage;
   sockets: FakeSocket[];
   ends: EndReason[];
   /** What lets go of output not rendered yet, oldest first. */
@@ -33,11 +34,13 @@ function rig(
   random: () => number = () => 0.5,
 ): Rig {
   const clock = new FakeClock();
+  const page = new FakePage();
   const sockets: FakeSocket[] = [];
   const connection = new TerminalConnection({
     url: "wss://gateway.example/workspaces/ws-1/terminal",
     ticket,
     clock,
+    page,
     random,
     openSocket: (url, protocols) => {
       const socket = new FakeSocket(url, protocols);
@@ -48,6 +51,7 @@ function rig(
   const made: Rig = {
     connection,
     clock,
+    page,
     sockets,
     ends: [],
     pending: [],
@@ -309,14 +313,14 @@ test("ack: at once when all output is rendered", async () => {
   assert.deepEqual(socket.sent("ack"), [{ type: "ack", bytes: 5 }]);
 });
 
-test("ack: every 8 KiB rendered while more is queued, cumulative", async () => {
+test("ack: every 8 KiB rendered while more is queued, cumulative, and by no timer", async () => {
   const made = rig();
   const socket = await opened(made);
   for (let frame = 0; frame < 40; frame++) socket.bytes(KIB);
   const counts: number[] = [];
   for (const rendered of made.pending) {
-    made.clock.advance(1);
     rendered();
+    await settle();
     counts.push(socket.sent("ack").length);
   }
   assert.deepEqual(
@@ -334,6 +338,7 @@ test("ack: a large frame is rendered in pieces, so that acks keep their pace", a
   for (const rendered of made.pending) {
     made.clock.advance(4);
     rendered();
+    await settle();
   }
   assert.deepEqual(
     socket.sent("ack").map((ack) => ack.bytes),
@@ -341,19 +346,37 @@ test("ack: a large frame is rendered in pieces, so that acks keep their pace", a
   );
 });
 
-test("ack: at most every 4 ms, and the last one is not forgotten", async () => {
+test("ack: one for all that is rendered in a task", async () => {
   const made = rig();
   const socket = await opened(made);
   socket.bytes(1024 * KIB);
-  const acks = () => socket.sent("ack").map((ack) => Number(ack.bytes) / KIB);
   for (const rendered of made.pending) rendered();
-  assert.deepEqual(acks(), [8]);
-  made.clock.advance(3);
-  assert.deepEqual(acks(), [8]);
-  made.clock.advance(1);
-  assert.deepEqual(acks(), [8, 1024]);
+  await settle();
   made.clock.advance(100);
-  assert.deepEqual(acks(), [8, 1024]);
+  assert.deepEqual(socket.sent("ack"), [{ type: "ack", bytes: 1024 * KIB }]);
+});
+
+test("ack: of less than 8 KiB at most every 4 ms, and the last one is not forgotten", async () => {
+  const made = rig();
+  const socket = await opened(made);
+  const acks = () => socket.sent("ack").map((ack) => ack.bytes);
+  const print = (bytes: number) => {
+    socket.bytes(bytes);
+    made.pending.pop()?.();
+  };
+  print(5);
+  assert.deepEqual(acks(), [5]);
+  print(5);
+  print(5);
+  made.clock.advance(3);
+  assert.deepEqual(acks(), [5]);
+  made.clock.advance(1);
+  assert.deepEqual(acks(), [5, 15]);
+  print(5);
+  print(8 * KIB); // does not wait
+  await settle();
+  made.clock.advance(100);
+  assert.deepEqual(acks(), [5, 15, 20 + 8 * KIB]);
 });
 
 test("ack: none after the end", async () => {
@@ -362,8 +385,9 @@ test("ack: none after the end", async () => {
   socket.bytes(16 * KIB);
   for (const rendered of made.pending) rendered();
   made.connection.close();
+  await settle();
   assert.deepEqual(made.clock.running, []);
-  assert.equal(socket.sent("ack").length, 1);
+  assert.deepEqual(socket.sent("ack"), []);
 });
 
 test("ack: a piece rendered twice counts once", async () => {
@@ -381,14 +405,14 @@ test("ack: output that nobody holds counts as rendered, so that the window stays
   made.unlisten();
   made.connection.on("output", () => {}); // such as a mark on a tab
   socket.bytes(20 * KIB);
-  made.clock.advance(4);
+  await settle();
   made.connection.on("output", ({ hold }) => made.pending.push(hold()));
   socket.bytes(5);
   const acks = () => socket.sent("ack").map((ack) => ack.bytes);
-  assert.deepEqual(acks(), [8 * KIB, 20 * KIB]);
+  assert.deepEqual(acks(), [20 * KIB]);
   made.clock.advance(4);
   made.pending.shift()?.();
-  assert.deepEqual(acks(), [8 * KIB, 20 * KIB, 20 * KIB + 5]);
+  assert.deepEqual(acks(), [20 * KIB, 20 * KIB + 5]);
 });
 
 test("ack: a piece counts once all who hold it have rendered it, and no more after that", async () => {
@@ -422,6 +446,30 @@ test("ack: output of an ended session is not counted in the next", async () => {
   assert.deepEqual(second.sent("ack"), [{ type: "ack", bytes: 7 }]);
 });
 
+// A hidden page.
+
+test("hidden: told after ready if it is so, and whenever it changes, until the session ends", async () => {
+  const made = rig();
+  const told = (socket: FakeSocket) => socket.sent("hidden").map(({ hidden }) => hidden);
+  const shown = await opened(made);
+  assert.deepEqual(told(shown), []);
+  made.page.hide(true);
+  made.page.hide(false);
+  made.page.hide(true);
+  assert.deepEqual(told(shown), [true, false, true]);
+  shown.closeFrame(1012);
+
+  const hidden = await dialled(made);
+  made.page.hide(false);
+  made.page.hide(true);
+  assert.deepEqual(told(hidden), [], "nothing is said before ready");
+  ready(hidden);
+  assert.deepEqual(told(hidden), [true]);
+  made.page.hide(false);
+  assert.deepEqual(told(hidden), [true, false]);
+  assert.deepEqual(told(shown), [true, false, true], "a session that ended hears nothing");
+});
+
 // Listeners.
 
 /** A rig with a listener that throws before all others, at each event. */
@@ -447,10 +495,8 @@ test("a listener that throws stops neither the others nor the connection, and is
   const socket = await opened(made);
   socket.bytes(20 * KIB);
   assert.equal(made.pieces.length, 3);
-  for (const rendered of made.pending) {
-    made.clock.advance(4);
-    rendered();
-  }
+  for (const rendered of made.pending) rendered();
+  await settle();
   assert.equal(socket.sent("ack").at(-1)?.bytes, 20 * KIB);
   socket.text({ type: "pong", id: 1 });
   socket.text({ type: "notice", code: "draining", seconds: 5, message: "Five seconds left." });

@@ -1,4 +1,4 @@
-// A WebSocket and a clock that do what the test says, and remember what was asked.
+// A WebSocket, a page and a clock that do what the test says, and remember what was asked.
 import type { Clock, Socket } from "../client/session.js";
 
 export class FakeSocket implements Socket {
@@ -52,6 +52,15 @@ export class FakeSocket implements Socket {
   /** Control messages of one type, as sent. */
   sent(type: string): Record<string, unknown>[] {
     return (this.texts as Record<string, unknown>[]).filter((message) => message.type === type);
+  }
+}
+
+export class FakePage extends EventTarget {
+  hidden = false;
+
+  hide(hidden: boolean): void {
+    this.hidden = hidden;
+    this.dispatchEvent(new Event("visibilitychange"));
   }
 }
 

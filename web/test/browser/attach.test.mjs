@@ -251,14 +251,12 @@ test(
 test("a terminal that goes away takes no part of the window along", { skip }, async (t) => {
   const tab = await open(t, "attach.ts");
   const acked = () => tab.evaluate(() => String(window.rig.acked()));
-  const atOnce = await tab.evaluate(async () => {
+  await tab.evaluate(async () => {
     const { rig } = window;
     await rig.open();
     rig.print("x".repeat(100_000));
     rig.remove(); // before any of it is parsed
-    return rig.acked();
   });
-  assert.ok(atOnce > 0, "the first ack leaves at once");
   await until(acked, /^100000$/);
   await tab.evaluate(() => {
     window.rig.print("nobody looks");
@@ -267,6 +265,25 @@ test("a terminal that goes away takes no part of the window along", { skip }, as
   });
   await sees(tab, /^here$/m);
   await until(acked, /^100016$/);
+});
+
+// In a hidden page it may take a minute until a timer is called.
+test("output is parsed and acknowledged without a timer", { skip }, async (t) => {
+  const tab = await open(t, "attach.ts");
+  const total = await tab.evaluate(async () => {
+    const { rig } = window;
+    await rig.open();
+    Object.assign(window, { setTimeout: () => 0 });
+    const text = "the quick brown fox 0123456789\r\n".repeat(60_000);
+    // Many slices of plain text, and of a sequence between which parsing yields.
+    for (const output of [text, "\x1bc".repeat(6_000), text]) {
+      rig.feed(new TextEncoder().encode(output), 32_768);
+    }
+    return 2 * text.length + 12_000;
+  });
+  // An ack of less than 8 KiB may wait.
+  const isDone = () => tab.evaluate((all) => String(window.rig.acked() > all - 8192), total);
+  await until(isDone, /^true$/);
 });
 
 test("a program's modes are undone before the next session's output", { skip }, async (t) => {
