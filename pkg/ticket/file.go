@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// fileCheckEvery bounds how often a lookup looks at the file. An unknown kid
-// looks at once, so that a rotation by mv needs no wait.
+// fileCheckEvery is the least time between two looks at the file. An unknown kid makes
+// keys look at once, so that a rotation by mv needs no wait.
 const fileCheckEvery = time.Second
 
 // file is a JWK Set on this machine.
@@ -21,10 +21,10 @@ type file struct {
 
 	mu      sync.Mutex
 	set     keySet
-	seen    os.FileInfo // of the last content that was tried, good or bad
-	checked time.Time
-	current time.Time // when set was last the file's
-	broken  error     // why that content is not in set
+	seen    os.FileInfo // of the content that was read last, good or bad
+	checked time.Time   // when the file was last looked at
+	current time.Time   // when set was last known to be the file's
+	broken  error       // the reason why the content that was read last is not in set
 	log     complaints
 }
 
@@ -69,13 +69,13 @@ func (f *file) read(ctx context.Context) { _, _ = f.keys(ctx, true) }
 func (f *file) run(ctx context.Context) { <-ctx.Done() }
 
 func (f *file) age() time.Duration {
-	_, _ = f.keys(context.Background(), false) // looks at the file, if nobody has for a second
+	_, _ = f.keys(context.Background(), false) // looks at the file if the last look is a second old
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return max(0, f.now().Sub(f.current))
 }
 
-// refresh reads the file if it is not the one that was read last.
+// refresh reads the file if it has changed since it was read last.
 func (f *file) refresh() error {
 	info, err := os.Stat(f.path)
 	if err != nil {
@@ -88,10 +88,10 @@ func (f *file) refresh() error {
 	return f.broken
 }
 
-// load takes the file's set. A set that is no good leaves the old one; the file
-// is not read again before it changes.
+// load reads the file's set. After an error the old set stays, and the file is not read
+// again before it changes.
 func (f *file) load(info os.FileInfo) error {
-	// Opening a FIFO would block until someone writes to it.
+	// Opening a FIFO would block until another process opens it for writing.
 	if !info.Mode().IsRegular() {
 		return errors.New("not a regular file")
 	}
@@ -100,7 +100,7 @@ func (f *file) load(info os.FileInfo) error {
 		return err
 	}
 	defer opened.Close()
-	// Of the opened file, before it is read: a later write then shows.
+	// Stat comes before the read, so that a write during the read shows as a change.
 	if f.seen, err = opened.Stat(); err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func (f *file) load(info os.FileInfo) error {
 	return nil
 }
 
-// readSet reads a document of at most maxSetBytes.
+// readSet reads a document. One that is longer than maxSetBytes is an error.
 func readSet(r io.Reader) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxSetBytes+1))
 	if err != nil {

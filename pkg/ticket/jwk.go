@@ -21,12 +21,12 @@ const (
 	maxSetKeys  = 100
 
 	minRSABits  = 2048 // RFC 7518, section 3.3
-	minOctBytes = 32   // RFC 7518, section 3.2: no shorter than the hash
+	minOctBytes = 32   // RFC 7518, section 3.2: as long as the hash, or longer
 )
 
-// algorithm pins the one algorithm that a key may be used with. It looks at the
-// key alone, so a header cannot choose (RFC 8725, section 3.1): an RSA or EC key
-// is never taken for the secret of an HMAC.
+// algorithm returns the one algorithm that a key may be used with. The key alone
+// decides, not a ticket's header (RFC 8725, section 3.1): so an RSA or EC key is never
+// taken for the secret of an HMAC.
 func algorithm(key jose.JSONWebKey) (jose.SignatureAlgorithm, error) {
 	var pinned jose.SignatureAlgorithm
 	switch material := key.Key.(type) {
@@ -77,13 +77,13 @@ func rsaAlgorithm(key *rsa.PublicKey) jose.SignatureAlgorithm {
 	return jose.RS256
 }
 
-// isSymmetric tells a secret shared with the platform from a public key.
+// isSymmetric reports whether a key is a secret shared with the platform.
 func isSymmetric(key jose.JSONWebKey) bool {
 	_, ok := key.Key.([]byte)
 	return ok
 }
 
-// verificationPart drops what only a signer needs.
+// verificationPart returns the key without the part that only a signer needs.
 func verificationPart(key jose.JSONWebKey) jose.JSONWebKey {
 	if isSymmetric(key) || key.IsPublic() {
 		return key
@@ -101,8 +101,8 @@ func equalKeys(a, b jose.JSONWebKey) bool {
 	return ok && public.Equal(b.Key)
 }
 
-// keySet holds a JWK Set's keys by kid. A key that may not be used keeps its
-// place with the reason, so that the operator reads that and not "no such key".
+// keySet holds a JWK Set's keys by kid. A key that may not be used has an entry with the
+// reason, so that the operator reads the reason and not "no key has the kid".
 type keySet map[string]keyEntry
 
 type keyEntry struct {
@@ -121,14 +121,14 @@ func (s keySet) key(kid string) (jose.JSONWebKey, error) {
 	return entry.key, nil
 }
 
-// ids returns the kids of the keys that may be used, in order.
+// ids returns the kids of the keys that may be used, sorted.
 func (s keySet) ids() []string {
 	ids := slices.Sorted(maps.Keys(s))
 	return slices.DeleteFunc(ids, func(kid string) bool { return s[kid].unusable != nil })
 }
 
-// check returns an ErrNoKeys if no key may be used. Why the set may be old is what
-// keeps it so.
+// check returns an ErrNoKeys if no key may be used. stale is the reason why the set may be
+// old; if there is one the ErrNoKeys wraps it.
 func (s keySet) check(stale error) error {
 	for _, entry := range s {
 		if entry.unusable == nil {
@@ -141,10 +141,10 @@ func (s keySet) check(stale error) error {
 	return fmt.Errorf("%w: %w", ErrNoKeys, stale)
 }
 
-// parseKeySet reads a JWK Set (RFC 7517, section 5). Keys that are of no use
-// here are passed over and told in notes, as the RFC asks; a set that cannot be
-// trusted as a whole is an error. Symmetric keys are secrets, so they count only
-// where secretsAllowed: in a set that nobody served.
+// parseKeySet parses a JWK Set (RFC 7517, section 5). Keys that cannot be used are
+// ignored, as the RFC asks, and listed in notes; a set that cannot be trusted as a whole
+// is an error. Symmetric keys are secrets, so they count only if secretsAllowed: in a
+// set that did not come over the network.
 func parseKeySet(data []byte, secretsAllowed bool) (set keySet, notes []string, err error) {
 	document, err := members(data)
 	if err != nil && !errors.Is(err, errNotObject) {
@@ -178,23 +178,23 @@ func parseKeySet(data []byte, secretsAllowed bool) (set keySet, notes []string, 
 	if err != nil {
 		return nil, notes, err
 	}
-	// An empty set is an order to trust nobody. A set whose every key is
-	// unusable is a mistake.
+	// An empty set is meant: no ticket is trusted. A set in which no key can be used
+	// is a mistake.
 	if set.check(nil) != nil && len(raws) > 0 {
 		return nil, notes, fmt.Errorf("no key of the JWK Set can be used: %s", notes[0])
 	}
 	return set, notes, nil
 }
 
-// readKey is a key as it was read, and why it may not be used, as far as the
-// library does not tell.
+// readKey is a key as it was read, and the reason why it may not be used, as far as the
+// library does not check that.
 type readKey struct {
 	jose.JSONWebKey
 	unusable error
 }
 
-// mayVerify reads a key's "key_ops" (RFC 7517, section 4.3), nil for none: what
-// the key is for. A key for something else is not used.
+// mayVerify returns an error unless a key's "key_ops" (RFC 7517, section 4.3) allow it to
+// verify. nil is a key without key_ops, which may.
 func mayVerify(keyOps json.RawMessage) error {
 	if keyOps == nil {
 		return nil
@@ -245,7 +245,7 @@ func newKeySet(keys []readKey, secretsAllowed bool) (set keySet, notes []string,
 		case seen && before.unusable == nil && entry.unusable == nil && !equalKeys(before.key, entry.key):
 			return nil, notes, fmt.Errorf("two different keys have the kid %s", brief(key.KeyID))
 		case seen && before.unusable == nil:
-			// The usable one stays.
+			// The usable key stays.
 		default:
 			set[key.KeyID] = entry
 		}
@@ -256,7 +256,7 @@ func newKeySet(keys []readKey, secretsAllowed bool) (set keySet, notes []string,
 	return set, notes, nil
 }
 
-// brief quotes a string from outside for a log line, at a bounded length.
+// brief returns an untrusted string quoted, cut to 64 bytes, for a log line.
 func brief(s string) string {
 	const limit = 64
 	if len(s) > limit {

@@ -15,43 +15,43 @@ import (
 )
 
 // ErrNoKeys is the error while there is no key to verify a ticket with: no set was
-// loaded yet, or the set is empty. The wrapped text says why, for the operator's
-// log. A ticket that meets it may be good.
+// loaded yet, or the set is empty. The wrapped text has the reason, for the
+// operator's log. The ticket may be good.
 var ErrNoKeys = errors.New("no ticket key is loaded")
 
-// KeysConfig says where the JWK Set is.
+// KeysConfig has the location of a JWK Set.
 type KeysConfig struct {
 	Location string           // a path, or an https URL (http for a loopback host)
-	Client   *http.Client     // for a URL; nil: a plain one
+	Client   *http.Client     // for a URL; nil: &http.Client{}
 	Now      func() time.Time // nil: time.Now
-	Logger   *slog.Logger     // nil: silent
+	Logger   *slog.Logger     // nil: nothing is logged
 }
 
-// Keys is a set of verification keys that follows its origin: a file or a URL,
-// or neither. Old and new keys live side by side by kid, so a rotation cuts
-// nobody; a set that cannot be read leaves the last good one in place, and Age
-// tells since when.
+// Keys is a set of verification keys that follows its origin: a file, a URL, or
+// memory. The set may hold old and new keys, each with its kid, so that tickets stay
+// valid in a rotation. While the origin has no good set the last good set is used, and
+// Age says for how long.
 type Keys struct {
 	origin origin
 }
 
-// origin is where a set comes from.
+// origin is the source of a set.
 type origin interface {
-	// keys returns the set to answer from. missed says that the set of the
-	// call before lacks what is asked for: look again, as far as limits
-	// allow. The set is good even with an error, which tells why it may be old.
+	// keys returns the set. missed means that the set of the last call lacks the
+	// wanted key: keys then reads the origin again, as far as its limits allow. The
+	// set can be used even with an error, which says why the set may be old.
 	keys(ctx context.Context, missed bool) (keySet, error)
-	// read reads the set now, where keys does not do so by itself.
+	// read reads the set from the origin now.
 	read(ctx context.Context)
 	// run keeps the set fresh until ctx ends.
 	run(ctx context.Context)
-	// age is how long ago the set was last the origin's own, or the origin was
-	// opened if no set was loaded yet.
+	// age returns the time since the set was last known to be the origin's, or since
+	// the origin was opened if no set was loaded yet.
 	age() time.Duration
 }
 
-// OpenKeys opens a JWK Set. A file must be there and hold a set, if an empty one.
-// A URL need not answer yet: Run, Load, or the first lookup, fetches it.
+// OpenKeys opens a JWK Set. A file must exist and hold a set, which may be empty. A URL
+// is not fetched yet: Run, Load and the first lookup do so.
 func OpenKeys(config KeysConfig) (*Keys, error) {
 	if config.Now == nil {
 		config.Now = time.Now
@@ -71,15 +71,15 @@ func OpenKeys(config KeysConfig) (*Keys, error) {
 	}
 	location, err := url.Parse(config.Location)
 	if err != nil || !trustedURL(location) {
-		// The text is not shown: it may hold a password.
+		// The location is not shown: it may hold a password.
 		return nil, fmt.Errorf("opening ticket keys: want a path or an https URL (http for a loopback host)")
 	}
 	return &Keys{origin: newRemote(config, location)}, nil
 }
 
-// StaticKeys serves keys from memory: for a process that makes its own. Private
-// keys are cut to their public part. A key that cannot be used, or has no kid,
-// is never matched; of two with one kid the first counts.
+// StaticKeys returns a set in memory, for a process that makes its own keys. Of a
+// private key only the public part is kept. Key returns no key that cannot be used, or
+// has no kid; of two keys with the same kid the first counts.
 func StaticKeys(keys ...jose.JSONWebKey) *Keys {
 	set := make(keySet, len(keys))
 	for _, key := range keys {
@@ -94,8 +94,8 @@ func StaticKeys(keys ...jose.JSONWebKey) *Keys {
 	return &Keys{origin: static(set)}
 }
 
-// Key returns the key for a kid: a public key, or a symmetric one. Its error is an
-// ErrNoKeys if there is no key at all.
+// Key returns the key that has the kid: a public key, or a symmetric key. The error is
+// an ErrNoKeys if the set has no key at all.
 func (k *Keys) Key(ctx context.Context, kid string) (jose.JSONWebKey, error) {
 	set, _ := k.origin.keys(ctx, false)
 	if key, err := set.key(kid); err == nil {
@@ -113,33 +113,33 @@ func (k *Keys) Key(ctx context.Context, kid string) (jose.JSONWebKey, error) {
 	return key, err
 }
 
-// Ready returns nil while there is a key, and else an ErrNoKeys that says why there
-// is none. It does not wait for a URL.
+// Ready returns nil while there is a key, and else an ErrNoKeys with the reason. Ready
+// does not wait for a URL.
 func (k *Keys) Ready() error {
 	set, stale := k.origin.keys(context.Background(), false)
 	return set.check(stale)
 }
 
-// Load reads the set now, and returns what Ready does then. A set from a URL is
-// fetched, which takes 5 seconds at most.
+// Load reads the file or fetches the URL now, and then returns the result of Ready. A
+// fetch takes 5 seconds at most.
 func (k *Keys) Load(ctx context.Context) error {
 	k.origin.read(ctx)
 	return k.Ready()
 }
 
-// IDs returns the kids of the keys that tickets may be signed with, in order.
+// IDs returns the kids of the keys with which tickets may be signed, sorted.
 func (k *Keys) IDs() []string {
 	set, _ := k.origin.keys(context.Background(), false)
 	return set.ids()
 }
 
-// Age is how long ago the set was last known to be that of its file or URL: less
-// than a second for a file that can be read, 5 minutes at most for a URL that
-// answers. Until a set was loaded it is the time since OpenKeys. It is 0 for a static set.
+// Age returns the time since the set was last known to be that of its file or URL: less
+// than a second for a file that can be read, 5 minutes at most for a URL that answers.
+// Before the first set was loaded Age is the time since OpenKeys. For a static set it is 0.
 func (k *Keys) Age() time.Duration { return k.origin.age() }
 
-// Run keeps a set from a URL fresh, and blocks until ctx ends. The caller owns
-// the goroutine. A file or a static set needs no work, and blocks all the same.
+// Run keeps a set from a URL fresh until ctx ends, in the caller's goroutine. For a
+// file or a static set Run does nothing until ctx ends. The error is always nil.
 func (k *Keys) Run(ctx context.Context) error {
 	k.origin.run(ctx)
 	return nil
@@ -154,18 +154,18 @@ func (s static) read(context.Context)    {}
 func (s static) run(ctx context.Context) { <-ctx.Done() }
 func (s static) age() time.Duration      { return 0 }
 
-// sameFault is how long other words for a fault are no news: those of a broken
-// connection have its port, which is another at each try.
+// sameFault is how long another error is not logged after a fault: the error of a broken
+// connection has the local port, which differs at each try.
 const sameFault = time.Minute
 
-// complaints logs what becomes of a set: each change of its keys, and a lasting
-// fault once, not at every try.
+// complaints logs each change of a set's keys, and a lasting fault once, not at every
+// try.
 type complaints struct {
 	logger   *slog.Logger
 	location string
 	now      func() time.Time
-	fault    string // the last one logged; empty: none since the set was last read
-	at       time.Time
+	fault    string    // the fault that was last logged; empty: none since the set was last read
+	at       time.Time // when fault was logged
 
 	loadedOnce bool
 	ids, notes []string // of the set that was logged last

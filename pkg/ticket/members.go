@@ -11,10 +11,9 @@ import (
 
 var errNotObject = errors.New("not a JSON object")
 
-// members reads an object's members. Names that are equal, or that differ in case
-// alone, are an error: of two readers of such an object one takes the first, one
-// the last, and one the member in another case (RFC 8259, section 4). No error
-// quotes a value.
+// members returns the members of a JSON object. Names that are equal, or that differ only
+// in case, are an error: parsers differ in whether the first or the last of such members
+// counts, and whether case does (RFC 8259, section 4). No error quotes a value.
 func members(object []byte) (map[string]json.RawMessage, error) {
 	if !json.Valid(object) {
 		return nil, errNotObject
@@ -40,8 +39,8 @@ func members(object []byte) (map[string]json.RawMessage, error) {
 	return found, nil
 }
 
-// fold returns the least rune that is equal but for case, as encoding/json and
-// strings.EqualFold compare.
+// fold returns the smallest rune that differs from r only in case, by the folding of
+// encoding/json and strings.EqualFold.
 func fold(r rune) rune {
 	least := r
 	for next := unicode.SimpleFold(r); next != r; next = unicode.SimpleFold(next) {

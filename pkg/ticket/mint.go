@@ -16,9 +16,9 @@ import (
 	jose "github.com/go-jose/go-jose/v4"
 )
 
-// GenerateKey makes a private signing key for EdDSA (also when alg is empty),
-// ES256 or RS256. Its kid is its RFC 7638 thumbprint; its Public part is what
-// goes into the gateway's JWK Set.
+// GenerateKey returns a new private signing key for EdDSA (also when alg is empty),
+// ES256 or RS256. The kid is the key's RFC 7638 thumbprint. The result of Public belongs
+// in the gateway's JWK Set.
 func GenerateKey(alg string) (jose.JSONWebKey, error) {
 	var (
 		private crypto.PrivateKey
@@ -56,8 +56,8 @@ type Minter struct {
 	signer jose.Signer
 }
 
-// NewMinter takes a private or symmetric key with a kid. No error names any
-// part of the key but its kid.
+// NewMinter returns the Minter of a private or symmetric key with a kid. Errors show no
+// part of the key except its kid.
 func NewMinter(key jose.JSONWebKey) (*Minter, error) {
 	if key.KeyID == "" {
 		return nil, errors.New("ticket key has no kid")
@@ -69,7 +69,7 @@ func NewMinter(key jose.JSONWebKey) (*Minter, error) {
 	if key.IsPublic() {
 		return nil, fmt.Errorf("ticket key %s has no private part", brief(key.KeyID))
 	}
-	// The kid is written here, because the library leaves it out for an oct key.
+	// The kid is set here, because the library leaves the kid of an oct key out.
 	options := new(jose.SignerOptions).WithType(Type).WithHeader("kid", key.KeyID)
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: pinned, Key: key.Key}, options)
 	if err != nil {
@@ -78,11 +78,11 @@ func NewMinter(key jose.JSONWebKey) (*Minter, error) {
 	return &Minter{signer: signer}, nil
 }
 
-// Mint signs a ticket. What is zero gets its default: ID 128 random bits,
-// IssuedAt the present, NotBefore = IssuedAt, Expires = IssuedAt +
-// DefaultMaxTTL, Audience DefaultAudience, Mode ReadWrite. Times are cut to the
-// second. Claims that every Verifier refuses are refused here; how long a ticket
-// may live is each gateway's own setting, so that is not checked.
+// Mint returns a signed ticket. Zero claims get their defaults: ID 128 random bits,
+// IssuedAt the present, NotBefore = IssuedAt, Expires = IssuedAt + DefaultMaxTTL,
+// Audience DefaultAudience, Mode ReadWrite. Times are cut to the second. Claims that
+// every Verifier refuses are an error; the ticket's life is not checked, since its limit
+// is each gateway's own setting.
 func (m *Minter) Mint(c Claims) (string, error) {
 	if c.ID == "" {
 		var id [16]byte
@@ -115,7 +115,7 @@ func (m *Minter) Mint(c Claims) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("minting a ticket: %w", err)
 	}
-	// Back through the reader: what it would not take is not signed.
+	// A payload that Verify's parser would refuse is not signed.
 	if _, err := parseClaims(payload); err != nil {
 		return "", fmt.Errorf("minting a ticket: %w", err)
 	}

@@ -20,8 +20,8 @@ const (
 	fetchTimeout = 5 * time.Second
 	maxRedirects = 3
 
-	// Anyone can send an unknown kid, so what it may cost the platform is
-	// bounded: two fetches at once, then one in ten seconds.
+	// Anybody can send a ticket with an unknown kid, so the fetches for unknown kids are
+	// bounded: two at once, then one in ten seconds.
 	missEvery = 10 * time.Second
 	missBurst = 2
 )
@@ -33,16 +33,16 @@ type remote struct {
 	now      func() time.Time
 	misses   *rate.Limiter
 
-	// turn is held while fetching. A channel, so that waiting for it ends with
-	// the waiter's context.
-	turn chan struct{}
-	log  complaints // under turn
+	// fetching is held during a fetch, by a value in it. It is a channel and no mutex, so
+	// that a caller stops waiting when its context ends.
+	fetching chan struct{}
+	log      complaints // guarded by fetching
 
 	mu      sync.Mutex
 	set     keySet
 	fault   error     // of the last fetch
-	fetches uint64    // finished
-	current time.Time // when set was last the URL's
+	fetches uint64    // the number of finished fetches
+	current time.Time // when set was last known to be the URL's
 }
 
 func newRemote(config KeysConfig, location *url.URL) *remote {
@@ -53,7 +53,7 @@ func newRemote(config KeysConfig, location *url.URL) *remote {
 		client:   &client,
 		now:      config.Now,
 		misses:   rate.NewLimiter(rate.Every(missEvery), missBurst),
-		turn:     make(chan struct{}, 1),
+		fetching: make(chan struct{}, 1),
 		log:      complaints{logger: config.Logger, location: withoutSecrets(location), now: config.Now},
 		fault:    errors.New("not fetched yet"),
 		current:  config.Now(),
@@ -69,16 +69,16 @@ func (r *remote) keys(ctx context.Context, missed bool) (keySet, error) {
 		return set, context.Cause(ctx)
 	}
 	select {
-	case r.turn <- struct{}{}:
-		defer func() { <-r.turn }()
+	case r.fetching <- struct{}{}:
+		defer func() { <-r.fetching }()
 	case <-ctx.Done():
 		return set, context.Cause(ctx)
 	}
-	// Someone fetched while this one waited: that answer is fresh enough.
+	// If another call fetched the set while this call waited, that set is fresh enough.
 	if set, finished, fault := r.state(); finished != fetches || !r.misses.AllowN(r.now(), 1) {
 		return set, fault
 	}
-	// Others may wait for this fetch, so it does not end with who began it.
+	// Other calls may wait for this fetch, so it does not end with this caller's context.
 	_ = r.fetch(context.WithoutCancel(ctx))
 	set, _, fault = r.state()
 	return set, fault
@@ -86,9 +86,9 @@ func (r *remote) keys(ctx context.Context, missed bool) (keySet, error) {
 
 func (r *remote) read(ctx context.Context) {
 	select {
-	case r.turn <- struct{}{}:
+	case r.fetching <- struct{}{}:
 		_ = r.fetch(ctx)
-		<-r.turn
+		<-r.fetching
 	case <-ctx.Done():
 	}
 }
@@ -98,8 +98,8 @@ func (r *remote) run(ctx context.Context) {
 		r.read(ctx)
 		set, _, fault := r.state()
 		wait := refreshEvery
-		// A gateway without a key is not ready, so nobody comes whose ticket
-		// would have the set fetched.
+		// A gateway without a key is not ready, so it gets no tickets, whose kids would
+		// cause a fetch.
 		if fault != nil || set.check(nil) != nil {
 			wait = retryEvery
 		}
@@ -123,7 +123,7 @@ func (r *remote) age() time.Duration {
 	return max(0, r.now().Sub(r.current))
 }
 
-// fetch replaces the set if the URL has a good one. The caller holds turn.
+// fetch replaces the set if the URL has a good set. The caller holds fetching.
 func (r *remote) fetch(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
@@ -154,7 +154,7 @@ func (r *remote) get(ctx context.Context) (keySet, []string, error) {
 	request.Header.Set("Accept", "application/jwk-set+json, application/json")
 	response, err := r.client.Do(request)
 	if err != nil {
-		// A *url.Error repeats the URL, whose query may be a secret.
+		// A *url.Error has the URL, whose query may be secret.
 		if wrapped, ok := errors.AsType[*url.Error](err); ok {
 			err = wrapped.Err
 		}
@@ -171,12 +171,12 @@ func (r *remote) get(ctx context.Context) (keySet, []string, error) {
 	return parseKeySet(data, false)
 }
 
-// withoutSecrets is the URL for a log line: userinfo and query may hold a token.
+// withoutSecrets returns the URL for a log line: userinfo and query may hold a token.
 func withoutSecrets(location *url.URL) string {
 	return (&url.URL{Scheme: location.Scheme, Host: location.Host, Path: location.Path}).String()
 }
 
-// trustedURL lets through what cannot be altered on the way.
+// trustedURL reports whether nobody can alter the answer on the way: https, or this machine.
 func trustedURL(location *url.URL) bool {
 	host := location.Hostname()
 	if host == "" {
@@ -193,7 +193,7 @@ func trustedURL(location *url.URL) bool {
 }
 
 func checkRedirect(next *http.Request, via []*http.Request) error {
-	next.Header.Del("Referer") // net/http's, which has our URL's query
+	next.Header.Del("Referer") // net/http sets it, with the query of the first URL
 	switch {
 	case len(via) > maxRedirects:
 		return errors.New("too many redirects")

@@ -1,10 +1,10 @@
 // Package ticket mints and verifies the single-use JWTs that open a terminal.
 //
-// It owns the claims, the checks on them, and the keys: where they are read
-// from, how they rotate, which algorithm each may be used with. It does not
+// The package owns the claims, the checks on them, and the keys: where keys are
+// read from, how they rotate, which algorithm each may be used with. It does not
 // spend tickets (the store does), does not compare a ticket with a request's
 // path (the router does), and knows nothing of HTTP handlers or close codes.
-// The platform imports it to mint with the claims type that the gateway
+// The platform imports the package to mint with the claims type that the gateway
 // verifies with.
 package ticket
 
@@ -32,7 +32,7 @@ const (
 	// Leeway is how far the clocks of platform and gateway may disagree.
 	Leeway = 5 * time.Second
 
-	// DefaultMaxTTL is the longest exp - iat that a Verifier lets pass.
+	// DefaultMaxTTL is the longest exp - iat that a Verifier accepts by default.
 	DefaultMaxTTL = 60 * time.Second
 )
 
@@ -45,47 +45,47 @@ const (
 	maxIDBytes        = 128
 	maxWorkspaceBytes = 128
 
-	// The last second of the year 9999: past it neither RFC 3339 nor Postgres'
-	// text form has a date, and below it no arithmetic on time.Time overflows.
+	// maxUnixTime is the last second of the year 9999. RFC 3339 and Postgres' text
+	// form have no later date, and up to it no arithmetic on time.Time overflows.
 	maxUnixTime = 253402300799
 )
 
 var (
-	// ErrInvalid is a ticket that no other moment makes valid. The wrapped text
-	// says why, for the operator's log; it never holds the ticket.
+	// ErrInvalid is the error of a ticket that is not valid at any time. The wrapped
+	// text has the reason, for the operator's log, and never the ticket.
 	ErrInvalid = errors.New("ticket is not valid")
 
-	// ErrExpired is a ticket that was good until its time was over.
+	// ErrExpired is the error of a ticket that was valid until it expired.
 	ErrExpired = errors.New("ticket has expired")
 )
 
-// Mode says what the holder may do with the terminal.
+// Mode is whether a session may type.
 type Mode string
 
-// A read-only session sees the output and may resize; its input is dropped.
+// In a read-only session the client gets the output and may resize; input is dropped.
 const (
 	ReadWrite Mode = "rw"
 	ReadOnly  Mode = "ro"
 )
 
-// Claims is what a ticket says.
+// Claims are the claims of a ticket.
 type Claims struct {
 	Issuer   string   // iss: the platform
 	Audience []string // aud
 	Subject  string   // sub: the person, at most 256 bytes
 	ID       string   // jti: unique, at most 128 bytes
 
-	// The life of the ticket, in whole seconds; it says nothing of the
-	// session's length.
+	// The times of the ticket, in whole seconds. They do not bound the session:
+	// MaxSession does.
 	IssuedAt, NotBefore, Expires time.Time
 
 	WorkspaceID string
 	Mode        Mode
-	MaxSession  time.Duration // whole seconds; 0 = not given. Verify reads more than 7 days as 7
+	MaxSession  time.Duration // in whole seconds; 0: not given. Verify takes more than 7 days as 7 days
 }
 
-// wireClaims is Claims as RFC 7519 writes them. Pointers tell "absent" from a
-// zero that someone wrote.
+// wireClaims are Claims as JSON (RFC 7519). A nil pointer is an absent claim, unlike a
+// zero in the JSON.
 type wireClaims struct {
 	Issuer      string           `json:"iss,omitempty"`
 	Audience    jwt.Audience     `json:"aud,omitempty"`
@@ -99,12 +99,12 @@ type wireClaims struct {
 	MaxSession  *int64           `json:"max_session,omitempty"`
 }
 
-// claimNames are the members of wireClaims.
+// claimNames are the JSON names of wireClaims.
 var claimNames = []string{
 	"iss", "aud", "sub", "jti", "iat", "nbf", "exp", "workspace_id", "mode", "max_session",
 }
 
-// MarshalJSON writes the claims as they stand in a ticket's payload.
+// MarshalJSON returns the claims as in a ticket's payload.
 func (c Claims) MarshalJSON() ([]byte, error) {
 	wire := wireClaims{
 		Issuer:      c.Issuer,
@@ -126,7 +126,7 @@ func (c Claims) MarshalJSON() ([]byte, error) {
 	return json.Marshal(wire)
 }
 
-// claims checks the numbers that a Claims could not hold and converts the rest.
+// claims converts w to Claims. A number that Claims cannot hold is an error.
 func (w wireClaims) claims() (Claims, error) {
 	c := Claims{
 		Issuer:      w.Issuer,
@@ -165,8 +165,8 @@ func (w wireClaims) claims() (Claims, error) {
 	return c, nil
 }
 
-// check applies the rules that hold at every moment and for every gateway:
-// what Mint refuses to write and Verify refuses to read.
+// check applies the rules of every time and every gateway. Mint and Verify both
+// refuse claims that break them.
 func (c Claims) check() error {
 	if len(c.Audience) == 0 {
 		return errors.New("aud is missing")
@@ -186,7 +186,7 @@ func (c Claims) check() error {
 		case len(text.value) > text.limit:
 			return fmt.Errorf("%s is longer than %d bytes", text.name, text.limit)
 		case !utf8.ValidString(text.value) || strings.ContainsFunc(text.value, unicode.IsControl):
-			// They go to log lines, audit rows and operators' terminals.
+			// The claims are written to logs, audit rows and operators' terminals.
 			return fmt.Errorf("%s holds a control character", text.name)
 		}
 	}

@@ -11,32 +11,32 @@ import (
 	"unicode/utf8"
 
 	jose "github.com/go-jose/go-jose/v4"
-	// The library's decoder, because encoding/json takes "Sub" for "sub" and
-	// lets the last of two equal names win.
+	// The library's decoder, because encoding/json takes "Sub" for "sub", and the
+	// last of two equal names.
 	"github.com/go-jose/go-jose/v4/json"
 )
 
-// KeySource finds the verification key for a kid. *Keys is one.
+// KeySource returns the verification key that has a kid. *Keys is a KeySource.
 type KeySource interface {
 	Key(ctx context.Context, kid string) (jose.JSONWebKey, error)
 }
 
-// VerifierConfig says which tickets are for this gateway.
+// VerifierConfig has the keys and claims of the tickets that a Verifier accepts.
 type VerifierConfig struct {
 	Keys     KeySource        // required
 	Issuer   string           // required iss; empty: any
-	Audience string           // required among aud; empty: DefaultAudience
+	Audience string           // required in aud; empty: DefaultAudience
 	MaxTTL   time.Duration    // longest exp - iat; 0: DefaultMaxTTL
 	Now      func() time.Time // nil: time.Now
 }
 
-// Verifier checks tickets. It keeps no state of its own: that a ticket is used
-// once is the store's to see to.
+// Verifier checks tickets. It has no state: the store takes care that a ticket is used
+// only once.
 type Verifier struct {
 	config VerifierConfig
 }
 
-// NewVerifier returns a Verifier with the defaults filled in.
+// NewVerifier returns a Verifier, with the defaults for zero fields.
 func NewVerifier(config VerifierConfig) *Verifier {
 	if config.Audience == "" {
 		config.Audience = DefaultAudience
@@ -50,10 +50,10 @@ func NewVerifier(config VerifierConfig) *Verifier {
 	return &Verifier{config: config}
 }
 
-// Verify returns the claims of a ticket whose signature and claims hold. Every
-// error is ErrExpired (all is well but the hour), ErrNoKeys (there is no key at
-// all to verify a ticket with), or ErrInvalid (all else, also an unknown key while
-// the set may be out of date).
+// Verify returns the claims of a ticket whose signature and claims are valid. Every
+// error is an ErrExpired (only the time is wrong), an ErrNoKeys (there is no key at all
+// to verify a ticket with), or an ErrInvalid (all other errors, also an unknown key
+// while the set may be out of date).
 func (v *Verifier) Verify(ctx context.Context, raw string) (Claims, error) {
 	payload, err := v.open(ctx, raw)
 	if errors.Is(err, ErrNoKeys) {
@@ -70,15 +70,15 @@ func (v *Verifier) Verify(ctx context.Context, raw string) (Claims, error) {
 	if err := v.accept(claims, now); err != nil {
 		return Claims{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	// Last, so that "expired" is told only of a ticket that was good.
+	// The last check, so that ErrExpired means a ticket that was good.
 	if now.After(claims.Expires.Add(Leeway)) {
 		return Claims{}, fmt.Errorf("%w %s ago", ErrExpired, now.Sub(claims.Expires).Round(time.Second))
 	}
 	return claims, nil
 }
 
-// open checks form, header and signature and returns the signed payload. The
-// library's errors quote what they refuse, so their texts go nowhere.
+// open checks form, header and signature, and returns the signed payload. The library's
+// errors quote the ticket, so no error wraps them.
 func (v *Verifier) open(ctx context.Context, raw string) ([]byte, error) {
 	encodedHeader, err := compactHeader(raw)
 	if err != nil {
@@ -110,10 +110,10 @@ func (v *Verifier) open(ctx context.Context, raw string) ([]byte, error) {
 	return payload, nil
 }
 
-// compactHeader decodes the first of a compact JWS's three parts (RFC 7515,
-// section 7.1). All three must be in the one encoding that a signer writes:
-// the decoder underneath would skip line ends and stray bits, and a ticket
-// should have one spelling.
+// compactHeader decodes the header, the first of a compact JWS's three parts (RFC 7515,
+// section 7.1). All three parts must be in the one encoding that a signer writes, so
+// that a ticket has one spelling: the library's decoder would skip ends of lines and
+// stray bits.
 func compactHeader(raw string) ([]byte, error) {
 	if len(raw) > maxTicketBytes {
 		return nil, fmt.Errorf("it is longer than %d bytes", maxTicketBytes)
@@ -140,8 +140,8 @@ type header struct {
 	keyID     string
 }
 
-// refusedParameters would bring a key along, change what is signed, or demand
-// what nobody here understands. Tickets need none of them.
+// refusedParameters are header parameters that would bring a key along, change the
+// signed bytes, or require an extension. Tickets need none of them.
 var refusedParameters = []string{"jwk", "jku", "x5u", "x5c", "crit", "b64", "zip", "enc"}
 
 func parseHeader(data []byte) (header, error) {
@@ -179,9 +179,9 @@ func parseHeader(data []byte) (header, error) {
 	return h, nil
 }
 
-// parseClaims decodes a payload whose signature holds. One name that two
-// readers could take for two different claims is refused: the platform and the
-// gateway must not read different tickets.
+// parseClaims decodes a payload whose signature is valid. A name that differs from a
+// claim's only in case is refused: two parsers could read different claims, and the
+// platform and the gateway must read the same.
 func parseClaims(payload []byte) (Claims, error) {
 	if !utf8.Valid(payload) {
 		return Claims{}, errors.New("the payload is not UTF-8")
@@ -204,8 +204,8 @@ func parseClaims(payload []byte) (Claims, error) {
 	return wire.claims()
 }
 
-// accept applies what this gateway asks of a ticket at this moment, all but
-// that it has not expired.
+// accept applies the rules of this gateway and of the time now, except that the ticket
+// must not have expired.
 func (v *Verifier) accept(c Claims, now time.Time) error {
 	if err := c.check(); err != nil {
 		return err
