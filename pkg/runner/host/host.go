@@ -1,5 +1,5 @@
-// Package host is the kind of place that is a shell of the gateway's own machine.
-// Only the demo uses it: whoever has such a terminal is the gateway's user.
+// Package host is the kind of place for shells of the gateway's own machine. Only the
+// demo uses this kind: such a shell runs as the gateway's user.
 package host
 
 import (
@@ -15,17 +15,17 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// Config says which shell of this machine to open.
+// Config describes the shell of this machine.
 type Config struct {
 	// Command is run by `sh -c` as the gateway's own user, in Dir.
 	Command string
 	Dir     string
-	// Env is the shell's whole environment, but for runner.TerminalEnv and runner.Marker: never the
-	// gateway's own, which may hold a database URL or credentials.
+	// Env is the shell's whole environment, except for runner.TerminalEnv and runner.Marker. It must not
+	// be the gateway's own, which may hold a database URL or credentials.
 	Env []string
-	// KeepDetached spares what was told to stay, at a session's end.
+	// KeepDetached spares processes that were told to outlive their terminal (nohup, setsid).
 	KeepDetached bool
-	// Swept is told what each session's end found. May be nil.
+	// Swept is called with the report of each session's end. May be nil.
 	Swept  func(runner.Swept)
 	Timing runner.Timing
 }
@@ -39,7 +39,7 @@ func New(cfg Config) *Kind {
 	return &Kind{cfg}
 }
 
-// Start opens a terminal. Its error is a *runner.Failure.
+// Start starts cfg.Command under a pty. The error is a *runner.Failure.
 func (k *Kind) Start(_ context.Context, t runner.Target, size terminal.Size) (terminal.Terminal, error) {
 	cmd := exec.Command("/bin/sh", "-c", k.cfg.Command)
 	cmd.Dir = k.cfg.Dir
@@ -53,21 +53,21 @@ func (k *Kind) Start(_ context.Context, t runner.Target, size terminal.Size) (te
 	}
 	start, err := startTime(shell.PID)
 	if err != nil {
-		start = "0" // the shell has ended: whatever has its pid is another process
+		start = "0" // the shell has ended: a process that has its pid is another
 	}
 	return &hostTerminal{Pty: shell, kind: k, session: t.Session, start: start}, nil
 }
 
-// isLocale reports whether a variable says which letters a terminal shows.
+// isLocale reports whether a variable sets the terminal's encoding.
 func isLocale(variable string) bool {
 	name, _, _ := strings.Cut(variable, "=")
 	return name == "LANG" || name == "LC_ALL" || name == "LC_CTYPE"
 }
 
-// Reap finds nothing to end: the shells of a gateway that is gone were hung up.
+// Reap does nothing: when a gateway ends, the kernel hangs up its shells.
 func (k *Kind) Reap(context.Context, runner.Target) error { return nil }
 
-// Steps are none but the shell itself.
+// Steps returns no steps: there is nothing to check before the shell is started.
 func (k *Kind) Steps(runner.Target, func(context.Context) error) []runner.Step { return nil }
 
 // hostTerminal is a shell of this machine.
@@ -75,25 +75,25 @@ type hostTerminal struct {
 	*runner.Pty
 	kind    *Kind
 	session string
-	start   string // /proc's start time: a pid is used again, the two together are not
+	start   string // the start time in /proc: a pid is used again, pid and start time together are not
 
 	closing  sync.Once
 	closeErr error
 }
 
-// Wait ends a shell that closed its terminal and runs on: nobody can reach it any
-// more.
+// Wait returns how the shell ended. A shell that closed its terminal and still runs after
+// the grace is ended: nobody can reach it.
 func (t *hostTerminal) Wait() (terminal.Exit, error) {
 	select {
 	case <-t.Exited:
 	case <-time.After(t.kind.cfg.Timing.Grace):
 		t.Log.Info("the shell closed its terminal and runs on")
-		_ = t.Close() // which logs its own failure
+		_ = t.Close() // Close logs its error
 	}
 	return t.Pty.Wait()
 }
 
-// Close ends the shell and what belongs to its session.
+// Close ends the shell and the other processes of its session.
 func (t *hostTerminal) Close() error {
 	t.closing.Do(func() { t.closeErr = t.end() })
 	return t.closeErr

@@ -17,23 +17,23 @@ import (
 	"github.com/molecule-ai/termgw/pkg/runner"
 )
 
-// sweep does on this machine what sweep.sh does in a container, by the same
-// rules.
+// sweep ends the processes of a session on this machine, by the rules of sweep.sh in a
+// container.
 func sweep(sid int, start, marker string, keepDetached bool, grace time.Duration) (runner.Swept, error) {
 	var s runner.Swept
 	seen := map[int]bool{}
 	signal := func(pids []int, sig unix.Signal) {
 		for _, pid := range pids {
 			if unix.Kill(pid, sig) == nil {
-				_ = unix.Kill(pid, unix.SIGCONT) // a stopped process hears only then
+				_ = unix.Kill(pid, unix.SIGCONT) // a stopped process takes the signal only when it is continued
 			}
 			seen[pid] = seen[pid] || pid != sid
 		}
 	}
 	end, kept, err := hostProcesses.scan(true).belonging(sid, start, marker, keepDetached)
 	s.Kept = kept
-	// Later scans need markers only if processes outside the session are to end,
-	// too: of those that stay, the first scan's count is reported.
+	// Later scans need markers only if processes outside the session are to end, too.
+	// The number of kept processes is reported from the first scan.
 	again := func() (end []int, err error) {
 		end, _, err = hostProcesses.scan(!keepDetached).belonging(sid, start, marker, keepDetached)
 		return end, err
@@ -59,12 +59,12 @@ func sweep(sid int, start, marker string, keepDetached bool, grace time.Duration
 // processes of the whole machine.
 var hostProcesses scanner
 
-// scanner scans /proc. A scan costs some 10 µs of CPU for each process of the
-// machine (measured, Linux 6.18), so sweeps that wait for a scan at the same time
-// share one scan. Without that, the time that sessions take to end that all end at
-// once grows with the square of their number.
+// scanner scans /proc. A scan costs some 10 µs of CPU for each process of the machine
+// (measured, Linux 6.18), so sweeps that wait for a scan at the same time share one
+// scan. Otherwise the time in which many sessions end at once would grow with the square
+// of their number.
 type scanner struct {
-	scanning sync.Mutex // held by the one scan that is under way
+	scanning sync.Mutex // held during a scan
 
 	mu   sync.Mutex
 	next *scan // has not begun; nil: no sweep waits for a scan
@@ -118,7 +118,7 @@ func (s *scan) read() error {
 		}
 		p, err := f.stat(pid)
 		if err != nil {
-			continue // it has ended
+			continue // the process has ended
 		}
 		if s.markers && !p.dead() {
 			p.markers = f.markers(pid)
@@ -131,14 +131,15 @@ func (s *scan) read() error {
 	return nil
 }
 
-// belonging lists the living processes of a session that are to end, and counts
-// those that stay. Processes that left the session are found by their markers only.
+// belonging returns the pids of the session's living processes that are to end, and the
+// number of those that are kept. A process outside the terminal session sid is found only
+// by its marker.
 func (s *scan) belonging(sid int, start, marker string, keepDetached bool) (end []int, kept int, err error) {
 	if s.err != nil {
 		return nil, 0, s.err
 	}
 	if slices.ContainsFunc(s.processes, func(p stat) bool { return p.pid == sid && p.start != start }) {
-		sid = -1 // the number went to another process: nothing of ours has it
+		sid = -1 // another process has the number now: the terminal session is gone
 	}
 	for _, p := range s.processes {
 		switch {
@@ -160,8 +161,8 @@ func (s *scan) belonging(sid int, start, marker string, keepDetached bool) (end 
 type stat struct {
 	pid, session int
 	state, start string
-	exiting      bool // it is all but a zombie
-	threads      int  // more than one, of a zombie: its first thread has ended, and others live
+	exiting      bool // the process is about to be a zombie
+	threads      int  // a zombie with more than one: the first thread has ended, and other threads live
 	markers      []string
 }
 
@@ -169,13 +170,13 @@ func (p *stat) dead() bool {
 	return p.threads < 2 && (p.exiting || strings.ContainsAny(p.state, "ZXx"))
 }
 
-// pfExiting is the flag of a process that exits (PF_EXITING of Linux's sched.h).
+// pfExiting is the flag of a process that is exiting (PF_EXITING of Linux's sched.h).
 const pfExiting = 4
 
-// procFile reads files of /proc into one buffer.
+// procFile reads files of /proc, all into the same buffer.
 type procFile struct{ buf []byte }
 
-// read returns a file's contents, which hold until the next read.
+// read returns a file's contents, which are valid until the next read.
 func (f *procFile) read(path string) ([]byte, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -196,8 +197,8 @@ func (f *procFile) read(path string) ([]byte, error) {
 	}
 }
 
-// stat reads /proc/PID/stat (proc_pid_stat(5)). The command's name, in
-// parentheses, may hold anything; no field after it holds a parenthesis.
+// stat reads /proc/PID/stat (proc_pid_stat(5)). The command's name, in parentheses, may
+// have any bytes; the fields after it have no parenthesis.
 func (f *procFile) stat(pid int) (stat, error) {
 	b, err := f.read(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -217,7 +218,7 @@ func (f *procFile) stat(pid int) (stat, error) {
 
 func startTime(pid int) (string, error) {
 	s, err := new(procFile).stat(pid)
-	return strings.Clone(s.start), err // kept for as long as the session, and the rest is not
+	return strings.Clone(s.start), err // so that the session does not hold the rest of the file in memory
 }
 
 func ignoresHup(pid int) bool {
@@ -234,8 +235,8 @@ func ignoresHup(pid int) bool {
 	return err == nil && ignored&(1<<(unix.SIGHUP-1)) != 0
 }
 
-// markers returns the marker of a process, as a string NAME=value, or all if the
-// environment has several.
+// markers returns the markers in a process's environment, as strings NAME=value. There is
+// normally one at most.
 func (f *procFile) markers(pid int) (markers []string) {
 	b, err := f.read(fmt.Sprintf("/proc/%d/environ", pid))
 	if errors.Is(err, unix.ESRCH) { // the first thread has ended; others have the environment
