@@ -73,3 +73,9 @@ func (k *Kind) findCandidate(ctx context.Context, t runner.Target) (string, erro
 	}
 	return "", runner.NotRunning("looked for " + strings.Join(t.ContainerNames(), ", "))
 }
+
+// ended reports whether the engine says that a container does not run.
+func (k *Kind) ended(ctx context.Context, id string) bool {
+	c, err := k.cli.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
+	return errdefs.IsNotFound(err) || err == nil && c.Container.State != nil && !c.Container.State.Running
+}

@@ -167,16 +167,29 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 	if n := k.strays(ctx, id); n >= strayLimit {
 		return nil, failed("shell", fmt.Errorf("%d shells and sweeps that were ended still run in container %s: restart it", n, id))
 	}
+	return k.openFound(ctx, id, t, size)
+}
+
+// openFound opens a terminal in a container that ran when it was found.
+func (k *Kind) openFound(ctx context.Context, id string, t runner.Target, size terminal.Size) (terminal.Terminal, error) {
+	term, err := k.openFirst(ctx, id, t, size)
+	switch {
+	case err == nil:
+		return term, nil
+	case k.ended(ctx, id): // engines differ in what they answer then
+		return nil, runner.NotRunning(err.Error())
+	}
+	return nil, err
+}
+
+// openFirst opens a terminal by the first shell that is in the container.
+func (k *Kind) openFirst(ctx context.Context, id string, t runner.Target, size terminal.Size) (*execTerminal, error) {
 	for _, dir := range []string{"", "/"} { // a working directory that is gone looks like a shell that is not there
 		for _, shell := range k.cfg.Shells {
 			term, err := k.open(ctx, id, shell, dir, t, size)
-			if errors.Is(err, errNoShell) {
-				continue
+			if !errors.Is(err, errNoShell) {
+				return term, err
 			}
-			if err != nil {
-				return nil, err
-			}
-			return term, nil
 		}
 	}
 	return nil, failed("shell", fmt.Errorf("none of %s is in the container", strings.Join(k.cfg.Shells, ", ")))
