@@ -38,8 +38,7 @@ type Platform struct {
 	Used func(url string)
 	// Page holds the page's files; nil: the binary was built without them.
 	Page fs.FS
-	// Verifier verifies the platform's tickets. The key is new, so tickets of an earlier
-	// process are refused.
+	// Verifier verifies the platform's tickets. The key is new, so an older ticket is refused.
 	Verifier *ticket.Verifier
 
 	origin string // like http://127.0.0.1:8022

@@ -33,7 +33,7 @@ import (
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
-// Config holds the values of a gateway. Package main has checked them. Run opens the
+// Config holds the values of a gateway. The caller has checked them. Run opens the
 // router's Store, Verifier and Places by these values, unless Store is set: then the
 // caller sets all three, and closes them. Places that the caller has set come before the
 // places that Run opens.

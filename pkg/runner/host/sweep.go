@@ -131,9 +131,8 @@ func (s *scan) read() error {
 	return nil
 }
 
-// belonging returns the pids of the session's living processes that are to end, and the
-// number of those that are kept. A process outside the terminal session sid is found only
-// by its marker.
+// belonging returns the pids of a session's processes that are to end, and how many are
+// kept. A process outside the terminal session sid is found by its marker only.
 func (s *scan) belonging(sid int, start, marker string, keepDetached bool) (end []int, kept int, err error) {
 	if s.err != nil {
 		return nil, 0, s.err
