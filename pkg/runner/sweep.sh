@@ -204,6 +204,7 @@ children_first() {
 	for pid in $tree; do
 		whole "/proc/$pid/stat" || continue
 		set -- ${whole##*) }
+		case $1 in Z | X | x | '') continue ;; esac # dash reaps late, and a zombie is not killed
 		if [ "$keep_detached" = true ]; then
 			[ "$4" = "$sid" ] && ! ignores_hup "/proc/$pid" || continue
 		fi

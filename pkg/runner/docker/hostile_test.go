@@ -33,7 +33,7 @@ var hostileSweeps = map[string]string{
 	"its shell says nothing":        replaced("/bin/bash", "exec sleep 1000000 >/dev/null 2>&1"),
 	"its grep hangs":                replaced("/bin/grep", "exec sleep 1000000"),
 	"its shell is nonsense":         replaced("/bin/bash", "echo what"),
-	"its shell is no program":       ": >/new; chmod 755 /new; mv /new /bin/bash; chmod 000 /bin/bash",
+	"its shell is no program":       ": >/new; chmod 755 /new; mv /new /bin/bash; chmod 000 /bin/bash; rm /bin/sh",
 	"its shell claims that all end": replaced("/bin/bash", "echo 0 0 0"),
 	"its shell claims a lot":        replaced("/bin/bash", "echo 9999999 9999999 9999999"),
 }

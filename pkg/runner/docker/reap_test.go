@@ -278,8 +278,9 @@ func TestOwedWhenTheSweepDidNotRun(t *testing.T) {
 		t.Parallel()
 		container := engine.RunContainer(t, "")
 		p := newPayer(t, cli)
-		p.cfg.Shells = []string{falseShell(t, engine, container, "[ -e /swept ] || { >/swept; exit 126; }")}
-		id := p.owe(t, container, func() {})
+		p.cfg.Shells = []string{"/bin/sh"} // and there is no other that a sweep would try
+		id := p.owe(t, container, func() { engine.Exec(t, container, "/bin/dash", "-c", "mv /bin/sh /bin/away") })
+		engine.Exec(t, container, "/bin/dash", "-c", "mv /bin/away /bin/sh")
 		shelltest.Eventually(t, "it is paid", func() bool { return len(p.paid()) > 0 })
 		if got, want := p.paid(), []runner.Swept{{Killed: 1}}; !slices.Equal(got, want) {
 			t.Errorf("swept %+v, want %+v", got, want)
