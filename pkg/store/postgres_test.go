@@ -773,6 +773,7 @@ func TestOldSchema(t *testing.T) {
 	for _, change := range []string{
 		`DROP TABLE termgw.tunnels`,
 		`ALTER TABLE termgw.revocations DROP COLUMN row_id`,
+		`ALTER TABLE termgw.sessions DROP COLUMN kind`,
 		`DROP FUNCTION termgw.over_limit`,
 		`DROP FUNCTION termgw.normal_id`,
 		`DROP TABLE termgw.locks`,

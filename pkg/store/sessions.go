@@ -45,7 +45,7 @@ func (f SessionFilter) limit() int {
 }
 
 // Times are read within the years that Go and JSON know: a row from before 0004_bounds.sql must not hide the others.
-const sessionColumns = `SELECT id, workspace_id, subject, mode, kind, instance_id, replica, client_addr,
+const sessionColumns = `SELECT id, workspace_id, subject, mode, sessions.kind, instance_id, replica, client_addr,
   greatest(least(started_at, '9999-12-31Z'), '1970-01-01Z'), greatest(least(last_seen_at, '9999-12-31Z'), '1970-01-01Z'),
   CASE WHEN ended_at IS NOT NULL THEN greatest(least(ended_at, '9999-12-31Z'), '1970-01-01Z') END,
   COALESCE(end_reason, ''), exit_code, bytes_in, bytes_out
