@@ -115,12 +115,13 @@ func addBridge(t *testing.T, name string) {
 	t.Cleanup(func() { _ = exec.Command("ip", "link", "delete", name).Run() })
 }
 
-// TestMachineStaysAsItWas ends tests that have an engine, a database and an SSH server, with an account, in three ways. The
+// TestMachineStaysAsItWas ends tests that have engines, a database and an SSH server, with an account, in three ways. The
 // machine has an engine's docker0, which another engine without a network would delete.
 func TestMachineStaysAsItWas(t *testing.T) {
 	if os.Getenv(role) == "parts" {
 		engine := testenv.StartDocker(t)
 		engine.RunContainer(t, "stays")
+		testenv.StartPodman(t).RunContainer(t, "stays")
 		testenv.StartPostgres(t).NewDatabase(t)
 		testenv.StartSSHD(t, testenv.SSHDConfig{Docker: engine})
 		fmt.Println("ready")

@@ -127,7 +127,8 @@ func (d *Docker) Pause(tb testing.TB, containerID string) {
 		if err == nil {
 			return
 		}
-		if !strings.Contains(err.Error(), "unable to freeze") {
+		// As Docker and Podman say it. Podman leaves out runc's reason.
+		if !strings.Contains(err.Error(), "unable to freeze") && !strings.Contains(err.Error(), "runc pause") {
 			break
 		}
 		time.Sleep(pollInterval)

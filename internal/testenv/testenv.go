@@ -1,6 +1,6 @@
 // Package testenv starts the real parts that tests run against: a Postgres cluster, with standbys and PgBouncer, a Docker
-// engine with an imported workspace image, and an OpenSSH server, each in a directory of its own. It owns their processes and
-// files from start to removal, and knows nothing of the code under test.
+// engine and Podman, with an imported workspace image, and an OpenSSH server, each in a directory of its own. It owns their
+// processes and files from start to removal, and knows nothing of the code under test.
 //
 // As root the tests of a package run in a sandbox (package sandbox): no part touches the machine, and a package sees
 // only the processes of its own parts.
@@ -8,7 +8,7 @@
 // A test is skipped if this machine cannot run its part, and the part is named. -short skips all such tests; with
 // TERMGW_TEST_REQUIRE=1 a missing part fails the test instead.
 //
-// [StartPostgres], [StartDocker] and [StartSSHD] start a part for one test. Tests of a package share parts by an [Env]:
+// [StartPostgres], [StartDocker], [StartPodman] and [StartSSHD] start a part for one test. Tests of a package share parts by an [Env]:
 //
 //	var env testenv.Env
 //
