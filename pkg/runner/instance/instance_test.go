@@ -296,7 +296,7 @@ func TestRemoteConcurrentStarts(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			i := newInstance(t, nil, c.lines...)
-			r := i.remote(t, Config{})
+			r := i.remote(t, Config{Timing: runner.Timing{Start: shelltest.Patience}})
 			terms := make([]*shelltest.Session, c.starts)
 			var starts sync.WaitGroup
 			for n := range terms {
