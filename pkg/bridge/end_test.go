@@ -37,7 +37,7 @@ var leave = map[string]struct {
 func TestTheClientGoes(t *testing.T) {
 	flood := func() *fakeTerm {
 		f := newTerm()
-		f.flood = true
+		f.flood, f.tells = true, true
 		return f
 	}
 	deafTerm := func() *fakeTerm {

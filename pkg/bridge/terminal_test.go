@@ -104,7 +104,7 @@ func (f *fakeTerm) TryRead(p []byte, _ bool) (int, error) {
 		return 0, nil
 	}
 	n := copy(p, f.out)
-	if f.out = f.out[n:]; f.flood && n < len(p) {
+	if f.out = f.out[n:]; f.flood && f.closes == 0 && n < len(p) {
 		pattern(f.given+int64(n), p[n:])
 		n = len(p)
 	}

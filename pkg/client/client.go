@@ -135,7 +135,12 @@ func Dial(ctx context.Context, config Config) (*Conn, error) {
 	case <-c.opened:
 		return c, nil
 	case <-c.done:
-		err = c.end
+		select {
+		case <-c.opened: // by a shell that has ended at once
+			return c, nil
+		default:
+			err = c.end
+		}
 	case <-ctx.Done():
 		err = fmt.Errorf("waiting for a shell: %w", context.Cause(ctx))
 	}

@@ -11,7 +11,12 @@ var TerminalEnv = []string{"TERM=xterm-256color", "COLORTERM=truecolor", "TERM_P
 // termios(3)), and programs write them, unless the container says otherwise. It
 // takes the size's words of stty, or none.
 const OpeningPrelude = `opening() { ` +
+	`[ -z "$BASH_VERSION" ] || command set +p; ` + // an exported SHELLOPTS would hand ShellCommand's -p on
 	`[ -n "$LANG$LC_ALL$LC_CTYPE" ] || { LANG=C.UTF-8; export LANG; }; ` +
+	// At the container's limit of processes stty cannot be started, and bash would try for 15 s.
+	`for d in /sys/fs/cgroup/pids /sys/fs/cgroup; do ` +
+	`read -r most <$d/pids.max && read -r used <$d/pids.current || continue; ` +
+	`case $most$used in *[!0-9]*) ;; *) [ $((most - used)) -gt 1 ] || return 0 ;; esac; done; ` +
 	`stty "$@" iutf8 || [ $# = 0 ] || stty "$@"; } 2>/dev/null; opening`
 
 // ShellCommand is the command line that has a shell of a container run a script

@@ -138,6 +138,11 @@ func failed(step string, err error) error {
 	return &runner.Failure{Step: step, Fix: fixes[step], Err: err}
 }
 
+// final returns a failure that no retry mends before somebody has.
+func final(step string, err error) error {
+	return &runner.Failure{Step: step, Fix: fixes[step], Final: true, Err: err}
+}
+
 // opening is the script that the exec runs before it becomes the shell. It prints its
 // pid and start time, by which a sweep finds the session's processes when the shell
 // is gone. Then it waits for a line, so that the terminal has its size before the
@@ -165,7 +170,7 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 		return nil, err
 	}
 	if n := k.strays(ctx, id); n >= strayLimit {
-		return nil, failed("shell", fmt.Errorf("%d shells and sweeps that were ended still run in container %s: restart it", n, id))
+		return nil, final("shell", fmt.Errorf("%d shells and sweeps that were ended still run in container %s: restart it", n, id))
 	}
 	return k.openFound(ctx, id, t, size)
 }
@@ -192,7 +197,7 @@ func (k *Kind) openFirst(ctx context.Context, id string, t runner.Target, size t
 			}
 		}
 	}
-	return nil, failed("shell", fmt.Errorf("none of %s is in the container", strings.Join(k.cfg.Shells, ", ")))
+	return nil, final("shell", fmt.Errorf("none of %s is in the container", strings.Join(k.cfg.Shells, ", ")))
 }
 
 // starved adds EMFILE or ENFILE to a failed connection's error if this process has no

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -187,5 +188,44 @@ func TestLetters(t *testing.T) {
 				s.Expect(t, "\r\né\r\n")
 			})
 		}
+	}
+}
+
+// A terminal opens where one more process may be started and no two, and a shell that cannot be started is told as final.
+func TestStartAtThePIDLimit(t *testing.T) {
+	t.Parallel()
+	engine := env.Docker(t)
+	cli := engine.Client(t)
+	for _, shell := range []string{"/bin/bash", "/bin/dash"} {
+		t.Run(shell, func(t *testing.T) {
+			t.Parallel()
+			const limit = 40 // runc needs some for a moment
+			container := engine.RunContainerWith(t, "", func(c *client.ContainerCreateOptions) {
+				pids := int64(limit)
+				c.HostConfig.PidsLimit = &pids
+			})
+			s := openIn(t, cli, container, shell)
+			s.Send(t, fmt.Sprintf("i=0; while [ $i -lt %d ]; do sleep 7786 & i=$((i+1)); done; echo all$((1+1))\n", limit-3))
+			s.Expect(t, "all2")
+			full := openIn(t, cli, container, shell)
+			full.Send(t, "echo here$((1+1))\n")
+			full.Expect(t, "here2")
+			for _, one := range []*shelltest.Session{s, full} {
+				one.Closed = true
+				_ = one.Close() // or a little later, when the engine can start a sweep
+				shelltest.Eventually(t, "all has ended", func() bool { return len(shelltest.Living(t, one.ID)) == 0 })
+			}
+		})
+	}
+}
+
+func TestNoShellIsFinal(t *testing.T) {
+	t.Parallel()
+	engine := env.Docker(t)
+	_, err := testKind(engine.Client(t), Config{KeepDetached: true, Shells: []string{"/missing"}}).
+		Start(t.Context(), shelltest.NewTarget(t, engine.RunContainer(t, "")), shelltest.DefaultSize)
+	var failed *runner.Failure
+	if !errors.As(err, &failed) || !failed.Final {
+		t.Errorf("told %v", err)
 	}
 }

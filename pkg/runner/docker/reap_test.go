@@ -197,7 +197,7 @@ func TestEndsTakeTurns(t *testing.T) {
 	p.cfg.Timing.End = 5 * time.Second
 	p.cfg.Timing.Turn = time.Hour
 	var turns []func()
-	p.owe(t, engine.RunContainer(t, ""), func() {
+	id := p.owe(t, engine.RunContainer(t, ""), func() {
 		for n := range runner.EndsAtOnce {
 			done, err := p.ends.Turn(t.Context(), fmt.Sprint("another ", n))
 			if err != nil {
@@ -210,9 +210,10 @@ func TestEndsTakeTurns(t *testing.T) {
 		done()
 	}
 	shelltest.Eventually(t, "it is paid", func() bool { return len(p.paid()) > 0 })
-	if got, want := p.paid(), []runner.Swept{{Killed: 1}}; !slices.Equal(got, want) {
-		t.Errorf("swept %+v, want %+v", got, want)
+	if got := p.paid(); len(got) != 1 || got[0].Left > 0 { // a try that a busy machine cuts off has killed the job
+		t.Errorf("swept %+v", got)
 	}
+	shelltest.WantLiving(t, id)
 }
 
 func TestOwed(t *testing.T) {
