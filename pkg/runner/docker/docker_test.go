@@ -223,8 +223,10 @@ func TestShells(t *testing.T) {
 	engine := env.Docker(t)
 	cli, container := engine.Client(t), engine.RunContainer(t, "")
 	engine.Exec(t, container, "sh", "-c", "echo not a program >/bin/noexec")
-	start := func(target runner.Target, shells ...string) (terminal.Terminal, error) {
-		return testKind(cli, Config{KeepDetached: true, Shells: shells}).Start(t.Context(), target, shelltest.DefaultSize)
+	start := func(t *testing.T, target runner.Target, shells ...string) (terminal.Terminal, error) {
+		kind := testKind(cli, Config{KeepDetached: true, Shells: shells})
+		defer kind.ends.Close() // of what a failed start has left
+		return kind.Start(t.Context(), target, shelltest.DefaultSize)
 	}
 	t.Run("the first that is there", func(t *testing.T) {
 		s := shelltest.Open(t, func(swept func(runner.Swept)) shelltest.Starter {
@@ -236,13 +238,13 @@ func TestShells(t *testing.T) {
 	})
 	t.Run("none", func(t *testing.T) {
 		target := shelltest.NewTarget(t, container)
-		_, err := start(target, "/bin/missing", "/etc")
+		_, err := start(t, target, "/bin/missing", "/etc")
 		shelltest.WantStep(t, err, "shell")
 		shelltest.WantLiving(t, target.Session)
 	})
 	t.Run("one that ends at once", func(t *testing.T) {
 		target := shelltest.NewTarget(t, container)
-		_, err := start(target, "/bin/false")
+		_, err := start(t, target, "/bin/false")
 		shelltest.WantStep(t, err, "shell")
 		shelltest.WantLiving(t, target.Session)
 	})
@@ -250,7 +252,7 @@ func TestShells(t *testing.T) {
 		target := shelltest.NewTarget(t, engine.RunContainer(t, ""))
 		engine.Exec(t, target.Attributes["container"], "sh", "-c",
 			`printf '#!/bin/sh\n[ "$3" = termgw-sweep ] || while :; do echo y; done\nexec /bin/sh "$@"\n' >/endless; chmod 755 /endless`)
-		_, err := start(target, "/endless")
+		_, err := start(t, target, "/endless")
 		shelltest.WantStep(t, err, "shell")
 		shelltest.WantLiving(t, target.Session)
 	})

@@ -13,6 +13,7 @@ import (
 
 	"github.com/molecule-ai/termgw/internal/shelltest"
 	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // A container that may start no further process ends its sessions all the same. Sometimes its engine cannot start a sweep
@@ -97,9 +98,9 @@ func TestStepsTellOfInit(t *testing.T) {
 // openIn opens a terminal by a kind that has bash.
 func openIn(t *testing.T, cli *client.Client, container string, shells ...string) *shelltest.Session {
 	t.Helper()
-	return shelltest.Open(t, func(swept func(runner.Swept)) shelltest.Starter {
-		return testKind(cli, Config{KeepDetached: true, Shells: shells, Swept: swept})
-	}, shelltest.NewTarget(t, container))
+	kind := testKind(cli, Config{KeepDetached: true, Shells: shells})
+	t.Cleanup(kind.ends.Close)
+	return shelltest.Open(t, shelltest.By(kind), shelltest.NewTarget(t, container))
 }
 
 // A session whose working directory, or whose shell, is gone ends, and the next one opens.
@@ -120,8 +121,7 @@ func TestEndWithoutWorkingDirectoryOrShell(t *testing.T) {
 			})
 			engine.Exec(t, container, "/bin/bash", "-c", `cp /bin/bash /bin/ourshell; mkdir /evil; for p in grep sleep printf; do printf '#!/bin/sh\nexit 3\n' >/evil/$p; chmod 755 /evil/$p; done`)
 			s := openIn(t, cli, container, "/bin/ourshell", "/bin/dash")
-			s.Send(t, gone+"; "+shelltest.Job("bg", "")+" & \n")
-			s.Expect(t, "bg")
+			s.Ready(t, gone+"; "+shelltest.Job("bg", "")+" &")
 			if swept := s.End(t); swept.Left > 0 {
 				t.Errorf("%+v", swept)
 			}
@@ -207,7 +207,21 @@ func TestStartAtThePIDLimit(t *testing.T) {
 			s := openIn(t, cli, container, shell)
 			s.Send(t, fmt.Sprintf("i=0; while [ $i -lt %d ]; do sleep 7786 & i=$((i+1)); done; echo all$((1+1))\n", limit-3))
 			s.Expect(t, "all2")
-			full := openIn(t, cli, container, shell)
+			kind := testKind(cli, Config{KeepDetached: true, Shells: []string{shell}})
+			t.Cleanup(kind.ends.Close)
+			var term terminal.Terminal
+			target := shelltest.NewTarget(t, container)
+			shelltest.Eventually(t, "the engine can start a shell", func() bool {
+				var err error
+				term, err = kind.Start(t.Context(), target, shelltest.DefaultSize)
+				var failed *runner.Failure
+				if errors.As(err, &failed) && failed.Final {
+					t.Fatalf("told as final: %v", err)
+				}
+				return err == nil
+			})
+			full := shelltest.Start(t, term)
+			full.ID = target.Session
 			full.Send(t, "echo here$((1+1))\n")
 			full.Expect(t, "here2")
 			for _, one := range []*shelltest.Session{s, full} {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"regexp"
 	"sync/atomic"
 	"time"
 
@@ -108,11 +109,20 @@ func (t *execTerminal) begin(ctx context.Context, size terminal.Size) error {
 	return nil
 }
 
+// noShell reports whether an exec has ended because its program is not there, or is
+// none. The engine's exit codes are the same when the container may start no further
+// process, or has no memory left.
+func noShell(code int, said string) bool {
+	return (code == 126 || code == 127) && !exhausted.MatchString(said)
+}
+
+var exhausted = regexp.MustCompile(`(?i)temporarily unavailable|cannot allocate memory|cannot fork|pthread_create`)
+
 // neverOpened returns why an exec ended before it became a shell. The engine reports
 // a missing shell only when the exec starts.
 func (t *execTerminal) neverOpened(ctx context.Context, output []byte) error {
 	code, err := t.kind.exitCode(ctx, t.exec)
-	if err == nil && (code == 126 || code == 127) {
+	if err == nil && noShell(code, string(output)) {
 		return errNoShell
 	}
 	said := runner.OneLine(string(output[:min(len(output), 200)]))
