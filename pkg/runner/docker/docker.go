@@ -189,15 +189,21 @@ func (k *Kind) openFound(ctx context.Context, id string, t runner.Target, size t
 
 // openFirst opens a terminal by the first shell that is in the container.
 func (k *Kind) openFirst(ctx context.Context, id string, t runner.Target, size terminal.Size) (*execTerminal, error) {
+	var last error
 	for _, dir := range []string{"", "/"} { // a working directory that is gone looks like a shell that is not there
 		for _, shell := range k.cfg.Shells {
 			term, err := k.open(ctx, id, shell, dir, t, size)
 			if !errors.Is(err, errNoShell) {
 				return term, err
 			}
+			last = err
 		}
 	}
-	return nil, final("shell", fmt.Errorf("none of %s is in the container", strings.Join(k.cfg.Shells, ", ")))
+	err := fmt.Errorf("none of %s is in the container: %w", strings.Join(k.cfg.Shells, ", "), last)
+	if missing.MatchString(last.Error()) {
+		return nil, final("shell", err)
+	}
+	return nil, failed("shell", err)
 }
 
 // starved adds EMFILE or ENFILE to a failed connection's error if this process has no

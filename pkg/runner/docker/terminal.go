@@ -116,16 +116,21 @@ func noShell(code int, said string) bool {
 	return (code == 126 || code == 127) && !exhausted.MatchString(said)
 }
 
-var exhausted = regexp.MustCompile(`(?i)temporarily unavailable|cannot allocate memory|cannot fork|pthread_create`)
+var (
+	exhausted = regexp.MustCompile(`(?i)temporarily unavailable|cannot allocate memory|cannot fork|pthread_create`)
+	// missing is what engines and kernels say of a program that is not there, or is
+	// none.
+	missing = regexp.MustCompile(`(?i)no such file|not found|permission denied|exec format|not a directory|is a directory`)
+)
 
 // neverOpened returns why an exec ended before it became a shell. The engine reports
 // a missing shell only when the exec starts.
 func (t *execTerminal) neverOpened(ctx context.Context, output []byte) error {
 	code, err := t.kind.exitCode(ctx, t.exec)
-	if err == nil && noShell(code, string(output)) {
-		return errNoShell
-	}
 	said := runner.OneLine(string(output[:min(len(output), 200)]))
+	if err == nil && noShell(code, said) {
+		return fmt.Errorf("%w: %s", errNoShell, said)
+	}
 	return failed("shell", fmt.Errorf("%s ended at once: %w", t.shell, errors.Join(err, fmt.Errorf("exit code %d, %q", code, said))))
 }
 

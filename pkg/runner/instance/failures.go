@@ -31,7 +31,7 @@ func failed(step string, err error) *runner.Failure {
 	return &runner.Failure{Step: step, Sentence: sentences[step], Fix: fixes[step], Err: err}
 }
 
-// malformed is a failure that no retry mends: of a value, or of what the container lacks.
+// malformed is the failure of a value that no retry mends.
 func malformed(step, format string, args ...any) *runner.Failure {
 	f := failed(step, fmt.Errorf(format, args...))
 	f.Final = true

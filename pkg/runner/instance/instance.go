@@ -278,7 +278,7 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 			return nil, err
 		}
 	}
-	return nil, malformed("shell", "none of %s is in the container", strings.Join(k.cfg.Shells, ", "))
+	return nil, failed("shell", fmt.Errorf("none of %s is in the container", strings.Join(k.cfg.Shells, ", ")))
 }
 
 // open opens a terminal over the first connection that takes it.
