@@ -215,11 +215,13 @@ func TestRefused(t *testing.T) {
 	}{
 		{
 			`{"type":"error","code":"ticket_used","message":"Used.","retryable":true}`, 4409, "ticket_used",
-			client.Error{Code: "ticket_used", Message: "Used.", Retryable: true, CloseCode: 4409}, "Used. (ticket_used)",
+			client.Error{Code: "ticket_used", Message: "Used.", Retryable: true, CloseCode: 4409},
+			"Used. (ticket_used)",
 		},
 		{
 			`{"type":"error","code":"backend_failed","message":"No.","retryable":false,"detail":"role","docs":"docs/x.md","more":1}`, 4502, "",
-			client.Error{Code: "backend_failed", Message: "No.", Detail: "role", Docs: "docs/x.md", CloseCode: 4502}, "No. (backend_failed: role)",
+			client.Error{Code: "backend_failed", Message: "No.", Detail: "role", Docs: "docs/x.md", CloseCode: 4502},
+			"No. (backend_failed: role)",
 		},
 		{`{"type":"error","code":"revoked","message":"A moment.","retryable":true}`, 4423, "", client.Error{Code: "revoked", Message: "A moment.", Retryable: true, CloseCode: 4423}, "A moment. (revoked)"},
 		{`{"type":"error","code":"draining","message":"For good.","retryable":false}`, 1012, "", client.Error{Code: "draining", Message: "For good.", CloseCode: 1012}, "For good. (draining)"},
