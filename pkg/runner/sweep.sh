@@ -197,7 +197,7 @@ visit() {
 # which so reaps it: process 1 of a container may reap nothing. It starts no process,
 # so that one can be started after it where their number is limited.
 children_first() {
-	tree= children=
+	tree= children= nested=' '
 	read -r children <"/proc/$sid/task/$sid/children"
 	for child in $children; do visit "$child" 100; done
 	end=
@@ -210,6 +210,7 @@ children_first() {
 		fi
 		kill -s 0 "$pid" || [ "$yield" = false ] || return 0
 		end="$end $pid"
+		[ "$2" = "$sid" ] || nested="$nested$pid "
 	done
 	all=$end
 	now
@@ -217,7 +218,10 @@ children_first() {
 	for pid in $all; do
 		end=$pid
 		signal HUP
-		await alive "$pid"
+		case $nested in
+		*" $pid "*) await [ -d "/proc/$pid" ] ;; # its parent reaps it, which is next
+		*) await alive "$pid" ;;
+		esac
 	done
 	# A shell that reads a command reaps its jobs before the next prompt (dash).
 	patience=$((now + grace / 4))

@@ -98,9 +98,11 @@ func TestStepsTellOfInit(t *testing.T) {
 // openIn opens a terminal by a kind that has bash.
 func openIn(t *testing.T, cli *client.Client, container string, shells ...string) *shelltest.Session {
 	t.Helper()
-	kind := testKind(cli, Config{KeepDetached: true, Shells: shells})
-	t.Cleanup(kind.ends.Close)
-	return shelltest.Open(t, shelltest.By(kind), shelltest.NewTarget(t, container))
+	return shelltest.Open(t, func(swept func(runner.Swept)) shelltest.Starter {
+		kind := testKind(cli, Config{KeepDetached: true, Shells: shells, Swept: swept})
+		t.Cleanup(kind.ends.Close)
+		return kind
+	}, shelltest.NewTarget(t, container))
 }
 
 // A session whose working directory, or whose shell, is gone ends, and the next one opens.

@@ -327,15 +327,27 @@ async function within(promise, fault) {
  */
 async function checkCosts(t, cases) {
   const page = await openPage(t);
-  const base = [];
-  for (let i = 0; i < 4; i++) base.push(await page.print(CLEAR, ROUND));
-  const most = MOST_TIME * Math.max(...base.slice(1));
+  const allowed = async () => {
+    const base = [];
+    for (let i = 0; i < 4; i++) base.push(await page.print(CLEAR, ROUND));
+    return MOST_TIME * Math.max(...base.slice(1));
+  };
+  let most = await allowed();
   for (const [name, unit] of cases) {
     await page.renew();
     const before = await page.memory();
+    /** @type {number[]} */
     const rounds = [];
-    for (let round = 0; round < 3; round++) rounds.push(await page.print(unit, ROUND));
+    const print = async () => {
+      for (let round = 0; round < 3; round++) rounds.push(await page.print(unit, ROUND));
+    };
+    await print();
     const held = (await page.memory()) - before;
+    // A busy machine may have slowed one of the two down.
+    for (let again = 0; again < 2 && Math.min(...rounds) >= most; again++) {
+      most = Math.max(most, await allowed());
+      await print();
+    }
     const told = `${name}: ${JSON.stringify(unit).slice(0, 300)}`;
     if (process.env.TERMGW_FUZZ_SHOW) {
       const times = rounds.map((time) => ((time / most) * MOST_TIME).toFixed(2)).join(" ");
