@@ -34,6 +34,17 @@ func TestKilledGateway(t *testing.T) {
 	if t.Failed() {
 		t.FailNow()
 	}
+	for _, b := range boxes { // before it runs, nohup does not ignore the hang-up yet
+		eventually(t, "all that is told to stay is there", func() bool {
+			n := 0
+			for _, command := range b.commands(t) {
+				if command == "sleep 2001" {
+					n++
+				}
+			}
+			return n == sessions/containers
+		})
+	}
 	killed.signal(t, os.Kill)
 	killed.wait(t)
 	for _, b := range boxes {
