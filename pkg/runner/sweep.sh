@@ -202,9 +202,8 @@ children_first() {
 	for child in $children; do visit "$child" 100; done
 	end=
 	for pid in $tree; do
-		whole "/proc/$pid/stat" || continue
+		alive "$pid" || continue # dash reaps late, and a zombie is not killed
 		set -- ${whole##*) }
-		case $1 in Z | X | x | '') continue ;; esac # dash reaps late, and a zombie is not killed
 		if [ "$keep_detached" = true ]; then
 			[ "$4" = "$sid" ] && ! ignores_hup "/proc/$pid" || continue
 		fi
