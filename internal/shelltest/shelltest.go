@@ -185,6 +185,16 @@ func (s *Session) End(tb testing.TB) runner.Swept {
 	return *s.Swept
 }
 
+// EndSoon is End where the session's end may be put off, because the end of another in
+// the same place is.
+func (s *Session) EndSoon(tb testing.TB) {
+	tb.Helper()
+	s.Closed = true
+	if err := s.Close(); err != nil && !errors.Is(err, runner.ErrPutOff) {
+		tb.Error(err)
+	}
+}
+
 // Living returns the names of a session's living processes, sorted. A process's name is
 // the label in its arguments, "<session>.label", or else its command. Living reads this
 // machine's /proc, which has the processes of containers too: so it needs no program in

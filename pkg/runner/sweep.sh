@@ -207,7 +207,7 @@ children_first() {
 		if [ "$keep_detached" = true ]; then
 			[ "$4" = "$sid" ] && ! ignores_hup "/proc/$pid" || continue
 		fi
-		kill -s 0 "$pid" || [ "$yield" = false ] || return 0
+		[ "$yield" = false ] || ! foreign "$pid" || return 0
 		end="$end $pid"
 		[ "$2" = "$sid" ] || nested="$nested$pid "
 	done
@@ -251,6 +251,12 @@ alive() {
 	[ $(($7 & 4)) = 0 ]
 }
 
+# foreign PID: it lives, and is another user's. What has just ended takes no signal
+# either.
+foreign() {
+	! kill -s 0 "$1" 2>/dev/null && alive "$1"
+}
+
 now
 deadline=$((now + grace))
 forks=1
@@ -277,7 +283,7 @@ else
 fi
 scan
 for pid in $end; do
-	if [ "$yield" = true ] && ! kill -s 0 "$pid" 2>/dev/null; then
+	if [ "$yield" = true ] && foreign "$pid"; then
 		set -- $end
 		echo "0 $kept $#"
 		exit

@@ -61,7 +61,12 @@ func sweepShells() [][]string {
 // runSweep runs sweep.sh on this machine and returns what it says.
 func runSweep(t *testing.T, shell, args []string) string {
 	t.Helper()
-	argv := slices.Concat(shell, []string{"-c", runner.SweepScript, "termgw-sweep"}, args)
+	return runScript(t, shell, runner.SweepScript, args)
+}
+
+func runScript(t *testing.T, shell []string, script string, args []string) string {
+	t.Helper()
+	argv := slices.Concat(shell, []string{"-c", script, "termgw-sweep"}, args)
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = []string{}
 	var stderr strings.Builder
@@ -141,6 +146,36 @@ func TestSweepScript(t *testing.T) {
 					t.Errorf("says %q, want %q", said, c.says)
 				}
 				shelltest.WantLiving(t, s.ID, c.alive...)
+			})
+		}
+	}
+}
+
+// TestSweepYieldsToTheLivingAlone: what ends just before it is asked whether it takes a
+// signal is nobody else's.
+func TestSweepYieldsToTheLivingAlone(t *testing.T) {
+	t.Parallel()
+	const kill = `kill() {
+	[ "$2" = 0 ] || { command kill "$@"; return; }
+	command kill -s KILL "$3"
+	while [ -d "/proc/$3" ]; do sleep 0.05; done
+	return 1
+}
+`
+	for _, shell := range sweepShells() {
+		for _, sid := range []string{"", "find"} {
+			t.Run(strings.Join(shell, " ")+"/"+sid, func(t *testing.T) {
+				t.Parallel()
+				s := shelltest.Open(t, shelltest.By(ending(t)), shelltest.NewTarget(t, ""))
+				sweep := runner.Sweep{SID: sid, Session: s.ID, KeepDetached: true, Grace: time.Second, Yield: true}
+				if sid == "" {
+					sweep.SID, sweep.Start = leader(t, s.ID)
+				}
+				s.Send(t, "exec 9>/dev/tty\n"+shelltest.Job("bg", "")+" &\n")
+				s.Expect(t, "up=42")
+				if said := runScript(t, shell, kill+runner.SweepScript, sweep.Args()); said != "1 0 0" {
+					t.Errorf("says %q", said)
+				}
 			})
 		}
 	}

@@ -487,7 +487,7 @@ func TestCancelledStartLeavesNothing(t *testing.T) {
 		term, err := d.Start(ctx, target, shelltest.DefaultSize)
 		cancel()
 		if err == nil {
-			shelltest.Start(t, term).End(t)
+			shelltest.Start(t, term).EndSoon(t)
 		}
 	}
 	if err := d.Close(); err != nil { // which tries once more what has taken too long
@@ -523,7 +523,7 @@ func TestStartCancelledWhileTheShellStarts(t *testing.T) {
 		d := testKind(cli, Config{KeepDetached: true, Shells: []string{"/bin/bash"}})
 		if term, err := d.Start(ctx, target, shelltest.DefaultSize); err == nil {
 			t.Error("started")
-			shelltest.Start(t, term).End(t)
+			shelltest.Start(t, term).EndSoon(t)
 		}
 		shelltest.WantLiving(t, target.Session)
 		if err := cli.Close(); err != nil {

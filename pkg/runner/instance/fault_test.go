@@ -588,7 +588,7 @@ func TestRemoteCancelledStart(t *testing.T) {
 				defer cancel()
 				term, err := r.Start(ctx, want, shelltest.DefaultSize)
 				if err == nil {
-					shelltest.Start(t, term).End(t)
+					shelltest.Start(t, term).EndSoon(t)
 				}
 				wantNothingOf(t, want.Session)
 				shelltest.Eventually(t, "nothing is alive", func() bool { return len(shelltest.Living(t, want.Session)) == 0 })
