@@ -239,7 +239,7 @@ func (d *doctor) finish() error {
 }
 
 func (d *doctor) target() runner.Target {
-	return runner.Target{Session: d.session, WorkspaceID: d.workspace.ID, Attributes: d.workspace.Attributes, Log: d.log}
+	return runner.Target{Session: d.session, WorkspaceID: d.workspace.ID, Subject: operator(), Attributes: d.workspace.Attributes, Log: d.log}
 }
 
 // open starts the shell at the first call; every call returns the result of the first.

@@ -205,7 +205,7 @@ func (req *request) redeem(ctx context.Context, claims ticket.Claims) (store.Wor
 
 // open starts a shell, and attaches the client to its session.
 func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.Claims, w store.Workspace, size terminal.Size) (*bridge.Bridge, error) {
-	term, err := req.start(ctx, w, size)
+	term, err := req.start(ctx, claims, w, size)
 	if err != nil {
 		return nil, err
 	}
@@ -235,11 +235,11 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 }
 
 // start starts a shell in the place that the workspace's row is of.
-func (req *request) start(ctx context.Context, w store.Workspace, size terminal.Size) (terminal.Terminal, error) {
+func (req *request) start(ctx context.Context, claims ticket.Claims, w store.Workspace, size terminal.Size) (terminal.Terminal, error) {
 	place := req.Places.Of(w.Attributes)
 	req.target = place.Name
 	term, err := place.Kind.Start(ctx, runner.Target{
-		Session: req.id, WorkspaceID: req.workspaceID, Attributes: w.Attributes, Log: req.log,
+		Session: req.id, WorkspaceID: req.workspaceID, Subject: claims.Subject, Attributes: w.Attributes, Log: req.log,
 	}, size)
 	if err != nil {
 		return nil, cmp.Or(context.Cause(ctx), err)

@@ -5,7 +5,8 @@
 // what it started it ends, with everything that belongs to it, and it counts
 // what was left.
 //
-// A kind does not know who asked for the shell, nor what carries its bytes.
+// A kind does not know what carries a shell's bytes, and knows who asked for the shell
+// only to tell it to the place's own audit trail.
 package runner
 
 import (
@@ -24,6 +25,9 @@ const Marker = "TERMGW_SESSION"
 type Target struct {
 	Session     string // marks the shell; 1 to 64 characters of [A-Za-z0-9_-]
 	WorkspaceID string
+	// Subject is the person who asked for the terminal, the ticket's sub. It decides
+	// nothing here: AWS records it, where the row asks for that. Empty at Reap.
+	Subject string
 	// Attributes are the columns of the workspace's row, by name. A kind reads
 	// those that it knows; an empty or missing one means the kind's own default.
 	Attributes map[string]string

@@ -157,9 +157,7 @@ func (c *connection) login() (_ *login, err error) {
 	}
 	opening := make(chan opened, 1)
 	go func() { // received below, always
-		t, err := c.kind.cfg.Tunnels.Open(ctx, TunnelRequest{
-			InstanceID: c.to.instance, Region: c.to.region, OSUser: c.to.user, PublicKey: l.key.public,
-		})
+		t, err := c.kind.cfg.Tunnels.Open(ctx, c.to.tunnelRequest(l.key.public))
 		opening <- opened{t, err}
 	}()
 	near, known, startErr := c.startSSH(ctx, l)

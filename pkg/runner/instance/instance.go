@@ -36,13 +36,19 @@ type Tunnels interface {
 	Steps(TunnelRequest) []runner.Step
 }
 
-// TunnelRequest names the instance that a tunnel leads to, and the login. All fields
-// but Region are validated.
+// TunnelRequest names the instance that a tunnel leads to, and the login. InstanceID and
+// OSUser are validated. Region, Role and Endpoint are the row's columns as they are; empty
+// is the default of Tunnels.
 type TunnelRequest struct {
 	InstanceID string
-	Region     string // empty: the default
-	OSUser     string
-	PublicKey  string // a line as in authorized_keys
+	Region     string
+	Role       string // role_arn
+	Endpoint   string // endpoint_id
+	// SourceIdentity is the subject of the person for whom the tunnel is opened, if the
+	// row asks for it (source_identity); else empty. Such a tunnel serves one person alone.
+	SourceIdentity string
+	OSUser         string
+	PublicKey      string // a line as in authorized_keys
 }
 
 // Tunnel is a stream to an sshd: either Conn, or the stdin and stdout of Command.
@@ -56,6 +62,9 @@ type Tunnel struct {
 	Explain func(said string) error
 	Expires time.Time // end of the tunnel; zero: never
 	Ended   func()    // called once, when the tunnel is no longer used; may be nil
+	// Trail is what the way is known by at the other side, by name, for the log and the
+	// audit trail: the endpoint, the address, the ids of the requests. It holds no secret.
+	Trail map[string]string
 }
 
 // HostKeys keeps the public keys of sshds, as in authorized_keys, for all replicas.
@@ -134,8 +143,21 @@ type Kind struct {
 	closed bool
 }
 
-// destination is the key by which terminals share connections.
-type destination struct{ instance, region, user, hostKey string }
+// destination is the key by which terminals share connections: whatever decides which
+// sshd answers, who logs in, and under whose name AWS records the connection.
+type destination struct {
+	instance, region, user, hostKey string
+	role, endpoint                  string
+	identity                        string // of the one person whom the connection serves; empty: it is shared
+}
+
+// tunnelRequest returns the destination as Tunnels has it.
+func (d destination) tunnelRequest(publicKey string) TunnelRequest {
+	return TunnelRequest{
+		InstanceID: d.instance, Region: d.region, Role: d.role, Endpoint: d.endpoint, SourceIdentity: d.identity,
+		OSUser: d.user, PublicKey: publicKey,
+	}
+}
 
 // Open returns the kind. The caller closes it, after its terminals.
 func Open(cfg Config) (*Kind, error) {
@@ -196,7 +218,10 @@ func (k *Kind) request(t runner.Target) (*request, error) {
 	row := t.Attributes
 	r := &request{
 		kind: k, session: t.Session, target: cmp.Or(row["remote_target"], k.cfg.Target), sid: "find", start: "0", log: t.Log,
-		to: destination{row[Column], row["region"], cmp.Or(row["os_user"], k.cfg.OSUser), ""},
+		to: destination{
+			instance: row[Column], region: row["region"], user: cmp.Or(row["os_user"], k.cfg.OSUser),
+			role: row["role_arn"], endpoint: row["endpoint_id"],
+		},
 	}
 	switch {
 	case !instanceForm.MatchString(r.to.instance):
@@ -207,6 +232,10 @@ func (k *Kind) request(t runner.Target) (*request, error) {
 		return nil, malformed("session", "%q is no session's id", r.session)
 	case r.target != TargetContainer && r.target != TargetHost:
 		return nil, malformed("remote_target", "%q is neither %s nor %s", r.target, TargetContainer, TargetHost)
+	}
+	var err error
+	if r.to.identity, err = sourceIdentity(row, t.Subject); err != nil {
+		return nil, err
 	}
 	if row["host_key"] == "" {
 		return r, nil
@@ -219,6 +248,30 @@ func (k *Kind) request(t runner.Target) (*request, error) {
 	}
 	r.to.hostKey = strings.Join(keys, "\n")
 	return r, nil
+}
+
+// sourceIdentity returns the subject if the row asks that connections be in the person's name, else "".
+func sourceIdentity(row map[string]string, subject string) (string, error) {
+	asked := row["source_identity"]
+	if asked == "" {
+		return "", nil
+	}
+	named, err := strconv.ParseBool(asked)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("%q is neither true nor false", asked)
+	case !named:
+		return "", nil
+	case row["role_arn"] == "":
+		err = errors.New("AWS takes a source identity only with a role, and the row has no role_arn")
+	case subject == "":
+		err = errors.New("the terminal is for nobody who has a name")
+	default:
+		return subject, nil
+	}
+	f := malformed("source_identity", "%w", err)
+	f.Sentence = "The workspace's source_identity cannot be used: it is true or false, and true needs a role_arn in the workspace's row."
+	return "", f
 }
 
 // idForm is what the engine may take for the start of a container's id.
@@ -334,7 +387,7 @@ func (k *Kind) Steps(t runner.Target, open func(context.Context) error) []runner
 		}
 	}
 	ofContainer := func(err error) bool { return errors.Is(err, runner.ErrNotRunning) || runner.StepOf(err) == "docker" }
-	steps := append(k.cfg.Tunnels.Steps(TunnelRequest{InstanceID: r.to.instance, Region: r.to.region, OSUser: r.to.user}), runner.Step{
+	steps := append(k.cfg.Tunnels.Steps(r.to.tunnelRequest("")), runner.Step{
 		Name: "login", Fix: fixes["pty"],
 		Run: opens("as "+r.to.user, func(err error) bool { return !ofContainer(err) && runner.StepOf(err) != "shell" }),
 	})
