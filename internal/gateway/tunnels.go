@@ -36,8 +36,12 @@ const sweepTime = 10 * time.Second
 type tunnelStore interface {
 	instance.HostKeys
 	AcquireTunnel(ctx context.Context, endpoint, instanceID, replica string, limit int) (lease string, err error)
+	FreeTunnels(ctx context.Context, endpoint string, limit int) (int, error)
 	ReleaseTunnel(ctx context.Context, lease string) error
 }
+
+// sparePlaces are an endpoint's places that tunnels leave free if their terminal could share another.
+const sparePlaces = eice.MaxTunnels / 4
 
 // tunnels opens tunnels to instances through an EC2 Instance Connect Endpoint. It
 // joins pkg/eice and pkg/runner/instance, which do not import each other.
@@ -93,7 +97,13 @@ func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.
 	if err != nil {
 		return instance.Tunnel{}, err
 	}
-	tunnel := instance.Tunnel{Expires: time.Now().Add(eice.MaxTunnel - sweepTime), Ended: release}
+	tunnel := instance.Tunnel{
+		Expires: time.Now().Add(eice.MaxTunnel - sweepTime), Ended: release,
+		Room: func(ctx context.Context) bool {
+			free, err := t.shared.FreeTunnels(ctx, route.EndpointID, eice.MaxTunnels)
+			return err == nil && free > sparePlaces
+		},
+	}
 	both, bothCtx := errgroup.WithContext(ctx)
 	both.Go(func() error { return t.aws.PushKey(bothCtx, route, r.OSUser, r.PublicKey) })
 	if t.cli {
@@ -293,7 +303,7 @@ func told(err error) error {
 // noTunnelLeft returns the failure of an endpoint that carries as many tunnels as AWS allows.
 func noTunnelLeft(err error) error {
 	return &runner.Failure{
-		Step: store.LimitTunnels, Err: err,
+		Step: store.LimitTunnels, Err: fmt.Errorf("%w: %w", instance.ErrQuota, err),
 		Sentence: fmt.Sprintf("AWS carries %d tunnels an endpoint, and all are in use. Close a terminal or try again later.", eice.MaxTunnels),
 	}
 }

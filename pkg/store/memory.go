@@ -165,18 +165,28 @@ func (m *Memory) open(id string, to seat) error {
 func (m *Memory) AcquireTunnel(_ context.Context, endpoint, _, _ string, limit int) (lease string, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	used := 0
-	for _, e := range m.tunnels {
-		if e == endpoint {
-			used++
-		}
-	}
-	if used >= limit {
+	if m.usedTunnels(endpoint) >= limit {
 		return "", fmt.Errorf("acquiring a tunnel: %w", &LimitError{Of: LimitTunnels, Max: limit})
 	}
 	lease = rand.Text()
 	m.tunnels[lease] = endpoint
 	return lease, nil
+}
+
+// FreeTunnels returns how many of an endpoint's places are free, of as many as limit.
+func (m *Memory) FreeTunnels(_ context.Context, endpoint string, limit int) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return max(0, limit-m.usedTunnels(endpoint)), nil
+}
+
+func (m *Memory) usedTunnels(endpoint string) (n int) {
+	for _, e := range m.tunnels {
+		if e == endpoint {
+			n++
+		}
+	}
+	return n
 }
 
 // ReleaseTunnel gives a place back.

@@ -12,6 +12,9 @@ const releaseSQL = `DELETE FROM termgw.tunnels WHERE id = $1`
 
 var acquireSQL = `SELECT termgw.acquire_tunnel($1, $2, $3, $4, $5, $6::double precision + ` + strings.Replace(strangeSQL, "$16", "$7", 1) + `)`
 
+var freeSQL = `SELECT $2::bigint - count(*) FROM termgw.tunnels
+WHERE endpoint = $1 AND renewed_at > now() - make_interval(secs => $3::double precision + ` + strings.Replace(strangeSQL, "$16", "$4", 1) + `)`
+
 // leases are the tunnels of this process.
 type leases struct {
 	mu   sync.Mutex
@@ -59,6 +62,13 @@ func (p *Postgres) AcquireTunnel(ctx context.Context, endpoint, instanceID, repl
 	}
 	p.leases.add(lease)
 	return lease, nil
+}
+
+// FreeTunnels returns how many of an endpoint's places are free, of as many as limit. Another replica may take them at once.
+func (p *Postgres) FreeTunnels(ctx context.Context, endpoint string, limit int) (n int, err error) {
+	silence, server := p.steady.silence(p.now())
+	err = p.one(ctx, freeSQL, []any{text(endpoint), int64(limit), silence, server}, &n)
+	return max(0, n), unavailable("counting tunnels", err)
 }
 
 // ReleaseTunnel gives a place back. If it fails, the place is free when the lease runs out: there is no need to repeat it.

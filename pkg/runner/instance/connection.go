@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"strings"
@@ -24,11 +25,11 @@ type connection struct {
 	ctx     context.Context
 	hangUp  context.CancelFunc
 
-	ready   chan struct{}   // closed once the next four fields are set
-	err     error           // of the opening
-	expires time.Time       // end of the tunnel; zero: never
-	pump    *pump           // nil: a command carries the tunnel
-	master  *runner.Process // the connection's ssh
+	ready  chan struct{}   // closed once the next four fields are set
+	err    error           // of the opening
+	tunnel Tunnel          // its ends are login's
+	pump   *pump           // nil: a command carries the tunnel
+	master *runner.Process // the connection's ssh
 
 	gone chan struct{} // closed once lost is set: the sessions are lost
 	lost error
@@ -49,15 +50,17 @@ func (k *Kind) newConnection(to destination) *connection {
 	return c
 }
 
-// lastsFor reports whether the tunnel has at least d left. A connection that is
-// still opening has the longest possible life.
-func (c *connection) lastsFor(d time.Duration) bool {
+// lifeLeft returns how long the tunnel lives on. A connection that is still opening
+// has the longest possible life, and so has one whose tunnel has no end.
+func (c *connection) lifeLeft() time.Duration {
 	select {
 	case <-c.ready:
-		return c.expires.IsZero() || c.expires.Sub(c.kind.cfg.Now()) >= d
+		if !c.tunnel.Expires.IsZero() {
+			return c.tunnel.Expires.Sub(c.kind.cfg.Now())
+		}
 	default:
-		return true
 	}
+	return math.MaxInt64
 }
 
 // live is the goroutine of a connection: it opens the connection, keeps it until it
@@ -184,7 +187,7 @@ func (c *connection) login() (_ *login, err error) {
 		}
 		return nil, err
 	}
-	c.expires = got.tunnel.Expires
+	c.tunnel = got.tunnel
 
 	select {
 	case <-appeared:

@@ -65,7 +65,14 @@ type Tunnel struct {
 	// Trail is what the way is known by at the other side, by name, for the log and the
 	// audit trail: the endpoint, the address, the ids of the requests. It holds no secret.
 	Trail map[string]string
+	// Room reports whether the quota has room for one more tunnel to the same
+	// instance, and would leave places for others; nil: it has none.
+	Room func(context.Context) bool
 }
+
+// ErrQuota is the cause of an error of Tunnels.Open if the quota lets no more tunnels
+// open.
+var ErrQuota = errors.New("no more tunnels")
 
 // HostKeys keeps the public keys of sshds, as in authorized_keys, for all replicas.
 type HostKeys interface {
@@ -108,8 +115,12 @@ const (
 	// sessionLimit is the default limit of sessions on one connection of an sshd
 	// (MaxSessions).
 	sessionLimit = 10
-	// usefulLife is the least life that a tunnel must have left for a new terminal.
+	// A new terminal shares a tunnel that has freshLife of its hour left. It shares one
+	// that has usefulLife left if the quota has no room for another, and one with
+	// leastLife if the quota is used up: a short life is better than none.
+	freshLife  = 55 * time.Minute
 	usefulLife = 15 * time.Minute
+	leastLife  = time.Minute
 	// connectTries bounds the connections that one terminal tries.
 	connectTries = 5
 	// endFor bounds the retries of a session's end after its connection was lost, and endPause the pauses between them. The

@@ -2,6 +2,7 @@ package instance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -11,45 +12,120 @@ import (
 // This file shares connections among terminals, and counts their sessions.
 
 // connect reserves a session of a connection, which the caller gives back by
-// release.
+// release. Where the quota lets no tunnel open, it shares one that is about to end.
 func (k *Kind) connect(ctx context.Context, to destination) (*connection, error) {
-	c, err := k.reserve(to)
+	c, err := k.reserve(ctx, to)
 	if err != nil {
 		return nil, err
 	}
-	select {
-	case <-c.ready:
-		err = c.err
-	case <-ctx.Done():
-		err = failed("ssh_timeout", fmt.Errorf("waiting for a connection: %w", context.Cause(ctx)))
+	if err = c.opened(ctx); err == nil {
+		return c, nil
 	}
-	if err != nil {
-		k.release(c)
-		return nil, err
+	k.release(c)
+	if errors.Is(err, ErrQuota) {
+		if c := k.any(ctx, to); c != nil {
+			return c, nil
+		}
 	}
-	return c, nil
+	return nil, err
 }
 
-func (k *Kind) reserve(to destination) (*connection, error) {
+// any reserves a session of an open connection; nil: there is none.
+func (k *Kind) any(ctx context.Context, to destination) *connection {
+	c, _ := k.share(to, leastLife)
+	if c != nil && c.opened(ctx) != nil {
+		k.release(c)
+		return nil
+	}
+	return c
+}
+
+// opened waits until a connection is open, or its opening has failed.
+func (c *connection) opened(ctx context.Context) error {
+	select {
+	case <-c.ready:
+		return c.err
+	case <-ctx.Done():
+		return failed("ssh_timeout", fmt.Errorf("waiting for a connection: %w", context.Cause(ctx)))
+	}
+}
+
+// reserve reserves a session of the connection that suits a new terminal. If none
+// does, the terminal gets a connection of its own while there is room for its tunnel,
+// and else shares the one whose tunnel lives longest.
+func (k *Kind) reserve(ctx context.Context, to destination) (*connection, error) {
+	c, err := k.share(to, usefulLife)
+	if err != nil {
+		return nil, err
+	}
+	if c != nil {
+		if c.suits() || !c.room(ctx) {
+			return c, nil
+		}
+		k.replace(c)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if c := k.longest(to, usefulLife); c != nil && c.suits() {
+		return k.take(c), nil // another terminal's, which opened meanwhile
+	}
+	c = k.newConnection(to)
+	k.conns[to] = append(k.conns[to], c)
+	k.wg.Go(c.live)
+	return k.take(c), nil
+}
+
+// suits reports whether a new terminal shares the connection although there is room
+// for another tunnel. A connection that is still opening suits.
+func (c *connection) suits() bool { return c.lifeLeft() >= freshLife }
+
+// room reports whether there is room for another tunnel beside this one.
+func (c *connection) room(ctx context.Context) bool {
+	return c.opened(ctx) == nil && c.tunnel.Room != nil && c.tunnel.Room(ctx)
+}
+
+// share reserves a session of the connection that lives longest, and for at least d;
+// nil: there is none.
+func (k *Kind) share(to destination, d time.Duration) (*connection, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.closed {
 		return nil, failed("ssh", errClosed)
 	}
+	c := k.longest(to, d)
+	if c == nil {
+		return nil, nil
+	}
+	return k.take(c), nil
+}
+
+// longest returns the connection with a free session that lives longest, and for at
+// least d; nil: there is none. The caller holds the mutex.
+func (k *Kind) longest(to destination, d time.Duration) (best *connection) {
 	for _, c := range k.conns[to] {
-		if c.used < c.limit && !c.over && c.lastsFor(usefulLife) {
-			c.used++
-			if c.idle != nil {
-				c.idle.Stop()
-			}
-			return c, nil
+		if left := c.lifeLeft(); c.used < c.limit && !c.over && left >= d && (best == nil || left > best.lifeLeft()) {
+			best = c
 		}
 	}
-	c := k.newConnection(to)
+	return best
+}
+
+// take reserves a session. The caller holds the mutex.
+func (k *Kind) take(c *connection) *connection {
 	c.used++
-	k.conns[to] = append(k.conns[to], c)
-	k.wg.Go(c.live)
-	return c, nil
+	if c.idle != nil {
+		c.idle.Stop()
+	}
+	return c
+}
+
+// replace gives a session back because its terminal gets another connection. A
+// connection that has no other session ends at once: its place is another's.
+func (k *Kind) replace(c *connection) {
+	k.mu.Lock()
+	c.over = c.over || c.used == 1
+	k.mu.Unlock()
+	k.release(c)
 }
 
 // release gives a session back. A connection without sessions ends after

@@ -169,7 +169,7 @@ func (c *connection) isGone() bool {
 }
 
 // Expires returns when the terminal's tunnel is cut; zero: never.
-func (t *sshTerminal) Expires() time.Time { return t.conn.expires }
+func (t *sshTerminal) Expires() time.Time { return t.conn.tunnel.Expires }
 
 func (t *sshTerminal) Read(p []byte) (int, error) {
 	if len(t.early) > 0 {
@@ -299,9 +299,12 @@ func (r *request) end(keepDetached bool, sweep func(ctx context.Context, keepDet
 
 // sweepElsewhere sweeps over any connection.
 func (r *request) sweepElsewhere(ctx context.Context, keepDetached bool) (runner.Swept, error) {
-	c, err := r.kind.connect(ctx, r.to)
-	if err != nil {
-		return runner.Swept{}, err
+	c := r.kind.any(ctx, r.to)
+	if c == nil {
+		var err error
+		if c, err = r.kind.connect(ctx, r.to); err != nil {
+			return runner.Swept{}, err
+		}
 	}
 	defer r.kind.release(c)
 	return c.sweep(ctx, r, keepDetached)
