@@ -86,7 +86,7 @@ type Error struct {
 	Message   string // a sentence for the person; may be empty
 	Detail    string // the step that failed or the rule that was broken; may be empty
 	Docs      string // a page for the gateway's operator; may be empty
-	Retryable bool   // another ticket may open the terminal
+	Retryable bool   // another ticket may open the terminal; each try may cost the workspace a login, so bound the tries
 	CloseCode int    // the WebSocket's close code; 0: the connection was lost after the message
 }
 

@@ -231,6 +231,9 @@ func TestRefused(t *testing.T) {
 		{`{"type":"error","retryable":true}`, 4502, "", client.Error{Retryable: true, CloseCode: 4502}, "the gateway closed the session with code 4502"},
 		{`{"type":"error","code":"idle_timeout","message":"Idle.","retryable":true}`, 0, "", client.Error{Code: "idle_timeout", Message: "Idle.", Retryable: true}, "Idle. (idle_timeout)"},
 		{`{"type":"tomorrow"}`, 4408, "idle_timeout", client.Error{Code: "idle_timeout", Retryable: true, CloseCode: 4408}, "the gateway closed the session with code 4408 (idle_timeout)"},
+		// The first end is the cause.
+		{`{"type":"error","code":"revoked","message":"Cut."}{"type":"error","code":"draining","message":"Later."}`, 4423, "", client.Error{Code: "revoked", Message: "Cut.", CloseCode: 4423}, "Cut. (revoked)"},
+		{`{"type":"error","code":"revoked","message":"Cut, too."}{"type":"exit","code":0}`, 4423, "", client.Error{Code: "revoked", Message: "Cut, too.", CloseCode: 4423}, "Cut, too. (revoked)"},
 		{`{"type":"tomorrow"}`, 4423, "", client.Error{CloseCode: 4423}, "the gateway closed the session with code 4423"},
 	} {
 		t.Run(test.says, func(t *testing.T) {
@@ -241,7 +244,11 @@ func TestRefused(t *testing.T) {
 						g.tell(ready)
 						g.print("last words")
 					}
-					g.tell("%s", test.message)
+					for message := range strings.SplitAfterSeq(test.message, "}") {
+						if message != "" {
+							g.tell("%s", message)
+						}
+					}
 					if test.close != 0 {
 						_ = g.Close(test.close, test.reason)
 					}

@@ -128,11 +128,15 @@ func (c *Conn) receiveControl(r io.Reader) error {
 			status = -1
 		}
 		c.mu.Lock()
-		c.exit = &Exit{Code: status, Signal: m.Signal}
+		if c.exit == nil && c.refused == nil { // the first end is the cause
+			c.exit = &Exit{Code: status, Signal: m.Signal}
+		}
 		c.mu.Unlock()
 	case "error":
 		c.mu.Lock()
-		c.refused = &refusal{Error{Code: word, Message: m.Message, Detail: m.Detail, Docs: m.Docs}, m.Retryable}
+		if c.exit == nil && c.refused == nil {
+			c.refused = &refusal{Error{Code: word, Message: m.Message, Detail: m.Detail, Docs: m.Docs}, m.Retryable}
+		}
 		c.mu.Unlock()
 	}
 	return nil

@@ -275,6 +275,12 @@ export function closedEnd(
   return end;
 }
 
+/** An end that is not tried again by itself any more, after so many. */
+export function spentEnd(end: EndReason, times: number): EndReason {
+  const message = `${end.message} Tried ${times} times; to try again, reconnect.`;
+  return { ...end, message };
+}
+
 function codeOf(close: number, closeReason: string, error: ServerError | undefined): EndCode {
   if (error) return isEndCode(error.code) ? error.code : "unknown";
   if (isEndCode(closeReason) && table[closeReason].close === close) return closeReason;

@@ -5,10 +5,10 @@
  * the page: attach.ts joins it to a terminal.
  */
 import { isAnswer } from "./answers.js";
-import { type EndReason, isEndCode, localEnd } from "./codes.js";
+import { type EndReason, isEndCode, localEnd, spentEnd } from "./codes.js";
 import { Events } from "./events.js";
 import type { Notice, Ready } from "./messages.js";
-import { type Failures, isRefusal, plan } from "./retry.js";
+import { counted, noFailures, plan } from "./retry.js";
 import { type Clock, type Output, Session, type Size, type Socket } from "./session.js";
 import { soon } from "./task.js";
 
@@ -18,6 +18,11 @@ const TICKET = /^[\w-]+\.[\w-]+\.[\w-]+$/;
 const CONNECT_MS = 30_000;
 /** A session that was open for so long was a good one: the next wait is short again. */
 const STABLE_MS = 10_000;
+/**
+ * After so long also a session in which nobody typed says that what failed before is mended. One that
+ * fails sooner again and again is not opened for ever.
+ */
+const MENDED_MS = 10 * 60_000;
 export const MAX_SIZE = 1000;
 
 /**
@@ -109,7 +114,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
   private current: Status = { state: "idle", attempt: 0 };
   private attempt: Attempt | undefined;
   private stopWaiting: () => void = () => {};
-  private failures: Failures = { attempts: 0, refused: 0 };
+  private failures = noFailures;
   private size: Size = { cols: 80, rows: 24 };
   private openedAt = 0;
   private inputAt = 0;
@@ -134,8 +139,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
   connect(): void {
     if (this.attempt) return;
     // Asked for by a person: what failed before does not slow this one down.
-    if (this.current.state !== "waiting") this.failures = { attempts: 0, refused: 0 };
-    this.stopWaiting();
+    if (this.current.state !== "waiting") this.failures = noFailures;
     this.open();
   }
 
@@ -162,6 +166,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     if (state !== "open" || ready?.mode === "ro" || input.length === 0) return;
     if (isTyped) {
       this.inputAt = this.clock.now();
+      this.mended(); // somebody is there, and sees what happens
       if (this.announced?.code === "idle_timeout") this.announced = undefined;
     }
     this.attempt?.session?.send(
@@ -202,6 +207,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
   }
 
   private open(): void {
+    this.stopWaiting();
     const cancel = new AbortController();
     const attempt: Attempt = {
       session: undefined,
@@ -209,7 +215,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
       stopTimer: this.clock.after(CONNECT_MS, () => this.giveUp(attempt)),
     };
     this.attempt = attempt;
-    this.failures.attempts++;
+    this.failures = { ...this.failures, attempts: this.failures.attempts + 1 };
     this.setStatus({
       state: "connecting",
       attempt: this.failures.attempts,
@@ -257,11 +263,16 @@ export class TerminalConnection extends Events<ConnectionEvents> {
   private opened(attempt: Attempt, ready: Ready): void {
     attempt.stopTimer();
     attempt.stopTimer = this.clock.after(STABLE_MS, () => {
-      this.failures.attempts = 0;
+      this.failures = { ...this.failures, attempts: 0 };
+      attempt.stopTimer = this.clock.after(MENDED_MS - STABLE_MS, () => this.mended());
     });
-    this.failures.refused = 0;
+    this.failures = { ...this.failures, refused: 0 };
     this.openedAt = this.inputAt = this.clock.now();
     this.setStatus({ state: "open", ready, attempt: this.failures.attempts });
+  }
+
+  private mended(): void {
+    this.failures = { ...this.failures, told: 0 };
   }
 
   /** Ends an attempt that took too long, by where it was. */
@@ -276,13 +287,12 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     this.announced = undefined;
     attempt.stopTimer();
     attempt.cancel.abort();
-    if (isRefusal(end)) this.failures.refused++;
-    // The session that stayed open long is not a failed attempt; the next one is the first.
-    this.failures.attempts = Math.max(1, this.failures.attempts);
+    this.failures = counted(this.failures, end);
     const next = plan(end, this.failures, this.random);
     const { attempts } = this.failures;
+    if (next.kind === "stop" && next.spent) end = spentEnd(end, this.failures.told);
     if (next.kind === "wait") {
-      this.stopWaiting = this.clock.after(next.ms, () => this.open());
+      this.wait(next.ms, next.shown);
       const retryAt = Date.now() + next.ms;
       this.setStatus({ state: "waiting", end, attempt: attempts, retryAt });
     } else {
@@ -293,6 +303,22 @@ export class TerminalConnection extends Events<ConnectionEvents> {
       });
     }
     this.emit("end", end);
+  }
+
+  /** Opens a session after `ms`; with `shown`, not while the page is hidden, and as soon as it is shown. */
+  private wait(ms: number, shown: boolean): void {
+    const { page } = this;
+    const cancel = new AbortController();
+    const { signal } = cancel;
+    const openIfShown = () => {
+      if (!shown || !page?.hidden) this.open();
+    };
+    if (shown) page?.addEventListener("visibilitychange", openIfShown, { signal });
+    const stopTimer = this.clock.after(ms, openIfShown);
+    this.stopWaiting = () => {
+      stopTimer();
+      cancel.abort();
+    };
   }
 
   private setStatus(status: Status): void {

@@ -158,7 +158,7 @@ export class Session {
 
   /** Ends a session that was waited for long enough, and that is not ready. */
   giveUp(): void {
-    this.finish(localEnd(this.accepted ? "no_answer" : "unreachable"));
+    this.finish(this.told() ?? localEnd(this.accepted ? "no_answer" : "unreachable"));
   }
 
   /** Ends the session from this side. */
@@ -202,10 +202,15 @@ export class Session {
 
   private endOf(close: number, closeReason: string): EndReason {
     // A browser says 1006 of every line that was cut and every failed handshake.
-    if (close === 1006 && !this.error && !this.exit) {
-      return localEnd(this.accepted ? "connection_lost" : "unreachable");
+    if (close === 1006) {
+      return this.told() ?? localEnd(this.accepted ? "connection_lost" : "unreachable");
     }
     return closedEnd(close, closeReason, this.error, this.exit);
+  }
+
+  /** The end that the gateway has told, and whose close frame has not come. */
+  private told(): EndReason | undefined {
+    return this.error || this.exit ? closedEnd(1006, "", this.error, this.exit) : undefined;
   }
 
   private control(text: string): void {
@@ -213,7 +218,7 @@ export class Session {
     try {
       message = parseServerMessage(text);
     } catch {
-      this.finish(localEnd("bad_server_message"));
+      this.finish(this.told() ?? localEnd("bad_server_message"));
       return;
     }
     switch (message?.type) {
@@ -232,10 +237,10 @@ export class Session {
         this.events.notice(message.notice);
         break;
       case "exit":
-        this.exit = message.exit;
+        if (!this.error) this.exit ??= message.exit;
         break;
       case "error":
-        this.error = message.error;
+        if (!this.exit) this.error ??= message.error; // the first one is the cause
         break;
     }
   }
@@ -292,7 +297,7 @@ export class Session {
 
   private ping(): void {
     if (this.unanswered >= PINGS_LOST) {
-      this.finish(localEnd("connection_lost"));
+      this.finish(this.told() ?? localEnd("connection_lost"));
       return;
     }
     this.unanswered++;

@@ -917,6 +917,195 @@ test("the waits are a random part of 1, 2, 4 … 30 s", async () => {
   }
 });
 
+// The last try.
+
+/** Ends a session in the gateway's words, before its shell is there or after. */
+type Ending = (socket: FakeSocket) => void;
+
+const refusedWith =
+  (close: number, message: object): Ending =>
+  (socket) => {
+    socket.accept();
+    socket.text(message);
+    socket.closeFrame(close);
+  };
+
+for (const [name, last, ending] of [
+  ["backend_failed", 1_000, refusedWith(4502, error("backend_failed", true))],
+  [
+    "backend_failed, by its code alone",
+    1_000,
+    refusedWith(4502, { type: "error", code: "backend_failed", message: "The server's words." }),
+  ],
+  ["overloaded", 1_000, refusedWith(1013, error("overloaded", true))],
+  ["store_unavailable", 1_000, refusedWith(4503, error("store_unavailable", true))],
+  ["keys_unavailable", 1_000, refusedWith(4503, error("keys_unavailable", true))],
+  ["session_expired", 1_000, refusedWith(4410, error("session_expired", true))],
+  ["tunnel_expired", 1_000, refusedWith(4504, error("tunnel_expired", true))],
+  ["too_many_sessions", 15_000, refusedWith(4429, error("too_many_sessions", true))],
+  ["revoked, which may be tried again", 1_000, refusedWith(4423, error("revoked", true))],
+  ["a code that is not known", 1_000, refusedWith(4000, error("moon_phase", true))],
+  [
+    "backend_failed once the shell is there",
+    1_000,
+    (socket) => {
+      ready(socket);
+      socket.text(error("backend_failed", true));
+      socket.closeFrame(4502);
+    },
+  ],
+] satisfies [string, number, Ending][]) {
+  test(`a cause that stays is not tried for ever: ${name}`, async () => {
+    const made = rig(undefined, () => 1);
+    ending(await dialled(made));
+    assert.deepEqual(made.clock.running, [last]);
+    for (let retries = 1; retries <= 10; retries++) ending(await retried(made));
+    const { state, end } = made.connection.status;
+    assert.equal(state, "ended");
+    assert.equal(
+      end?.message,
+      "The server's words. Tried 11 times; to try again, reconnect.",
+      "what it was, and what to do",
+    );
+    assert.notEqual(end.retry, "never", "a person may");
+    assert.deepEqual(made.ends.at(-1), end);
+    assert.deepEqual(made.clock.running, []);
+
+    made.connection.connect(); // somebody asked
+    await settle();
+    ending(made.sockets.at(-1) as FakeSocket);
+    assert.equal(made.connection.status.state, "waiting", "which counts from the start");
+    assert.equal(made.connection.status.end?.message, "The server's words.");
+  });
+}
+
+test("no_answer is not tried for ever", async () => {
+  const made = rig();
+  let socket = await dialled(made);
+  for (let tries = 1; ; tries++) {
+    socket.accept();
+    made.clock.advance(30_000);
+    if (tries === 11) break;
+    socket = await retried(made);
+  }
+  assert.equal(made.connection.status.state, "ended");
+  assert.match(made.connection.status.end?.message ?? "", /Tried 11 times/);
+});
+
+test("a cause that stays is not tried for ever where other ends come between", async () => {
+  const made = rig();
+  const endings: Ending[] = [
+    refusedWith(4502, error("backend_failed", true)),
+    (socket) => socket.closeFrame(1006),
+    refusedWith(4503, error("store_unavailable", true)),
+  ];
+  let socket = await dialled(made);
+  for (let tries = 0; made.connection.status.state !== "ended"; tries++) {
+    assert.ok(tries < 20);
+    endings[tries % 3]?.(socket);
+    if (made.connection.status.state === "waiting") socket = await retried(made);
+  }
+  assert.match(made.connection.status.end?.message ?? "", /Tried 11 times/);
+});
+
+/** Keeps a session open for so long, and answers its pings. */
+function keep(made: Rig, socket: FakeSocket, ms: number): void {
+  for (let passed = 0; passed < ms; passed += 5_000) {
+    for (const { id } of socket.sent("ping").slice(-1)) socket.text({ type: "pong", id });
+    made.clock.advance(5_000);
+  }
+}
+
+for (const [name, use, state] of [
+  ["stays for 20 s and is not used", (made, socket) => keep(made, socket, 20_000), "ended"],
+  ["stays for ten minutes", (made, socket) => keep(made, socket, 600_000), "waiting"],
+  ["is typed in", (made) => made.connection.send("ls\r"), "waiting"],
+  ["answers a program by itself", (made) => made.connection.send("\x1b[5;1R"), "ended"],
+] satisfies [string, (made: Rig, socket: FakeSocket) => void, string][]) {
+  test(`tries are counted on after a session that ${name}: ${state}`, async () => {
+    const made = rig();
+    let socket = await dialled(made);
+    for (let ends = 1; ; ends++) {
+      use(made, ready(socket));
+      socket.text(error("backend_failed", true));
+      socket.closeFrame(4502);
+      if (ends === 11) break;
+      socket = await retried(made);
+    }
+    assert.equal(made.connection.status.state, state);
+  });
+}
+
+for (const [name, ending] of [
+  ["unreachable", (socket) => socket.closeFrame(1006)],
+  ["connection_lost", (socket) => ready(socket).closeFrame(1006)],
+  ["draining", refusedWith(1012, error("draining", true))],
+] satisfies [string, Ending][]) {
+  test(`${name} is tried on, slower, and only while the page is shown`, async () => {
+    const made = rig(undefined, () => 1);
+    made.page.hide(true);
+    ending(await dialled(made));
+    // A hidden page too: a shell may be waiting for it.
+    for (let retries = 1; retries <= 10; retries++) ending(await retried(made));
+    assert.deepEqual(made.clock.running, [60_000]);
+    made.clock.advance(3_600_000);
+    await settle();
+    assert.equal(made.sockets.length, 11, "nobody looks");
+
+    made.page.hide(false);
+    await settle();
+    assert.equal(made.sockets.length, 12, "at once when somebody does");
+    for (let retries = 1; retries <= 20; retries++) {
+      ending(made.sockets.at(-1) as FakeSocket);
+      assert.deepEqual(made.clock.running, [60_000]);
+      await retried(made);
+    }
+    ending(made.sockets.at(-1) as FakeSocket);
+
+    made.page.hide(true);
+    made.connection.close();
+    made.page.hide(false);
+    await settle();
+    assert.equal(made.sockets.length, 32, "what was closed stays so");
+    assert.equal(made.connection.status.state, "ended");
+    assert.deepEqual(made.clock.running, []);
+  });
+}
+
+// The first cause is the one that is told.
+
+for (const [name, follows] of [
+  ["a cut line", (_made, socket) => socket.closeFrame(1006)],
+  ["silence", (made) => made.clock.advance(30_000)],
+  ["another error", (_made, socket) => refusedWith(4503, error("store_unavailable", true))(socket)],
+  [
+    "an exit",
+    (_made, socket) => {
+      socket.text({ type: "exit", code: 1 });
+      socket.closeFrame(1000);
+    },
+  ],
+  ["what nobody can read", (_made, socket) => socket.text("{")],
+] satisfies [string, (made: Rig, socket: FakeSocket) => void][]) {
+  for (const hasShell of [false, true]) {
+    test(`an error ${hasShell ? "after" : "before"} ready, then ${name}: the error is told`, async () => {
+      const made = rig();
+      const socket = await dialled(made);
+      socket.accept();
+      if (hasShell) socket.text(READY);
+      socket.text({ ...error("backend_failed", false), detail: "ssh_auth" });
+      follows(made, socket);
+      assert.equal(made.connection.status.state, "ended");
+      assert.equal(made.ends.length, 1);
+      const [end] = made.ends;
+      assert.deepEqual(
+        [end?.code, end?.detail, end?.message, end?.retry],
+        ["backend_failed", "ssh_auth", "The server's words.", "never"],
+      );
+    });
+  }
+}
+
 test("too_many_sessions is tried less often", async () => {
   const made = rig(undefined, () => 1);
   const waits: number[] = [];
