@@ -28,7 +28,7 @@ type connection struct {
 	ready  chan struct{}   // closed once the next four fields are set
 	err    error           // of the opening
 	tunnel Tunnel          // its ends are login's
-	pump   *pump           // nil: a command carries the tunnel
+	pump   *pump           // between ssh and the tunnel
 	master *runner.Process // the connection's ssh
 
 	gone chan struct{} // closed once lost is set: the sessions are lost
@@ -107,12 +107,8 @@ func (c *connection) keep(l *login) error {
 
 // listen returns a function that reports whether the tunnel has been silent since.
 // A silent session proves nothing: one container may hang, or pretend to be a dead
-// instance. silent is always false for a tunnel that a command carries; ssh itself
-// gives such a tunnel up, after 45 s.
+// instance.
 func (c *connection) listen() (silent func() bool) {
-	if c.pump == nil {
-		return func() bool { return false }
-	}
 	began, heard := time.Now(), c.pump.heard.Load()
 	return func() bool { return time.Since(began) >= c.kind.cfg.Timing.Silent && c.pump.heard.Load() == heard }
 }
@@ -126,8 +122,8 @@ func (c *connection) removeFiles() {
 // login holds the parts of a connection.
 type login struct {
 	key      *loginKey
-	ssh, cli *runner.Process // cli: the command that carries the tunnel; nil: pump does
-	pump     *pump           // nil: cli carries the tunnel
+	ssh, cli *runner.Process // cli: the command that carries the tunnel; nil: Tunnel.Conn does
+	pump     *pump           // between ssh and the tunnel; nil: there is no tunnel yet
 	said     *tail           // ssh's stderr
 	cliSaid  *tail
 	explain  func(said string) error // Tunnel's; may be nil
@@ -196,8 +192,8 @@ func (c *connection) login() (_ *login, err error) {
 	case <-ctx.Done():
 		return nil, l.fault(ctx)
 	}
-	if l.pump != nil {
-		l.pump.hasLoggedIn()
+	if l.cli == nil {
+		l.pump.hasLoggedIn() // the AWS CLI looks for more bytes every 50 ms only: one byte ahead would cost more than it saves
 	}
 	l.key.close()
 	if known {
@@ -283,24 +279,45 @@ func (c *connection) keepHostKey(ctx context.Context) error {
 // carry joins ssh's stream and the tunnel, and owns both.
 func (l *login) carry(near *os.File, t Tunnel) error {
 	defer func() { _ = near.Close() }()
+	tunnel := t.Conn
 	if len(t.Command) > 0 {
-		l.explain = t.Explain
-		p, stderr, err := startChild(t.Command, t.Env, near, near)
-		if err != nil {
-			return l.cliFault(err.Error())
+		var err error
+		if tunnel, err = l.startCommand(t); err != nil {
+			return err
 		}
-		l.cli, l.cliSaid = p, newTail(stderr)
-		return nil
 	}
-	if t.Conn == nil {
+	if tunnel == nil {
 		return failed("tunnel", errors.New("there is none"))
 	}
 	stream, err := net.FileConn(near)
 	if err != nil {
+		if l.cli != nil {
+			_ = tunnel.Close()
+		}
 		return failed("ssh", fmt.Errorf("reaching ssh: %w", err))
 	}
-	l.pump = newPump(stream, t.Conn)
+	l.pump = newPump(stream, tunnel)
 	return nil
+}
+
+// startCommand starts the command that carries a tunnel on its stdin and stdout, and returns the gateway's end of both.
+func (l *login) startCommand(t Tunnel) (net.Conn, error) {
+	l.explain = t.Explain
+	own, its, err := socketPair()
+	if err != nil {
+		return nil, failed("tunnel", err)
+	}
+	defer func() { _, _ = own.Close(), its.Close() }()
+	p, stderr, err := startChild(t.Command, t.Env, its, its)
+	if err != nil {
+		return nil, l.cliFault(err.Error())
+	}
+	l.cli, l.cliSaid = p, newTail(stderr)
+	tunnel, err := net.FileConn(own)
+	if err != nil {
+		return nil, failed("tunnel", fmt.Errorf("reaching the tunnel's command: %w", err))
+	}
+	return tunnel, nil
 }
 
 // fault returns why ssh ended, or makes no progress. The tunnel's error goes before
@@ -311,7 +328,7 @@ func (l *login) fault(ctx context.Context) error {
 	default:
 		err := context.Cause(ctx)
 		switch {
-		case errors.Is(err, errSlow) && l.cli != nil:
+		case errors.Is(err, errSlow) && l.cli != nil && l.pump.heard.Load() == 0:
 			return l.cliFault(l.cliSaid.text())
 		case errors.Is(err, errSlow):
 			return failed("ssh_timeout", errors.New("sshd does not answer"))
@@ -322,13 +339,12 @@ func (l *login) fault(ctx context.Context) error {
 	if err.Step == "ssh_auth" || err.Step == "ssh_hostkey" {
 		return err
 	}
-	if l.pump != nil {
+	if l.cli == nil {
 		if tunnelErr := l.pump.fault(); tunnelErr != nil {
 			return tunnelErr
 		}
-	}
-	if l.cli != nil {
-		// The command gets a moment to print its reason.
+	} else {
+		// The pump saw no more than the command's end. The command gets a moment to print its reason.
 		select {
 		case <-l.cli.Exited:
 		case <-time.After(runner.Quiet):

@@ -605,7 +605,7 @@ func TestRemoteTunnelCommand(t *testing.T) {
 	mark := "tunnel-of-" + i.sshd.User
 	host, port, _ := strings.Cut(i.sshd.Addr, ":")
 	i.command = []string{"/bin/bash", "-c", "exec 3<>/dev/tcp/" + host + "/" + port + "; cat <&3 & cat >&3; sleep 1000", mark}
-	r := i.remote(t, Config{})
+	r := i.remote(t, Config{Timing: runner.Timing{Silent: 100 * time.Millisecond}})
 	s := shelltest.Open(t, shelltest.By(r), i.target(t, ""))
 	s.Send(t, "echo t=$((6*7))\n")
 	s.Expect(t, "t=42")
@@ -613,12 +613,38 @@ func TestRemoteTunnelCommand(t *testing.T) {
 	if len(group) != 1 {
 		t.Fatalf("%d tunnel commands", len(group))
 	}
+	c := connectionOf(t, r)
+	if c.pump.heard.Load() == 0 {
+		t.Error("what came through the command was not counted")
+	}
+	if err := unix.Kill(-group[0], unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	silent := c.listen()
+	shelltest.Eventually(t, "a command that is stopped is silent", silent)
+	if err := unix.Kill(-group[0], unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
 	s.End(t)
 	r.cfg.Timing.Linger = 0
 	shelltest.Open(t, shelltest.By(r), i.target(t, "")).End(t)
 	shelltest.Eventually(t, "the command and its children are gone", func() bool {
 		return errors.Is(unix.Kill(-group[0], 0), unix.ESRCH)
 	})
+}
+
+// connectionOf is the only connection of a kind.
+func connectionOf(tb testing.TB, k *Kind) *connection {
+	tb.Helper()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, conns := range k.conns {
+		if len(k.conns) == 1 && len(conns) == 1 {
+			return conns[0]
+		}
+	}
+	tb.Fatalf("connections to %d destinations", len(k.conns))
+	return nil
 }
 
 // TestRemoteSecrets: the key is in no file, argument or environment, and the

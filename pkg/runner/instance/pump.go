@@ -19,7 +19,7 @@ func socketPair() (near, far *os.File, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("making a socket pair: %w", err)
 	}
-	return os.NewFile(uintptr(fds[0]), "tunnel"), os.NewFile(uintptr(fds[1]), "ssh"), nil
+	return os.NewFile(uintptr(fds[0]), "near"), os.NewFile(uintptr(fds[1]), "far"), nil
 }
 
 // pump carries bytes between ssh and a tunnel until one of them ends, and then ends
