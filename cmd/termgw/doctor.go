@@ -67,6 +67,7 @@ type doctor struct {
 
 	term    terminal.Terminal
 	openErr error
+	trail   runner.Trail
 
 	closers []func() error
 }
@@ -228,7 +229,7 @@ func (d *doctor) row(ctx context.Context) (string, error) {
 func (d *doctor) finish() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	end := store.End{Reason: "client_closed"}
+	end := store.End{Reason: "client_closed", Trail: d.trail}
 	switch {
 	case errors.Is(d.openErr, runner.ErrNotRunning):
 		end.Reason = "container_not_running"
@@ -245,7 +246,10 @@ func (d *doctor) target() runner.Target {
 // open starts the shell at the first call; every call returns the result of the first.
 func (d *doctor) open(ctx context.Context) error {
 	if d.term == nil && d.openErr == nil {
-		d.term, d.openErr = d.place.Kind.Start(ctx, d.target(), terminal.Size{Cols: 80, Rows: 24})
+		d.trail = runner.Trail{}
+		target := d.target()
+		target.Trail = d.trail
+		d.term, d.openErr = d.place.Kind.Start(ctx, target, terminal.Size{Cols: 80, Rows: 24})
 	}
 	return d.openErr
 }

@@ -108,6 +108,8 @@ type sessionJSON struct {
 	// The bytes are recorded with the end, and unknown for a session that was lost with its replica.
 	BytesIn  *int64 `json:"bytes_in,omitempty"`
 	BytesOut *int64 `json:"bytes_out,omitempty"`
+	// What others' logs know the session by.
+	Trail map[string]string `json:"trail,omitempty"`
 }
 
 func sessionsJSON(out io.Writer, list []store.Record) error {
@@ -117,7 +119,7 @@ func sessionsJSON(out io.Writer, list []store.Record) error {
 			Session: r.ID, Workspace: r.WorkspaceID, Subject: r.Subject, Mode: string(r.Mode),
 			Target: targetOf(r), Instance: r.InstanceID, Replica: r.Replica, Client: r.ClientAddr,
 			Started: r.Started.UTC(), LastSeen: r.LastSeen.UTC(),
-			Reason: r.Reason, ExitCode: r.ExitCode,
+			Reason: r.Reason, ExitCode: r.ExitCode, Trail: r.Trail,
 		}
 		if !r.Ended.IsZero() {
 			ended := r.Ended.UTC()

@@ -40,6 +40,9 @@ type tunnelStore interface {
 	ReleaseTunnel(ctx context.Context, lease string) error
 }
 
+// trailEndpoint is the name of the endpoint's id in a runner.Trail.
+const trailEndpoint = "endpoint"
+
 // sparePlaces are an endpoint's places that tunnels leave free if their terminal could share another.
 const sparePlaces = eice.MaxTunnels / 4
 
@@ -93,12 +96,13 @@ func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.
 	if err != nil {
 		return instance.Tunnel{}, told(err)
 	}
-	release, err := t.acquire(ctx, route.EndpointID, r.InstanceID)
+	lease, release, err := t.acquire(ctx, route.EndpointID, r.InstanceID)
 	if err != nil {
-		return instance.Tunnel{}, err
+		return instance.Tunnel{Trail: runner.Trail{trailEndpoint: route.EndpointID}}, err
 	}
 	tunnel := instance.Tunnel{
 		Expires: time.Now().Add(eice.MaxTunnel - sweepTime), Ended: release,
+		Trail: runner.Trail{runner.TrailTunnel: lease, trailEndpoint: route.EndpointID},
 		Room: func(ctx context.Context) bool {
 			free, err := t.shared.FreeTunnels(ctx, route.EndpointID, eice.MaxTunnels)
 			return err == nil && free > sparePlaces
@@ -123,7 +127,7 @@ func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.
 			_ = tunnel.Conn.Close()
 		}
 		tunnel.Ended()
-		return instance.Tunnel{}, told(err)
+		return instance.Tunnel{Trail: tunnel.Trail}, told(err)
 	}
 	return tunnel, nil
 }
@@ -178,7 +182,7 @@ const greetTime = 10 * time.Second
 // greeting opens a tunnel and waits for sshd's greeting: the endpoint opens a tunnel also
 // if it cannot reach the instance.
 func (t *tunnels) greeting(ctx context.Context, route eice.Route) (string, error) {
-	release, err := t.acquire(ctx, route.EndpointID, route.InstanceID)
+	_, release, err := t.acquire(ctx, route.EndpointID, route.InstanceID)
 	if err != nil {
 		return "", err
 	}
@@ -221,17 +225,17 @@ func stepOf(err error) string {
 }
 
 // acquire takes a lease of one of the endpoint's tunnels. release gives the lease back.
-func (t *tunnels) acquire(ctx context.Context, endpoint, instanceID string) (release func(), err error) {
-	lease, err := t.shared.AcquireTunnel(ctx, endpoint, instanceID, t.replica, eice.MaxTunnels)
+func (t *tunnels) acquire(ctx context.Context, endpoint, instanceID string) (lease string, release func(), err error) {
+	lease, err = t.shared.AcquireTunnel(ctx, endpoint, instanceID, t.replica, eice.MaxTunnels)
 	if errors.Is(err, store.ErrLimit) {
 		err = noTunnelLeft(err)
 	}
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	open := t.open.WithLabelValues(endpoint)
 	open.Inc()
-	return func() {
+	return lease, func() {
 		open.Dec() // the tunnel is closed, also if the store fails
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()

@@ -48,7 +48,7 @@ func TestTunnelsAreCounted(t *testing.T) {
 	}
 	acquire := func(endpoint string) (release func()) {
 		t.Helper()
-		release, err := c.acquire(t.Context(), endpoint, "i-1")
+		_, release, err := c.acquire(t.Context(), endpoint, "i-1")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -59,7 +59,7 @@ func TestTunnelsAreCounted(t *testing.T) {
 		releases = append(releases, acquire("eice-1"))
 	}
 	acquire("eice-2")
-	if _, err := c.acquire(t.Context(), "eice-1", "i-1"); !errors.Is(err, store.ErrLimit) {
+	if _, _, err := c.acquire(t.Context(), "eice-1", "i-1"); !errors.Is(err, store.ErrLimit) {
 		t.Errorf("one too many: %v", err)
 	}
 	wantOpen("eice-1", eice.MaxTunnels)

@@ -94,6 +94,16 @@ func (s *SSHD) HostKey(tb testing.TB) string {
 	return strings.TrimSpace(string(line))
 }
 
+// Log returns what the server has logged so far.
+func (s *SSHD) Log(tb testing.TB) string {
+	tb.Helper()
+	b, err := os.ReadFile(s.server.logPath())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return string(b)
+}
+
 // ChangeHostKey restarts the server with a new host key. Sessions stay.
 func (s *SSHD) ChangeHostKey(tb testing.TB) {
 	tb.Helper()

@@ -372,8 +372,11 @@ type spyStore struct {
 	atEnd   func()                      // in Finish, before the store; may be nil
 	pingErr error
 
+	traceErr error // of Trace
+
 	mu       sync.Mutex
 	sessions []store.Session
+	traces   map[string]map[string]string
 	ends     map[string]store.End
 }
 
@@ -387,6 +390,18 @@ func (s *spyStore) Redeem(ctx context.Context, c ticket.Claims, session store.Se
 		}
 	}
 	return s.Memory.Redeem(ctx, c, session)
+}
+
+func (s *spyStore) Trace(_ context.Context, id string, trail map[string]string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.traceErr == nil {
+		if s.traces == nil {
+			s.traces = map[string]map[string]string{}
+		}
+		s.traces[id] = trail
+	}
+	return s.traceErr
 }
 
 func (s *spyStore) Finish(ctx context.Context, id string, end store.End) error {
@@ -412,7 +427,11 @@ type fakeStarter struct {
 	runner.Kind
 	before func(context.Context) error // may be nil
 	edit   func(*fakeTerm)             // may be nil
-	asked  chan start                  // each start
+
+	trail    runner.Trail // of each start
+	startErr error        // of each start; may be nil
+
+	asked chan start // each start
 }
 
 type start struct {
@@ -428,6 +447,10 @@ func (f *fakeStarter) Start(ctx context.Context, target runner.Target, size term
 		if err := f.before(ctx); err != nil {
 			return nil, err
 		}
+	}
+	target.Trail.Add(f.trail)
+	if f.startErr != nil {
+		return nil, f.startErr
 	}
 	term := &fakeTerm{out: make(chan string), typed: make(chan string, 16), over: make(chan struct{})}
 	if f.edit != nil {

@@ -34,6 +34,8 @@ type Verifier interface {
 type Store interface {
 	// Redeem spends the ticket and returns the workspace, or does neither.
 	Redeem(context.Context, ticket.Claims, store.Session) (store.Workspace, error)
+	// Trace records what others' logs know a live session by.
+	Trace(ctx context.Context, sessionID string, trail map[string]string) error
 	// Finish records a session's end.
 	Finish(ctx context.Context, sessionID string, end store.End) error
 	Ping(context.Context) error

@@ -34,6 +34,8 @@ type request struct {
 	admitted    bool             // the ticket is spent
 	recorded    bool             // the audit trail has, or may have, a row without an end
 	session     *session.Session // nil: there is no shell yet
+	trail       runner.Trail     // what others' logs know the session by
+	traced      bool             // the audit trail has it
 }
 
 // terminal opens the terminal of a request whose ticket is good: the store has the
@@ -229,7 +231,8 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 		req.session.Close()
 		return nil, err
 	}
-	req.log.Info("session started", "target", req.target, "after", time.Since(req.started).String())
+	req.log.Info("session started", "target", req.target, "after", time.Since(req.started).String(), "trail", req.trail)
+	req.trace(ctx)
 	req.Metrics.started(req.target, time.Since(req.started))
 	return b, nil
 }
@@ -237,14 +240,32 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 // start starts a shell in the place that the workspace's row is of.
 func (req *request) start(ctx context.Context, claims ticket.Claims, w store.Workspace, size terminal.Size) (terminal.Terminal, error) {
 	place := req.Places.Of(w.Attributes)
-	req.target = place.Name
+	req.target, req.trail = place.Name, runner.Trail{}
 	term, err := place.Kind.Start(ctx, runner.Target{
-		Session: req.id, WorkspaceID: req.workspaceID, Subject: claims.Subject, Attributes: w.Attributes, Log: req.log,
+		Session: req.id, WorkspaceID: req.workspaceID, Subject: claims.Subject, Attributes: w.Attributes,
+		Trail: req.trail, Log: req.log,
 	}, size)
 	if err != nil {
 		return nil, cmp.Or(context.Cause(ctx), err)
 	}
 	return term, nil
+}
+
+// traceTimeout bounds the recording of a trail, for which the client waits.
+const traceTimeout = time.Second
+
+// trace records the trail; without success finish does so, with the end.
+func (req *request) trace(ctx context.Context) {
+	if len(req.trail) == 0 {
+		return
+	}
+	defer req.Metrics.timeStore("trace", time.Now())
+	ctx, cancel := context.WithTimeout(ctx, traceTimeout)
+	defer cancel()
+	err := req.Store.Trace(ctx, req.id, req.trail)
+	if req.traced = err == nil; err != nil {
+		req.log.Warn("the session's trail is not recorded before its end", "err", err)
+	}
 }
 
 // finishTimeout bounds the recording of a session's end in the audit trail.
@@ -255,6 +276,9 @@ func (req *request) finish(end store.End) {
 	defer req.Metrics.timeStore("finish", time.Now())
 	ctx, cancel := context.WithTimeout(context.Background(), finishTimeout)
 	defer cancel()
+	if !req.traced {
+		end.Trail = req.trail
+	}
 	if err := req.Store.Finish(ctx, req.id, end); err != nil {
 		req.log.Error("the session's end was not recorded", "reason", end.Reason, "err", err)
 	}
@@ -276,6 +300,9 @@ func (req *request) logEnd(err error) {
 	attrs := []any{"code", outcomeOf(err).code, "target", req.target, "duration", time.Since(req.started).String()}
 	if err != nil {
 		attrs = append(attrs, "err", err)
+	}
+	if req.session == nil && len(req.trail) > 0 { // else "session started" has it
+		attrs = append(attrs, "trail", req.trail)
 	}
 	req.log.Info("session ended", attrs...)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"reflect"
 	"regexp"
@@ -32,8 +33,8 @@ func TestSession(t *testing.T) {
 			t.Errorf("ready says %s %v, want %v", field, ready[field], want)
 		}
 	}
-	s.Log = nil
-	want := runner.Target{Session: id, WorkspaceID: "ws-1", Attributes: map[string]string{"name": "One", "container": "c-1"}}
+	s.Log, s.Trail = nil, nil
+	want := runner.Target{Session: id, WorkspaceID: "ws-1", Subject: "ann", Attributes: map[string]string{"name": "One", "container": "c-1"}}
 	if !reflect.DeepEqual(s.Target, want) {
 		t.Errorf("started %+v, want %+v", s.Target, want)
 	}
@@ -78,6 +79,57 @@ func TestSession(t *testing.T) {
 	}
 	if n := strings.Count(g.logs.String(), `"msg":"session ended"`); n != 1 {
 		t.Errorf("the end was logged %d times", n)
+	}
+}
+
+// What others' logs know a session by is recorded once its shell has started, and else with its end; the log has it at once.
+func TestTrail(t *testing.T) {
+	trail := map[string]string{"key": "SHA256:abc", "tunnel": "T1"}
+	const group = `"trail":{"key":"SHA256:abc","tunnel":"T1"}`
+	for _, test := range []struct {
+		name            string
+		startErr, dbErr error
+		traced          bool // at the start
+		line            string
+	}{
+		{"started", nil, nil, true, `"msg":"session started"`},
+		{"the database is away", nil, store.ErrUnavailable, false, `"msg":"session started"`},
+		{"refused", &runner.Failure{Step: "ssh_auth", Err: errors.New("no")}, nil, false, `"msg":"session ended"`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			g := open(t)
+			g.local.trail, g.local.startErr, g.store.traceErr = trail, test.startErr, test.dbErr
+			p := g.ask(t, requestFor("ws-1", g.ticket("ws-1"), v1))
+			if test.startErr == nil {
+				p.message("ready")
+				(<-g.local.asked).quit()
+			}
+			p.rest()
+			g.over(t)
+			id := g.store.sessions[0].ID
+			atEnd := trail
+			if test.traced {
+				atEnd = nil
+			}
+			if got := g.store.traces[id]; maps.Equal(got, trail) != test.traced {
+				t.Errorf("traced %v", got)
+			}
+			if got := g.store.end(id).Trail; !maps.Equal(got, atEnd) {
+				t.Errorf("recorded with the end: %v, want %v", got, atEnd)
+			}
+			lines := 0
+			for line := range strings.Lines(g.logs.String()) {
+				if strings.Contains(line, group) {
+					lines++
+					if !strings.Contains(line, test.line) {
+						t.Errorf("the trail is in %s", line)
+					}
+				}
+			}
+			if lines != 1 {
+				t.Errorf("the trail is in %d lines:\n%s", lines, g.logs.String())
+			}
+		})
 	}
 }
 

@@ -32,6 +32,7 @@ type Target struct {
 	// those that it knows; an empty or missing one means the kind's own default.
 	Attributes map[string]string
 	Silent     time.Duration // of a session to reap: since its gateway was heard
+	Trail      Trail         // takes what others know the session by; nil: nobody asks
 	Log        *slog.Logger
 }
 

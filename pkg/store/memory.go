@@ -94,6 +94,9 @@ func (m *Memory) Redeem(ctx context.Context, claims ticket.Claims, s Session) (W
 	return w, nil
 }
 
+// Trace does nothing: there is no audit trail.
+func (m *Memory) Trace(context.Context, string, map[string]string) error { return nil }
+
 // Finish forgets a session.
 func (m *Memory) Finish(_ context.Context, sessionID string, _ End) error {
 	m.mu.Lock()

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"sync"
 	"time"
@@ -20,14 +21,14 @@ const (
 // The first end stays, whoever writes it; but nobody has seen the end of a lost session. The end was $6 seconds ago:
 // the clocks of gateway and database may differ, their seconds do not.
 const finishSQL = `UPDATE termgw.sessions
-SET ended_at = e.t, end_reason = $2, exit_code = $3, bytes_in = $4, bytes_out = $5,
+SET ended_at = e.t, end_reason = $2, exit_code = $3, bytes_in = $4, bytes_out = $5, trail = COALESCE($7::jsonb, trail),
   last_seen_at = CASE $2 WHEN '` + ReasonLost + `' THEN last_seen_at ELSE greatest(last_seen_at, e.t) END
 FROM (SELECT now() - make_interval(secs => $6) AS t) e
 WHERE id = $1 AND (ended_at IS NULL OR end_reason = '` + ReasonLost + `' AND $2 <> '` + ReasonLost + `')`
 
 // outbox holds the ends that could not be written. With the database away no sessions are opened, so it holds no more than
 // were live then; should the database take redemptions but no ends, maxUnwritten and the live ones bound it. An end takes
-// less than 500 bytes.
+// less than 500 bytes, and 1 KiB with a trail.
 type outbox struct {
 	mu   sync.Mutex
 	ends map[string]ended // by session
@@ -117,7 +118,36 @@ func (p *Postgres) writeEnd(ctx context.Context, id string, e ended) error {
 		code = int64(*e.ExitCode)
 	}
 	age := max(0, p.now().Sub(e.at).Seconds())
-	return p.one(ctx, finishSQL, []any{text(id), text(e.Reason), code, e.BytesIn, e.BytesOut, age})
+	trail, err := trailJSON(e.Trail)
+	if err != nil {
+		return err
+	}
+	return p.one(ctx, finishSQL, []any{text(id), text(e.Reason), code, e.BytesIn, e.BytesOut, age, trail})
+}
+
+const traceSQL = `UPDATE termgw.sessions SET trail = $2::jsonb WHERE id = $1`
+
+// Trace records what others' logs know a session by, once its shell has started: names and values, none of them a secret.
+func (p *Postgres) Trace(ctx context.Context, sessionID string, trail map[string]string) error {
+	const op = "recording a session's trail"
+	j, err := trailJSON(trail)
+	if err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	return unavailable(op, p.one(ctx, traceSQL, []any{text(sessionID), j}))
+}
+
+// trailJSON returns an object for the column trail; nil: the trail is empty.
+func trailJSON(trail map[string]string) (any, error) {
+	if len(trail) == 0 {
+		return nil, nil
+	}
+	clean := make(map[string]string, len(trail))
+	for name, value := range trail {
+		clean[text(name)] = text(value)
+	}
+	j, err := json.Marshal(clean)
+	return string(j), err
 }
 
 // Unwritten is how many ends Finish has kept that are not written yet.

@@ -774,6 +774,7 @@ func TestOldSchema(t *testing.T) {
 		`DROP TABLE termgw.tunnels`,
 		`ALTER TABLE termgw.revocations DROP COLUMN row_id`,
 		`ALTER TABLE termgw.sessions DROP COLUMN kind`,
+		`ALTER TABLE termgw.sessions DROP COLUMN trail`,
 		`DROP FUNCTION termgw.over_limit`,
 		`DROP FUNCTION termgw.normal_id`,
 		`DROP TABLE termgw.locks`,

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"time"
 
 	"github.com/molecule-ai/termgw/pkg/ticket"
@@ -16,6 +17,7 @@ type Record struct {
 	InstanceID               string // empty: on none
 	Replica, ClientAddr      string
 	Started, LastSeen        time.Time
+	Trail                    map[string]string // what others' logs know the session by
 
 	// Zero while it lasts.
 	Ended             time.Time
@@ -48,7 +50,9 @@ func (f SessionFilter) limit() int {
 const sessionColumns = `SELECT id, workspace_id, subject, mode, sessions.kind, instance_id, replica, client_addr,
   greatest(least(started_at, '9999-12-31Z'), '1970-01-01Z'), greatest(least(last_seen_at, '9999-12-31Z'), '1970-01-01Z'),
   CASE WHEN ended_at IS NOT NULL THEN greatest(least(ended_at, '9999-12-31Z'), '1970-01-01Z') END,
-  COALESCE(end_reason, ''), exit_code, bytes_in, bytes_out
+  COALESCE(end_reason, ''), exit_code, bytes_in, bytes_out,
+  CASE WHEN jsonb_typeof(sessions.trail) = 'object' AND octet_length(sessions.trail::text) <= 16384
+    THEN (SELECT jsonb_object_agg(key, value) FROM jsonb_each_text(sessions.trail) WHERE value IS NOT NULL) END
 FROM termgw.sessions `
 
 const sessionsSQL = sessionColumns + `
@@ -83,9 +87,13 @@ func (p *Postgres) listSessions(ctx context.Context, query string, args []any) (
 			r     Record
 			ended sql.NullTime
 			code  sql.NullInt64
+			trail sql.NullString
 		)
 		err := rows.Scan(&r.ID, &r.WorkspaceID, &r.Subject, &r.Mode, &r.Kind, &r.InstanceID, &r.Replica, &r.ClientAddr, &r.Started, &r.LastSeen,
-			&ended, &r.Reason, &code, &r.BytesIn, &r.BytesOut)
+			&ended, &r.Reason, &code, &r.BytesIn, &r.BytesOut, &trail)
+		if err == nil && trail.Valid {
+			err = json.Unmarshal([]byte(trail.String), &r.Trail)
+		}
 		r.Ended = ended.Time
 		if code.Valid {
 			c := int(code.Int64)

@@ -94,4 +94,6 @@ type End struct {
 	Reason            string
 	ExitCode          *int
 	BytesIn, BytesOut int64
+	// Trail is recorded unless it is empty, as Trace does.
+	Trail map[string]string
 }

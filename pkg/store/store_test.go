@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -375,8 +376,24 @@ func testStore(t *testing.T, newLimited func(*testing.T, Limits) storeUnderTest)
 			ID: "s2", WorkspaceID: "ws-remote", Subject: "bob", Mode: ticket.ReadOnly, InstanceID: "i-0abc",
 			Replica: "gw-2", ClientAddr: "192.0.2.8:1",
 		}
-		if got != want {
+		if !reflect.DeepEqual(got, want) {
 			t.Errorf("got %+v, want %+v", got, want)
+		}
+
+		// The trail is written once, with the start or with the end.
+		trail := map[string]string{"key": "SHA256:abc", "odd": "a\x00b\xff\"'\\"}
+		noted := map[string]string{"key": "SHA256:abc", "odd": "a\uFFFDb\uFFFD\"'\\"}
+		if err := s.Trace(t.Context(), "s1", trail); err != nil {
+			t.Fatal(err)
+		}
+		for id, end := range map[string]End{"s1": {Reason: "exit"}, "s2": {Reason: "backend_failed", Trail: trail}} {
+			if err := s.Finish(t.Context(), id, end); err != nil {
+				t.Fatal(err)
+			}
+			list, err := s.Sessions(t.Context(), SessionFilter{SessionID: id, All: true})
+			if err != nil || len(list) != 1 || !maps.Equal(list[0].Trail, noted) {
+				t.Errorf("%s: %+v, %v", id, list, err)
+			}
 		}
 	})
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -62,6 +63,16 @@ func newKind(cli *client.Client, cfg Config) *Kind {
 func (k *Kind) Close() error {
 	k.ends.Close()
 	return k.cli.Close()
+}
+
+// address returns the engine's address, without a user and a password.
+func (k *Kind) address() string {
+	u, err := url.Parse(k.cli.DaemonHost())
+	if err != nil {
+		return ""
+	}
+	u.User = nil
+	return u.String()
 }
 
 // Ping returns an error if the engine does not answer.
@@ -169,6 +180,8 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 	if err != nil {
 		return nil, err
 	}
+	t.Trail.Set(runner.TrailContainer, id)
+	t.Trail.Set(runner.TrailEngine, k.address())
 	if n := k.strays(ctx, id); n >= strayLimit {
 		return nil, final("shell", fmt.Errorf("%d shells and sweeps that were ended still run in container %s: restart it", n, id))
 	}
@@ -234,6 +247,7 @@ func (k *Kind) open(ctx context.Context, id, shell, dir string, t runner.Target,
 	if err != nil {
 		return nil, failed("docker", fmt.Errorf("creating an exec: %w", err))
 	}
+	t.Trail.Set(runner.TrailExec, exec.ID)
 	term := &execTerminal{
 		kind: k, container: id, exec: exec.ID, shell: shell,
 		session: t.Session, log: t.Log, pid: "none", keys: keys,

@@ -5,8 +5,10 @@ package host
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -55,6 +57,9 @@ func (k *Kind) Start(_ context.Context, t runner.Target, size terminal.Size) (te
 	if err != nil {
 		start = "0" // the shell has ended: a process that has its pid is another
 	}
+	machine, _ := os.Hostname() // empty: the trail is without it
+	t.Trail.Set(runner.TrailHost, machine)
+	t.Trail.Set(runner.TrailPID, strconv.Itoa(shell.PID))
 	return &hostTerminal{Pty: shell, kind: k, session: t.Session, start: start}, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
 	"github.com/molecule-ai/termgw/pkg/client"
+	"github.com/molecule-ai/termgw/pkg/runner"
 	shells "github.com/molecule-ai/termgw/pkg/session"
 	"github.com/molecule-ai/termgw/pkg/terminal"
 
@@ -166,4 +168,20 @@ func TestIdleSessionsAreCheap(t *testing.T) {
 	for _, s := range all {
 		shelltest.WantLiving(t, s.ID)
 	}
+}
+
+func TestTrail(t *testing.T) {
+	t.Parallel()
+	target := shelltest.NewTarget(t, "")
+	target.Trail = runner.Trail{}
+	s := shelltest.Open(t, kind(t, "echo pid=$PPID.$$; read x", true), target)
+	machine, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if target.Trail["host"] != machine || target.Trail["pid"] == "" {
+		t.Errorf("the trail is %v", target.Trail)
+	}
+	s.Expect(t, "."+target.Trail["pid"]+"\r\n")
+	s.End(t)
 }

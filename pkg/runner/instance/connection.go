@@ -25,7 +25,8 @@ type connection struct {
 	ctx     context.Context
 	hangUp  context.CancelFunc
 
-	ready  chan struct{}   // closed once the next four fields are set
+	ready  chan struct{}   // closed once the next five fields are set
+	trail  runner.Trail    // also of an opening that failed
 	err    error           // of the opening
 	tunnel Tunnel          // its ends are login's
 	pump   *pump           // between ssh and the tunnel
@@ -43,7 +44,7 @@ type connection struct {
 func (k *Kind) newConnection(to destination) *connection {
 	c := &connection{
 		kind: k, to: to, serial: k.sockets.serial(), limit: sessionLimit,
-		ready: make(chan struct{}), gone: make(chan struct{}),
+		ready: make(chan struct{}), gone: make(chan struct{}), trail: runner.Trail{},
 	}
 	c.control = k.path(c.serial + ".ctl")
 	c.ctx, c.hangUp = context.WithCancel(k.ctx)
@@ -149,6 +150,7 @@ func (c *connection) login() (_ *login, err error) {
 	if l.key, err = newLoginKey(c.kind.path(c.serial + ".key")); err != nil {
 		return nil, failed("ssh", err)
 	}
+	c.trail.Set(runner.TrailKey, l.key.fingerprint())
 
 	type opened struct {
 		tunnel Tunnel
@@ -165,6 +167,7 @@ func (c *connection) login() (_ *login, err error) {
 	}
 	got := <-opening
 	l.ended = got.tunnel.Ended
+	c.trail.Add(got.tunnel.Trail)
 	switch {
 	case startErr != nil:
 		err = startErr
@@ -266,6 +269,7 @@ func (c *connection) keepHostKey(ctx context.Context) error {
 	if err != nil {
 		return failed("ssh_hostkey", fmt.Errorf("the accepted key: %w", err))
 	}
+	c.trail.Set(runner.TrailHostKey, fingerprint(accepted[0]))
 	kept, err := c.kind.cfg.HostKeys.KeepHostKey(ctx, c.to.instance, accepted[0])
 	if err != nil {
 		return failed("ssh_hostkey", fmt.Errorf("keeping the host key: %w", err))

@@ -64,7 +64,7 @@ type Tunnel struct {
 	Ended   func()    // called once, when the tunnel is no longer used; may be nil
 	// Trail is what the way is known by at the other side, by name, for the log and the
 	// audit trail: the endpoint, the address, the ids of the requests. It holds no secret.
-	Trail map[string]string
+	Trail runner.Trail
 	// Room reports whether the quota has room for one more tunnel to the same
 	// instance, and would leave places for others; nil: it has none.
 	Room func(context.Context) bool
@@ -221,6 +221,7 @@ type request struct {
 	session, target  string
 	container, shell string // of target container
 	sid, start       string // the shell's pid where it runs, and its start time
+	trail            runner.Trail
 	log              *slog.Logger
 }
 
@@ -228,7 +229,7 @@ type request struct {
 func (k *Kind) request(t runner.Target) (*request, error) {
 	row := t.Attributes
 	r := &request{
-		kind: k, session: t.Session, target: cmp.Or(row["remote_target"], k.cfg.Target), sid: "find", start: "0", log: t.Log,
+		kind: k, session: t.Session, target: cmp.Or(row["remote_target"], k.cfg.Target), sid: "find", start: "0", trail: t.Trail, log: t.Log,
 		to: destination{
 			instance: row[Column], region: row["region"], user: cmp.Or(row["os_user"], k.cfg.OSUser),
 			role: row["role_arn"], endpoint: row["endpoint_id"],
@@ -304,6 +305,8 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 	if err != nil {
 		return nil, err
 	}
+	r.trail.Set(runner.TrailInstance, r.to.instance)
+	r.trail.Set(runner.TrailOSUser, r.to.user)
 	if r.target == TargetHost {
 		return k.open(ctx, r, size, "host")
 	}
@@ -348,7 +351,7 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 // open opens a terminal over the first connection that takes it.
 func (k *Kind) open(ctx context.Context, r *request, size terminal.Size, mode string, words ...string) (*sshTerminal, error) {
 	for range connectTries {
-		c, err := k.connect(ctx, r.to)
+		c, err := k.connect(ctx, r.to, r.trail)
 		if err != nil {
 			return nil, err
 		}

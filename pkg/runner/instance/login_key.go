@@ -50,6 +50,19 @@ func newLoginKey(path string) (*loginKey, error) {
 	return k, nil
 }
 
+// fingerprint returns the key's fingerprint as sshd logs it.
+func (k *loginKey) fingerprint() string { return fingerprint(k.public) }
+
+// fingerprint returns the fingerprint of a public key, a line as in authorized_keys; empty:
+// the line is none.
+func fingerprint(line string) string {
+	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
+	if err != nil {
+		return ""
+	}
+	return ssh.FingerprintSHA256(key)
+}
+
 func (k *loginKey) serve() {
 	for {
 		conn, err := k.listener.Accept()

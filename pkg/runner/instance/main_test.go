@@ -102,7 +102,7 @@ func (i *instance) Open(ctx context.Context, r TunnelRequest) (Tunnel, error) {
 	if addr == "" {
 		addr = i.sshd.Addr
 	}
-	t := Tunnel{}
+	t := Tunnel{Trail: runner.Trail{runner.TrailTunnel: fmt.Sprintf("lease-%d", i.opened()+1)}}
 	if life > 0 {
 		t.Expires = time.Now().Add(life)
 	}

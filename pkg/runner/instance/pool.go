@@ -7,23 +7,33 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/molecule-ai/termgw/pkg/runner"
 )
 
 // This file shares connections among terminals, and counts their sessions.
 
 // connect reserves a session of a connection, which the caller gives back by
-// release. Where the quota lets no tunnel open, it shares one that is about to end.
-func (k *Kind) connect(ctx context.Context, to destination) (*connection, error) {
+// release. Where the quota lets no tunnel open, it shares one that is about to end. trail
+// gets the trail of the connection, also of one whose opening failed.
+func (k *Kind) connect(ctx context.Context, to destination, trail runner.Trail) (*connection, error) {
 	c, err := k.reserve(ctx, to)
 	if err != nil {
 		return nil, err
 	}
-	if err = c.opened(ctx); err == nil {
+	err = c.opened(ctx)
+	select {
+	case <-c.ready:
+		trail.Add(c.trail)
+	default:
+	}
+	if err == nil {
 		return c, nil
 	}
 	k.release(c)
 	if errors.Is(err, ErrQuota) {
 		if c := k.any(ctx, to); c != nil {
+			trail.Add(c.trail)
 			return c, nil
 		}
 	}

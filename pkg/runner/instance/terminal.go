@@ -85,6 +85,7 @@ func (t *sshTerminal) handshake() (began bool, err error) {
 			began = true
 			if t.request.target == TargetContainer {
 				t.request.container = string(m[1])
+				t.request.trail.Set(runner.TrailContainer, t.request.container)
 			}
 		}
 		if began {
@@ -302,7 +303,7 @@ func (r *request) sweepElsewhere(ctx context.Context, keepDetached bool) (runner
 	c := r.kind.any(ctx, r.to)
 	if c == nil {
 		var err error
-		if c, err = r.kind.connect(ctx, r.to); err != nil {
+		if c, err = r.kind.connect(ctx, r.to, nil); err != nil {
 			return runner.Swept{}, err
 		}
 	}
