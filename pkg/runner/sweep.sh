@@ -103,11 +103,12 @@ leader() {
 	done
 }
 
-# ignores_hup DIR: bit 0 of SigIgn is SIGHUP, so the last hex digit is odd.
+# ignores_hup SIGIGN: bit 0 of a process's SigIgn is SIGHUP. It is read in stat, where it
+# stands in the one line, and not in status: bash reads a file again from where the
+# last line ended, and in status a line begins elsewhere once the process has another
+# state.
 ignores_hup() {
-	while read -r key value; do
-		case $key$value in SigIgn:*[13579bdf]) return 0 ;; esac
-	done <"$1/status" 2>/dev/null
+	case $1 in *[13579]) return 0 ;; esac
 	return 1
 }
 
@@ -139,14 +140,14 @@ scan() {
 	for dir in $candidates; do
 		pid=${dir#/proc/}
 		whole "$dir/stat" || continue
-		set -- ${whole##*) } # state ppid pgrp session tty tpgid flags ...; ${20} is the start time
+		set -- ${whole##*) } # state ppid pgrp session tty tpgid flags ...; ${20} is the start time, ${31} SigIgn
 		if [ "${18:-0}" -lt 2 ]; then # else its first thread has ended, and others live
 			case $1 in Z | X | x | '') continue ;; esac
 			[ $(($7 & 4)) = 0 ] || continue # PF_EXITING: it is all but a zombie
 		fi
 		case $marked in *" $pid "*) mine=1 ;; *) mine=0 ;; esac
 		if [ "$4" = "$sid" ]; then
-			if [ "$keep_detached" = true ] && [ "$pid" != "$sid" ] && ignores_hup "$dir"; then
+			if [ "$keep_detached" = true ] && [ "$pid" != "$sid" ] && ignores_hup "${31}"; then
 				kept=$((kept + 1))
 			else
 				end="$end $pid"
@@ -205,7 +206,7 @@ children_first() {
 		alive "$pid" || continue # dash reaps late, and a zombie is not killed
 		set -- ${whole##*) }
 		if [ "$keep_detached" = true ]; then
-			[ "$4" = "$sid" ] && ! ignores_hup "/proc/$pid" || continue
+			[ "$4" = "$sid" ] && ! ignores_hup "${31}" || continue
 		fi
 		[ "$yield" = false ] || ! foreign "$pid" || return 0
 		end="$end $pid"

@@ -181,6 +181,46 @@ func TestSweepYieldsToTheLivingAlone(t *testing.T) {
 	}
 }
 
+// TestSweepSparesABusyJob: what a sweep reads of a process can change while it reads, as
+// the state does of one that works and waits in turns.
+func TestSweepSparesABusyJob(t *testing.T) {
+	t.Parallel()
+	const read = `read() {
+	command read "$@" || return
+	case $next in USR1) next=USR2 ;; *) next=USR1 ;; esac
+	command kill -s "$next" "$job"
+}
+job=`
+	for _, shell := range sweepShells() {
+		t.Run(strings.Join(shell, " "), func(t *testing.T) {
+			t.Parallel()
+			s := shelltest.Open(t, shelltest.By(ending(t)), shelltest.NewTarget(t, ""))
+			sid, start := leader(t, s.ID)
+			s.Send(t, "exec 9>/dev/tty\nnohup "+shelltest.Job("nohup", "$SIG{USR1} = sub { $busy = 1; 1 while $busy }; $SIG{USR2} = sub { $busy = 0 }")+
+				" >/dev/null 2>&1 &\n")
+			s.Expect(t, "up=42")
+			sweep := runner.Sweep{SID: sid, Start: start, Session: s.ID, KeepDetached: true, Grace: time.Second, Yield: true}
+			if said := runScript(t, shell, read+pidOf(t, s.ID+".nohup")+"\n"+runner.SweepScript, sweep.Args()); said != "0 1 0" {
+				t.Errorf("says %q", said)
+			}
+			shelltest.WantLiving(t, s.ID, "nohup")
+		})
+	}
+}
+
+// pidOf returns the pid of the process that has a label among its arguments.
+func pidOf(tb testing.TB, label string) string {
+	tb.Helper()
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range files {
+		if args, _ := os.ReadFile(file); slices.Contains(strings.Split(string(args), "\x00"), label) {
+			return filepath.Base(filepath.Dir(file))
+		}
+	}
+	tb.Fatalf("no process is %q", label)
+	return ""
+}
+
 // TestSweepFindsTheShell: sweep.sh that is told the marker alone.
 func TestSweepFindsTheShell(t *testing.T) {
 	// Orphans go to this process, as they may to systemd or to containerd's
