@@ -165,6 +165,9 @@ func (r *remote) get(ctx context.Context) (keySet, []string, error) {
 		return nil, nil, fmt.Errorf("fetching the JWK Set: status %d", response.StatusCode)
 	}
 	data, err := readSet(response.Body)
+	if err == nil && ctx.Err() != nil { // the end of a body that comes while the connection is being closed
+		err = fmt.Errorf("fetching the JWK Set: %w", ctx.Err())
+	}
 	if err != nil {
 		return nil, nil, err
 	}
