@@ -42,6 +42,10 @@ func TestScanBeginsAfterTheCall(t *testing.T) {
 					return
 				}
 				pid := cmd.Process.Pid
+				shelltest.Eventually(t, "it has its environment", func() bool { // which comes a moment after the program
+					b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+					return len(b) > 0
+				})
 				if p, ok := s.scan(true).find(pid); !ok || p.dead() || !slices.Equal(p.markers, []string{marker}) {
 					t.Errorf("a process that runs is %+v", p)
 				}
