@@ -740,6 +740,69 @@ func TestRemotePlacesAreShared(t *testing.T) {
 	}
 }
 
+// A tunnel that only lingers gives its place to an instance that needs one, this gateway's or another's.
+func TestRemoteIdleTunnelsGiveWay(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	for n := range 6 {
+		p.onInstance(t, aws, fmt.Sprintf("ws%d", n))
+	}
+	p.exec(t, "UPDATE workspaces SET remote_target = 'host'")
+	p.exec(t, `INSERT INTO termgw.tunnels (id, endpoint, instance_id, replica, renewed_at)
+		SELECT n::text, 'eice-0123456789abcdef0', 'i-1', 'another', now() + interval '1 hour' FROM generate_series(1, $1) n`, eice.MaxTunnels-2)
+	one, two := p.serve(t, aws.environ(t)...), p.serve(t, aws.environ(t)...)
+	var took time.Duration
+	closes := func(g *served, workspace string) {
+		t.Helper()
+		began := time.Now()
+		c := g.open(t, workspace, dialing{})
+		took = time.Since(began)
+		c.close(t)
+		p.lastRowOf(t, c.message(t, "ready").Session)
+		eventually(t, workspace+"'s tunnel is idle", func() bool { return p.idle(t, workspace) })
+	}
+	closes(one, "ws0")
+	closes(one, "ws1")
+	t.Logf("with a free place a terminal was there after %s", took)
+	began := time.Now()
+	one.open(t, "ws2", dialing{}) // the place of its own
+	t.Logf("an own idle tunnel gave way: the terminal was there after %s", time.Since(began))
+	began = time.Now()
+	busy := two.open(t, "ws3", dialing{}) // the place of the other gateway's
+	t.Logf("another gateway's idle tunnel gave way: the terminal was there after %s", time.Since(began))
+	if n := p.places(t); n != 2 || aws.Tunnels() != 2 {
+		t.Errorf("%d places, %d tunnels", n, aws.Tunnels())
+	}
+	began = time.Now()
+	if code := two.dial(t, "ws4", p.ticket(t, "ws4"), dialing{}).closed(t); code != 4429 {
+		t.Errorf("with no idle tunnel: closed with %d", code)
+	}
+	t.Logf("without an idle tunnel it was refused after %s", time.Since(began))
+
+	// AWS counts more than gateways do: people have tunnels by the AWS CLI.
+	busy.close(t)
+	p.lastRowOf(t, busy.message(t, "ready").Session)
+	eventually(t, "the tunnel is idle", func() bool { return p.idle(t, "ws3") })
+	p.exec(t, "DELETE FROM termgw.tunnels WHERE replica = 'another'")
+	aws.Fail(awsplay.OpenTunnel, awsplay.Fault{Status: 429, Code: "ServiceQuotaExceededException", Message: "The maximum number of tunnels is open.", Times: 1})
+	two.open(t, "ws4", dialing{})
+	if n := p.places(t); n != 2 || aws.Tunnels() != 2 {
+		t.Errorf("%d places, %d tunnels", n, aws.Tunnels())
+	}
+}
+
+// idle reports whether a gateway has noted that the tunnel to a workspace's instance has no terminal.
+func (p *platform) idle(tb testing.TB, workspace string) (is bool) {
+	tb.Helper()
+	err := p.db.QueryRowContext(tb.Context(), `SELECT COALESCE(bool_and(idle_at IS NOT NULL), false) FROM termgw.tunnels
+		WHERE instance_id = (SELECT instance_id FROM workspaces WHERE id = $1)`, workspace).Scan(&is)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return is
+}
+
 // Every detail that a client can be told, and every one that termgw doctor may print, has its row in the page that the
 // sentences name; no row is of a detail that there is no more.
 func TestDocsHaveEveryDetail(t *testing.T) {

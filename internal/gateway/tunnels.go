@@ -37,14 +37,13 @@ type tunnelStore interface {
 	instance.HostKeys
 	AcquireTunnel(ctx context.Context, endpoint, instanceID, replica string, limit int) (lease string, err error)
 	FreeTunnels(ctx context.Context, endpoint string, limit int) (int, error)
+	IdleTunnel(ctx context.Context, lease string) (wanted bool, err error)
+	VacateTunnel(ctx context.Context, endpoint, replica string) (vacated bool, err error)
 	ReleaseTunnel(ctx context.Context, lease string) error
 }
 
 // trailEndpoint is the name of the endpoint's id in a runner.Trail.
 const trailEndpoint = "endpoint"
-
-// sparePlaces are an endpoint's places that tunnels leave free if their terminal could share another.
-const sparePlaces = eice.MaxTunnels / 4
 
 // tunnels opens tunnels to instances through an EC2 Instance Connect Endpoint. It
 // joins pkg/eice and pkg/runner/instance, which do not import each other.
@@ -96,17 +95,13 @@ func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.
 	if err != nil {
 		return instance.Tunnel{}, told(err)
 	}
-	lease, release, err := t.acquire(ctx, route.EndpointID, r.InstanceID)
+	place, err := t.acquire(ctx, route.EndpointID, r.InstanceID)
 	if err != nil {
 		return instance.Tunnel{Trail: runner.Trail{trailEndpoint: route.EndpointID}}, err
 	}
 	tunnel := instance.Tunnel{
-		Expires: time.Now().Add(eice.MaxTunnel - sweepTime), Ended: release,
-		Trail: runner.Trail{runner.TrailTunnel: lease, trailEndpoint: route.EndpointID},
-		Room: func(ctx context.Context) bool {
-			free, err := t.shared.FreeTunnels(ctx, route.EndpointID, eice.MaxTunnels)
-			return err == nil && free > sparePlaces
-		},
+		Expires: time.Now().Add(eice.MaxTunnel - sweepTime), Trail: place.trail(),
+		Ended: place.release, Room: place.room, Idle: place.idle,
 	}
 	both, bothCtx := errgroup.WithContext(ctx)
 	both.Go(func() error { return t.aws.PushKey(bothCtx, route, r.OSUser, r.PublicKey) })
@@ -116,6 +111,9 @@ func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.
 	} else {
 		both.Go(func() error {
 			conn, err := t.aws.OpenTunnel(bothCtx, route, eice.MaxTunnel)
+			if refusedByAWS(err) && t.vacate(bothCtx, route.EndpointID) {
+				conn, err = t.aws.OpenTunnel(bothCtx, route, eice.MaxTunnel)
+			}
 			if err == nil {
 				tunnel.Conn = newTellingConn(conn)
 			}
@@ -182,11 +180,11 @@ const greetTime = 10 * time.Second
 // greeting opens a tunnel and waits for sshd's greeting: the endpoint opens a tunnel also
 // if it cannot reach the instance.
 func (t *tunnels) greeting(ctx context.Context, route eice.Route) (string, error) {
-	_, release, err := t.acquire(ctx, route.EndpointID, route.InstanceID)
+	place, err := t.acquire(ctx, route.EndpointID, route.InstanceID)
 	if err != nil {
 		return "", err
 	}
-	defer release()
+	defer place.release()
 	conn, err := t.aws.OpenTunnel(ctx, route, eice.MaxTunnel)
 	if err != nil {
 		return "", told(err)
@@ -222,27 +220,6 @@ func stepOf(err error) string {
 	default:
 		return "aws"
 	}
-}
-
-// acquire takes a lease of one of the endpoint's tunnels. release gives the lease back.
-func (t *tunnels) acquire(ctx context.Context, endpoint, instanceID string) (lease string, release func(), err error) {
-	lease, err = t.shared.AcquireTunnel(ctx, endpoint, instanceID, t.replica, eice.MaxTunnels)
-	if errors.Is(err, store.ErrLimit) {
-		err = noTunnelLeft(err)
-	}
-	if err != nil {
-		return "", nil, err
-	}
-	open := t.open.WithLabelValues(endpoint)
-	open.Inc()
-	return lease, func() {
-		open.Dec() // the tunnel is closed, also if the store fails
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		if err := t.shared.ReleaseTunnel(ctx, lease); err != nil {
-			t.log.Warn("a tunnel's place is freed late", "err", err) // when the lease runs out
-		}
-	}, nil
 }
 
 // tellingConn is a tunnel whose errors are the session's (told). Only Read gets the
@@ -301,13 +278,5 @@ func told(err error) error {
 		return fmt.Errorf("%w: %w", session.ErrTunnel, err)
 	default:
 		return &runner.Failure{Step: string(e.Detail), Sentence: e.Sentence(), Err: err}
-	}
-}
-
-// noTunnelLeft returns the failure of an endpoint that carries as many tunnels as AWS allows.
-func noTunnelLeft(err error) error {
-	return &runner.Failure{
-		Step: store.LimitTunnels, Err: fmt.Errorf("%w: %w", instance.ErrQuota, err),
-		Sentence: fmt.Sprintf("AWS carries %d tunnels an endpoint, and all are in use. Close a terminal or try again later.", eice.MaxTunnels),
 	}
 }

@@ -48,18 +48,18 @@ func TestTunnelsAreCounted(t *testing.T) {
 	}
 	acquire := func(endpoint string) (release func()) {
 		t.Helper()
-		_, release, err := c.acquire(t.Context(), endpoint, "i-1")
+		place, err := c.acquire(t.Context(), endpoint, "i-1")
 		if err != nil {
 			t.Fatal(err)
 		}
-		return release
+		return place.release
 	}
 	var releases []func()
 	for range eice.MaxTunnels {
 		releases = append(releases, acquire("eice-1"))
 	}
 	acquire("eice-2")
-	if _, _, err := c.acquire(t.Context(), "eice-1", "i-1"); !errors.Is(err, store.ErrLimit) {
+	if _, err := c.acquire(t.Context(), "eice-1", "i-1"); !errors.Is(err, store.ErrLimit) {
 		t.Errorf("one too many: %v", err)
 	}
 	wantOpen("eice-1", eice.MaxTunnels)

@@ -42,7 +42,7 @@ type Memory struct {
 	spent    map[ticketKey]time.Time // until when to remember it
 	sweep    int                     // size of spent at which to look for what can be forgotten
 	sessions map[string]seat
-	tunnels  map[string]string // lease to endpoint
+	tunnels  map[string]*place // by lease
 	hostKeys map[string]string
 }
 
@@ -50,6 +50,11 @@ type (
 	ticketKey struct{ issuer, jti string }
 	// seat is what a live session takes of the limits.
 	seat struct{ workspace, subject string }
+	// place is a tunnel's.
+	place struct {
+		endpoint              string
+		taken, idleAt, wanted time.Time
+	}
 )
 
 // minSweep keeps a small set from being searched over and over.
@@ -62,7 +67,7 @@ func NewMemory(c MemoryConfig) *Memory {
 	}
 	return &Memory{
 		c: c, spent: map[ticketKey]time.Time{}, sweep: minSweep,
-		sessions: map[string]seat{}, tunnels: map[string]string{}, hostKeys: map[string]string{},
+		sessions: map[string]seat{}, tunnels: map[string]*place{}, hostKeys: map[string]string{},
 	}
 }
 
@@ -172,7 +177,7 @@ func (m *Memory) AcquireTunnel(_ context.Context, endpoint, _, _ string, limit i
 		return "", fmt.Errorf("acquiring a tunnel: %w", &LimitError{Of: LimitTunnels, Max: limit})
 	}
 	lease = rand.Text()
-	m.tunnels[lease] = endpoint
+	m.tunnels[lease] = &place{endpoint: endpoint, taken: m.c.Now()}
 	return lease, nil
 }
 
@@ -184,12 +189,54 @@ func (m *Memory) FreeTunnels(_ context.Context, endpoint string, limit int) (int
 }
 
 func (m *Memory) usedTunnels(endpoint string) (n int) {
-	for _, e := range m.tunnels {
-		if e == endpoint {
+	for _, p := range m.tunnels {
+		if p.endpoint == endpoint {
 			n++
 		}
 	}
 	return n
+}
+
+// IdleTunnel does what Postgres.IdleTunnel does.
+func (m *Memory) IdleTunnel(_ context.Context, lease string) (wanted bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.tunnels[lease]
+	if p == nil {
+		return false, nil
+	}
+	p.idleAt = m.c.Now()
+	return p.idleAt.Sub(p.wanted) < wantedFor, nil
+}
+
+// VacateTunnel does what Postgres.VacateTunnel does.
+func (m *Memory) VacateTunnel(ctx context.Context, endpoint, _ string) (vacated bool, err error) {
+	asked := m.wantTunnel(endpoint)
+	if asked == "" {
+		return false, nil
+	}
+	return untilVacated(ctx, func() (bool, error) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.tunnels[asked] == nil, nil
+	})
+}
+
+// wantTunnel marks the oldest idle tunnel as wanted, and returns its lease; empty: there is none.
+func (m *Memory) wantTunnel(endpoint string) (lease string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.c.Now()
+	for id, p := range m.tunnels {
+		idle := p.endpoint == endpoint && now.Sub(p.idleAt) < idleFor && now.Sub(p.wanted) >= wantedFor
+		if idle && (lease == "" || p.taken.Before(m.tunnels[lease].taken)) {
+			lease = id
+		}
+	}
+	if lease != "" {
+		m.tunnels[lease].wanted = now
+	}
+	return lease
 }
 
 // ReleaseTunnel gives a place back.

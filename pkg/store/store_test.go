@@ -22,6 +22,9 @@ type storeUnderTest interface {
 	Ping(ctx context.Context) error
 	Close() error
 	AcquireTunnel(ctx context.Context, endpoint, instanceID, replica string, limit int) (string, error)
+	FreeTunnels(ctx context.Context, endpoint string, limit int) (int, error)
+	IdleTunnel(ctx context.Context, lease string) (bool, error)
+	VacateTunnel(ctx context.Context, endpoint, replica string) (bool, error)
 	ReleaseTunnel(ctx context.Context, lease string) error
 	HostKey(ctx context.Context, instanceID string) (string, error)
 	KeepHostKey(ctx context.Context, instanceID, line string) (string, error)
@@ -435,6 +438,85 @@ func testStore(t *testing.T, newLimited func(*testing.T, Limits) storeUnderTest)
 		}
 		if _, err := s.AcquireTunnel(t.Context(), "eice-1", "i-1", "gw-1", limit); !errors.Is(err, ErrLimit) {
 			t.Errorf("one place, two tunnels: %v", err)
+		}
+	})
+
+	// An idle tunnel gives its place to another that needs it, the replica's own before others', and each to one.
+	t.Run("idle tunnels", func(t *testing.T) {
+		s := newStore(t)
+		var ended sync.Map
+		// take is a tunnel without a terminal, which ends when its place is wanted.
+		take := func(name, endpoint, replica string) {
+			t.Helper()
+			lease, err := s.AcquireTunnel(t.Context(), endpoint, "i-"+name, replica, 20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if wanted, err := s.IdleTunnel(t.Context(), lease); wanted || err != nil {
+				t.Fatal(name, wanted, err)
+			}
+			background(t, func(ctx context.Context) error {
+				for ctx.Err() == nil {
+					wanted, err := s.IdleTunnel(context.WithoutCancel(ctx), lease)
+					if err != nil {
+						return err
+					}
+					if wanted {
+						ended.Store(name, true)
+						return s.ReleaseTunnel(context.WithoutCancel(ctx), lease)
+					}
+					time.Sleep(20 * time.Millisecond)
+				}
+				return nil
+			})
+		}
+		vacate := func(endpoint, replica string) bool {
+			vacated, err := s.VacateTunnel(t.Context(), endpoint, replica)
+			if err != nil {
+				t.Error(err)
+			}
+			return vacated
+		}
+		has := func(name string) bool {
+			_, ok := ended.Load(name)
+			return ok
+		}
+		if _, err := s.AcquireTunnel(t.Context(), "eice-1", "i-used", "gw-1", 20); err != nil {
+			t.Fatal(err)
+		}
+		take("elsewhere", "eice-2", "gw-1")
+		if vacate("eice-1", "gw-1") {
+			t.Error("a tunnel that is in use, or another endpoint's, was asked for its place")
+		}
+		take("others", "eice-1", "gw-1")
+		take("own", "eice-1", "gw-2")
+		own, others := "own", "others"
+		if _, shared := s.(*Postgres); !shared {
+			own, others = others, own // all are its own: the oldest comes first
+		}
+		if !vacate("eice-1", "gw-2") || !has(own) || has(others) {
+			t.Errorf("the first is not its own: %v %v", has(own), has(others))
+		}
+		if !vacate("eice-1", "gw-2") || !has(others) {
+			t.Error("another's did not end")
+		}
+		for n := range 3 {
+			take(fmt.Sprint(n), "eice-1", "gw-1")
+		}
+		var all sync.WaitGroup
+		for range 3 { // each another's place
+			all.Go(func() {
+				if !vacate("eice-1", "gw-3") {
+					t.Error("one of three was not vacated")
+				}
+			})
+		}
+		all.Wait()
+		if free, err := s.FreeTunnels(t.Context(), "eice-1", 20); free != 19 || err != nil {
+			t.Errorf("%d places are free: %v", free, err)
+		}
+		if vacate("eice-1", "gw-1") || has("elsewhere") {
+			t.Error("another endpoint's tunnel ended")
 		}
 	})
 

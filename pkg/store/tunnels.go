@@ -3,9 +3,11 @@ package store
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 )
 
 const releaseSQL = `DELETE FROM termgw.tunnels WHERE id = $1`
@@ -14,6 +16,29 @@ var acquireSQL = `SELECT termgw.acquire_tunnel($1, $2, $3, $4, $5, $6::double pr
 
 var freeSQL = `SELECT $2::bigint - count(*) FROM termgw.tunnels
 WHERE endpoint = $1 AND renewed_at > now() - make_interval(secs => $3::double precision + ` + strings.Replace(strangeSQL, "$16", "$4", 1) + `)`
+
+// A tunnel that was wanted some seconds ago has got a terminal since: it is idle anew.
+const idleSQL = `UPDATE termgw.tunnels SET idle_at = now() WHERE id = $1
+RETURNING COALESCE(wanted_at > now() - make_interval(secs => $2), false)`
+
+// Of the idle tunnels that nobody else has asked for, the replica's own come first, and of those the oldest: it has the
+// least left of its hour.
+const wantSQL = `UPDATE termgw.tunnels SET wanted_at = now() WHERE id = (
+  SELECT id FROM termgw.tunnels
+  WHERE endpoint = $1 AND idle_at > now() - make_interval(secs => $3)
+    AND (wanted_at IS NULL OR wanted_at < now() - make_interval(secs => $4))
+  ORDER BY replica = $2 DESC, acquired_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
+) RETURNING id`
+
+const goneSQL = `SELECT NOT EXISTS (SELECT FROM termgw.tunnels WHERE id = $1)`
+
+const (
+	// idleFor is how long a note of IdleTunnel counts, which is repeated twice a second.
+	idleFor = 2 * time.Second
+	// wantedFor is how long a wanted tunnel has to end. vacatePoll is the interval between looks whether it has.
+	wantedFor  = 3 * time.Second
+	vacatePoll = 50 * time.Millisecond
+)
 
 // leases are the tunnels of this process.
 type leases struct {
@@ -69,6 +94,52 @@ func (p *Postgres) FreeTunnels(ctx context.Context, endpoint string, limit int) 
 	silence, server := p.steady.silence(p.now())
 	err = p.one(ctx, freeSQL, []any{text(endpoint), int64(limit), silence, server}, &n)
 	return max(0, n), unavailable("counting tunnels", err)
+}
+
+// IdleTunnel notes that a tunnel has no terminal, and reports whether its place is wanted: then it is to be closed, and the
+// lease released. Called at once and twice a second while that is so; another is asked for its place only then.
+func (p *Postgres) IdleTunnel(ctx context.Context, lease string) (wanted bool, err error) {
+	err = p.one(ctx, idleSQL, []any{lease, wantedFor.Seconds()}, &wanted)
+	return wanted, unavailable("noting an idle tunnel", err)
+}
+
+// VacateTunnel asks an idle tunnel of an endpoint for its place, the replica's own before others', and waits until the place
+// is free. It reports false if there is none to ask, at once, or if it is not free within three seconds.
+func (p *Postgres) VacateTunnel(ctx context.Context, endpoint, replica string) (vacated bool, err error) {
+	const op = "asking for a tunnel's place"
+	var lease string
+	err = p.one(ctx, wantSQL, []any{text(endpoint), text(replica), idleFor.Seconds(), wantedFor.Seconds()}, &lease)
+	switch {
+	case errors.Is(err, errNoRow):
+		return false, nil
+	case err != nil:
+		return false, unavailable(op, err)
+	}
+	vacated, err = untilVacated(ctx, func() (gone bool, err error) {
+		err = p.one(ctx, goneSQL, []any{lease}, &gone)
+		return gone, err
+	})
+	return vacated, unavailable(op, err)
+}
+
+// untilVacated waits until gone reports true, for wantedFor at most.
+func untilVacated(ctx context.Context, gone func() (bool, error)) (bool, error) {
+	late := time.NewTimer(wantedFor)
+	defer late.Stop()
+	tick := time.NewTicker(vacatePoll)
+	defer tick.Stop()
+	for {
+		if is, err := gone(); is || err != nil {
+			return is, err
+		}
+		select {
+		case <-tick.C:
+		case <-late.C:
+			return false, nil
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+	}
 }
 
 // ReleaseTunnel gives a place back. If it fails, the place is free when the lease runs out: there is no need to repeat it.

@@ -37,8 +37,8 @@ type connection struct {
 
 	// Kind's mutex guards the rest.
 	used, limit int
-	over        bool // no new sessions
-	idle        *time.Timer
+	over        bool               // no new sessions
+	needed      context.CancelFunc // ends linger; nil: it never ran
 }
 
 func (k *Kind) newConnection(to destination) *connection {

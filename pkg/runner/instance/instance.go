@@ -68,6 +68,10 @@ type Tunnel struct {
 	// Room reports whether the quota has room for one more tunnel to the same
 	// instance, and would leave places for others; nil: it has none.
 	Room func(context.Context) bool
+	// Idle is called at once and twice a second while no terminal uses the tunnel, and
+	// reports whether another tunnel needs its place: then the tunnel ends, else after
+	// Timing.Linger. May be nil.
+	Idle func(context.Context) (wanted bool)
 }
 
 // ErrQuota is the cause of an error of Tunnels.Open if the quota lets no more tunnels
@@ -121,6 +125,8 @@ const (
 	freshLife  = 55 * time.Minute
 	usefulLife = 15 * time.Minute
 	leastLife  = time.Minute
+	// idlePoll is the interval between calls of Tunnel.Idle.
+	idlePoll = 500 * time.Millisecond
 	// connectTries bounds the connections that one terminal tries.
 	connectTries = 5
 	// endFor bounds the retries of a session's end after its connection was lost, and endPause the pauses between them. The

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -386,6 +387,80 @@ func TestRemoteExpires(t *testing.T) {
 	}
 	first.Send(t, "echo t=$((6*7))\n")
 	first.Expect(t, "t=42")
+}
+
+// A terminal lives as long as AWS lets it where the quota has room, and as long as another's tunnel where it has none.
+func TestRemoteSharesWhatIsYoung(t *testing.T) {
+	t.Parallel()
+	i := newInstance(t, nil)
+	var later atomic.Int64
+	r := i.remote(t, Config{Now: func() time.Time { return time.Now().Add(time.Duration(later.Load())) }})
+	var expires []time.Time // of the tunnels
+	for n, step := range []struct {
+		pass   time.Duration
+		room   bool
+		err    error // of Open
+		tunnel int   // that the terminal is on
+	}{
+		{room: true, tunnel: 1},
+		{room: true, tunnel: 1},
+		{pass: 6 * time.Minute, room: true, tunnel: 2},
+		{room: true, tunnel: 2},
+		{pass: 6 * time.Minute, tunnel: 2}, // lives for 54 minutes, the first for 48
+		{pass: 42 * time.Minute, err: fmt.Errorf("no: %w", ErrQuota), tunnel: 2}, // for 12
+		{room: true, tunnel: 3},
+	} {
+		later.Add(int64(step.pass))
+		i.room.Store(step.room)
+		i.mu.Lock()
+		i.err, i.life = step.err, time.Hour+time.Duration(later.Load())
+		i.mu.Unlock()
+		s := shelltest.Open(t, shelltest.By(r), i.target(t, ""))
+		got := s.Terminal.(*sshTerminal).Expires()
+		if step.tunnel > len(expires) {
+			expires = append(expires, got)
+		}
+		if !got.Equal(expires[step.tunnel-1]) || i.opened() != len(expires) {
+			t.Fatalf("terminal %d: its tunnel ends at %s, of %v; %d were opened", n+1, got, expires, i.opened())
+		}
+		s.Send(t, "echo t=$((6*7))\n")
+		s.Expect(t, "t=42")
+	}
+}
+
+// An idle tunnel that has grown old is replaced, and gives its place back.
+func TestRemoteReplacesAnOldIdleTunnel(t *testing.T) {
+	t.Parallel()
+	i := newInstance(t, nil)
+	i.life = time.Hour
+	i.room.Store(true)
+	var later atomic.Int64
+	r := i.remote(t, Config{Timing: runner.Timing{Linger: time.Hour}, Now: func() time.Time { return time.Now().Add(time.Duration(later.Load())) }})
+	shelltest.Open(t, shelltest.By(r), i.target(t, "")).End(t)
+	later.Store(int64(30 * time.Minute))
+	s := shelltest.Open(t, shelltest.By(r), i.target(t, ""))
+	shelltest.Eventually(t, "the old tunnel has ended", func() bool { return i.ended.Load() == 1 })
+	if i.opened() != 2 {
+		t.Errorf("%d tunnels", i.opened())
+	}
+	s.End(t)
+}
+
+// An idle tunnel whose place is wanted ends at once. One with a terminal stays.
+func TestRemoteIdleTunnelGivesWay(t *testing.T) {
+	t.Parallel()
+	i := newInstance(t, nil)
+	r := i.remote(t, Config{Timing: runner.Timing{Linger: time.Hour}})
+	shelltest.Open(t, shelltest.By(r), i.target(t, "")).End(t)
+	s := shelltest.Open(t, shelltest.By(r), i.target(t, ""))
+	i.wanted.Store(true)
+	s.Send(t, "sleep 1; echo t=$((6*7))\n") // for longer than the interval between two calls of Idle
+	s.Expect(t, "t=42")
+	if i.opened() != 1 || i.ended.Load() != 0 {
+		t.Errorf("%d tunnels, %d ended", i.opened(), i.ended.Load())
+	}
+	s.End(t)
+	shelltest.Eventually(t, "the tunnel has ended", func() bool { return i.ended.Load() == 1 })
 }
 
 var hostile = []string{

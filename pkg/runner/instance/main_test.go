@@ -52,6 +52,9 @@ type instance struct {
 	shell   string        // a test's own
 	addr    string        // without an sshd of this process
 	push    func(key string) error
+
+	room, wanted atomic.Bool // what tunnels answer
+	ended        atomic.Int64
 }
 
 func newInstance(tb testing.TB, engine *testenv.Docker, lines ...string) *instance {
@@ -102,7 +105,12 @@ func (i *instance) Open(ctx context.Context, r TunnelRequest) (Tunnel, error) {
 	if addr == "" {
 		addr = i.sshd.Addr
 	}
-	t := Tunnel{Trail: runner.Trail{runner.TrailTunnel: fmt.Sprintf("lease-%d", i.opened()+1)}}
+	t := Tunnel{
+		Trail: runner.Trail{runner.TrailTunnel: fmt.Sprintf("lease-%d", i.opened()+1)},
+		Room:  func(context.Context) bool { return i.room.Load() },
+		Idle:  func(context.Context) bool { return i.wanted.Load() },
+		Ended: func() { i.ended.Add(1) },
+	}
 	if life > 0 {
 		t.Expires = time.Now().Add(life)
 	}

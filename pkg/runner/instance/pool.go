@@ -123,8 +123,8 @@ func (k *Kind) longest(to destination, d time.Duration) (best *connection) {
 // take reserves a session. The caller holds the mutex.
 func (k *Kind) take(c *connection) *connection {
 	c.used++
-	if c.idle != nil {
-		c.idle.Stop()
+	if c.needed != nil {
+		c.needed()
 	}
 	return c
 }
@@ -138,8 +138,7 @@ func (k *Kind) replace(c *connection) {
 	k.release(c)
 }
 
-// release gives a session back. A connection without sessions ends after
-// Timing.Linger.
+// release gives a session back. A connection without sessions lingers.
 func (k *Kind) release(c *connection) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -149,14 +148,43 @@ func (k *Kind) release(c *connection) {
 	case c.over:
 		c.hangUp()
 	default:
-		c.idle = time.AfterFunc(k.cfg.Timing.Linger, func() {
-			k.mu.Lock()
-			defer k.mu.Unlock()
-			if c.used == 0 {
-				c.over = true
-				c.hangUp()
-			}
-		})
+		var ctx context.Context
+		ctx, c.needed = context.WithCancel(c.ctx)
+		k.wg.Go(func() { c.linger(ctx) })
+	}
+}
+
+// linger ends a connection without sessions after Timing.Linger, or sooner if the place of
+// its tunnel is wanted. The context ends with the next session, or with the connection.
+func (c *connection) linger(ctx context.Context) {
+	over := time.NewTimer(c.kind.cfg.Timing.Linger)
+	defer over.Stop()
+	poll := time.NewTicker(idlePoll)
+	defer poll.Stop()
+	for lingers := true; lingers && !c.wanted(ctx); {
+		select {
+		case <-poll.C:
+		case <-over.C:
+			lingers = false
+		case <-ctx.Done():
+			return
+		}
+	}
+	c.kind.mu.Lock()
+	defer c.kind.mu.Unlock()
+	if ctx.Err() == nil {
+		c.over = true
+		c.hangUp()
+	}
+}
+
+// wanted reports whether another tunnel needs the place of an idle one.
+func (c *connection) wanted(ctx context.Context) bool {
+	select {
+	case <-c.ready:
+		return c.err == nil && c.tunnel.Idle != nil && c.tunnel.Idle(ctx)
+	default: // whoever waited for it did so no longer
+		return false
 	}
 }
 
@@ -182,8 +210,8 @@ func (k *Kind) forget(c *connection) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	c.over = true
-	if c.idle != nil {
-		c.idle.Stop()
+	if c.needed != nil {
+		c.needed()
 	}
 	k.conns[c.to] = slices.DeleteFunc(k.conns[c.to], func(other *connection) bool { return other == c })
 	if len(k.conns[c.to]) == 0 {
