@@ -32,6 +32,7 @@ type connection struct {
 	pump   *pump           // between ssh and the tunnel
 	master *runner.Process // the connection's ssh
 
+	way  way
 	gone chan struct{} // closed once lost is set: the sessions are lost
 	lost error
 
@@ -88,12 +89,16 @@ func (c *connection) live() {
 
 // keep renews the connection's lease until its end, and returns why it ended.
 //
-// ssh sends nothing by itself while the instance sends. SIGWINCH makes ssh send the
-// sizes of all its terminals, changed or not: no program sees that, and it costs
-// no session, which sshd would count.
+// ssh sends nothing by itself while the instance sends. A message that sshd ignores costs no session, which sshd would
+// count.
 func (c *connection) keep(l *login) error {
 	renew := time.NewTicker(c.kind.cfg.Timing.Renew)
 	defer renew.Stop()
+	control, err := dialControl(c.ctx, c.control)
+	if err != nil {
+		return failed("ssh", err)
+	}
+	defer func() { _ = control.Close() }()
 	for {
 		select {
 		case <-l.ssh.Exited:
@@ -101,7 +106,8 @@ func (c *connection) keep(l *login) error {
 		case <-c.ctx.Done():
 			return failed("ssh", errors.New("the connection was ended"))
 		case <-renew.C:
-			l.ssh.Signal(unix.SIGWINCH)
+			_ = control.SetWriteDeadline(time.Now().Add(time.Second)) // of an ssh that is stuck
+			_, _ = control.Write(ignored)                             // an error is in ssh's exit
 		}
 	}
 }

@@ -95,7 +95,6 @@ func TestRemoteFaults(t *testing.T) {
 			fault func(t *testing.T, i *instance, r *Kind, s *shelltest.Session)
 			step  string
 		}{
-			{"the ssh child is killed", func(t *testing.T, _ *instance, _ *Kind, s *shelltest.Session) { killOne(t, s.ID) }, "ssh"},
 			{"the connection's ssh is killed", func(t *testing.T, _ *instance, r *Kind, _ *shelltest.Session) {
 				killOne(t, r.sockets.dir+"/1.key")
 			}, "ssh_closed"},

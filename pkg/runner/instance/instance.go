@@ -211,6 +211,18 @@ func (k *Kind) Close() error {
 	return errors.Join(err, k.sockets.remove())
 }
 
+// background runs do, which ends with its connection, in a goroutine that Close joins.
+func (k *Kind) background(do func()) {
+	k.mu.Lock()
+	if !k.closed {
+		defer k.mu.Unlock()
+		k.wg.Go(do)
+		return
+	}
+	k.mu.Unlock()
+	do()
+}
+
 var errClosed = errors.New("the gateway ends")
 
 // Values of these forms alone reach an argument of ssh or the instance's shell.

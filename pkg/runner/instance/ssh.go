@@ -69,13 +69,8 @@ func masterArgs(control, user, instance, agent, knownHosts string, known bool, t
 // sessionArgs returns the arguments of an ssh that runs a command over an existing
 // connection. If the connection is gone, ssh opens its own, to a program that ends at
 // once.
-func sessionArgs(control, user, instance string, tty bool, command string) []string {
-	args := append(sshCommon(control, user, instance), "-o", "ControlMaster=no", "-o", "ProxyCommand=false", "-o", "LogLevel=ERROR")
-	if tty {
-		args = append(args, "-tt")
-	} else {
-		args = append(args, "-T")
-	}
+func sessionArgs(control, user, instance, command string) []string {
+	args := append(sshCommon(control, user, instance), "-o", "ControlMaster=no", "-o", "ProxyCommand=false", "-o", "LogLevel=ERROR", "-T")
 	return append(args, "--", instance, command)
 }
 

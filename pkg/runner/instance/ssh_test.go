@@ -26,17 +26,14 @@ func TestSSHArguments(t *testing.T) {
 			"--", "i-0123456789abcdef0",
 		})
 	}
-	session := func(tty string) []string {
-		return slices.Concat(common, []string{
-			"-o", "ControlMaster=no", "-o", "ProxyCommand=false", "-o", "LogLevel=ERROR", tty, "--", "i-0123456789abcdef0", "exec 'x'",
-		})
-	}
+	session := slices.Concat(common, []string{
+		"-o", "ControlMaster=no", "-o", "ProxyCommand=false", "-o", "LogLevel=ERROR", "-T", "--", "i-0123456789abcdef0", "exec 'x'",
+	})
 	const control, user, instance = "/d/1.ctl", "ec2-user", "i-0123456789abcdef0"
 	for name, c := range map[string]struct{ got, want []string }{
 		"the connection, a known key": {masterArgs(control, user, instance, "/d/1.key", "/d/1.known", true, runner.Timing{}.WithDefaults()), master("yes")},
 		"the connection, no key":      {masterArgs(control, user, instance, "/d/1.key", "/d/1.known", false, runner.Timing{}.WithDefaults()), master("accept-new")},
-		"a terminal":                  {sessionArgs(control, user, instance, true, "exec 'x'"), session("-tt")},
-		"a command":                   {sessionArgs(control, user, instance, false, "exec 'x'"), session("-T")},
+		"a command":                   {sessionArgs(control, user, instance, "exec 'x'"), session},
 	} {
 		if !slices.Equal(c.got, c.want) {
 			t.Errorf("%s: %q, want %q", name, c.got, c.want)

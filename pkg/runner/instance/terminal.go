@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"regexp"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,47 +16,43 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// sshTerminal is an ssh under a pty that carries one session of a connection.
+// sshTerminal is a session of a connection.
 type sshTerminal struct {
-	*runner.Pty
+	*channel
 	conn    *connection
 	request request
-	stderr  *os.File // ssh's; the shell's is in the terminal's output
-	early   []byte   // output that was read with the handshake
+	early   []byte // output that was read with the handshake
 	closing atomic.Bool
-	hungUp  atomic.Bool // the gateway ended ssh
 }
 
 // open opens a terminal by a command line that runs remote.sh.
 func (c *connection) open(ctx context.Context, r *request, size terminal.Size, command string) (*sshTerminal, error) {
-	stderr, w, err := os.Pipe()
-	if err != nil {
-		return nil, failed("pty", fmt.Errorf("starting ssh: %w", err))
+	opened, err := c.openChannel(ctx, size, command)
+	switch {
+	case ctx.Err() != nil: // over a connection that went silent, say
+		if opened != nil {
+			c.close(opened)
+		}
+		return nil, failed("ssh_timeout", fmt.Errorf("opening a session: %w", context.Cause(ctx)))
+	case errors.Is(err, errGone), errors.Is(err, errRefused):
+		return nil, err
+	case errors.Is(err, errNoPty):
+		return nil, failed("shell", err)
+	case err != nil:
+		return nil, failed("ssh", err)
 	}
-	cmd := exec.Command(c.kind.ssh, sessionArgs(c.control, c.to.user, c.to.instance, true, command)...)
-	cmd.Env, cmd.Stderr = sshEnv, w
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	ssh, err := runner.StartPty(cmd, size, r.log)
-	_ = w.Close()
-	if err != nil {
-		_ = stderr.Close()
-		return nil, failed("pty", fmt.Errorf("starting ssh: %w", err))
-	}
-	t := &sshTerminal{Pty: ssh, conn: c, request: *r, stderr: stderr}
-	stop := context.AfterFunc(ctx, func() { t.Signal(unix.SIGKILL) })
+	t := &sshTerminal{channel: opened, conn: c, request: *r}
+	stop := context.AfterFunc(ctx, t.stopReading)
 	began, err := t.handshake()
-	if err == nil {
-		t.awaitRaw()
-	}
 	if !stop() {
-		step := "ssh_timeout" // over a connection that went silent, say
+		step := "ssh_timeout"
 		if began {
 			step = "shell"
 		}
 		err = failed(step, fmt.Errorf("starting a shell: %w", context.Cause(ctx)))
 	}
 	if err != nil {
-		t.disconnect()
+		c.close(opened)
 		if began && !errors.Is(err, errNoShell) && !errors.Is(err, runner.ErrNotRunning) {
 			c.kind.ends.PutOff(t.request.end(false, t.request.sweepElsewhere), err)
 		}
@@ -79,7 +72,7 @@ func (t *sshTerminal) handshake() (began bool, err error) {
 	var got []byte
 	buf := make([]byte, 4<<10)
 	for len(got) < 32<<10 { // the account's .bashrc may print first
-		n, err := t.Pty.Read(buf)
+		n, err := t.channel.Read(buf)
 		got = append(got, buf[:n]...)
 		if m := toldPlace.FindSubmatch(got); m != nil {
 			began = true
@@ -105,45 +98,18 @@ func (t *sshTerminal) handshake() (began bool, err error) {
 	return began, failed("shell", errors.New("the account prints without end before its shell starts"))
 }
 
-// awaitRaw waits until ssh has made this end's pty raw, or has ended. The connection's ssh carries the shell's output
-// sooner than that: on a busy machine the local pty would echo early input a second time.
-func (t *sshTerminal) awaitRaw() {
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for {
-		var mode *unix.Termios
-		var failed error
-		err := t.Master.Control(func(fd uintptr) { mode, failed = unix.IoctlGetTermios(int(fd), unix.TCGETS) })
-		if err != nil || failed != nil || mode.Oflag&unix.OPOST == 0 {
-			return
-		}
-		select {
-		case <-t.Exited:
-			return
-		case <-tick.C:
-		}
-	}
-}
-
-// neverOpened returns why ssh ended before there was a shell.
+// neverOpened returns why a session ended before there was a shell.
 func (t *sshTerminal) neverOpened(got string, began bool) error {
-	<-t.Exited
-	code := t.Status.ExitStatus()
 	if m := toldError.FindStringSubmatch(got); m != nil {
 		if m[1] == "not_running" {
 			return runner.NotRunning(shorten(m[2]))
 		}
 		return noDocker(t.request.to.user, errors.New(shorten(m[2])))
 	}
-	stderr := saidTo(t.stderr)
-	if code == 255 {
-		if err := sessionFault(stderr); err != nil {
-			return err
-		}
-	}
-	if t.Status.Signaled() || code == 255 && t.conn.isGone() {
+	if t.exit == nil {
 		return errGone
 	}
+	code := t.exit.Code
 	if began && t.request.target == TargetContainer {
 		_, said, _ := strings.Cut(got, "\x1ein ")
 		_, said, _ = strings.Cut(said, "\x1e")
@@ -155,7 +121,7 @@ func (t *sshTerminal) neverOpened(got string, began bool) error {
 		}
 		return noDocker(t.request.to.user, fmt.Errorf("docker exec on the instance: exit code %d, %q", code, shorten(said)))
 	}
-	return failed("shell", fmt.Errorf("the account's shell ended at once: exit code %d, %q", code, shorten(got+" "+stderr)))
+	return failed("shell", fmt.Errorf("the account's shell ended at once: exit code %d, %q", code, shorten(got)))
 }
 
 // isGone reports whether a connection has ended. It waits a moment for that: its
@@ -176,13 +142,26 @@ func (t *sshTerminal) Read(p []byte) (int, error) {
 	if len(t.early) > 0 {
 		return t.readEarly(p), nil
 	}
-	n, err := t.Pty.Read(p)
-	if errors.Is(err, io.EOF) && !t.closing.Load() {
-		if lost := t.lost(); lost != nil && !t.closing.Load() {
-			err = lost
-		}
+	n, err := t.channel.Read(p)
+	if err != nil && n == 0 {
+		err = t.fault(err)
 	}
 	return n, err
+}
+
+// fault returns the error of a Read: io.EOF after the shell's end or Close.
+func (t *sshTerminal) fault(err error) error {
+	switch {
+	case t.closing.Load():
+		return io.EOF
+	case errors.Is(err, io.EOF) && t.exit == nil:
+		return failed("ssh", errors.New("the instance's sshd closed the session"))
+	case errors.Is(err, io.EOF):
+		return io.EOF
+	case t.conn.isGone():
+		return t.conn.lost
+	}
+	return failed("ssh", err)
 }
 
 // TryRead returns the output that is there now.
@@ -190,7 +169,7 @@ func (t *sshTerminal) TryRead(p []byte, gather bool) (int, error) {
 	if len(t.early) > 0 {
 		return t.readEarly(p), nil
 	}
-	return t.Pty.TryRead(p, gather)
+	return t.channel.TryRead(p, gather)
 }
 
 func (t *sshTerminal) readEarly(p []byte) int {
@@ -202,61 +181,25 @@ func (t *sshTerminal) readEarly(p []byte) int {
 	return n
 }
 
-// lost waits for ssh's end and returns an error if the shell did not end with it.
-// ssh's exit status is 255 then, which may be a shell's too.
-func (t *sshTerminal) lost() error {
-	<-t.Exited
-	switch {
-	case t.WaitErr != nil:
-		return failed("pty", fmt.Errorf("waiting for ssh: %w", t.WaitErr))
-	case t.Status.Signaled():
-		return failed("ssh", fmt.Errorf("ssh was ended by %s", unix.SignalName(t.Status.Signal())))
-	case t.Status.ExitStatus() == 255 && t.conn.isGone():
-		return t.conn.lost
-	}
-	return nil
-}
-
-// Resize also has the connection's ssh look at the sizes of its terminals: the
-// terminal's own ssh reports a new size, but not yet when the shell prints first.
-func (t *sshTerminal) Resize(s terminal.Size) error {
-	if err := t.Pty.Resize(s); err != nil {
-		return err
-	}
-	t.conn.master.Signal(unix.SIGWINCH)
-	return nil
-}
-
-// Wait returns how the shell ended. After Close, it reports SIGHUP: ssh's exit status
-// then describes ssh.
+// Wait returns how the shell ended; SIGHUP if Close came first.
 func (t *sshTerminal) Wait() (terminal.Exit, error) {
-	<-t.Exited
-	if t.hungUp.Load() && (t.Status.Signaled() || t.Status.ExitStatus() == 255) {
-		return terminal.Exit{Code: 128 + int(unix.SIGHUP), Signal: unix.SignalName(unix.SIGHUP)}, nil
+	switch {
+	case t.exit != nil:
+		return *t.exit, nil
+	case t.closing.Load():
+		return *exitBySignal("SIGHUP"), nil
 	}
-	if err := t.lost(); err != nil {
-		return terminal.Exit{}, err
-	}
-	code := t.Status.ExitStatus()
-	return terminal.Exit{Code: code, Signal: runner.SignalOf(code)}, nil
+	return terminal.Exit{}, t.fault(errGone)
 }
 
-// disconnect ends ssh, by which the instance's sshd hangs up.
-func (t *sshTerminal) disconnect() {
-	select {
-	case <-t.Exited:
-	default:
-		t.hungUp.Store(true)
-	}
-	t.HangUp()
-	t.Signal(unix.SIGHUP)
-	select {
-	case <-t.Exited:
-	case <-time.After(time.Second):
-		t.Signal(unix.SIGKILL)
-		<-t.Exited
-	}
-	_ = t.stderr.Close()
+// exitOf returns the Exit of a shell's exit status.
+func exitOf(code int) *terminal.Exit {
+	return &terminal.Exit{Code: code, Signal: runner.SignalOf(code)}
+}
+
+// exitBySignal returns the Exit of a shell that a signal ended.
+func exitBySignal(name string) *terminal.Exit {
+	return &terminal.Exit{Code: 128 + int(unix.SignalNum(name)), Signal: name}
 }
 
 // Close hangs up, and then sweeps over the same connection. The guard on the instance
@@ -265,7 +208,7 @@ func (t *sshTerminal) disconnect() {
 // connection, but not a silent one.
 func (t *sshTerminal) Close() error {
 	t.closing.Store(true)
-	t.disconnect()
+	t.conn.close(t.channel)
 	r, k := &t.request, t.conn.kind
 	var own atomic.Bool // the session on this connection is still reserved
 	own.Store(true)
@@ -330,7 +273,7 @@ func (c *connection) sweep(ctx context.Context, r *request, keepDetached bool) (
 	defer stop()
 	silent := c.listen()
 	command := r.command(keepDetached, "end", "container="+r.container, "shell="+r.shell, "sid="+r.sid, "start="+r.start)
-	argv := append([]string{c.kind.ssh}, sessionArgs(c.control, c.to.user, c.to.instance, false, command)...)
+	argv := append([]string{c.kind.ssh}, sessionArgs(c.control, c.to.user, c.to.instance, command)...)
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 400*time.Millisecond) {
 		stdout, stderr, status, err := output(ctx, argv)
 		if errors.Is(err, context.DeadlineExceeded) && silent() {

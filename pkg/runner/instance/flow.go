@@ -1,0 +1,95 @@
+package instance
+
+import (
+	"sync"
+	"time"
+)
+
+// This file bounds the output of a terminal that is under way from sshd to the gateway.
+//
+// A tunnel carries the bytes of all its terminals one after the other. When a program prints faster than the tunnel is,
+// all that sshd may send waits in the tunnel: before the keys of the others, and before the ^C of this terminal. sshd
+// may send what the channel's window allows (RFC 4254, section 5.2). So the window is what the tunnel holds in one round
+// trip, and as much more as keeps the tunnel busy: then a queue of some milliseconds stands in the tunnel whatever its
+// speed.
+//
+// The round trip is measured while output comes: with a window's adjustment goes a request that sshd answers in turn
+// with the output, one at a time. The shortest round trip of a connection is that of an empty tunnel; what a round trip
+// takes beyond it is the queue. With window w and round trip t the tunnel carries w/t, so a window of w/t × (shortest +
+// queue) leads to the wanted queue (FAST TCP, Jin, Wei and Low 2004, has the same rule). A window that was not used up
+// says nothing of the tunnel, and does not grow. Nor does an answer that the gateway has read late: then the person's
+// client is slower than the tunnel.
+//
+// A connection's terminals share the shortest round trip, and all see the same queue, so several floods share it.
+const (
+	// firstWindow is a terminal's window before its first round trip with output: a screen.
+	firstWindow = 16 << 10
+	leastWindow = 2 << 10
+	// mostWindow is OpenSSH's own window (CHAN_SES_WINDOW_DEFAULT, channels.h).
+	mostWindow = 2 << 20
+	// The wanted queue is as long as the shortest round trip, within these bounds: a key beside a flood takes twice
+	// its time then.
+	leastQueue = 8 * time.Millisecond
+	mostQueue  = 30 * time.Millisecond
+	// promptly is the longest time that an answer may have waited for the gateway to read it.
+	promptly = 5 * time.Millisecond
+)
+
+// way is what is known of a connection's round trip.
+type way struct {
+	mu       sync.Mutex
+	shortest time.Duration // 0: not known yet
+}
+
+// took notes a round trip, and returns the shortest.
+func (w *way) took(t time.Duration) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if t = max(t, time.Microsecond); w.shortest == 0 || t < w.shortest {
+		w.shortest = t
+	}
+	return w.shortest
+}
+
+// flow is the window of one terminal's output.
+type flow struct {
+	way     *way
+	window  int       // bytes that may be under way
+	allowed int       // bytes that sshd may send or has sent, and that have not come
+	asked   time.Time // when the probe was sent that is under way; zero: none is
+	came    int       // bytes since then
+}
+
+func newFlow(w *way) flow { return flow{way: w, window: firstWindow, allowed: firstWindow} }
+
+// received notes n bytes of output that came. It returns how many more bytes sshd may send, and whether a probe goes
+// with them.
+func (f *flow) received(n int, now time.Time) (more int, probe bool) {
+	f.allowed -= n
+	f.came += n
+	if more = f.window - f.allowed; more < f.window/4 {
+		return 0, false
+	}
+	f.allowed += more
+	if f.asked.IsZero() {
+		f.asked, f.came, probe = now, 0, true
+	}
+	return more, probe
+}
+
+// answered notes the answer to the probe. prompt reports whether the answer was read when it came.
+func (f *flow) answered(now time.Time, prompt bool) {
+	t := max(now.Sub(f.asked), time.Microsecond)
+	f.asked = time.Time{}
+	if !prompt {
+		return
+	}
+	shortest := f.way.took(t)
+	queue := min(max(shortest, leastQueue), mostQueue)
+	next := int(float64(f.window) * float64(shortest+queue) / float64(t))
+	next = min(max(next, f.window/2), 2*f.window)
+	if f.came < f.window/2 {
+		next = min(next, f.window)
+	}
+	f.window = min(max(next, leastWindow), mostWindow)
+}
