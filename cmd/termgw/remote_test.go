@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -48,12 +49,30 @@ type cloud struct {
 	mu  sync.Mutex
 	ids []string // of instances
 
-	proxy, ca string
-	tunnels   sync.WaitGroup // through the proxy
+	proxy, ca  string
+	keys, curl string         // address and program by which sshd asks for pushed keys
+	tunnels    sync.WaitGroup // through the proxy
 }
 
 // newCloud starts AWS for a platform. The instances' sessions reach the engine.
 func (p *platform) newCloud(tb testing.TB, engine *testenv.Docker) *cloud {
+	tb.Helper()
+	p.remoteColumns(tb)
+	c := newAWS(tb, awsplay.Config{})
+	c.startSSHD(tb, testenv.SSHDConfig{Docker: engine})
+	return c
+}
+
+// remoteColumns adds the columns of workspaces on instances, and what no output may show of such a platform.
+func (p *platform) remoteColumns(tb testing.TB) {
+	tb.Helper()
+	p.exec(tb, "ALTER TABLE workspaces ADD container text, ADD os_user text, ADD host_key text, ADD remote_target text")
+	p.secretly = append(p.secretly, awsKeys.AccessKeyID, awsKeys.SecretAccessKey, awsKeys.SessionToken,
+		awsAccount, "arn:aws", "X-Amz-", "PRIVATE KEY")
+}
+
+// newAWS starts AWS, with an endpoint and no sshd. The config's account, credentials and clock are set here.
+func newAWS(tb testing.TB, cfg awsplay.Config) *cloud {
 	tb.Helper()
 	curl, err := exec.LookPath("curl")
 	if err != nil {
@@ -62,11 +81,10 @@ func (p *platform) newCloud(tb testing.TB, engine *testenv.Docker) *cloud {
 		}
 		tb.Skip("needs curl, by which sshd asks for pushed keys: apt-get install curl")
 	}
-	c := &cloud{}
-	c.Server, err = awsplay.New(awsplay.Config{
-		Account: awsAccount, Credentials: awsKeys,
-		Now: func() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) },
-	})
+	c := &cloud{curl: curl}
+	cfg.Account, cfg.Credentials = awsAccount, awsKeys
+	cfg.Now = func() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) }
+	c.Server, err = awsplay.New(cfg)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -79,7 +97,7 @@ func (p *platform) newCloud(tb testing.TB, engine *testenv.Docker) *cloud {
 	}
 	proxy := httptest.NewServer(http.HandlerFunc(c.connect))
 	keys := httptest.NewServer(http.HandlerFunc(c.authorizedKeys))
-	c.proxy = proxy.URL
+	c.proxy, c.keys = proxy.URL, keys.URL
 	tb.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			tb.Error(err)
@@ -88,14 +106,15 @@ func (p *platform) newCloud(tb testing.TB, engine *testenv.Docker) *cloud {
 		keys.Close()
 		c.tunnels.Wait()
 	})
-	c.sshd = testenv.StartSSHD(tb, testenv.SSHDConfig{
-		Docker: engine, Lines: []string{"AuthorizedKeysCommand " + curl + " -sf " + keys.URL + "/%u"},
-	})
 	c.PutEndpoint(awsplay.Endpoint{ID: "eice-0123456789abcdef0"})
-	p.exec(tb, "ALTER TABLE workspaces ADD container text, ADD os_user text, ADD host_key text, ADD remote_target text")
-	p.secretly = append(p.secretly, awsKeys.AccessKeyID, awsKeys.SecretAccessKey, awsKeys.SessionToken,
-		awsAccount, "arn:aws", "X-Amz-", "PRIVATE KEY")
 	return c
+}
+
+// startSSHD starts the sshd of the cloud's instances. The config's lines go before the cloud's own.
+func (c *cloud) startSSHD(tb testing.TB, cfg testenv.SSHDConfig) {
+	tb.Helper()
+	cfg.Lines = append(slices.Clone(cfg.Lines), "AuthorizedKeysCommand "+c.curl+" -sf "+c.keys+"/%u")
+	c.sshd = testenv.StartSSHD(tb, cfg)
 }
 
 // connect is a proxy that leads every name of AWS to the played one.

@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // SSHDConfig holds the options of StartSSHD.
@@ -28,6 +30,9 @@ type SSHDConfig struct {
 	Shell string
 	// Lines come first in the configuration: the first value of a keyword counts.
 	Lines []string
+	// Commands replaces commands of the machine in the server's sessions: each name's command is a script of sh, or
+	// is not there if that is empty.
+	Commands map[string]string
 }
 
 // SSHD is an OpenSSH server on loopback, with an account of its own, which logs in with the pushed keys.
@@ -185,14 +190,18 @@ func (s *SSHD) listen(program string, cfg SSHDConfig) error {
 		"UsePAM no",
 		"UseDNS no",
 		"StrictModes no",
-		"MaxStartups 1000",
-		"AllowUsers "+s.User,
 		"AuthenticationMethods publickey",
 		"AuthorizedKeysFile none",
 		// sshd requires that only root can write to the directory of the command.
 		"AuthorizedKeysCommand /bin/cat "+s.path("keys"),
 		"AuthorizedKeysCommandUser root",
 	)
+	// Of these keywords the last value counts, or all do.
+	for keyword, value := range map[string]string{"AllowUsers": s.User, "MaxStartups": "1000"} {
+		if !slices.ContainsFunc(cfg.Lines, func(line string) bool { return strings.HasPrefix(line, keyword+" ") }) {
+			lines = append(lines, keyword+" "+value)
+		}
+	}
 	if cfg.Docker != nil {
 		lines = append(lines, "SetEnv DOCKER_HOST="+cfg.Docker.Host)
 	}
@@ -200,9 +209,38 @@ func (s *SSHD) listen(program string, cfg SSHDConfig) error {
 	if err := os.WriteFile(config, []byte(strings.Join(append(lines, ""), "\n")), 0o600); err != nil {
 		return fmt.Errorf("writing sshd's configuration: %w", err)
 	}
-	s.server.argv = []string{program, "-D", "-e", "-f", config}
+	s.server.argv = nil
+	if len(cfg.Commands) > 0 {
+		if s.server.argv, err = s.replacing(cfg.Commands); err != nil {
+			return err
+		}
+	}
+	s.server.argv = append(s.server.argv, program, "-D", "-e", "-f", config)
 	s.server.env = []string{"PATH=" + sbin + ":/usr/local/bin:/usr/bin:/bin"}
 	return s.server.start(s.greets)
+}
+
+// replacing returns the start of a command line that runs the rest with other commands in the place of the machine's.
+func (s *SSHD) replacing(commands map[string]string) (argv []string, err error) {
+	mounts := ""
+	for n, dir := range []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"} {
+		upper, work := s.path(fmt.Sprintf("upper%d", n)), s.path(fmt.Sprintf("work%d", n))
+		mounts += "mount -t overlay overlay -o lowerdir=" + dir + ",upperdir=" + upper + ",workdir=" + work + " " + dir + " && "
+		err = errors.Join(err, os.MkdirAll(upper, 0o755), os.MkdirAll(work, 0o755)) //nolint:gosec // an account's commands
+		for name, script := range commands {
+			file := filepath.Join(upper, name)
+			_ = os.Remove(file) // of a port that was taken
+			if script == "" {
+				err = errors.Join(err, unix.Mknod(file, unix.S_IFCHR, 0)) // overlayfs shows no file in its place
+			} else {
+				err = errors.Join(err, os.WriteFile(file, []byte("#!/bin/sh\n"+script+"\n"), 0o755)) //nolint:gosec // likewise
+			}
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("replacing commands: %w", err)
+	}
+	return []string{"unshare", "--mount", "--", "/bin/sh", "-c", mounts + `exec "$@"`, "sh"}, nil
 }
 
 func (s *SSHD) greets(ctx context.Context) error {

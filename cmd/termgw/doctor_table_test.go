@@ -1,0 +1,586 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/pem"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/client"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/molecule-ai/termgw/internal/awsplay"
+	"github.com/molecule-ai/termgw/internal/testenv"
+	"github.com/molecule-ai/termgw/pkg/eice"
+)
+
+// The doctor's table: paths to an instance, each with one thing broken, and what the doctor says of it. The page holds
+// the table as this test makes it.
+
+var update = flag.Bool("update", false, "rewrite the table of broken set-ups in "+tablePage)
+
+const tablePage = "docs/infra/workspace-terminal.md"
+
+// brokenSite is the path to one workspace on an instance of its own, in a cloud of its own.
+type brokenSite struct {
+	*cloud
+	t         *testing.T
+	p         *platform
+	workspace string
+	instance  awsplay.Instance
+	environ   []string
+}
+
+// broken is a set-up with one thing broken.
+type broken struct {
+	what string              // for the page
+	sshd *testenv.SSHDConfig // nil: as it should be
+	set  func(*brokenSite)   // breaks it; nil: sshd is what is broken
+	slow time.Duration       // of the start of a shell, if that takes its whole time
+	aws  awsplay.Config
+
+	step       string // that fails; empty: none
+	cause, fix string // words of what the doctor says
+	wrong      string // what it should say instead; empty: it is right
+}
+
+func withLines(lines ...string) *testenv.SSHDConfig { return &testenv.SSHDConfig{Lines: lines} }
+
+// columns sets columns of the workspace's row.
+func columns(values string) func(*brokenSite) {
+	return func(s *brokenSite) { s.p.exec(s.t, "UPDATE workspaces SET "+values+" WHERE id = $1", s.workspace) }
+}
+
+// account runs a command on the instance's account.
+func account(argv ...string) func(*brokenSite) {
+	return func(s *brokenSite) {
+		cmd := exec.Command(argv[0], append(argv[1:], s.sshd.User)...)
+		cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			s.t.Fatalf("%v: %v\n%s", argv, err, out)
+		}
+	}
+}
+
+// home writes a file into the account's home.
+func home(name, text string) func(*brokenSite) {
+	return func(s *brokenSite) {
+		out, err := exec.Command("/bin/sh", "-c", "cat >~"+s.sshd.User+"/"+name+" <<'EOF'\n"+text+"\nEOF\n").CombinedOutput()
+		if err != nil {
+			s.t.Fatalf("%v\n%s", err, out)
+		}
+	}
+}
+
+// variables adds variables to the environment of the gateway.
+func variables(more ...string) func(*brokenSite) {
+	return func(s *brokenSite) { s.environ = append(s.environ, more...) }
+}
+
+// onInstance changes the instance.
+func onInstance(change func(*awsplay.Instance)) func(*brokenSite) {
+	return func(s *brokenSite) { change(&s.instance) }
+}
+
+func inState(name string) func(*brokenSite) {
+	return onInstance(func(i *awsplay.Instance) { i.State = name })
+}
+
+// fails makes calls of AWS fail.
+func fails(f awsplay.Fault, ops ...awsplay.Op) func(*brokenSite) {
+	return func(s *brokenSite) {
+		for _, op := range ops {
+			s.Fail(op, f)
+		}
+	}
+}
+
+func denies(op awsplay.Op, code string) func(*brokenSite) {
+	return fails(awsplay.Fault{
+		Status: http.StatusForbidden, Code: code,
+		Message: "User: arn:aws:sts::" + awsAccount + ":assumed-role/gateway/session is not authorized to perform: " + string(op),
+	}, op)
+}
+
+// endpoint changes the VPC's endpoint.
+func endpoint(e awsplay.Endpoint) func(*brokenSite) {
+	return func(s *brokenSite) {
+		e.ID = "eice-0123456789abcdef0"
+		s.PutEndpoint(e)
+	}
+}
+
+// answers leads the tunnel to a listener that does so with each connection.
+func answers(with func(net.Conn)) func(*brokenSite) {
+	return func(s *brokenSite) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		var conns sync.WaitGroup
+		conns.Go(func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				conns.Go(func() {
+					defer c.Close()
+					stop := make(chan struct{})
+					defer close(stop)
+					go func() {
+						select {
+						case <-stop:
+						case <-s.t.Context().Done():
+							_ = c.Close()
+						}
+					}()
+					with(c)
+				})
+			}
+		})
+		s.t.Cleanup(func() {
+			_ = l.Close()
+			conns.Wait()
+		})
+		s.instance.Target = l.Addr().String()
+	}
+}
+
+// withCommand is an sshd of an instance on which a command is a script, or is not there.
+func withCommand(name, script string) *testenv.SSHDConfig {
+	return &testenv.SSHDConfig{Commands: map[string]string{name: script}}
+}
+
+// closedSocket is the address of an engine's socket that root alone may open.
+func closedSocket(t *testing.T) string {
+	file := filepath.Join(shortTempDir(t), "docker.sock")
+	l, err := net.Listen("unix", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	if err := errors.Join(os.Chmod(filepath.Dir(file), 0o755), os.Chmod(file, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return "unix://" + file
+}
+
+// keyFile makes a host key that is not Ed25519.
+func keyFile(t *testing.T) string {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, err := ssh.MarshalPrivateKey(key, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "ecdsa")
+	if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// otherCA is a file of roots that nothing in the cloud is signed by.
+func otherCA(t *testing.T) string {
+	other, err := awsplay.New(awsplay.Config{Credentials: awsKeys})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "other.pem")
+	if err := os.WriteFile(file, other.CAPEM(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+const tcsh = "/bin/tcsh"
+
+const anotherKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEUwSLuvlcpyY4dF5UkAIjJQJqaf8pWcHHMvYGkY9qWp"
+
+// html is what a captive portal, or a proxy that refuses, answers in AWS's place.
+const html = `<!DOCTYPE html><html><head><title>Sign in to the network</title></head><body><p>Access denied.</p></body></html>`
+
+func brokenSetUps(t *testing.T) []broken {
+	allCalls := []awsplay.Op{awsplay.DescribeInstances, awsplay.DescribeEndpoints, awsplay.SendSSHPublicKey, awsplay.OpenTunnel}
+	throttled := awsplay.Fault{Status: http.StatusServiceUnavailable, Code: "RequestLimitExceeded", Message: "Request limit exceeded."}
+	return []broken{
+		// The gateway and AWS.
+		{
+			what: "The gateway has no AWS credentials", set: variables("AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY=", "AWS_SESSION_TOKEN="),
+			step: "aws", cause: "getting AWS credentials", fix: "no AWS credentials",
+		},
+		{what: "Its credentials have expired", set: func(s *brokenSite) {
+			expired := awsKeys
+			expired.Expired = true
+			s.SetCredentials(expired)
+		}, step: "aws", cause: "credentials_expired", fix: "renew them"},
+		{
+			what: "AWS does not know its credentials", set: variables("AWS_ACCESS_KEY_ID=AKIAEXAMPLEEXAMPLE99"),
+			step: "aws", cause: "AWS was not able to validate the provided access credentials", fix: "no AWS credentials that AWS accepts",
+		},
+		{
+			what: "Its clock is ten minutes wrong", set: func(s *brokenSite) { s.ahead.Store(int64(10 * time.Minute)) },
+			step: "aws", cause: "clock", fix: "set it right",
+		},
+		{what: "No region is configured", set: variables("AWS_REGION="), step: "aws", cause: "no valid AWS region is configured", fix: "set its region or AWS_REGION"},
+		{what: "The instance is in another region", aws: awsplay.Config{Region: "eu-west-1"}, set: func(s *brokenSite) {
+			s.environ = append(s.environ, "AWS_REGION=eu-west-1")
+			s.instance.ID = "i-0123456789abcdef0"
+		}, step: "instance", cause: "InvalidInstanceID.NotFound", fix: "does not exist in this AWS account and region"},
+		{what: "`AWS_CA_BUNDLE` lacks the root of AWS's certificate", set: func(s *brokenSite) {
+			s.environ = append(s.environ, "AWS_CA_BUNDLE="+otherCA(s.t))
+		}, step: "aws", cause: "certificate signed by unknown authority", fix: "CA certificates"},
+		{
+			what: "`HTTPS_PROXY` leads nowhere", set: variables("HTTPS_PROXY=http://127.0.0.1:1"),
+			step: "aws", cause: "proxyconnect tcp: dial tcp 127.0.0.1:1: connect: connection refused", fix: "proxy",
+		},
+		{
+			what: "A proxy answers with a page of its own", set: fails(awsplay.Fault{Status: http.StatusOK, Body: html}, allCalls...),
+			step: "aws", cause: `the answer is "html"`, fix: "AWS gave an answer that the gateway does not accept", wrong: "the proxy is not named",
+		},
+		{what: "AWS throttles DescribeInstances", set: fails(throttled, awsplay.DescribeInstances), step: "aws", cause: "RequestLimitExceeded", fix: "try again in a minute"},
+		{what: "AWS throttles every call", set: fails(throttled, allCalls...), step: "aws", cause: "RequestLimitExceeded", fix: "try again in a minute"},
+		{
+			what: "IAM denies `ec2:DescribeInstances`", set: denies(awsplay.DescribeInstances, "UnauthorizedOperation"),
+			step: "instance", cause: "is not authorized to perform: DescribeInstances", fix: "allow ec2:DescribeInstances",
+		},
+		{
+			what: "IAM denies `ec2:DescribeInstanceConnectEndpoints`", set: denies(awsplay.DescribeEndpoints, "UnauthorizedOperation"),
+			step: "endpoint", cause: "is not authorized to perform: DescribeInstanceConnectEndpoints", fix: "allow ec2:DescribeInstanceConnectEndpoints",
+		},
+		{
+			what: "IAM denies `ec2-instance-connect:SendSSHPublicKey`", set: denies(awsplay.SendSSHPublicKey, "AccessDeniedException"),
+			step: "key", cause: "is not authorized to perform: SendSSHPublicKey", fix: "allow ec2-instance-connect:SendSSHPublicKey",
+		},
+		{
+			what: "IAM denies `ec2-instance-connect:OpenTunnel`", set: denies(awsplay.OpenTunnel, "AccessDeniedException"),
+			step: "tunnel", cause: "is not authorized to perform: openTunnel", fix: "allow ec2-instance-connect:OpenTunnel",
+		},
+
+		// The instance, its endpoint and the network.
+		{
+			what: "The row's `instance_id` is malformed", set: columns("instance_id = 'i-none'"),
+			step: "instance", cause: `"i-none" is no instance's id`, fix: "correct it in the workspace's row",
+		},
+		{
+			what: "There is no such instance", set: onInstance(func(i *awsplay.Instance) { i.ID = "i-0123456789abcdef0" }),
+			step: "instance", cause: "InvalidInstanceID.NotFound", fix: "does not exist in this AWS account and region",
+		},
+		{
+			what: "The instance is starting (`pending`)", set: inState("pending"),
+			step: "instance", cause: "the instance is pending", fix: "start it", wrong: "wait: it is starting",
+		},
+		{what: "The instance is stopped", set: inState("stopped"), step: "instance", cause: "the instance is stopped", fix: "start it"},
+		{what: "The instance was terminated", set: inState("terminated"), step: "instance", cause: "the instance is terminated", fix: "the workspace needs a new one"},
+		{
+			what: "The instance has an IPv6 address alone, the endpoint is for IPv4",
+			set:  onInstance(func(i *awsplay.Instance) { i.PrivateIP, i.IPv6 = "", "2001:db8::5" }),
+			step: "instance", cause: "the instance has an IPv6 address only", fix: "needs a private IPv4 address",
+		},
+		{what: "The VPC has no endpoint", set: onInstance(func(i *awsplay.Instance) { i.VPC = "vpc-none" }), step: "endpoint", cause: "no endpoint in the instance's VPC is ready", fix: "create one"},
+		{
+			what: "The endpoint is being created", set: endpoint(awsplay.Endpoint{State: "create-in-progress"}),
+			step: "endpoint", cause: "the endpoint is being created", fix: "try again in a few minutes",
+		},
+		{
+			what: "`TERMGW_EICE_ENDPOINT_ID` is another region's", set: variables("TERMGW_EICE_ENDPOINT_ID=eice-0fedcba9876543210"),
+			step: "endpoint", cause: "InvalidInstanceConnectEndpointId.NotFound", fix: "check TERMGW_EICE_ENDPOINT_ID",
+		},
+		{what: "20 tunnels are in use, by the gateways' own count", set: func(s *brokenSite) {
+			s.PutEndpoint(awsplay.Endpoint{ID: "eice-0000000000000000f", VPC: "vpc-full"})
+			s.instance.VPC = "vpc-full"
+			s.p.exec(s.t, `INSERT INTO termgw.tunnels (id, endpoint, instance_id, replica, renewed_at)
+				SELECT n::text, 'eice-0000000000000000f', 'i-1', 'another', now() + interval '1 hour' FROM generate_series(1, $1) n`, eice.MaxTunnels)
+		}, step: "tunnel", cause: "eice_tunnels, 20 in use", fix: "Close a terminal or try again later"},
+		{
+			what: "20 tunnels are in use, by AWS's count alone",
+			set:  fails(awsplay.Fault{Status: http.StatusTooManyRequests, Code: "ServiceQuotaExceededException", Message: "The maximum number of tunnels is open."}, awsplay.OpenTunnel),
+			step: "tunnel", cause: "ServiceQuotaExceededException", fix: "Close a terminal or try again later",
+		},
+		{
+			what: "No security group lets port 22 through", set: onInstance(func(i *awsplay.Instance) { i.Target = "" }),
+			step: "tunnel", cause: "Unable to connect to target", fix: "check both security groups",
+		},
+		{
+			what: "sshd does not run", set: onInstance(func(i *awsplay.Instance) { i.Target = "127.0.0.1:1" }),
+			step: "tunnel", cause: "Unable to connect to target", fix: "network ACLs and sshd",
+		},
+		{
+			what: "The tunnel is silent: nothing answers in it", slow: 20 * time.Second, set: answers(func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }),
+			step: "tunnel", cause: "the tunnel broke", fix: "open the terminal again", wrong: "sshd said nothing: its load, a firewall",
+		},
+		{
+			what: "sshd penalises the endpoint's address (OpenSSH 9.8 or later)", set: answers(func(c net.Conn) {
+				_, _ = io.WriteString(c, "Not allowed at this time\r\n")
+			}),
+			step: "login", cause: "ssh_closed", fix: "check sshd's own log", wrong: "the penalty, at the step tunnel",
+		},
+		{
+			what: "`MaxStartups` is taken", sshd: withLines("MaxStartups 1:100:1"), set: takeStartups,
+			step: "login", cause: "ssh_closed", fix: "check sshd's own log", wrong: "MaxStartups, at the step tunnel",
+		},
+
+		// The login.
+		{
+			what: "The instance has no such user", set: columns("os_user = 'nobody-here'"),
+			step: "login", cause: "Permission denied (publickey)", fix: "Check the OS user",
+		},
+		{
+			what: "The account is locked", set: account("usermod", "--lock"),
+			step: "login", cause: "Permission denied (publickey)", fix: "Check the OS user", wrong: "a locked account is not named",
+		},
+		{
+			what: "`AllowUsers` lacks the user", sshd: withLines("AllowUsers somebody-else"),
+			step: "login", cause: "Permission denied (publickey)", fix: "Check the OS user", wrong: "AllowUsers is not named",
+		},
+		{
+			what: "The instance lacks ec2-instance-connect", sshd: withLines("AuthorizedKeysCommand none"),
+			step: "login", cause: "Permission denied (publickey)", fix: "has ec2-instance-connect",
+		},
+		{
+			what: "An sshd under FIPS takes no Ed25519 keys",
+			sshd: withLines("HostKey "+keyFile(t), "HostKeyAlgorithms ecdsa-sha2-nistp256", "PubkeyAcceptedAlgorithms ecdsa-sha2-nistp256,rsa-sha2-256,rsa-sha2-512"),
+			step: "login", cause: "Permission denied (publickey)", fix: "Check the OS user", wrong: "nothing: it is offered an ECDSA key too",
+		},
+		{
+			what: "`host_key` is a fingerprint that is cut short", set: columns("host_key = 'SHA256:8mZ0Y5ZyT1vFq1'"),
+			step: "instance", cause: "line 1 is a fingerprint", fix: "host_key in the workspace's row is malformed",
+		},
+		{
+			what: "`host_key` is another instance's", set: columns("host_key = '" + anotherKey + "'"),
+			step: "login", cause: "the instance's host key is not the one that is known for it", fix: "correct host_key in the workspace's row",
+		},
+		{what: "The host key is not the one that was kept", set: func(s *brokenSite) {
+			s.p.exec(s.t, "INSERT INTO termgw.host_keys (instance_id, line) VALUES ($1, $2)", s.instance.ID, anotherKey)
+		}, step: "login", cause: "the instance's host key is not the one that is known for it", fix: "termgw.host_keys"},
+
+		// The account.
+		{
+			what: "The login shell is `nologin`", sshd: &testenv.SSHDConfig{Shell: "/usr/sbin/nologin"}, slow: 20 * time.Second,
+			step: "shell", cause: "This account is currently not available", fix: "TERMGW_SHELLS", wrong: "the account, at a step before the container",
+		},
+		{
+			what: "The password has expired, and PAM asks for another", sshd: withLines("UsePAM yes"), set: account("chage", "--lastday", "0"), slow: 20 * time.Second,
+			step: "login", cause: "context deadline exceeded", fix: "sshd does not answer", wrong: "the account, and what it printed",
+		},
+		{
+			what: "`.bashrc` starts another shell (`exec zsh`)", set: home(".bashrc", "exec dash"), slow: 20 * time.Second,
+			step: "login", cause: "context deadline exceeded", fix: "sshd does not answer", wrong: "the account, and what it printed",
+		},
+		{
+			what: "`ForceCommand` in sshd's configuration", sshd: withLines("ForceCommand /bin/bash"), slow: 20 * time.Second,
+			step: "login", cause: "context deadline exceeded", fix: "sshd does not answer", wrong: "the account, and what it printed",
+		},
+		{
+			what: "The login shell is `tcsh`", sshd: &testenv.SSHDConfig{Shell: tcsh}, slow: 20 * time.Second,
+			step: "shell", cause: "Unmatched", fix: "TERMGW_SHELLS", wrong: "the account, at a step before the container",
+		},
+		{
+			what: "`PermitTTY no` in sshd's configuration", sshd: withLines("PermitTTY no"), slow: 20 * time.Second,
+			step: "container", cause: "exit code 1", fix: "Check that Docker", wrong: "the account: PermitTTY",
+		},
+		{what: "`MaxSessions 0` in sshd's configuration", sshd: withLines("MaxSessions 0"), step: "login", cause: "the instance's sshd opens no session", fix: "Check MaxSessions"},
+		{what: "`MaxSessions 1` in sshd's configuration", sshd: withLines("MaxSessions 1")},
+		{what: "The instance lacks `setsid`", sshd: withCommand("setsid", ""), wrong: "which ends fail without it"},
+		{what: "The instance lacks `ss`", sshd: withCommand("ss", ""), wrong: "which ends fail without it"},
+		{what: "The instance lacks `timeout`", sshd: withCommand("timeout", ""), step: "shell", cause: "timeout: not found", fix: "TERMGW_SHELLS", wrong: "which ends fail without it"},
+
+		// Docker and the container.
+		{what: "The instance lacks `docker`", sshd: withCommand("docker", ""), step: "container", cause: "there is no docker command on the instance", fix: "Check that Docker is installed"},
+		{
+			what: "The user may not use Docker", sshd: withLines("SetEnv DOCKER_HOST=" + closedSocket(t)),
+			step: "container", cause: "permission denied while trying to connect to the Docker daemon socket", fix: "usermod -aG docker",
+		},
+		{
+			what: "Docker's engine does not run", sshd: withLines("SetEnv DOCKER_HOST=unix:///run/no-docker.sock"),
+			step: "container", cause: "Cannot connect to the Docker daemon", fix: "Check that Docker is installed and runs",
+		},
+		{
+			what: "`docker` hangs", sshd: withCommand("docker", "exec sleep 1000"), slow: 20 * time.Second,
+			step: "shell", cause: "context deadline exceeded", fix: "TERMGW_SHELLS", wrong: "docker, at the step container",
+		},
+		{what: "The container is stopped", set: columns("container = 'ws-stopped'"), step: "container", cause: "ws-stopped is stopped", fix: "Start the workspace"},
+		{what: "There is no such container", set: columns("container = 'ws-none'"), step: "container", cause: "looked for ws-none", fix: "correct container or name in its row"},
+		{what: "The container has none of `TERMGW_SHELLS`", set: variables("TERMGW_SHELLS=/bin/none"), step: "shell", cause: "none of /bin/none is in the container", fix: "Let one of TERMGW_SHELLS be in the workspace"},
+	}
+}
+
+// takeStartups holds a connection that does not log in, once sshd has taken it.
+func takeStartups(s *brokenSite) {
+	eventually(s.t, "a connection that does not log in is held", func() bool {
+		c, err := net.Dial("tcp", s.sshd.Addr)
+		if err != nil {
+			return false
+		}
+		if line, _ := bufio.NewReader(c).ReadString('\n'); !strings.HasPrefix(line, "SSH-") {
+			_ = c.Close()
+			return false
+		}
+		s.t.Cleanup(func() { _ = c.Close() })
+		return true
+	})
+}
+
+// TestDoctorTable runs the doctor in each set-up, and compares the page's table with what it said. -update rewrites the table.
+func TestDoctorTable(t *testing.T) {
+	t.Parallel()
+	engine := env.Docker(t)
+	p := newPlatform(t)
+	p.remoteColumns(t)
+	newBox(t, engine, "fine")
+	stopped := newBox(t, engine, "stopped")
+	if _, err := engine.Client(t).ContainerStop(t.Context(), stopped.id, client.ContainerStopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	setUps := brokenSetUps(t)
+	lines := make([]string, len(setUps)) // of the table; empty: the set-up could not be made here
+	t.Run("set-ups", func(t *testing.T) {
+		for n, b := range setUps {
+			t.Run(b.what, func(t *testing.T) {
+				t.Parallel()
+				if b.sshd != nil && b.sshd.Shell == tcsh {
+					needs(t, tcsh, "tcsh")
+				}
+				lines[n] = p.diagnoseBroken(t, engine, b, n)
+			})
+		}
+	})
+	if t.Failed() {
+		return // the table would be of another doctor
+	}
+	compareTable(t, setUps, lines)
+}
+
+// diagnoseBroken breaks a set-up, runs the doctor, and returns the table's line.
+func (p *platform) diagnoseBroken(t *testing.T, engine *testenv.Docker, b broken, n int) string {
+	s := &brokenSite{cloud: newAWS(t, b.aws), t: t, p: p, workspace: fmt.Sprintf("broken-%d", n)}
+	cfg := testenv.SSHDConfig{Docker: engine}
+	if b.sshd != nil {
+		cfg = *b.sshd
+		cfg.Docker = engine // the first SetEnv of a configuration counts
+	}
+	s.startSSHD(t, cfg)
+	s.instance = awsplay.Instance{ID: fmt.Sprintf("i-%017x", n+1), PrivateIP: "10.0.0.5", Target: s.sshd.Addr}
+	s.ids = []string{s.instance.ID}
+	p.workspace(t, s.workspace, s.instance.ID)
+	p.exec(t, "UPDATE workspaces SET container = 'ws-fine' WHERE id = $1", s.workspace)
+	s.environ = s.cloud.environ(t)
+	if b.set != nil {
+		b.set(s)
+	}
+	s.PutInstance(s.instance)
+	if b.slow != 0 {
+		s.environ = append(s.environ, asProgram+"="+b.slow.String())
+	}
+	d := p.diagnose(t, s.workspace, s.environ...)
+	cause, fix := d.told()
+	if failed := strings.Join(d.failed, " "); failed != b.step || !strings.Contains(cause, b.cause) || !strings.Contains(fix, b.fix) {
+		t.Errorf("fails at %q; want %q with the cause %q and the fix %q (%s):\n%s", failed, b.step, b.cause, b.fix, cmp.Or(b.wrong, "which is right"), d.text)
+	}
+	fix = strings.ReplaceAll(strings.TrimSuffix(fix, " See "+eice.Docs+"."), s.sshd.User, "ec2-user")
+	right := "yes"
+	if b.wrong != "" {
+		right = "no: " + b.wrong
+	}
+	cells := []string{b.what, b.step, code(b.cause), fix, right}
+	if b.step == "" {
+		cells[1], cells[3] = "none", "a terminal opens"
+	}
+	return "| " + strings.Join(cells, " | ") + " |"
+}
+
+// told returns what the doctor says of the step that failed.
+func (d diagnosis) told() (cause, fix string) {
+	for line := range strings.Lines(d.text) {
+		line = strings.TrimSpace(line)
+		if text, ok := strings.CutPrefix(line, "cause: "); ok {
+			cause += text + "\n"
+		}
+		if text, ok := strings.CutPrefix(line, "fix:   "); ok {
+			fix += text
+		}
+	}
+	return cause, fix
+}
+
+// code is a text as Markdown's code.
+func code(text string) string {
+	if text == "" {
+		return ""
+	}
+	return "`" + text + "`"
+}
+
+// needs skips a test on a machine without a file of a package.
+func needs(t *testing.T, file, pack string) {
+	t.Helper()
+	if _, err := os.Stat(file); err == nil {
+		return
+	}
+	if os.Getenv("TERMGW_TEST_REQUIRE") == "1" {
+		t.Fatalf("needs %s: apt-get install %s", file, pack)
+	}
+	t.Skipf("needs %s: apt-get install %s", file, pack)
+}
+
+const (
+	tableBegins = "<!-- made by go test ./cmd/termgw -run TestDoctorTable -update -->\n"
+	tableEnds   = "<!-- end of what is made -->\n"
+)
+
+func compareTable(t *testing.T, setUps []broken, lines []string) {
+	t.Helper()
+	file := filepath.Join("../..", tablePage)
+	page, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, begins := strings.Cut(string(page), tableBegins)
+	old, after, ends := strings.Cut(rest, tableEnds)
+	if !begins || !ends {
+		t.Fatalf("%s has no place for the table", tablePage)
+	}
+	right := 0
+	for n, b := range setUps {
+		if b.wrong == "" {
+			right++
+		}
+		if lines[n] != "" {
+			continue
+		}
+		for line := range strings.Lines(old) { // what could not be made here is as it was
+			if strings.HasPrefix(line, "| "+b.what+" | ") {
+				lines[n] = strings.TrimSpace(line)
+			}
+		}
+	}
+	table := fmt.Sprintf("%sStep, cause and fix are right in %d of %d set-ups.\n\n| broken | fails at | words of the cause | fix | right |\n|---|---|---|---|---|\n%s\n\n",
+		"\n", right, len(setUps), strings.Join(lines, "\n"))
+	if table == old {
+		return
+	}
+	if !*update {
+		t.Fatalf("the table of %s is not what the doctor says; -update makes it:\n%s", tablePage, table)
+	}
+	if err := os.WriteFile(file, []byte(before+tableBegins+table+tableEnds+after), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
