@@ -173,7 +173,7 @@ func TestDoctorRemote(t *testing.T) {
 		ok, failed string
 		says       []string
 	}{
-		{name: "all is well", ok: toTheEndpoint + " key tunnel login container shell", says: []string{"SSH-2.0-OpenSSH", "eice-0123456789abcdef0", "container ws-shared"}},
+		{name: "all is well", ok: toTheEndpoint + " key tunnel login container shell", says: []string{"SSH-2.0-OpenSSH", ", by OpenSSH_", "eice-0123456789abcdef0", "container ws-shared"}},
 		{name: "the instance itself", row: "remote_target = 'host'", ok: toTheEndpoint + " key tunnel login shell", says: []string{`remote_target "host"`, "and ended\n"}},
 		{name: "no credentials", environ: []string{"AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY=", "AWS_SESSION_TOKEN="}, ok: toTheRow, failed: "aws", says: []string{"no AWS credentials"}},
 		{name: "no region", environ: []string{"AWS_REGION="}, ok: toTheRow, failed: "aws", says: []string{"AWS_REGION"}},
@@ -204,6 +204,18 @@ func TestDoctorRemote(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An ssh that does not take the options is told with its version, before anything is asked of AWS.
+func TestDoctorOldSSH(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	p.workspace(t, "ws", "i-0123456789abcdef0")
+	bin := t.TempDir()
+	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte("#!/bin/sh\necho OpenSSH_7.4p1, OpenSSL 1.0.2k-fips >&2\n"), 0o700); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	p.diagnose(t, "ws", "PATH="+bin+":"+os.Getenv("PATH")).want(t, toTheRow, "place", "OpenSSH_7.4p1, which is too old", "7.6 or later")
 }
 
 // An OS user that may not use Docker, or has none, is helped there and not in the

@@ -26,6 +26,7 @@ type cli struct {
 	Ticket   TicketCmd   `cmd:"" help:"Make a signing key; mint and check tickets by hand."`
 	Connect  ConnectCmd  `cmd:"" help:"Open a terminal of a gateway in this terminal."`
 	Sessions SessionsCmd `cmd:"" help:"List the sessions of all replicas, and cut them."`
+	Hostkeys HostkeysCmd `cmd:"" help:"List the host keys of instances that gateways keep, and forget them."`
 	Doctor   DoctorCmd   `cmd:"" help:"Walk the path to a workspace, step by step, and say what is wrong with it."`
 	Version  VersionCmd  `cmd:"" help:"Print the version."`
 }

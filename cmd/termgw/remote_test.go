@@ -695,7 +695,7 @@ func TestRemoteHostKeyChanged(t *testing.T) {
 	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
-	p.onInstance(t, aws, "ws")
+	instance := p.onInstance(t, aws, "ws")
 	container := newBox(t, env.Docker(t), "ws")
 	first, second := p.serve(t, aws.environ(t)...), p.serve(t, aws.environ(t)...)
 	first.open(t, "ws", dialing{}).close(t)
@@ -715,9 +715,41 @@ func TestRemoteHostKeyChanged(t *testing.T) {
 		t.Errorf("%d shells", n)
 	}
 	// What an operator does when the instance was made anew on purpose.
-	p.exec(t, "DELETE FROM termgw.host_keys")
+	kept := p.hostKeys(t)
+	if len(kept) != 1 || kept[0].Instance != instance || kept[0].Type != "ssh-ed25519" || !strings.HasPrefix(kept[0].Fingerprint, "SHA256:") {
+		t.Errorf("kept %+v", kept)
+	}
+	status, out, said := p.operate(t, nil, "hostkeys", "list")
+	if status != 0 || !strings.Contains(out, instance+"  ssh-ed25519  "+kept[0].Fingerprint+"  "+moment(kept[0].Since)+"\n") {
+		t.Errorf("exit status %d:\n%s%s", status, out, said)
+	}
+	status, out, said = p.operate(t, nil, "hostkeys", "forget", instance, "i-0ddba11")
+	if status != 1 || !strings.HasPrefix(out, "forgot the host key of "+instance+": ssh-ed25519 "+kept[0].Fingerprint+", kept since ") ||
+		!strings.Contains(out, "goes on with the key that it began with") || !strings.Contains(said, "no host key is kept for i-0ddba11; ") {
+		t.Errorf("exit status %d:\n%s%s", status, out, said)
+	}
+	if kept := p.hostKeys(t); len(kept) != 0 {
+		t.Errorf("kept %+v", kept)
+	}
 	third.open(t, "ws", dialing{}).close(t)
 	container.empty(t)
+}
+
+// hostKeys are what `hostkeys list --json` prints.
+func (p *platform) hostKeys(tb testing.TB) (list []hostKeyJSON) {
+	tb.Helper()
+	status, out, said := p.operate(tb, nil, "hostkeys", "list", "--json")
+	if status != 0 {
+		tb.Fatalf("exit status %d: %s", status, said)
+	}
+	for line := range strings.Lines(out) {
+		var k hostKeyJSON
+		if err := json.Unmarshal([]byte(line), &k); err != nil {
+			tb.Fatalf("%v: %q", err, line)
+		}
+		list = append(list, k)
+	}
+	return list
 }
 
 // The places of an endpoint are counted over all gateways, and are free when one ends.

@@ -72,7 +72,7 @@ func (c *ListSessionsCmd) Run(ctx context.Context, std *stdio) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	return withDatabase(func(shared *store.Postgres) error {
+	return withDatabase(noSharedSessions, func(shared *store.Postgres) error {
 		list, err := shared.Sessions(ctx, store.SessionFilter{
 			WorkspaceID: orEmpty(c.Workspace), Subject: orEmpty(c.Subject), SessionID: orEmpty(c.Session), InstanceID: orEmpty(c.Instance),
 			Replica: c.Replica, All: c.All, Limit: mostListed,
@@ -229,7 +229,7 @@ func (c *RevokeSessionsCmd) Run(ctx context.Context, std *stdio) error {
 	if c.Workspace == nil && c.Subject == nil && c.Session == nil && c.Instance == nil {
 		return errors.New("whose sessions? Name one or more of --workspace, --subject, --session and --instance")
 	}
-	return withDatabase(func(shared *store.Postgres) error {
+	return withDatabase(noSharedSessions, func(shared *store.Postgres) error {
 		revocation, covered, err := shared.Revoke(ctx, store.Revocation{
 			WorkspaceID: orEmpty(c.Workspace), Subject: orEmpty(c.Subject), SessionID: orEmpty(c.Session), InstanceID: orEmpty(c.Instance),
 			Reason: c.Reason, By: operator(),
@@ -280,11 +280,15 @@ func untilCut(ctx context.Context, shared *store.Postgres, sessions []string, er
 	return left, err
 }
 
-// withDatabase calls use with the store that the replicas share, and closes the store.
-func withDatabase(use func(*store.Postgres) error) (err error) {
+// noSharedSessions is what the commands say without a database.
+const noSharedSessions = "sessions are listed and revoked by the database that replicas share. A gateway without one keeps its sessions to itself; to cut them, end it"
+
+// withDatabase calls use with the store that the replicas share, and closes the store. without says what the command needs a
+// database for.
+func withDatabase(without string, use func(*store.Postgres) error) (err error) {
 	url := os.Getenv("TERMGW_DATABASE_URL")
 	if url == "" {
-		return errors.New("TERMGW_DATABASE_URL is not set: sessions are listed and revoked by the database that replicas share. A gateway without one keeps its sessions to itself; to cut them, end it")
+		return errors.New("TERMGW_DATABASE_URL is not set: " + without)
 	}
 	shared, err := store.OpenPostgres(store.PostgresConfig{URL: url, WorkspaceQuery: os.Getenv("TERMGW_WORKSPACE_QUERY")})
 	if err != nil {

@@ -149,6 +149,7 @@ func sweepTime(t runner.Timing) time.Duration { return 3*t.Grace + 10*time.Secon
 type Kind struct {
 	cfg     Config
 	ssh     string // the program
+	version string // the program's
 	sockets *sockets
 	ends    *runner.Ends
 	stop    context.CancelFunc
@@ -182,6 +183,10 @@ func Open(cfg Config) (*Kind, error) {
 	if err != nil {
 		return nil, fmt.Errorf("remote workspaces need OpenSSH's client: %w", err)
 	}
+	version, err := sshVersion(program)
+	if err != nil {
+		return nil, fmt.Errorf("remote workspaces need OpenSSH's client: %w", err)
+	}
 	cfg.TempDir = cmp.Or(cfg.TempDir, os.TempDir())
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -191,7 +196,7 @@ func Open(cfg Config) (*Kind, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kind{cfg: cfg, ssh: program, sockets: s, conns: map[destination][]*connection{}}
+	k := &Kind{cfg: cfg, ssh: program, version: version, sockets: s, conns: map[destination][]*connection{}}
 	k.ends = runner.NewEnds(runner.EndsConfig{Timing: &k.cfg.Timing, For: endFor, RetryMost: max(cfg.Timing.Retry, endPause)})
 	k.ctx, k.stop = context.WithCancel(context.Background())
 	k.wg.Go(s.watch)
@@ -421,7 +426,7 @@ func (k *Kind) Steps(t runner.Target, open func(context.Context) error) []runner
 	ofContainer := func(err error) bool { return errors.Is(err, runner.ErrNotRunning) || runner.StepOf(err) == "docker" }
 	steps := append(k.cfg.Tunnels.Steps(r.to.tunnelRequest("")), runner.Step{
 		Name: "login", Fix: fixes["pty"],
-		Run: opens("as "+r.to.user, func(err error) bool { return !ofContainer(err) && runner.StepOf(err) != "shell" }),
+		Run: opens("as "+r.to.user+", by "+k.version, func(err error) bool { return !ofContainer(err) && runner.StepOf(err) != "shell" }),
 	})
 	if r.target == TargetContainer {
 		steps = append(steps, runner.Step{Name: "container", Run: opens("runs", ofContainer)})

@@ -107,7 +107,7 @@ func sessionFault(stderr string) error {
 // Causes of a failed login.
 var (
 	errAuth    = errors.New("the instance refused the key: it is over 60 s old, the OS user is wrong, or the instance lacks ec2-instance-connect")
-	errHostKey = errors.New("the instance's host key is not the one that is known for it: if the instance was made anew, correct host_key in the workspace's row or delete the kept key")
+	errHostKey = errors.New("the instance's host key is not the one that is known for it: if the instance was made anew, correct host_key in the workspace's row or forget the kept key (termgw hostkeys forget)")
 )
 
 // keyAdded matches a message that is no fault.
