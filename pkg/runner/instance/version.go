@@ -11,8 +11,9 @@ import (
 	"github.com/molecule-ai/termgw/pkg/runner"
 )
 
-// leastSSH is the first release of OpenSSH whose client takes all options of ssh.go.
-// StrictHostKeyChecking=accept-new came with 7.6; IdentityAgent with 7.3, UpdateHostKeys
+// leastSSH is the first release of OpenSSH whose client has all that this package uses.
+// StrictHostKeyChecking=accept-new came with 7.6; the proxy mode of multiplexing
+// (channel.go) with 7.4, IdentityAgent with 7.3, UpdateHostKeys
 // with 6.8, and ProxyCommand=-, -F none, IdentityFile=none and IgnoreUnknown with 6.3
 // (OpenSSH's history, by the first tag that has each).
 var leastSSH = [2]int{7, 6}
