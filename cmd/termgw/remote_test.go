@@ -545,10 +545,12 @@ func TestRemoteFaults(t *testing.T) {
 		close   websocket.StatusCode
 	}{
 		{name: "the instance is stopped", detail: "instance_stopped", set: func(i *awsplay.Instance) { i.State = "stopped" }},
+		{name: "the instance is starting", detail: "instance_pending", set: func(i *awsplay.Instance) { i.State = "pending" }},
+		{name: "the instance is being terminated", detail: "instance_shutting_down", set: func(i *awsplay.Instance) { i.State = "shutting-down" }},
 		{name: "the instance is terminated", detail: "instance_terminated", set: func(i *awsplay.Instance) { i.State = "terminated" }},
 		{name: "the instance is unknown", detail: "instance_unknown", set: func(i *awsplay.Instance) { i.ID = "i-0000aaaa" }},
 		{name: "no address", detail: "instance_no_address", set: func(i *awsplay.Instance) { i.PrivateIP = "" }},
-		{name: "IPv6 only", detail: "instance_ipv6_only", set: func(i *awsplay.Instance) { i.PrivateIP, i.IPv6 = "", "2001:db8::1" }},
+		{name: "IPv6 only", detail: "endpoint_address_type", set: func(i *awsplay.Instance) { i.PrivateIP, i.IPv6 = "", "2001:db8::1" }},
 		{name: "an id that is none", detail: "instance_id", row: "instance_id = 'i-1 -oProxyCommand=reboot'"},
 		{name: "no endpoint", detail: "endpoint_none", set: func(i *awsplay.Instance) { i.VPC = "vpc-none" }},
 		{name: "the endpoint is being created", detail: "endpoint_creating", set: func(i *awsplay.Instance) { i.VPC = "vpc-creating" }},
@@ -573,7 +575,7 @@ func TestRemoteFaults(t *testing.T) {
 		{name: "our count of it", detail: "eice_tunnels", code: "too_many_sessions", close: 4429, set: func(i *awsplay.Instance) { i.VPC = "vpc-full" }},
 		{name: "throttled", detail: "throttled", set: fails(awsplay.DescribeInstances, awsplay.Fault{Status: 503, Code: "RequestLimitExceeded", Message: "slow down"})},
 		{name: "AWS does not answer", detail: "aws_unreachable", set: fails(awsplay.OpenTunnel, awsplay.Fault{Hang: true})},
-		{name: "AWS's own fault", detail: "aws_answer", set: fails(awsplay.DescribeInstances, awsplay.Fault{Status: 500, Code: "InternalError", Message: "sorry"})},
+		{name: "AWS's own fault", detail: "aws_fault", set: fails(awsplay.DescribeInstances, awsplay.Fault{Status: 500, Code: "InternalError", Message: "sorry"})},
 		{name: "no credentials", detail: "credentials", gateway: noKeys},
 		{name: "wrong credentials", detail: "credentials", set: func(*awsplay.Instance) {
 			aws.SetCredentials(awsplay.Credentials{AccessKeyID: "AKIAANOTHERANOTHER00", SecretAccessKey: "another"})
@@ -608,6 +610,9 @@ func TestRemoteFaults(t *testing.T) {
 			m := wantRefusal(t, g, g.dial(t, workspace, p.ticket(t, workspace), dialing{}), code, status, metric, before)
 			if m.Detail != test.detail {
 				t.Errorf("detail %q, want %q", m.Detail, test.detail)
+			}
+			if aws := (&eice.Error{Detail: eice.Detail(m.Detail)}); aws.Sentence() != "" && m.Retryable == aws.Final() {
+				t.Errorf("%s is retryable: %t", m.Detail, m.Retryable)
 			}
 			if !strings.Contains(m.Message, docsPage) && status != 4429 {
 				t.Errorf("%q names no page", m.Message)
@@ -903,6 +908,16 @@ func TestDocsHaveEveryDetail(t *testing.T) {
 	for detail, file := range want {
 		if !rows[detail] {
 			t.Errorf("%s, of %s, has no row with its cause and fix", detail, file)
+		}
+	}
+	_, classes, _ := strings.Cut(page, "A later try by itself can mend ")
+	classes, _, _ = strings.Cut(classes, ": clients are told so")
+	for detail, file := range want {
+		if file != "pkg/eice/errors.go" {
+			continue
+		}
+		if final := (&eice.Error{Detail: eice.Detail(detail)}).Final(); final == strings.Contains(classes, "`"+detail+"`") {
+			t.Errorf("%s is final: %t, and the page says otherwise", detail, final)
 		}
 	}
 	for _, found := range regexp.MustCompile(`(?m)^\t"(\w+)": +"`).FindAllStringSubmatch(readFile(t, "../../pkg/runner/instance/failures.go"), -1) {

@@ -1,6 +1,6 @@
 // Package awsplay plays the part of AWS that opens a way to an instance, for tests and for trials by hand: the EC2
-// query API (DescribeInstances, DescribeInstanceConnectEndpoints), SendSSHPublicKey, and openTunnel of an EC2 Instance
-// Connect Endpoint. It verifies each signature with its own code, honours the lives of keys and tunnels, and fails when
+// query API (DescribeInstances, DescribeInstanceConnectEndpoints), STS's AssumeRole, SendSSHPublicKey, and openTunnel of an
+// EC2 Instance Connect Endpoint. It verifies each signature with its own code, honours the lives of keys and tunnels, and fails when
 // told to (Fail).
 //
 // It plays nothing else and uses no AWS SDK: as far as AWS's documents and AWS's own CLI show, AWS accepts what the
@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 )
@@ -31,6 +32,7 @@ const (
 	DescribeEndpoints Op = "DescribeInstanceConnectEndpoints"
 	SendSSHPublicKey  Op = "SendSSHPublicKey"
 	OpenTunnel        Op = "openTunnel"
+	AssumeRole        Op = "AssumeRole"
 )
 
 // Config holds the parameters of New. All fields but Credentials have a default.
@@ -40,6 +42,15 @@ type Config struct {
 	Credentials Credentials
 	Now         func() time.Time // default time.Now
 	Log         *slog.Logger     // nil: silent
+}
+
+// Request is a call with a correct signature, and whose it was. A denied call is one, too.
+type Request struct {
+	Op             Op
+	ID             string // as the answer had it
+	Account        string
+	Role           string // the ARN of the assumed role; empty: the credentials of Config
+	SourceIdentity string
 }
 
 // Credentials are the credentials that requests must be signed with.
@@ -62,6 +73,7 @@ type Instance struct {
 	Target string
 	// OSUsers are the users for whom IAM allows keys to be pushed; empty: all users.
 	OSUsers []string
+	Account string // default Config.Account: the others do not see it
 }
 
 // Endpoint is an EC2 Instance Connect Endpoint.
@@ -73,6 +85,19 @@ type Endpoint struct {
 	Subnet     string // default subnet-0123456789abcdef0
 	State      string // default create-complete
 	MaxTunnels int    // default 20
+	// AddressType is ipv4, dualstack or ipv6: the addresses that tunnels lead to. Empty is ipv4, in an answer from before
+	// there were types.
+	AddressType string
+	// DualStackName is the endpoint's dual-stack name; empty: none. Its FIPS name is made of it, unless NoFIPS.
+	DualStackName string
+	Account       string // default Config.Account: the others do not see it
+}
+
+// Role is an IAM role that the credentials of Config may assume.
+type Role struct {
+	ARN string
+	// SourceIdentity has the trust policy require a source identity; else it allows none.
+	SourceIdentity bool
 }
 
 // Fault is the way in which a call fails.
@@ -87,8 +112,9 @@ type Fault struct {
 	CloseReason string
 	// Hang leaves the call unanswered until the client leaves.
 	Hang bool
-	// Times is the number of calls that fail; 0: all.
+	// Times is the number of calls that fail; 0: all. Then is the fault of those after them; nil: none.
 	Times int
+	Then  *Fault
 }
 
 // Server is the played AWS. Its methods may be called concurrently.
@@ -101,6 +127,10 @@ type Server struct {
 
 	mu          sync.Mutex
 	creds       Credentials
+	issued      map[string]session // by access key
+	roles       map[string]Role
+	requests    []Request
+	answered    int
 	instances   map[string]Instance
 	endpoints   map[string]Endpoint
 	endpointIDs []string // in the order of PutEndpoint
@@ -135,7 +165,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, ca: ca, creds: cfg.Credentials, done: make(chan struct{}),
-		instances: map[string]Instance{}, endpoints: map[string]Endpoint{}, faults: map[Op]Fault{},
+		issued: map[string]session{}, roles: map[string]Role{}, instances: map[string]Instance{}, endpoints: map[string]Endpoint{}, faults: map[Op]Fault{},
 		calls: map[Op]int{}, keys: map[login][]pushed{}, tunnels: map[*tunnel]struct{}{},
 	}
 	s.http = &http.Server{
@@ -215,6 +245,7 @@ func (s *Server) PutInstance(i Instance) {
 	i.State = cmp.Or(i.State, "running")
 	i.VPC = cmp.Or(i.VPC, "vpc-0123456789abcdef0")
 	i.Subnet = cmp.Or(i.Subnet, "subnet-0123456789abcdef0")
+	i.Account = cmp.Or(i.Account, s.cfg.Account)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.instances[i.ID] = i
@@ -227,6 +258,7 @@ func (s *Server) PutEndpoint(e Endpoint) Endpoint {
 	e.Subnet = cmp.Or(e.Subnet, "subnet-0123456789abcdef0")
 	e.State = cmp.Or(e.State, "create-complete")
 	e.MaxTunnels = cmp.Or(e.MaxTunnels, 20)
+	e.Account = cmp.Or(e.Account, s.cfg.Account)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, old := s.endpoints[e.ID]; !old {
@@ -234,6 +266,20 @@ func (s *Server) PutEndpoint(e Endpoint) Endpoint {
 	}
 	s.endpoints[e.ID] = e
 	return e
+}
+
+// PutRole adds or replaces a role.
+func (s *Server) PutRole(r Role) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.roles[r.ARN] = r
+}
+
+// RevokeRoles makes the credentials of all assumed roles invalid.
+func (s *Server) RevokeRoles() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.issued)
 }
 
 // SetCredentials replaces the credentials that requests must be signed with.
@@ -265,6 +311,20 @@ func (s *Server) Calls(op Op) int {
 	return s.calls[op]
 }
 
+// Requests returns the calls with a correct signature so far, in order.
+func (s *Server) Requests() []Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.requests)
+}
+
+// record adds to Requests.
+func (s *Server) record(w http.ResponseWriter, op Op, who session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests = append(s.requests, Request{op, w.Header().Get(requestIDHeader), who.account, who.role, who.sourceIdentity})
+}
+
 // begin counts a call and returns its fault, if there is one.
 func (s *Server) begin(op Op) (Fault, bool) {
 	s.mu.Lock()
@@ -272,14 +332,20 @@ func (s *Server) begin(op Op) (Fault, bool) {
 	s.calls[op]++
 	f, ok := s.faults[op]
 	if ok && f.Times > 0 {
-		if f.Times--; f.Times == 0 {
-			delete(s.faults, op)
-		} else {
+		switch f.Times--; {
+		case f.Times > 0:
 			s.faults[op] = f
+		case f.Then != nil:
+			s.faults[op] = *f.Then
+		default:
+			delete(s.faults, op)
 		}
 	}
 	return f, ok
 }
+
+// requestIDHeader is the header with a request's id, which an answer's body repeats.
+const requestIDHeader = "X-Amzn-Requestid"
 
 // protocol writes a denial as one service's error.
 type protocol func(w http.ResponseWriter, d denial)
@@ -293,7 +359,10 @@ type denial struct {
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	// net/http's own Date would be the machine's, not that of cfg.Now.
 	w.Header().Set("Date", s.cfg.Now().UTC().Format(http.TimeFormat))
-	w.Header().Set("X-Amzn-Requestid", "00000000-0000-4000-8000-000000000000")
+	s.mu.Lock()
+	s.answered++
+	w.Header().Set(requestIDHeader, fmt.Sprintf("%08x-0000-4000-8000-abcdef%06x", s.answered, s.answered))
+	s.mu.Unlock()
 	if r.URL.Path == "/openTunnel" {
 		s.serveTunnel(w, r)
 		return

@@ -22,7 +22,7 @@ func TestKeysLiveAMinute(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.PutInstance(Instance{ID: "i-0123456789abcdef0"})
-	if d := s.push("i-0123456789abcdef0", "ec2-user", testKey); d != nil {
+	if d := s.push(s.cfg.Account, "i-0123456789abcdef0", "ec2-user", testKey); d != nil {
 		t.Fatal(d)
 	}
 	keys := httptest.NewServer(s.Keys())
@@ -73,7 +73,7 @@ func TestPushIsChecked(t *testing.T) {
 		{"i-1", "ubuntu", testKey + "\n" + testKey, "InvalidArgsException"},
 	} {
 		code := ""
-		if d := s.push(test.instance, test.user, test.key); d != nil {
+		if d := s.push(s.cfg.Account, test.instance, test.user, test.key); d != nil {
 			code = d.code
 		}
 		if code != test.code {

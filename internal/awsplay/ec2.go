@@ -1,7 +1,6 @@
 package awsplay
 
 import (
-	"cmp"
 	"encoding/xml"
 	"errors"
 	"net/http"
@@ -14,7 +13,6 @@ import (
 const (
 	ec2Version   = "2016-11-15"
 	ec2Namespace = "http://ec2.amazonaws.com/doc/" + ec2Version + "/"
-	requestID    = "00000000-0000-4000-8000-000000000000"
 )
 
 type ec2Error struct {
@@ -62,12 +60,25 @@ type endpointItem struct {
 	State       string `xml:"state"`
 	DNSName     string `xml:"dnsName"`
 	FIPSDNSName string `xml:"fipsDnsName,omitempty"`
-	VPC         string `xml:"vpcId"`
-	Subnet      string `xml:"subnetId"`
+	AddressType string `xml:"ipAddressType,omitempty"`
+	// Names are left out by an endpoint without a dual-stack name.
+	Names  *publicNames `xml:"publicDnsNames"`
+	VPC    string       `xml:"vpcId"`
+	Subnet string       `xml:"subnetId"`
+}
+
+type publicNames struct {
+	IPv4      names `xml:"ipv4"`
+	DualStack names `xml:"dualstack"`
+}
+
+type names struct {
+	DNSName     string `xml:"dnsName"`
+	FIPSDNSName string `xml:"fipsDnsName,omitempty"`
 }
 
 func tellEC2(w http.ResponseWriter, d denial) {
-	writeXML(w, d.status, ec2Error{Code: d.code, Message: d.message, RequestID: requestID})
+	writeXML(w, d.status, ec2Error{Code: d.code, Message: d.message, RequestID: w.Header().Get(requestIDHeader)})
 }
 
 func writeXML(w http.ResponseWriter, status int, answer any) {
@@ -79,6 +90,10 @@ func writeXML(w http.ResponseWriter, status int, answer any) {
 
 func (s *Server) serveEC2(w http.ResponseWriter, r *http.Request, body []byte) {
 	form, err := url.ParseQuery(string(body))
+	if form.Get("Version") == stsVersion {
+		s.serveSTS(w, r, form, body)
+		return
+	}
 	op := Op(form.Get("Action"))
 	if err != nil || form.Get("Version") != ec2Version || op != DescribeInstances && op != DescribeEndpoints {
 		tellEC2(w, denial{http.StatusBadRequest, "InvalidAction", "The action or version is not valid here."})
@@ -87,14 +102,16 @@ func (s *Server) serveEC2(w http.ResponseWriter, r *http.Request, body []byte) {
 	if s.playFault(w, r, op, tellEC2) {
 		return
 	}
-	if err := s.verifier("ec2").header(r, body); err != nil {
+	who := s.caller(r)
+	if err := s.verifier("ec2", who).header(r, body); err != nil {
 		tellEC2(w, ec2Denial(err))
 		return
 	}
+	s.record(w, op, who)
 	if op == DescribeInstances {
-		s.describeInstances(w, form)
+		s.describeInstances(w, form, who.account)
 	} else {
-		s.describeEndpoints(w, form)
+		s.describeEndpoints(w, form, who.account)
 	}
 }
 
@@ -130,19 +147,19 @@ func filters(form url.Values) map[string][]string {
 	return all
 }
 
-func (s *Server) describeInstances(w http.ResponseWriter, form url.Values) {
+func (s *Server) describeInstances(w http.ResponseWriter, form url.Values, account string) {
 	codes := map[string]int{"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
-	answer := instancesAnswer{Namespace: ec2Namespace, RequestID: requestID}
+	answer := instancesAnswer{Namespace: ec2Namespace, RequestID: w.Header().Get(requestIDHeader)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range list(form, "InstanceId") {
 		i, ok := s.instances[id]
-		if !ok {
+		if !ok || i.Account != account {
 			tellEC2(w, denial{http.StatusBadRequest, "InvalidInstanceID.NotFound", "The instance ID '" + id + "' does not exist"})
 			return
 		}
 		answer.Items = append(answer.Items, reservationItem{
-			ID: "r-" + strings.TrimPrefix(id, "i-"), Owner: s.cfg.Account,
+			ID: "r-" + strings.TrimPrefix(id, "i-"), Owner: account,
 			Instances: []instanceItem{{
 				ID: i.ID, StateCode: codes[i.State], State: i.State, Zone: s.cfg.Region + "a",
 				PrivateIP: i.PrivateIP, IPv6: i.IPv6, VPC: i.VPC, Subnet: i.Subnet,
@@ -152,13 +169,13 @@ func (s *Server) describeInstances(w http.ResponseWriter, form url.Values) {
 	writeXML(w, http.StatusOK, answer)
 }
 
-func (s *Server) describeEndpoints(w http.ResponseWriter, form url.Values) {
-	answer := endpointsAnswer{Namespace: ec2Namespace, RequestID: requestID}
+func (s *Server) describeEndpoints(w http.ResponseWriter, form url.Values, account string) {
+	answer := endpointsAnswer{Namespace: ec2Namespace, RequestID: w.Header().Get(requestIDHeader)}
 	ids, want := list(form, "InstanceConnectEndpointId"), filters(form)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range ids {
-		if _, ok := s.endpoints[id]; !ok {
+		if e, ok := s.endpoints[id]; !ok || e.Account != account {
 			tellEC2(w, denial{
 				http.StatusBadRequest, "InvalidInstanceConnectEndpointId.NotFound",
 				"The instance connect endpoint ID '" + id + "' does not exist",
@@ -172,22 +189,42 @@ func (s *Server) describeEndpoints(w http.ResponseWriter, form url.Values) {
 	}
 	for _, id := range s.endpointIDs {
 		e := s.endpoints[id]
-		if len(ids) > 0 && !slices.Contains(ids, id) || !matches("vpc-id", e.VPC) || !matches("state", e.State) {
+		if e.Account != account || len(ids) > 0 && !slices.Contains(ids, id) || !matches("vpc-id", e.VPC) || !matches("state", e.State) {
 			continue
 		}
 		answer.Items = append(answer.Items, endpointItem{
-			Owner: s.cfg.Account, ID: e.ID, State: e.State, DNSName: e.DNSName, FIPSDNSName: e.fipsName(), VPC: e.VPC, Subnet: e.Subnet,
-			ARN: "arn:aws:ec2:" + s.cfg.Region + ":" + s.cfg.Account + ":instance-connect-endpoint/" + e.ID,
+			Owner: account, ID: e.ID, State: e.State, DNSName: e.DNSName, FIPSDNSName: e.fipsName(), VPC: e.VPC, Subnet: e.Subnet,
+			AddressType: e.AddressType, Names: e.publicNames(),
+			ARN: "arn:aws:ec2:" + s.cfg.Region + ":" + account + ":instance-connect-endpoint/" + e.ID,
 		})
 	}
 	writeXML(w, http.StatusOK, answer)
 }
 
 // fipsName returns the endpoint's FIPS name, or "".
-func (e Endpoint) fipsName() string {
+func (e Endpoint) fipsName() string { return e.fipsOf(e.DNSName) }
+
+func (e Endpoint) fipsOf(name string) string {
 	if e.NoFIPS {
 		return ""
 	}
-	name := strings.Replace(e.DNSName, ".ec2-instance-connect-endpoint.", ".fips.ec2-instance-connect-endpoint.", 1)
-	return cmp.Or(name, e.DNSName)
+	return strings.Replace(name, ".ec2-instance-connect-endpoint.", ".fips.ec2-instance-connect-endpoint.", 1)
+}
+
+func (e Endpoint) publicNames() *publicNames {
+	if e.DualStackName == "" {
+		return nil
+	}
+	return &publicNames{names{e.DNSName, e.fipsName()}, names{e.DualStackName, e.fipsOf(e.DualStackName)}}
+}
+
+// named reports whether the endpoint answers under a name.
+func (e Endpoint) named(name string) bool {
+	return name != "" && slices.Contains([]string{e.DNSName, e.fipsName(), e.DualStackName, e.fipsOf(e.DualStackName)}, name)
+}
+
+// reaches reports whether tunnels lead to an address of the instance.
+func (e Endpoint) reaches(i Instance, address string) bool {
+	return address != "" && i.Account == e.Account && i.VPC == e.VPC && (address == i.PrivateIP && e.AddressType != "ipv6" ||
+		address == i.IPv6 && (e.AddressType == "ipv6" || e.AddressType == "dualstack"))
 }

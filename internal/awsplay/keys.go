@@ -40,10 +40,12 @@ func (s *Server) serveKey(w http.ResponseWriter, r *http.Request, body []byte) {
 	if s.playFault(w, r, SendSSHPublicKey, tellJSON) {
 		return
 	}
-	if err := s.verifier("ec2-instance-connect").header(r, body); err != nil {
+	who := s.caller(r)
+	if err := s.verifier("ec2-instance-connect", who).header(r, body); err != nil {
 		tellJSON(w, jsonDenial(err))
 		return
 	}
+	s.record(w, SendSSHPublicKey, who)
 	var in struct {
 		InstanceID     string `json:"InstanceId"`
 		InstanceOSUser string
@@ -53,11 +55,11 @@ func (s *Server) serveKey(w http.ResponseWriter, r *http.Request, body []byte) {
 		tellJSON(w, denial{http.StatusBadRequest, "SerializationException", "The body is not the JSON of this operation."})
 		return
 	}
-	if d := s.push(in.InstanceID, in.InstanceOSUser, in.SSHPublicKey); d != nil {
+	if d := s.push(who.account, in.InstanceID, in.InstanceOSUser, in.SSHPublicKey); d != nil {
 		tellJSON(w, *d)
 		return
 	}
-	writeJSON(w, http.StatusOK, map[string]any{"RequestId": requestID, "Success": true})
+	writeJSON(w, http.StatusOK, map[string]any{"RequestId": w.Header().Get(requestIDHeader), "Success": true})
 }
 
 // jsonDenial returns the JSON services' error for a refused signature.
@@ -74,7 +76,7 @@ func jsonDenial(err error) denial {
 	return denial{http.StatusForbidden, code, err.Error()}
 }
 
-func (s *Server) push(instance, user, key string) *denial {
+func (s *Server) push(account, instance, user, key string) *denial {
 	_, _, _, rest, err := ssh.ParseAuthorizedKey([]byte(key))
 	if err != nil || len(rest) > 0 || user == "" {
 		return &denial{http.StatusBadRequest, "InvalidArgsException", "The key or the OS user is not valid."}
@@ -83,7 +85,7 @@ func (s *Server) push(instance, user, key string) *denial {
 	defer s.mu.Unlock()
 	i, ok := s.instances[instance]
 	switch {
-	case !ok:
+	case !ok || i.Account != account:
 		return &denial{http.StatusNotFound, "EC2InstanceNotFoundException", "The instance was not found."}
 	case i.State != "running":
 		return &denial{http.StatusBadRequest, "EC2InstanceStateInvalidException", "The instance is not running."}

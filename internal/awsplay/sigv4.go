@@ -261,9 +261,7 @@ func encode(s string) string {
 	return b.String()
 }
 
-// verifier returns the values that a service's requests are checked against now.
-func (s *Server) verifier(service string) verifier {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return verifier{s.creds, s.cfg.Region, service, s.cfg.Now()}
+// verifier returns the values that a caller's requests to a service are checked against now.
+func (s *Server) verifier(service string, who session) verifier {
+	return verifier{who.creds, s.cfg.Region, service, s.cfg.Now()}
 }

@@ -36,17 +36,19 @@ func (s *Server) serveTunnel(w http.ResponseWriter, r *http.Request) {
 	if failing && s.answer(w, r, f, tellTunnel) {
 		return
 	}
-	if err := s.verifier("ec2-instance-connect").presigned(r); err != nil {
+	who := s.caller(r)
+	if err := s.verifier("ec2-instance-connect", who).presigned(r); err != nil {
 		tellTunnel(w, jsonDenial(err))
 		return
 	}
+	s.record(w, OpenTunnel, who)
 	under, ok := r.Context().Value(wireKey{}).(*wire)
 	if !ok {
 		tellTunnel(w, denial{http.StatusInternalServerError, "InternalServerException", "not a connection of this server"})
 		return
 	}
 	t := &tunnel{wire: under}
-	target, life, d := s.admit(r, t)
+	target, life, d := s.admit(r, t, who.account)
 	if d != nil {
 		tellTunnel(w, *d)
 		return
@@ -69,7 +71,7 @@ func (s *Server) serveTunnel(w http.ResponseWriter, r *http.Request) {
 
 // admit checks a tunnel's parameters and counts the tunnel as its endpoint's. Unless denied, the caller calls leave,
 // then wg.Done.
-func (s *Server) admit(r *http.Request, t *tunnel) (target string, life time.Duration, _ *denial) {
+func (s *Server) admit(r *http.Request, t *tunnel, account string) (target string, life time.Duration, _ *denial) {
 	invalid := func(what string) (string, time.Duration, *denial) {
 		return "", 0, &denial{http.StatusBadRequest, "InvalidParameter", "The parameter " + what + " is not valid."}
 	}
@@ -88,15 +90,15 @@ func (s *Server) admit(r *http.Request, t *tunnel) (target string, life time.Dur
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e, ok := s.endpoints[query.Get("instanceConnectEndpointId")]
-	if !ok || !strings.HasPrefix(e.State, "create-complete") && !strings.HasPrefix(e.State, "update-") ||
-		host != e.DNSName && host != e.fipsName() {
+	if !ok || e.Account != account || !strings.HasPrefix(e.State, "create-complete") && !strings.HasPrefix(e.State, "update-") ||
+		!e.named(host) {
 		return invalid("instanceConnectEndpointId")
 	}
 	if net.ParseIP(query.Get("privateIpAddress")) == nil {
 		return invalid("privateIpAddress")
 	}
 	for _, i := range s.instances {
-		if i.PrivateIP == query.Get("privateIpAddress") && i.VPC == e.VPC && i.State == "running" && query.Get("remotePort") == "22" {
+		if e.reaches(i, query.Get("privateIpAddress")) && i.State == "running" && query.Get("remotePort") == "22" {
 			target = i.Target
 		}
 	}

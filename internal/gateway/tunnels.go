@@ -15,6 +15,7 @@ import (
 	"time"
 
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/smithy-go/middleware"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"golang.org/x/crypto/ssh"
@@ -42,8 +43,21 @@ type tunnelStore interface {
 	ReleaseTunnel(ctx context.Context, lease string) error
 }
 
-// trailEndpoint is the name of the endpoint's id in a runner.Trail.
-const trailEndpoint = "endpoint"
+// Names in a runner.Trail, besides the runner's own.
+const (
+	trailEndpoint = "endpoint"        // the endpoint's id
+	trailAddress  = "address"         // the instance's
+	trailRegion   = "region"          // of AWS
+	trailRole     = "role"            // ARN of the role that the gateway assumed
+	trailIdentity = "source_identity" // of that role's session
+
+	// The ids of AWS's answers, as CloudTrail has them: DescribeInstances, DescribeInstanceConnectEndpoints, SendSSHPublicKey
+	// and OpenTunnel. A route that was found for another terminal has the requests of that time.
+	trailInstanceRequest = "request_instance"
+	trailEndpointRequest = "request_endpoint"
+	trailKeyRequest      = "request_key"
+	trailTunnelRequest   = "request_tunnel"
+)
 
 // tunnels opens tunnels to instances through an EC2 Instance Connect Endpoint. It
 // joins pkg/eice and pkg/runner/instance, which do not import each other.
@@ -74,7 +88,7 @@ func (c *Config) openInstances(ctx context.Context, parts placeParts) (runner.Ki
 }
 
 func (c *Config) openInstanceKind(ctx context.Context, parts placeParts) (*instance.Kind, error) {
-	sdk, err := awsconfig.LoadDefaultConfig(ctx)
+	sdk, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithAPIOptions([]func(*middleware.Stack) error{eice.KeepRefusals}))
 	if err != nil {
 		return nil, fmt.Errorf("the AWS configuration: %w", err)
 	}
@@ -91,36 +105,45 @@ func (c *Config) openInstanceKind(ctx context.Context, parts placeParts) (*insta
 // Open finds the instance, takes a lease of one of its endpoint's tunnels, and opens the
 // tunnel while AWS puts the key on the instance.
 func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.Tunnel, error) {
-	route, err := t.aws.Locate(ctx, r.InstanceID, r.Region)
+	route, err := t.aws.Locate(ctx, asked(r))
 	if err != nil {
 		return instance.Tunnel{}, told(err)
 	}
 	place, err := t.acquire(ctx, route.EndpointID, r.InstanceID)
 	if err != nil {
-		return instance.Tunnel{Trail: runner.Trail{trailEndpoint: route.EndpointID}}, err
+		return instance.Tunnel{Trail: trailOf(route)}, err
 	}
 	tunnel := instance.Tunnel{
-		Expires: time.Now().Add(eice.MaxTunnel - sweepTime), Trail: place.trail(),
+		Expires: time.Now().Add(eice.MaxTunnel - sweepTime), Trail: trailOf(route),
 		Ended: place.release, Room: place.room, Idle: place.idle,
 	}
+	tunnel.Trail.Add(place.trail())
+	var pushed, opened string // the ids of AWS's answers
 	both, bothCtx := errgroup.WithContext(ctx)
-	both.Go(func() error { return t.aws.PushKey(bothCtx, route, r.OSUser, r.PublicKey) })
-	if t.cli {
-		tunnel.Command, tunnel.Env = t.aws.Command(route, eice.MaxTunnel)
-		tunnel.Explain = func(said string) error { return told(t.aws.CommandError(said)) }
-	} else {
-		both.Go(func() error {
-			conn, err := t.aws.OpenTunnel(bothCtx, route, eice.MaxTunnel)
-			if refusedByAWS(err) && t.vacate(bothCtx, route.EndpointID) {
-				conn, err = t.aws.OpenTunnel(bothCtx, route, eice.MaxTunnel)
-			}
-			if err == nil {
-				tunnel.Conn = newTellingConn(conn)
-			}
+	both.Go(func() (err error) {
+		pushed, err = t.aws.PushKey(bothCtx, route, r.OSUser, r.PublicKey)
+		return err
+	})
+	both.Go(func() error {
+		if t.cli {
+			var err error
+			tunnel.Command, tunnel.Env, err = t.aws.Command(bothCtx, route, eice.MaxTunnel)
+			tunnel.Explain = func(said string) error { return told(t.aws.CommandError(said)) }
 			return err
-		})
-	}
-	if err := both.Wait(); err != nil {
+		}
+		conn, request, err := t.aws.OpenTunnel(bothCtx, route, eice.MaxTunnel)
+		if refusedByAWS(err) && t.vacate(bothCtx, route.EndpointID) {
+			conn, request, err = t.aws.OpenTunnel(bothCtx, route, eice.MaxTunnel)
+		}
+		if err == nil {
+			tunnel.Conn, opened = newTellingConn(conn), request
+		}
+		return err
+	})
+	err = both.Wait()
+	tunnel.Trail.Set(trailKeyRequest, pushed)
+	tunnel.Trail.Set(trailTunnelRequest, opened)
+	if err != nil {
 		if tunnel.Conn != nil {
 			_ = tunnel.Conn.Close()
 		}
@@ -128,6 +151,24 @@ func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.
 		return instance.Tunnel{Trail: tunnel.Trail}, told(err)
 	}
 	return tunnel, nil
+}
+
+// asked returns the instance of a request as pkg/eice has it.
+func asked(r instance.TunnelRequest) eice.Instance {
+	return eice.Instance{ID: r.InstanceID, Region: r.Region, EndpointID: r.Endpoint, Role: r.Role, SourceIdentity: r.SourceIdentity}
+}
+
+// trailOf returns what AWS knows a route by. CloudTrail finds the requests by their ids.
+func trailOf(route eice.Route) runner.Trail {
+	t := runner.Trail{}
+	t.Set(trailEndpoint, route.EndpointID)
+	t.Set(trailAddress, route.Address.String())
+	t.Set(trailRegion, route.Region)
+	t.Set(trailRole, route.Role)
+	t.Set(trailIdentity, route.SourceIdentity)
+	t.Set(trailInstanceRequest, route.InstanceRequest)
+	t.Set(trailEndpointRequest, route.EndpointRequest)
+	return t
 }
 
 // Steps are the steps from the credentials to sshd's greeting.
@@ -144,8 +185,15 @@ func (t *tunnels) Steps(r instance.TunnelRequest) []runner.Step {
 		{
 			Name: "aws", Fix: "Check the SDK's configuration: AWS_REGION, AWS_PROFILE, the shared configuration file.",
 			Run: func(ctx context.Context) (string, error) {
-				route, err = t.aws.Locate(ctx, r.InstanceID, r.Region)
-				return of("aws", "takes the gateway's credentials")
+				route, err = t.aws.Locate(ctx, asked(r))
+				found := "takes the gateway's credentials"
+				if r.Role != "" {
+					found += ", and lets it assume the workspace's role"
+				}
+				if r.SourceIdentity != "" {
+					found += " as " + r.SourceIdentity
+				}
+				return of("aws", found)
 			},
 		},
 		{Name: "instance", Run: func(context.Context) (string, error) {
@@ -165,7 +213,8 @@ func (t *tunnels) Steps(r instance.TunnelRequest) []runner.Step {
 			if err != nil {
 				return "", fmt.Errorf("making a key: %w", err)
 			}
-			return "AWS lets one in as " + r.OSUser, told(t.aws.PushKey(ctx, route, r.OSUser, string(ssh.MarshalAuthorizedKey(line))))
+			_, err = t.aws.PushKey(ctx, route, r.OSUser, string(ssh.MarshalAuthorizedKey(line)))
+			return "AWS lets one in as " + r.OSUser, told(err)
 		}},
 		{
 			Name: "tunnel", Fix: "Check both security groups (endpoint outbound 22, instance inbound 22), network ACLs and sshd.",
@@ -180,12 +229,12 @@ const greetTime = 10 * time.Second
 // greeting opens a tunnel and waits for sshd's greeting: the endpoint opens a tunnel also
 // if it cannot reach the instance.
 func (t *tunnels) greeting(ctx context.Context, route eice.Route) (string, error) {
-	place, err := t.acquire(ctx, route.EndpointID, route.InstanceID)
+	place, err := t.acquire(ctx, route.EndpointID, route.ID)
 	if err != nil {
 		return "", err
 	}
 	defer place.release()
-	conn, err := t.aws.OpenTunnel(ctx, route, eice.MaxTunnel)
+	conn, _, err := t.aws.OpenTunnel(ctx, route, eice.MaxTunnel)
 	if err != nil {
 		return "", told(err)
 	}
@@ -212,10 +261,10 @@ func stepOf(err error) string {
 		return "aws"
 	}
 	switch e.Detail {
-	case eice.InstanceID, eice.InstanceUnknown, eice.InstanceStopped, eice.InstanceTerminated, eice.InstanceNoAddress, eice.InstanceIPv6Only,
-		eice.IAMInstances:
+	case eice.InstanceID, eice.InstanceUnknown, eice.InstancePending, eice.InstanceStopping, eice.InstanceStopped, eice.InstanceShuttingDown,
+		eice.InstanceTerminated, eice.InstanceNoAddress, eice.IAMInstances:
 		return "instance"
-	case eice.EndpointNone, eice.EndpointUnknown, eice.EndpointCreating, eice.EndpointFIPS, eice.IAMEndpoints:
+	case eice.EndpointID, eice.EndpointNone, eice.EndpointUnknown, eice.EndpointCreating, eice.EndpointFIPS, eice.EndpointAddress, eice.IAMEndpoints:
 		return "endpoint"
 	default:
 		return "aws"
@@ -277,6 +326,6 @@ func told(err error) error {
 	case eice.TunnelExpired:
 		return fmt.Errorf("%w: %w", session.ErrTunnel, err)
 	default:
-		return &runner.Failure{Step: string(e.Detail), Sentence: e.Sentence(), Err: err}
+		return &runner.Failure{Step: string(e.Detail), Sentence: e.Sentence(), Final: e.Final(), Err: err}
 	}
 }

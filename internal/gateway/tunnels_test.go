@@ -181,8 +181,8 @@ func TestStepsOfFailures(t *testing.T) {
 	t.Parallel()
 	for detail, want := range map[eice.Detail]string{
 		eice.Credentials: "aws", eice.Clock: "aws", eice.Unreachable: "aws", eice.Throttled: "aws", eice.Region: "aws", eice.Answer: "aws",
-		eice.InstanceUnknown: "instance", eice.IAMInstances: "instance", eice.InstanceIPv6Only: "instance",
-		eice.EndpointCreating: "endpoint", eice.IAMEndpoints: "endpoint", eice.EndpointFIPS: "endpoint",
+		eice.InstanceUnknown: "instance", eice.IAMInstances: "instance", eice.InstancePending: "instance", eice.IAMRole: "aws", eice.Role: "aws", eice.Fault: "aws",
+		eice.EndpointCreating: "endpoint", eice.IAMEndpoints: "endpoint", eice.EndpointFIPS: "endpoint", eice.EndpointAddress: "endpoint", eice.EndpointID: "endpoint",
 	} {
 		if got := stepOf(&eice.Error{Detail: detail, Err: io.EOF}); got != want {
 			t.Errorf("%s is told by the step %q, want %q", detail, got, want)

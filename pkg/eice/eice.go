@@ -9,27 +9,25 @@ package eice
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"net/http"
 	"net/netip"
 	"regexp"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2instanceconnect"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"golang.org/x/sync/singleflight"
 )
 
 const (
 	// stepTime bounds Locate, PushKey and OpenTunnel, each with its retries. PushKey and OpenTunnel run at the same
 	// time, so the whole path fails within 12 s.
-	stepTime   = 6 * time.Second
-	attempts   = 4
-	maxBackoff = time.Second
+	stepTime = 6 * time.Second
 
 	// cacheTime is how long Locate reuses a route. OpenTunnel authorises an address, and in time AWS gives the address
 	// to another instance.
@@ -50,7 +48,7 @@ type Config struct {
 	// AWS is the SDK's own configuration. Tunnels use its HTTP client's transport too (roots, proxy, dialer), if the
 	// client is an awshttp.BuildableClient, else the SDK's default transport.
 	AWS aws.Config
-	// EndpointID is the endpoint of all instances; empty: the endpoint is found by the instance's VPC.
+	// EndpointID is the endpoint of instances that name none; empty: the endpoint is found by the instance's VPC.
 	EndpointID string
 	// Environ is the gateway's environment. Command passes on the variables that the AWS CLI reads; nothing else needs
 	// Environ.
@@ -61,23 +59,25 @@ type Config struct {
 
 // Client talks to AWS. Its methods may be called concurrently.
 type Client struct {
-	cfg       Config
-	instances instancesCall
-	endpoints endpointsCall
-	sendKey   sendKeyCall
-	transport *http.Transport
-	fips      bool
-	now       func() time.Time
-	stepTime  time.Duration
-	pingEvery time.Duration
-	pongTime  time.Duration
+	cfg        Config
+	instances  instancesCall
+	endpoints  endpointsCall
+	sendKey    sendKeyCall
+	assumeRole assumeCall
+	transport  *http.Transport
+	fips       bool
+	now        func() time.Time
+	stepTime   time.Duration
+	pingEvery  time.Duration
+	pongTime   time.Duration
 
 	flight singleflight.Group
 	mu     sync.Mutex
-	routes map[routeKey]cachedRoute
+	routes map[Instance]cachedRoute
+	roles  map[principal]*assumed
 }
 
-// The three operations in use are kept as functions: if the SDK's clients were reachable, the linker would keep all
+// The operations in use are kept as functions: if the SDK's clients were reachable, the linker would keep all
 // their methods, and EC2's 700 are 25 MB.
 type (
 	instancesCall func(context.Context, *ec2.DescribeInstancesInput, ...func(*ec2.Options)) (*ec2.DescribeInstancesOutput, error)
@@ -90,8 +90,18 @@ func (f endpointsCall) DescribeInstanceConnectEndpoints(ctx context.Context, in 
 	return f(ctx, in, o...)
 }
 
-// routeKey is the key of a cached route.
-type routeKey struct{ instance, region string }
+// Instance names an instance, and how AWS is asked for it.
+type Instance struct {
+	ID         string
+	Region     string // empty: the configured region
+	EndpointID string // empty: Config.EndpointID
+	// Role is the ARN of a role to assume, in the instance's account; empty: the gateway's own credentials do.
+	Role string
+	// SourceIdentity is the person whom AWS records with every request of the role; empty: none. It needs Role.
+	SourceIdentity string
+}
+
+func (i Instance) principal() principal { return principal{i.Role, i.SourceIdentity} }
 
 type cachedRoute struct {
 	route Route
@@ -100,16 +110,18 @@ type cachedRoute struct {
 
 // Route is the way to an instance, as found and checked by Locate.
 type Route struct {
-	InstanceID  string
-	Region      string
-	Address     netip.Addr // private, IPv4
-	EndpointID  string
+	Instance               // with the region and the endpoint that were found
+	Address     netip.Addr // private IPv4, or IPv6
 	EndpointDNS string
+	// InstanceRequest and EndpointRequest are the ids of the requests that the route was found by; empty: AWS gave none.
+	InstanceRequest, EndpointRequest string
+
+	key Instance // in the cache
 }
 
 // New returns a client. It makes no request.
 func New(cfg Config) *Client {
-	c := &Client{cfg: cfg, now: cfg.Now, stepTime: stepTime, pingEvery: pingEvery, pongTime: pongTime, routes: map[routeKey]cachedRoute{}}
+	c := &Client{cfg: cfg, now: cfg.Now, stepTime: stepTime, pingEvery: pingEvery, pongTime: pongTime, routes: map[Instance]cachedRoute{}, roles: map[principal]*assumed{}}
 	if c.now == nil {
 		c.now = time.Now
 	}
@@ -127,15 +139,13 @@ func New(cfg Config) *Client {
 	sdk := cfg.AWS.Copy()
 	// A wrong clock breaks tickets and the AWS CLI as well, so it must show as an error.
 	sdk.DisableClockSkewCorrection = true
-	sdk.Retryer = func() aws.Retryer {
-		return retry.NewStandard(func(o *retry.StandardOptions) {
-			o.MaxAttempts, o.MaxBackoff = attempts, maxBackoff
-		})
-	}
-	sdk.RetryMaxAttempts = 0 // another value would override the Retryer's MaxAttempts
+	sdk.Retryer = newRetryer
+	sdk.RetryMaxAttempts = 0 // another value would override the retryer's
+	sdk.APIOptions = append(slices.Clip(sdk.APIOptions), KeepRefusals)
 	compute := ec2.NewFromConfig(sdk, func(o *ec2.Options) { o.APIOptions = append(o.APIOptions, checkRoot) })
 	c.instances, c.endpoints = compute.DescribeInstances, compute.DescribeInstanceConnectEndpoints
 	c.sendKey = ec2instanceconnect.NewFromConfig(sdk).SendSSHPublicKey
+	c.assumeRole = sts.NewFromConfig(sdk, func(o *sts.Options) { o.APIOptions = append(o.APIOptions, checkRoot) }).AssumeRole
 	c.fips = compute.Options().EndpointOptions.UseFIPSEndpoint == aws.FIPSEndpointStateEnabled
 	return c
 }
@@ -143,10 +153,9 @@ func New(cfg Config) *Client {
 var (
 	instanceForm = regexp.MustCompile(`^i-[0-9a-f]{8,17}$`)
 	endpointForm = regexp.MustCompile(`^eice-[0-9a-f]{8,17}$`)
-	regionForm   = regexp.MustCompile(`^[a-z]{2,4}(-[a-z]{2,16}){1,3}-[0-9]{1,2}$`)
-	userForm     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,31}$`)
-	// dnsForm accepts only names of AWS: whatever an answer says, a signed request goes to AWS alone.
-	dnsForm = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.){1,8}amazonaws\.com(\.cn)?$`)
+	// regionForm is the form of all regions' names. Which of them there are is AWS's matter (partition.go).
+	regionForm = regexp.MustCompile(`^[a-z]{2,8}(-[a-z0-9]{1,16}){1,4}-[0-9]{1,2}$`)
+	userForm   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,31}$`)
 )
 
 // ValidInstanceID reports whether id has the form of an instance's id.
@@ -155,19 +164,6 @@ func ValidInstanceID(id string) bool { return instanceForm.MatchString(id) }
 // ValidOSUser reports whether name is a POSIX user name of at most 32 characters. Such a name is safe in a command
 // line.
 func ValidOSUser(name string) bool { return userForm.MatchString(name) }
-
-// credentials returns AWS credentials. It is called before each request, so that missing credentials and a failed
-// request have different errors. The SDK caches credentials, so a call costs nothing until they expire.
-func (c *Client) credentials(ctx context.Context) (aws.Credentials, error) {
-	if c.cfg.AWS.Credentials == nil {
-		return aws.Credentials{}, fault(Credentials, "no AWS credentials are configured")
-	}
-	got, err := c.cfg.AWS.Credentials.Retrieve(ctx)
-	if err != nil {
-		return aws.Credentials{}, &Error{Credentials, scrub(fmt.Errorf("getting AWS credentials: %w", err))}
-	}
-	return got, nil
-}
 
 // region returns wanted, or the configured region if wanted is empty.
 func (c *Client) region(wanted string) (string, error) {

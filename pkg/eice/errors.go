@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
@@ -21,73 +22,100 @@ type Detail string
 
 // The failures on the way to an instance.
 const (
-	InstanceID         Detail = "instance_id"
-	InstanceUnknown    Detail = "instance_unknown"
-	InstanceStopped    Detail = "instance_stopped"
-	InstanceTerminated Detail = "instance_terminated"
-	InstanceNoAddress  Detail = "instance_no_address"
-	InstanceIPv6Only   Detail = "instance_ipv6_only"
-	Region             Detail = "region"
-	OSUser             Detail = "os_user"
-	EndpointNone       Detail = "endpoint_none"
-	EndpointUnknown    Detail = "endpoint_unknown"
-	EndpointCreating   Detail = "endpoint_creating"
-	EndpointFIPS       Detail = "endpoint_fips"
-	IAMInstances       Detail = "iam_describe_instances"
-	IAMEndpoints       Detail = "iam_describe_endpoints"
-	IAMKey             Detail = "iam_send_key"
-	IAMTunnel          Detail = "iam_open_tunnel"
-	Credentials        Detail = "credentials"
-	CredentialsExpired Detail = "credentials_expired"
-	Clock              Detail = "clock"
-	Throttled          Detail = "throttled"
-	Unreachable        Detail = "aws_unreachable"
-	Answer             Detail = "aws_answer"
-	KeyRefused         Detail = "key_refused"
-	TunnelRefused      Detail = "tunnel_refused"
-	TunnelQuota        Detail = "tunnel_quota"
-	TunnelCommand      Detail = "tunnel"
-	TargetUnreachable  Detail = "security_group"
-	TunnelCut          Detail = "tunnel_cut"
-	TunnelStalled      Detail = "tunnel_stalled"
-	TunnelExpired      Detail = "tunnel_expired"
+	InstanceID           Detail = "instance_id"
+	InstanceUnknown      Detail = "instance_unknown"
+	InstancePending      Detail = "instance_pending"
+	InstanceStopping     Detail = "instance_stopping"
+	InstanceStopped      Detail = "instance_stopped"
+	InstanceShuttingDown Detail = "instance_shutting_down"
+	InstanceTerminated   Detail = "instance_terminated"
+	InstanceNotReady     Detail = "instance_not_ready"
+	InstanceNoAddress    Detail = "instance_no_address"
+	Region               Detail = "region"
+	Role                 Detail = "role_arn"
+	SourceIdentity       Detail = "source_identity"
+	OSUser               Detail = "os_user"
+	EndpointID           Detail = "endpoint_id"
+	EndpointNone         Detail = "endpoint_none"
+	EndpointUnknown      Detail = "endpoint_unknown"
+	EndpointCreating     Detail = "endpoint_creating"
+	EndpointFIPS         Detail = "endpoint_fips"
+	EndpointAddress      Detail = "endpoint_address_type"
+	IAMRole              Detail = "iam_assume_role"
+	IAMInstances         Detail = "iam_describe_instances"
+	IAMEndpoints         Detail = "iam_describe_endpoints"
+	IAMKey               Detail = "iam_send_key"
+	IAMTunnel            Detail = "iam_open_tunnel"
+	Credentials          Detail = "credentials"
+	CredentialsExpired   Detail = "credentials_expired"
+	Clock                Detail = "clock"
+	Throttled            Detail = "throttled"
+	Unreachable          Detail = "aws_unreachable"
+	Fault                Detail = "aws_fault"
+	Answer               Detail = "aws_answer"
+	KeyRefused           Detail = "key_refused"
+	TunnelRefused        Detail = "tunnel_refused"
+	TunnelQuota          Detail = "tunnel_quota"
+	TunnelCommand        Detail = "tunnel"
+	TargetUnreachable    Detail = "security_group"
+	TunnelCut            Detail = "tunnel_cut"
+	TunnelStalled        Detail = "tunnel_stalled"
+	TunnelExpired        Detail = "tunnel_expired"
 )
 
 // Docs is the page with each Detail's causes and fixes.
 const Docs = "docs/infra/workspace-terminal.md"
 
-// sentences tell the person at the terminal what to do.
-var sentences = map[Detail]string{
-	InstanceID:         "The workspace's instance id is malformed: correct it in the workspace's row.",
-	InstanceUnknown:    "The workspace's instance does not exist in this AWS account and region.",
-	InstanceStopped:    "The workspace's instance is not running: start it, then open the terminal again.",
-	InstanceTerminated: "The workspace's instance was terminated: the workspace needs a new one.",
-	InstanceNoAddress:  "The workspace's instance has no private IPv4 address.",
-	InstanceIPv6Only:   "The workspace's instance has an IPv6 address only; the endpoint needs a private IPv4 address.",
-	Region:             "No valid AWS region is configured for this workspace: set its region or AWS_REGION.",
-	OSUser:             "The OS user configured for this workspace is not a valid user name.",
-	EndpointNone:       "The instance's VPC has no EC2 Instance Connect Endpoint: create one.",
-	EndpointUnknown:    "The configured EC2 Instance Connect Endpoint does not exist or is not ready: check TERMGW_EICE_ENDPOINT_ID.",
-	EndpointCreating:   "The EC2 Instance Connect Endpoint is still being created: try again in a few minutes.",
-	EndpointFIPS:       "FIPS is asked for, but the EC2 Instance Connect Endpoint has no FIPS name.",
-	IAMInstances:       "The gateway may not describe instances: allow ec2:DescribeInstances.",
-	IAMEndpoints:       "The gateway may not describe endpoints: allow ec2:DescribeInstanceConnectEndpoints.",
-	IAMKey:             "The gateway may not push a key: allow ec2-instance-connect:SendSSHPublicKey and check its ec2:osuser condition.",
-	IAMTunnel:          "The gateway may not open a tunnel: allow ec2-instance-connect:OpenTunnel on the endpoint and check its conditions.",
-	Credentials:        "The gateway has no AWS credentials that AWS accepts.",
-	CredentialsExpired: "The gateway's AWS credentials have expired: renew them.",
-	Clock:              "The gateway's clock differs from AWS's by minutes: set it right.",
-	Throttled:          "AWS takes no more requests for the moment: try again in a minute.",
-	Unreachable:        "The gateway cannot reach AWS: check its network, DNS, proxy and CA certificates.",
-	Answer:             "AWS gave an answer that the gateway does not accept.",
-	KeyRefused:         "AWS did not take the key for the instance: check the OS user and that the instance supports EC2 Instance Connect.",
-	TunnelRefused:      "The EC2 Instance Connect Endpoint refused the tunnel.",
-	TunnelQuota:        "All tunnels of the EC2 Instance Connect Endpoint are in use: close a terminal and try again.",
-	TunnelCommand:      "The AWS CLI carries no tunnel: check that version 2.12 or later is in the gateway's PATH, and that it trusts and reaches the endpoint (SSL_CERT_FILE, HTTPS_PROXY, DNS).",
-	TargetUnreachable:  "The endpoint cannot reach the instance's port 22: check both security groups, network ACLs and sshd.",
-	TunnelCut:          "The connection to the instance broke: open the terminal again.",
-	TunnelStalled:      "The connection to the instance went silent: open the terminal again.",
-	TunnelExpired:      "The tunnel's longest life is over: open the terminal again.",
+// The classes of failures, by whether a later try of the same request can succeed.
+const (
+	passing = false // it can: the cause passes by itself, or is not known
+	final   = true  // it cannot before somebody has mended the cause
+)
+
+// details has the class of each failure, and the sentence that tells the person at the terminal what to do.
+var details = map[Detail]struct {
+	final    bool
+	sentence string
+}{
+	InstanceID:           {final, "The workspace's instance id is malformed: correct it in the workspace's row."},
+	InstanceUnknown:      {final, "AWS knows no such instance in this account and region. If the instance was created a moment ago, open the terminal again in a minute; else correct instance_id, region or role_arn in the workspace's row."},
+	InstancePending:      {passing, "The workspace's instance is starting: try again in a minute."},
+	InstanceStopping:     {final, "The workspace's instance is stopping: start it once it has stopped, then open the terminal again."},
+	InstanceStopped:      {final, "The workspace's instance is not running: start it, then open the terminal again."},
+	InstanceShuttingDown: {final, "The workspace's instance is being terminated: the workspace needs a new one."},
+	InstanceTerminated:   {final, "The workspace's instance was terminated: the workspace needs a new one."},
+	InstanceNotReady:     {passing, "AWS takes no key for the workspace's instance, which starts or stops at this moment: try again in a minute."},
+	InstanceNoAddress:    {final, "The workspace's instance has no private address."},
+	Region:               {final, "No valid AWS region is configured for this workspace: set its region or AWS_REGION."},
+	Role:                 {final, "The workspace's role_arn is no ARN of an IAM role: correct it in the workspace's row."},
+	SourceIdentity:       {final, "AWS takes no source identity like the subject of this ticket: it has 2 to 64 letters, digits or characters of _ + = , . @ -."},
+	OSUser:               {final, "The OS user configured for this workspace is not a valid user name."},
+	EndpointID:           {final, "The id of the EC2 Instance Connect Endpoint is malformed: correct endpoint_id in the workspace's row, or TERMGW_EICE_ENDPOINT_ID."},
+	EndpointNone:         {final, "The instance's VPC has no EC2 Instance Connect Endpoint: create one."},
+	EndpointUnknown:      {final, "The configured EC2 Instance Connect Endpoint does not exist or is not ready: check endpoint_id in the workspace's row and TERMGW_EICE_ENDPOINT_ID."},
+	EndpointCreating:     {passing, "The EC2 Instance Connect Endpoint is still being created: try again in a few minutes."},
+	EndpointFIPS:         {final, "FIPS is asked for, but the EC2 Instance Connect Endpoint has no FIPS name."},
+	EndpointAddress:      {final, "The EC2 Instance Connect Endpoint reaches no address of the instance: one of them has IPv4 only, the other IPv6 only. Make the endpoint's address type dualstack, or give the instance an address of the endpoint's type."},
+	IAMRole:              {final, "The gateway may not assume the workspace's role: check role_arn in the workspace's row, the role's trust policy, and that the gateway is allowed sts:AssumeRole (and sts:SetSourceIdentity, with source_identity)."},
+	IAMInstances:         {final, "The gateway may not describe instances: allow ec2:DescribeInstances."},
+	IAMEndpoints:         {final, "The gateway may not describe endpoints: allow ec2:DescribeInstanceConnectEndpoints."},
+	IAMKey:               {final, "The gateway may not push a key: allow ec2-instance-connect:SendSSHPublicKey and check its ec2:osuser condition."},
+	IAMTunnel:            {final, "The gateway may not open a tunnel: allow ec2-instance-connect:OpenTunnel on the endpoint and check its conditions."},
+	Credentials:          {final, "The gateway has no AWS credentials that AWS accepts."},
+	CredentialsExpired:   {passing, "The gateway's AWS credentials have expired: renew them."},
+	Clock:                {final, "The gateway's clock differs from AWS's by minutes: set it right."},
+	Throttled:            {passing, "AWS takes no more requests for the moment: try again in a minute."},
+	Unreachable:          {passing, "The gateway cannot reach AWS: check its network, DNS, proxy and CA certificates."},
+	Fault:                {passing, "AWS, or a proxy on the way to it, reports a fault of its own: try again in a minute."},
+	Answer:               {passing, "AWS gave an answer that the gateway does not accept."},
+	KeyRefused:           {final, "AWS did not take the key for the instance: check the OS user and that the instance supports EC2 Instance Connect."},
+	TunnelRefused:        {passing, "The EC2 Instance Connect Endpoint refused the tunnel."},
+	TunnelQuota:          {passing, "All tunnels of the EC2 Instance Connect Endpoint are in use: close a terminal and try again."},
+	TunnelCommand:        {passing, "The AWS CLI carries no tunnel: check that version 2.12 or later is in the gateway's PATH, and that it trusts and reaches the endpoint (SSL_CERT_FILE, HTTPS_PROXY, DNS)."},
+	TargetUnreachable:    {passing, "The endpoint cannot reach the instance's port 22. If the instance is starting or rebooting, try again in a minute; else check both security groups, network ACLs and sshd."},
+	TunnelCut:            {passing, "The connection to the instance broke: open the terminal again."},
+	TunnelStalled:        {passing, "The connection to the instance went silent: open the terminal again."},
+	TunnelExpired:        {passing, "The tunnel's longest life is over: open the terminal again."},
 }
 
 // Error is a failure on the way to an instance. Its text holds no account id, ARN, signed URL or key.
@@ -100,7 +128,10 @@ func (e *Error) Error() string { return fmt.Sprintf("%s: %v", e.Detail, e.Err) }
 func (e *Error) Unwrap() error { return e.Err }
 
 // Sentence returns what the person at the terminal can do.
-func (e *Error) Sentence() string { return sentences[e.Detail] }
+func (e *Error) Sentence() string { return details[e.Detail].sentence }
+
+// Final reports whether no later try can succeed before somebody has mended the cause.
+func (e *Error) Final() bool { return details[e.Detail].final }
 
 func fault(detail Detail, text string) *Error { return &Error{detail, errors.New(text)} }
 
@@ -112,6 +143,8 @@ type operation struct {
 }
 
 var (
+	getCredentials    = operation{"getting AWS credentials", Credentials, Credentials}
+	assumeRole        = operation{"AssumeRole", IAMRole, IAMRole}
 	describeInstances = operation{"DescribeInstances", IAMInstances, Answer}
 	describeEndpoints = operation{"DescribeInstanceConnectEndpoints", IAMEndpoints, Answer}
 	sendKey           = operation{"SendSSHPublicKey", IAMKey, KeyRefused}
@@ -120,32 +153,57 @@ var (
 
 // refusal is an unsuccessful answer of AWS.
 type refusal struct {
-	status  int
-	code    string
-	message string
-	date    string // the Date header
+	status    int
+	code      string
+	message   string
+	date      string // the Date header
+	requestID string
 }
 
-// explain returns the Error for an error of the SDK.
-func (c *Client) explain(op operation, err error) *Error {
-	api, answered := errors.AsType[smithy.APIError](err)
-	if !answered {
-		detail := Unreachable
-		if _, ok := errors.AsType[*smithy.DeserializationError](err); ok {
-			detail = Answer
-		}
-		return &Error{detail, scrub(fmt.Errorf("%s: %w", op.name, err))}
+// refusalOf returns the refusal that an error of the SDK is of. An answer that is not the API's own counts by its status:
+// the instance's metadata service and proxies give no more.
+func refusalOf(err error) (refusal, bool) {
+	var r refusal
+	api, ok := errors.AsType[smithy.APIError](err)
+	if ok {
+		r.code, r.message = api.ErrorCode(), api.ErrorMessage()
 	}
-	r := refusal{code: api.ErrorCode(), message: api.ErrorMessage()}
-	if response, ok := errors.AsType[*smithyhttp.ResponseError](err); ok && response.Response != nil {
+	if response, has := errors.AsType[*smithyhttp.ResponseError](err); has && response.Response != nil {
 		r.status, r.date = response.HTTPStatusCode(), response.Response.Header.Get("Date")
+		if !ok && (r.status == http.StatusTooManyRequests || r.status >= http.StatusInternalServerError) {
+			r.code, r.message, ok = noJSON, response.Err.Error(), true
+		}
 	}
-	return c.refused(op, r)
+	if response, has := errors.AsType[*awshttp.ResponseError](err); has {
+		r.requestID = response.ServiceRequestID()
+	}
+	return r, ok
+}
+
+// explain returns the Error for an error of the SDK in a step. If AWS refused an earlier try of the step (a throttled one,
+// mostly) and the time for the retries ran out, the refusal is the cause, and not the network.
+func (c *Client) explain(ctx context.Context, op operation, err error) *Error {
+	if r, ok := refusalOf(err); ok {
+		return c.refused(op, r)
+	}
+	if r, tried, ok := lastRefusal(ctx); ok {
+		e := c.refused(operation{tried, op.denied, op.refused}, r)
+		e.Err = scrub(fmt.Errorf("%s: %w, after %w", op.name, err, e.Err))
+		return e
+	}
+	detail := Unreachable
+	if _, ok := errors.AsType[*smithy.DeserializationError](err); ok {
+		detail = Answer
+	}
+	return &Error{detail, scrub(fmt.Errorf("%s: %w", op.name, err))}
 }
 
 func (c *Client) refused(op operation, r refusal) *Error {
-	text := fmt.Errorf("%s: status %d, %s: %s", op.name, r.status, r.code, r.message)
-	return &Error{c.meaning(op, r), scrub(text)}
+	text := scrub(fmt.Errorf("%s: status %d, %s: %s", op.name, r.status, r.code, r.message))
+	if id := validRequest(r.requestID); id != "" {
+		text.text += " (request " + id + ")"
+	}
+	return &Error{c.meaning(op, r), text}
 }
 
 // skewLimit is the difference from AWS's clock that counts as a wrong clock: AWS's limit of 5 minutes, less 10 s for a
@@ -176,12 +234,15 @@ func (c *Client) meaning(op operation, r refusal) Detail {
 		return Throttled
 	}
 	switch code {
+	case "InternalError", "InternalFailure", "InternalServerError", "InternalServerException", "ServiceException", "ServiceUnavailable",
+		"ServiceUnavailableException", "Unavailable", "IDPCommunicationError":
+		return Fault // with any status: the AWS CLI tells none
 	case "UnauthorizedOperation", "AccessDenied", "AccessDeniedException", "AuthException":
 		return op.denied
 	case "InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed", "EC2InstanceNotFoundException":
 		return InstanceUnknown
 	case "EC2InstanceStateInvalidException":
-		return InstanceStopped
+		return InstanceNotReady // the instance ran half a minute ago
 	case "InvalidInstanceConnectEndpointId.NotFound", "InvalidInstanceConnectEndpointId.Malformed":
 		return EndpointUnknown
 	}
@@ -190,7 +251,7 @@ func (c *Client) meaning(op operation, r refusal) Detail {
 		return TunnelQuota
 	}
 	if r.status >= http.StatusInternalServerError {
-		return Answer
+		return Fault
 	}
 	return op.refused
 }
@@ -225,7 +286,7 @@ type scrubbed struct {
 func (s *scrubbed) Error() string { return s.text }
 func (s *scrubbed) Unwrap() error { return s.is }
 
-func scrub(err error) error {
+func scrub(err error) *scrubbed {
 	s := &scrubbed{text: scrubText(err.Error())}
 	for _, known := range []error{context.Canceled, context.DeadlineExceeded, os.ErrDeadlineExceeded} {
 		if errors.Is(err, known) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,14 +19,15 @@ import (
 
 // The steps of the path, for the tables.
 func (w *world) step(ctx context.Context, step string) error {
-	route, err := w.client.Locate(ctx, instanceID, "")
+	route, err := w.client.Locate(ctx, Instance{ID: instanceID})
 	if step == "locate" || err != nil {
 		return err
 	}
 	if step == "push" {
-		return w.client.PushKey(ctx, route, "ec2-user", publicKey)
+		_, err := w.client.PushKey(ctx, route, "ec2-user", publicKey)
+		return err
 	}
-	conn, err := w.client.OpenTunnel(ctx, route, time.Hour)
+	conn, _, err := w.client.OpenTunnel(ctx, route, time.Hour)
 	if step == "tunnel" || err != nil {
 		if conn != nil {
 			_ = conn.Close()
@@ -71,13 +73,13 @@ func TestFaults(t *testing.T) {
 		want   Detail
 	}{
 		"stopped":         {"locate", instance(awsplay.Instance{State: "stopped", PrivateIP: privateIP}), InstanceStopped},
-		"stopping":        {"locate", instance(awsplay.Instance{State: "stopping", PrivateIP: privateIP}), InstanceStopped},
-		"pending":         {"locate", instance(awsplay.Instance{State: "pending"}), InstanceStopped},
-		"shutting down":   {"locate", instance(awsplay.Instance{State: "shutting-down"}), InstanceTerminated},
+		"stopping":        {"locate", instance(awsplay.Instance{State: "stopping", PrivateIP: privateIP}), InstanceStopping},
+		"pending":         {"locate", instance(awsplay.Instance{State: "pending"}), InstancePending},
+		"shutting down":   {"locate", instance(awsplay.Instance{State: "shutting-down"}), InstanceShuttingDown},
 		"terminated":      {"locate", instance(awsplay.Instance{State: "terminated"}), InstanceTerminated},
 		"unknown":         {"locate", fail(instances, answered(400, "InvalidInstanceID.NotFound")), InstanceUnknown},
 		"no address":      {"locate", instance(awsplay.Instance{}), InstanceNoAddress},
-		"IPv6 only":       {"locate", instance(awsplay.Instance{IPv6: "2001:db8::5"}), InstanceIPv6Only},
+		"IPv6 only":       {"locate", instance(awsplay.Instance{IPv6: "2001:db8::5"}), EndpointAddress},
 		"a hostile state": {"locate", instance(awsplay.Instance{State: "\x1b[2J", PrivateIP: privateIP}), Answer},
 		"loopback":        {"locate", instance(awsplay.Instance{PrivateIP: "127.0.0.1"}), Answer},
 		"metadata":        {"locate", instance(awsplay.Instance{PrivateIP: "169.254.169.254"}), Answer},
@@ -114,7 +116,7 @@ func TestFaults(t *testing.T) {
 		"key throttled":       {"push", fail(push, answered(400, "ThrottlingException")), Throttled},
 		"tunnel throttled":    {"tunnel", fail(tunnel, answered(429, "ThrottlingException")), Throttled},
 
-		"key for a stopped one":  {"push", fail(push, answered(400, "EC2InstanceStateInvalidException")), InstanceStopped},
+		"key for a stopped one":  {"push", fail(push, answered(400, "EC2InstanceStateInvalidException")), InstanceNotReady},
 		"key for nobody":         {"push", fail(push, answered(404, "EC2InstanceNotFoundException")), InstanceUnknown},
 		"key refused":            {"push", fail(push, answered(400, "InvalidArgsException")), KeyRefused},
 		"key for a wrong type":   {"push", fail(push, answered(400, "EC2InstanceTypeInvalidException")), KeyRefused},
@@ -163,8 +165,8 @@ func TestFaults(t *testing.T) {
 		"nothing, later":    {"locate", fail(endpoints, awsplay.Fault{Status: 200, Body: " "}), Answer},
 		"another answer":    {"locate", fail(endpoints, awsplay.Fault{Status: 200, Body: "<DescribeInstancesResponse/>"}), Answer},
 		"an empty answer":   {"locate", fail(instances, awsplay.Fault{Status: 200, Body: "<DescribeInstancesResponse/>"}), InstanceUnknown},
-		"a server's error":  {"locate", fail(instances, answered(500, "InternalError")), Answer},
-		"a tunnel's error":  {"tunnel", fail(tunnel, answered(500, "InternalError")), Answer},
+		"a server's error":  {"locate", fail(instances, answered(500, "InternalError")), Fault},
+		"a tunnel's error":  {"tunnel", fail(tunnel, answered(500, "InternalError")), Fault},
 		"a code of no kind": {"locate", fail(instances, answered(400, "arn:aws:"+accountID)), Answer},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -181,7 +183,7 @@ func TestFaults(t *testing.T) {
 				w.client.stepTime = stepTime
 			}
 			if late {
-				w.client.remember(routeKey{instanceID, "us-east-1"}, route)
+				w.client.remember(route)
 			}
 			began := time.Now()
 			err := w.step(t.Context(), step)
@@ -235,9 +237,34 @@ func (fipsAsked) GetUseFIPSEndpoint(context.Context) (aws.FIPSEndpointState, boo
 	return aws.FIPSEndpointStateEnabled, true, nil
 }
 
+// What no later try mends by itself is final, so that an open tab does not ask AWS for ever.
+func TestClasses(t *testing.T) {
+	passing := []Detail{
+		InstancePending, InstanceNotReady, EndpointCreating, CredentialsExpired, Throttled, Unreachable, Fault, Answer, TunnelRefused,
+		TunnelQuota, TunnelCommand, TargetUnreachable, TunnelCut, TunnelStalled, TunnelExpired,
+	}
+	final := []Detail{
+		InstanceID, InstanceUnknown, InstanceStopping, InstanceStopped, InstanceShuttingDown, InstanceTerminated, InstanceNoAddress,
+		Region, Role, SourceIdentity, OSUser, EndpointID, EndpointNone, EndpointUnknown, EndpointFIPS, EndpointAddress,
+		IAMRole, IAMInstances, IAMEndpoints, IAMKey, IAMTunnel, Credentials, Clock, KeyRefused,
+	}
+	if len(passing)+len(final) != len(details) {
+		t.Errorf("%d details are classed here, of %d", len(passing)+len(final), len(details))
+	}
+	for _, detail := range append(final, passing...) {
+		if _, ok := details[detail]; !ok {
+			t.Errorf("%s has no sentence", detail)
+		}
+		if got, want := (&Error{Detail: detail}).Final(), slices.Contains(final, detail); got != want {
+			t.Errorf("%s is final: %t, want %t", detail, got, want)
+		}
+	}
+}
+
 func TestEachDetailHasASentence(t *testing.T) {
 	seen := map[string]Detail{}
-	for detail, sentence := range sentences {
+	for detail, told := range details {
+		sentence := told.sentence
 		if other, ok := seen[sentence]; ok {
 			t.Errorf("%s and %s say the same", detail, other)
 		}
@@ -251,20 +278,22 @@ func TestEachDetailHasASentence(t *testing.T) {
 func TestBadInputAsksNobody(t *testing.T) {
 	w := newWorld(t, nil)
 	for _, id := range []string{"", "i-", "i-0123456", "i-0123456789abcdef01", "i-0123456G", "I-0123456789abcdef0", "i-01234567\n", "-oProxyCommand", "i-01234567;reboot"} {
-		_, err := w.client.Locate(t.Context(), id, "")
+		_, err := w.client.Locate(t.Context(), Instance{ID: id})
 		wantDetail(t, err, InstanceID)
 	}
-	_, err := w.client.Locate(t.Context(), instanceID, "us-east-1@evil.example")
+	_, err := w.client.Locate(t.Context(), Instance{ID: instanceID, Region: "us-east-1@evil.example"})
 	wantDetail(t, err, Region)
 	for _, user := range []string{"", "-l", "a b", "a;b", "a\n", "ü", "a/b", "$(x)", "%h", strings.Repeat("a", 33)} {
-		wantDetail(t, w.client.PushKey(t.Context(), Route{InstanceID: instanceID, Region: "us-east-1"}, user, publicKey), OSUser)
+		_, err := w.client.PushKey(t.Context(), Route{Instance: Instance{ID: instanceID, Region: "us-east-1"}}, user, publicKey)
+		wantDetail(t, err, OSUser)
 	}
 	for _, user := range []string{"ec2-user", "ubuntu", "_svc", "first.last", "A1"} {
 		if !ValidOSUser(user) {
 			t.Errorf("%q is refused", user)
 		}
 	}
-	wantDetail(t, w.client.PushKey(t.Context(), Route{}, "ec2-user", publicKey+"\n"+publicKey), KeyRefused)
+	_, err = w.client.PushKey(t.Context(), Route{}, "ec2-user", publicKey+"\n"+publicKey)
+	wantDetail(t, err, KeyRefused)
 	for _, op := range []awsplay.Op{awsplay.DescribeInstances, awsplay.DescribeEndpoints, awsplay.SendSSHPublicKey, awsplay.OpenTunnel} {
 		if n := w.play.Calls(op); n != 0 {
 			t.Errorf("%s was called %d times", op, n)
@@ -291,7 +320,7 @@ func TestThrottlingIsRetried(t *testing.T) {
 	}
 	f.Times = 0
 	w.play.Fail(awsplay.OpenTunnel, f)
-	if _, err := w.client.OpenTunnel(t.Context(), w.locate(t), 0); err == nil {
+	if _, _, err := w.client.OpenTunnel(t.Context(), w.locate(t), 0); err == nil {
 		t.Error("a tunnel although AWS never stops to throttle")
 	} else {
 		wantDetail(t, err, Throttled)
@@ -301,7 +330,7 @@ func TestThrottlingIsRetried(t *testing.T) {
 	}
 	// A quota does not pass in a second.
 	w.play.Fail(awsplay.OpenTunnel, answered(http.StatusTooManyRequests, "ServiceQuotaExceededException"))
-	_, err := w.client.OpenTunnel(t.Context(), w.locate(t), 0)
+	_, _, err := w.client.OpenTunnel(t.Context(), w.locate(t), 0)
 	wantDetail(t, err, TunnelQuota)
 	if n := w.play.Calls(awsplay.OpenTunnel); n != 2*attempts+1 {
 		t.Errorf("%d calls in all, want %d", n, 2*attempts+1)
@@ -314,10 +343,10 @@ func TestCancelled(t *testing.T) {
 	route := w.locate(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := w.client.OpenTunnel(ctx, route, 0); !errors.Is(err, context.Canceled) {
+	if _, _, err := w.client.OpenTunnel(ctx, route, 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("OpenTunnel: %v", err)
 	}
-	if err := w.client.PushKey(ctx, route, "ec2-user", publicKey); !errors.Is(err, context.Canceled) {
+	if _, err := w.client.PushKey(ctx, route, "ec2-user", publicKey); !errors.Is(err, context.Canceled) {
 		t.Errorf("PushKey: %v", err)
 	}
 }
@@ -350,7 +379,7 @@ func FuzzRefusal(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte, status int, date string) {
 		r := parseRefusal(body)
 		r.status, r.date = status, date
-		if err := c.refused(openTunnel, r); sentences[err.Detail] == "" || strings.ContainsAny(err.Error(), "\r\n\x1b") {
+		if err := c.refused(openTunnel, r); err.Sentence() == "" || strings.ContainsAny(err.Error(), "\r\n\x1b") {
 			t.Errorf("%q", err)
 		}
 	})

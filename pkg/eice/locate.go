@@ -1,9 +1,13 @@
 package eice
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
@@ -13,32 +17,43 @@ import (
 // maxPages bounds the pages of an answer. A VPC has one endpoint.
 const maxPages = 5
 
-// Locate finds an instance and its endpoint. An empty region is the configured region. A route is cached for half a
-// minute, a failure never. Errors are of type *Error.
-func (c *Client) Locate(ctx context.Context, instanceID, region string) (Route, error) {
-	if !ValidInstanceID(instanceID) {
+// Locate finds an instance and its endpoint. A route is cached for half a minute, a failure never. Errors are of type
+// *Error.
+func (c *Client) Locate(ctx context.Context, at Instance) (Route, error) {
+	key := at
+	switch {
+	case !ValidInstanceID(at.ID):
 		return Route{}, fault(InstanceID, "the instance's id is malformed")
+	case at.Role != "" && !roleForm.MatchString(at.Role):
+		return Route{}, fault(Role, "the role's ARN is malformed")
+	case at.SourceIdentity != "" && (at.Role == "" || !identityForm.MatchString(at.SourceIdentity)):
+		return Route{}, fault(SourceIdentity, "the source identity is malformed, or has no role")
 	}
-	region, err := c.region(region)
-	if err != nil {
+	if at.EndpointID = cmp.Or(at.EndpointID, c.cfg.EndpointID); at.EndpointID != "" && !endpointForm.MatchString(at.EndpointID) {
+		return Route{}, fault(EndpointID, "the endpoint's id is malformed")
+	}
+	var err error
+	if at.Region, err = c.region(at.Region); err != nil {
 		return Route{}, err
 	}
-	at := routeKey{instanceID, region}
-	if route, ok := c.recall(at); ok {
+	if route, ok := c.recall(key); ok {
 		return route, nil
 	}
-	found, err, _ := c.flight.Do(at.instance+" "+at.region, func() (any, error) {
-		if route, ok := c.recall(at); ok { // found by another caller's search meanwhile
+	found, err, _ := c.flight.Do(fmt.Sprintf("%q", key), func() (any, error) {
+		if route, ok := c.recall(key); ok { // found by another caller's search meanwhile
 			return route, nil
 		}
 		// Other callers wait for this search, so the context of the caller that began it does not end it.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.stepTime)
+		ctx, cancel := c.step(context.WithoutCancel(ctx))
 		defer cancel()
 		route, err := c.locate(ctx, at)
-		if err == nil {
-			c.remember(at, route)
+		if err != nil {
+			c.doubt(at.principal(), err)
+			return Route{}, err
 		}
-		return route, err
+		route.key = key
+		c.remember(route)
+		return route, nil
 	})
 	if err != nil {
 		return Route{}, err
@@ -46,35 +61,41 @@ func (c *Client) Locate(ctx context.Context, instanceID, region string) (Route, 
 	return found.(Route), nil
 }
 
-func (c *Client) locate(ctx context.Context, at routeKey) (Route, error) {
-	if _, err := c.credentials(ctx); err != nil {
+func (c *Client) locate(ctx context.Context, at Instance) (Route, error) {
+	if _, err := c.credentials(ctx, at.principal(), at.Region); err != nil {
 		return Route{}, err
 	}
-	out, err := c.instances(ctx, &ec2.DescribeInstancesInput{InstanceIds: []string{at.instance}},
-		func(o *ec2.Options) { o.Region = at.region })
+	out, err := c.instances(ctx, &ec2.DescribeInstancesInput{InstanceIds: []string{at.ID}}, c.asked(at))
 	if err != nil {
-		return Route{}, c.explain(describeInstances, err)
+		return Route{}, c.explain(ctx, describeInstances, err)
 	}
-	instance, err := pickInstance(out, at.instance)
-	if err != nil {
-		return Route{}, err
-	}
-	endpoint, err := c.findEndpoint(ctx, at.region, instance)
+	instance, err := pickInstance(out, at.ID)
 	if err != nil {
 		return Route{}, err
 	}
-	return Route{at.instance, at.region, instance.address, endpoint.id, endpoint.dns}, nil
+	route, err := c.findEndpoint(ctx, at, instance)
+	if err != nil {
+		return Route{}, err
+	}
+	route.InstanceRequest = requestOf(out.ResultMetadata)
+	return route, nil
+}
+
+// asked returns the options of EC2's calls for an instance.
+func (c *Client) asked(at Instance) func(*ec2.Options) {
+	return func(o *ec2.Options) { o.Region, o.Credentials = at.Region, c.provider(at.principal(), at.Region) }
 }
 
 // instanceInfo is the part of an instance that a route depends on.
 type instanceInfo struct {
-	address     netip.Addr
+	ipv4, ipv6  netip.Addr // the zero Addr: it has none
 	vpc, subnet string
 }
 
 // pickInstance returns the running instance id from AWS's answer.
 func pickInstance(out *ec2.DescribeInstancesOutput, id string) (instanceInfo, error) {
 	var instance *types.Instance
+	var ok bool
 	for _, reservation := range out.Reservations {
 		for i := range reservation.Instances {
 			if aws.ToString(reservation.Instances[i].InstanceId) == id {
@@ -90,69 +111,114 @@ func pickInstance(out *ec2.DescribeInstancesOutput, id string) (instanceInfo, er
 		state = instance.State.Name
 	}
 	switch state {
-	case types.InstanceStateNameRunning:
-	case types.InstanceStateNameTerminated, types.InstanceStateNameShuttingDown:
+	case types.InstanceStateNameRunning: // also while it reboots
+	case types.InstanceStateNamePending:
+		return instanceInfo{}, fault(InstancePending, "the instance is pending")
+	case types.InstanceStateNameStopping:
+		return instanceInfo{}, fault(InstanceStopping, "the instance is stopping")
+	case types.InstanceStateNameStopped:
+		return instanceInfo{}, fault(InstanceStopped, "the instance is stopped")
+	case types.InstanceStateNameShuttingDown:
+		return instanceInfo{}, fault(InstanceShuttingDown, "the instance is shutting down")
+	case types.InstanceStateNameTerminated:
 		return instanceInfo{}, fault(InstanceTerminated, "the instance is terminated")
-	case types.InstanceStateNamePending, types.InstanceStateNameStopping, types.InstanceStateNameStopped:
-		return instanceInfo{}, fault(InstanceStopped, "the instance is "+string(state))
 	default:
 		return instanceInfo{}, fault(Answer, "the instance's state is none that is known")
 	}
-	if aws.ToString(instance.PrivateIpAddress) == "" {
-		if aws.ToString(instance.Ipv6Address) != "" || hasIPv6(instance.NetworkInterfaces) {
-			return instanceInfo{}, fault(InstanceIPv6Only, "the instance has an IPv6 address only")
-		}
+	found := instanceInfo{vpc: aws.ToString(instance.VpcId), subnet: aws.ToString(instance.SubnetId)}
+	if found.ipv4, ok = addressOf(aws.ToString(instance.PrivateIpAddress)); !ok || found.ipv4.Is6() {
+		return instanceInfo{}, fault(Answer, "the instance's IPv4 address is none")
+	}
+	if found.ipv6, ok = addressOf(ipv6Of(instance)); !ok || found.ipv6.Is4() {
+		return instanceInfo{}, fault(Answer, "the instance's IPv6 address is none")
+	}
+	if !found.ipv4.IsValid() && !found.ipv6.IsValid() {
 		return instanceInfo{}, fault(InstanceNoAddress, "the instance has no private address")
 	}
-	address, err := netip.ParseAddr(*instance.PrivateIpAddress)
-	// A VPC may use public ranges, so every unicast address is accepted.
-	if err != nil || !address.Is4() || !address.IsGlobalUnicast() {
-		return instanceInfo{}, fault(Answer, "the instance's address is none")
-	}
-	return instanceInfo{address, aws.ToString(instance.VpcId), aws.ToString(instance.SubnetId)}, nil
+	return found, nil
 }
 
-func hasIPv6(interfaces []types.InstanceNetworkInterface) bool {
-	for _, one := range interfaces {
-		if len(one.Ipv6Addresses) > 0 {
-			return true
+// addressOf returns an address of an answer, or the zero Addr for "". It reports false for what an instance cannot have. A
+// VPC may use public ranges, so every unicast address is accepted.
+func addressOf(text string) (netip.Addr, bool) {
+	if text == "" {
+		return netip.Addr{}, true
+	}
+	address, err := netip.ParseAddr(text)
+	return address, err == nil && address.IsGlobalUnicast() && !address.Is4In6() && address.Zone() == ""
+}
+
+// ipv6Of returns an instance's IPv6 address, or "".
+func ipv6Of(instance *types.Instance) string {
+	if own := aws.ToString(instance.Ipv6Address); own != "" {
+		return own
+	}
+	for _, one := range instance.NetworkInterfaces {
+		for _, address := range one.Ipv6Addresses {
+			return aws.ToString(address.Ipv6Address)
 		}
 	}
-	return false
+	return ""
 }
 
-// findEndpoint asks AWS for the configured endpoint, else for the endpoints of the instance's VPC, in any state: an
+// findEndpoint asks AWS for the wanted endpoint, else for the endpoints of the instance's VPC, in any state: an
 // endpoint that is being created is not the same as none.
-func (c *Client) findEndpoint(ctx context.Context, region string, instance instanceInfo) (endpointInfo, error) {
+func (c *Client) findEndpoint(ctx context.Context, at Instance, instance instanceInfo) (Route, error) {
 	in := &ec2.DescribeInstanceConnectEndpointsInput{}
-	if c.cfg.EndpointID != "" {
-		in.InstanceConnectEndpointIds = []string{c.cfg.EndpointID}
+	if at.EndpointID != "" {
+		in.InstanceConnectEndpointIds = []string{at.EndpointID}
 	} else {
 		if instance.vpc == "" {
-			return endpointInfo{}, fault(Answer, "the instance is in no VPC")
+			return Route{}, fault(Answer, "the instance is in no VPC")
 		}
 		in.Filters = []types.Filter{{Name: aws.String("vpc-id"), Values: []string{instance.vpc}}}
 	}
 	var all []types.Ec2InstanceConnectEndpoint
+	var request string // the last page's
 	pages := ec2.NewDescribeInstanceConnectEndpointsPaginator(c.endpoints, in)
 	for page := 0; pages.HasMorePages() && page < maxPages; page++ {
-		out, err := pages.NextPage(ctx, func(o *ec2.Options) { o.Region = region })
+		out, err := pages.NextPage(ctx, c.asked(at))
 		if err != nil {
-			return endpointInfo{}, c.explain(describeEndpoints, err)
+			return Route{}, c.explain(ctx, describeEndpoints, err)
 		}
 		all = append(all, out.InstanceConnectEndpoints...)
+		request = requestOf(out.ResultMetadata)
 	}
-	return pickEndpoint(all, c.cfg.EndpointID, instance, c.fips)
+	best, err := pickEndpoint(all, at.EndpointID, instance)
+	if err != nil {
+		return Route{}, err
+	}
+	route := Route{Instance: at, Address: instance.reachedBy(best), EndpointRequest: request}
+	if route.EndpointDNS = dnsName(best, c.fips); route.EndpointDNS == "" && c.fips {
+		return Route{}, fault(EndpointFIPS, "the endpoint has no FIPS name")
+	}
+	if route.EndpointID = aws.ToString(best.InstanceConnectEndpointId); !endpointForm.MatchString(route.EndpointID) {
+		return Route{}, fault(Answer, "the endpoint's id is none")
+	}
+	if !ofAWS(ctx, route.EndpointDNS, at.Region) {
+		return Route{}, fault(Answer, "the endpoint's name is none of AWS")
+	}
+	return route, nil
 }
 
-// endpointInfo is the part of an endpoint that a route depends on.
-type endpointInfo struct{ id, dns string }
+// reachedBy returns the address that an endpoint reaches the instance at, or the zero Addr. An ipv4 endpoint, and one from
+// before there were types, reaches IPv4 addresses, an ipv6 one IPv6 addresses, a dualstack one both (EC2 User Guide,
+// "Create an EC2 Instance Connect Endpoint"). Of two, IPv4 goes first: that is what security groups have rules for.
+func (i instanceInfo) reachedBy(endpoint *types.Ec2InstanceConnectEndpoint) netip.Addr {
+	switch {
+	case endpoint.IpAddressType != types.IpAddressTypeIpv6 && i.ipv4.IsValid():
+		return i.ipv4
+	case endpoint.IpAddressType == types.IpAddressTypeIpv6, endpoint.IpAddressType == types.IpAddressTypeDualstack:
+		return i.ipv6
+	}
+	return netip.Addr{}
+}
 
-// pickEndpoint returns the endpoint with the id wanted; without a wanted id the endpoint in the instance's subnet, else
-// the first of the VPC.
-func pickEndpoint(all []types.Ec2InstanceConnectEndpoint, wanted string, instance instanceInfo, fips bool) (endpointInfo, error) {
+// pickEndpoint returns the endpoint with the id wanted; without a wanted id one that reaches the instance, in the
+// instance's subnet, else the first of the VPC.
+func pickEndpoint(all []types.Ec2InstanceConnectEndpoint, wanted string, instance instanceInfo) (*types.Ec2InstanceConnectEndpoint, error) {
 	var best *types.Ec2InstanceConnectEndpoint
-	creating := false
+	creating, unfit := false, false
 	for i := range all {
 		one := &all[i]
 		if wanted != "" && aws.ToString(one.InstanceConnectEndpointId) != wanted ||
@@ -166,49 +232,54 @@ func pickEndpoint(all []types.Ec2InstanceConnectEndpoint, wanted string, instanc
 			types.Ec2InstanceConnectEndpointStateUpdateInProgress,
 			types.Ec2InstanceConnectEndpointStateUpdateComplete,
 			types.Ec2InstanceConnectEndpointStateUpdateFailed:
-			if best == nil || aws.ToString(best.SubnetId) != instance.subnet && aws.ToString(one.SubnetId) == instance.subnet {
+			switch {
+			case !instance.reachedBy(one).IsValid():
+				unfit = true
+			case best == nil || aws.ToString(best.SubnetId) != instance.subnet && aws.ToString(one.SubnetId) == instance.subnet:
 				best = one
 			}
 		}
 	}
 	switch {
 	case best != nil:
+		return best, nil
 	case creating:
-		return endpointInfo{}, fault(EndpointCreating, "the endpoint is being created")
+		return nil, fault(EndpointCreating, "the endpoint is being created")
+	case unfit:
+		return nil, fault(EndpointAddress, "the endpoint's address type is none of the instance's addresses")
 	case wanted != "":
-		return endpointInfo{}, fault(EndpointUnknown, "the configured endpoint is not there or not ready")
-	default:
-		return endpointInfo{}, fault(EndpointNone, "no endpoint in the instance's VPC is ready")
+		return nil, fault(EndpointUnknown, "the configured endpoint is not there or not ready")
 	}
-	name := aws.ToString(best.DnsName)
-	if fips {
-		if name = aws.ToString(best.FipsDnsName); name == "" {
-			return endpointInfo{}, fault(EndpointFIPS, "the endpoint has no FIPS name")
-		}
-	}
-	id := aws.ToString(best.InstanceConnectEndpointId)
-	if !endpointForm.MatchString(id) {
-		return endpointInfo{}, fault(Answer, "the endpoint's id is none")
-	}
-	if len(name) > 253 || !dnsForm.MatchString(name) {
-		return endpointInfo{}, fault(Answer, "the endpoint's name is none of AWS")
-	}
-	return endpointInfo{id, name}, nil
+	return nil, fault(EndpointNone, "no endpoint in the instance's VPC is ready")
 }
 
-func (c *Client) recall(at routeKey) (Route, bool) {
+// dnsName returns the name that the gateway reaches an endpoint by, or "": the dual-stack name where there is one and the
+// endpoint is not of the type ipv4, else the IPv4 name.
+func dnsName(endpoint *types.Ec2InstanceConnectEndpoint, fips bool) string {
+	name, fipsName := aws.ToString(endpoint.DnsName), aws.ToString(endpoint.FipsDnsName)
+	if names := endpoint.PublicDnsNames; names != nil && names.Dualstack != nil && endpoint.IpAddressType != types.IpAddressTypeIpv4 {
+		name = cmp.Or(aws.ToString(names.Dualstack.DnsName), name)
+		fipsName = cmp.Or(aws.ToString(names.Dualstack.FipsDnsName), fipsName)
+	}
+	if fips {
+		return fipsName
+	}
+	return name
+}
+
+func (c *Client) recall(key Instance) (Route, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	got, ok := c.routes[at]
+	got, ok := c.routes[key]
 	return got.route, ok && c.now().Before(got.until)
 }
 
-func (c *Client) remember(at routeKey, route Route) {
+func (c *Client) remember(route Route) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.now()
-	maps.DeleteFunc(c.routes, func(_ routeKey, cached cachedRoute) bool { return !now.Before(cached.until) })
-	c.routes[at] = cachedRoute{route, now.Add(cacheTime)}
+	maps.DeleteFunc(c.routes, func(_ Instance, cached cachedRoute) bool { return !now.Before(cached.until) })
+	c.routes[route.key] = cachedRoute{route, now.Add(cacheTime)}
 }
 
 // Forget removes a failed route from the cache: the next Locate asks AWS. PushKey and OpenTunnel call Forget
@@ -216,5 +287,17 @@ func (c *Client) remember(at routeKey, route Route) {
 func (c *Client) Forget(route Route) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.routes, routeKey{route.InstanceID, route.Region})
+	delete(c.routes, route.key)
+}
+
+// doubt removes the credentials of a role that AWS refused: what was denied to them may be allowed to new ones, and they
+// may have been revoked.
+func (c *Client) doubt(who principal, err error) {
+	e, ok := errors.AsType[*Error](err)
+	if !ok || !slices.Contains([]Detail{IAMInstances, IAMEndpoints, IAMKey, IAMTunnel, Credentials, CredentialsExpired}, e.Detail) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.roles, who)
 }

@@ -58,9 +58,14 @@ type world struct {
 
 func newWorld(t testing.TB, change func(*world, *Config)) *world {
 	t.Helper()
+	return newWorldIn(t, "us-east-1", change)
+}
+
+func newWorldIn(t testing.TB, region string, change func(*world, *Config)) *world {
+	t.Helper()
 	w := &world{}
 	play, err := awsplay.New(awsplay.Config{
-		Account: accountID, Credentials: keys,
+		Region: region, Account: accountID, Credentials: keys,
 		Now: func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) },
 	})
 	if err != nil {
@@ -79,7 +84,7 @@ func newWorld(t testing.TB, change func(*world, *Config)) *world {
 	})
 	w.config = Config{
 		AWS: aws.Config{
-			Region: "us-east-1",
+			Region: region,
 			Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 				return aws.Credentials{AccessKeyID: keys.AccessKeyID, SecretAccessKey: keys.SecretAccessKey, SessionToken: keys.SessionToken}, nil
 			}),
@@ -142,7 +147,7 @@ func echo(conn net.Conn) {
 
 func (w *world) locate(t testing.TB) Route {
 	t.Helper()
-	route, err := w.client.Locate(t.Context(), instanceID, "")
+	route, err := w.client.Locate(t.Context(), Instance{ID: instanceID})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +157,7 @@ func (w *world) locate(t testing.TB) Route {
 // open opens a tunnel that the test's end closes.
 func (w *world) open(t testing.TB, life time.Duration) net.Conn {
 	t.Helper()
-	conn, err := w.client.OpenTunnel(t.Context(), w.locate(t), life)
+	conn, _, err := w.client.OpenTunnel(t.Context(), w.locate(t), life)
 	if err != nil {
 		t.Fatal(err)
 	}

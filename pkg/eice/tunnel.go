@@ -1,12 +1,12 @@
 package eice
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -26,49 +26,37 @@ const (
 
 // OpenTunnel opens a connection to the instance's port 22 through its endpoint; the caller closes the connection.
 // maxDuration is at most MaxTunnel, which 0 stands for. The context bounds the opening alone, which is retried while
-// AWS throttles it. Errors are of type *Error, those of Read and Write too, except for io.EOF after an orderly close by
-// the endpoint and net.ErrClosed after Close.
+// AWS throttles it or has a fault of its own. request is the request's id; empty: AWS gave none. Errors are
+// of type *Error, those of Read and Write too, except for io.EOF after an orderly close by the endpoint and net.ErrClosed
+// after Close.
 //
 // An endpoint that cannot reach the instance opens the tunnel all the same: the first Read returns the error.
-func (c *Client) OpenTunnel(ctx context.Context, route Route, maxDuration time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.stepTime)
+func (c *Client) OpenTunnel(ctx context.Context, route Route, maxDuration time.Duration) (conn net.Conn, request string, err error) {
+	ctx, cancel := c.step(ctx)
 	defer cancel()
-	wait := maxBackoff / 4
-	for attempt := 1; ; attempt++ {
-		t, err := c.openTunnel(ctx, route, bound(maxDuration))
+	for tries := 1; ; tries++ {
+		t, request, err := c.openTunnel(ctx, route, bound(maxDuration))
 		if err == nil {
-			return t, nil
+			return t, request, nil
 		}
 		failed, ok := errors.AsType[*Error](err)
-		jittered := wait/2 + rand.N(wait/2) //nolint:gosec // it spreads a load and hides nothing
-		if !ok || failed.Detail != Throttled || attempt == attempts || !sleep(ctx, jittered) {
+		passes := ok && (failed.Detail == Throttled || failed.Detail == Fault)
+		if !passes || tries == attempts || !sleep(ctx, backoff(tries)) {
 			c.Forget(route)
-			return nil, err
+			c.doubt(route.principal(), err)
+			return nil, "", err
 		}
-		wait = min(2*wait, maxBackoff)
 	}
 }
 
-// sleep reports whether the context outlives the wait.
-func sleep(ctx context.Context, wait time.Duration) bool {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-func (c *Client) openTunnel(ctx context.Context, route Route, maxDuration time.Duration) (*tunnel, error) {
-	credentials, err := c.credentials(ctx)
+func (c *Client) openTunnel(ctx context.Context, route Route, maxDuration time.Duration) (*tunnel, string, error) {
+	credentials, err := c.credentials(ctx, route.principal(), route.Region)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	signed, err := c.presign(ctx, credentials, route, maxDuration)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	// A transport for this tunnel alone gives access to the connection under the WebSocket, which
 	// bounds a close and shows whether bytes arrive.
@@ -89,14 +77,19 @@ func (c *Client) openTunnel(ctx context.Context, route Route, maxDuration time.D
 	opened := c.now()
 	shake := &handshake{transport: transport}
 	//nolint:bodyclose // the connection itself, or handshake has read it: Dial closes it
-	ws, _, err := websocket.Dial(ctx, signed, &websocket.DialOptions{HTTPClient: &http.Client{
+	ws, answer, err := websocket.Dial(ctx, signed, &websocket.DialOptions{HTTPClient: &http.Client{
 		Transport:     shake,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}})
 	if err != nil {
-		return nil, c.refusedTunnel(ctx, shake.refused, err)
+		return nil, "", c.refusedTunnel(ctx, shake.refused, err)
 	}
-	return c.newTunnel(ws, w, route, opened.Add(maxDuration-min(endSlack, maxDuration/10))), nil
+	return c.newTunnel(ws, w, route, opened.Add(maxDuration-min(endSlack, maxDuration/10))), validRequest(requestIDOf(answer)), nil
+}
+
+// requestIDOf returns the id that AWS gave a request, or "".
+func requestIDOf(answer *http.Response) string {
+	return cmp.Or(answer.Header.Get("X-Amzn-Requestid"), answer.Header.Get("X-Amz-Request-Id"), answer.Header.Get("X-Amz-Requestid"))
 }
 
 // presign returns the URL that opens a tunnel: a secret for a minute.
@@ -136,7 +129,7 @@ func (h *handshake) RoundTrip(request *http.Request) (*http.Response, error) {
 	// After a failed read the status and the part that was read are enough.
 	body, _ := io.ReadAll(io.LimitReader(response.Body, maxRefusal))
 	r := parseRefusal(body)
-	r.status, r.date = response.StatusCode, response.Header.Get("Date")
+	r.status, r.date, r.requestID = response.StatusCode, response.Header.Get("Date"), requestIDOf(response)
 	h.refused = &r
 	return response, nil
 }
@@ -144,15 +137,16 @@ func (h *handshake) RoundTrip(request *http.Request) (*http.Response, error) {
 // refusedTunnel returns the Error of a failed handshake. r is nil if the endpoint did not answer.
 func (c *Client) refusedTunnel(ctx context.Context, r *refusal, err error) *Error {
 	switch {
-	case ctx.Err() != nil:
-		return &Error{Unreachable, scrub(fmt.Errorf("OpenTunnel: %w", ctx.Err()))}
-	case r != nil:
+	case r != nil && ctx.Err() == nil:
+		keep(ctx, openTunnel.name, *r)
 		return c.refused(openTunnel, *r)
+	case ctx.Err() != nil:
+		err = ctx.Err()
 	}
 	if wrapped, ok := errors.AsType[*url.Error](err); ok {
 		err = wrapped.Err // url.Error's text repeats the signed URL
 	}
-	return &Error{Unreachable, scrub(fmt.Errorf("OpenTunnel: %w", err))}
+	return c.explain(ctx, openTunnel, err)
 }
 
 // noJSON is the code of an answer that is not JSON.

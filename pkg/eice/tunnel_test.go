@@ -21,7 +21,7 @@ import (
 )
 
 var goldenRoute = Route{
-	InstanceID: instanceID, Region: "us-east-1", Address: netip.MustParseAddr(privateIP), EndpointID: endpointID,
+	Instance: Instance{ID: instanceID, Region: "us-east-1", EndpointID: endpointID}, Address: netip.MustParseAddr(privateIP),
 	EndpointDNS: endpointID + ".0a1b2c3d.ec2-instance-connect-endpoint.us-east-1.amazonaws.com",
 }
 
@@ -33,7 +33,10 @@ func TestCommand(t *testing.T) {
 		"SSL_CERT_FILE=/ca.pem", "HTTPS_PROXY=http://proxy:3128",
 		"HTTP_PROXY=http://other:3128", "TERMGW_DATABASE_URL=postgres://u:p@db/x", "PGPASSWORD=p", "XAWS_SECRET=s", "SSH_AUTH_SOCK=/s", "LD_PRELOAD=/x.so", "BROKEN",
 	}})
-	argv, env := c.Command(goldenRoute, 90*time.Second+time.Millisecond)
+	argv, env, err := c.Command(t.Context(), goldenRoute, 90*time.Second+time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if want := []string{
 		"aws", "ec2-instance-connect", "open-tunnel",
 		"--region", "us-east-1",
@@ -73,7 +76,12 @@ func TestCommandError(t *testing.T) {
 		{"\nWebsocket Closure Reason: Max tunnel duration reached\n", TunnelCut},
 		{"\nAWS_ERROR_HTTP_CONNECTION_CLOSED: The connection has closed or is closing.\n", TunnelCut},
 		{"aws: error: argument operation: Invalid choice, valid choices are:\n", TunnelCommand},
-		{"Unable to locate credentials. You can configure credentials by running \"aws configure\".\n", TunnelCommand},
+		{"Unable to locate credentials. You can configure credentials by running \"aws configure\".\n", Credentials},
+		{"An error occurred (Throttling) when calling the AssumeRole operation (reached max retries: 2): Rate exceeded\n", Throttled},
+		{"An error occurred (ServiceUnavailable) when calling the AssumeRoleWithWebIdentity operation: arn:aws:iam::210987654321:role/x\n", Fault},
+		{"An error occurred (ExpiredToken) when calling the AssumeRole operation: The security token is expired\n", CredentialsExpired},
+		{"An error occurred (AccessDenied) when calling the AssumeRole operation: User: arn:aws:sts::210987654321:x is not authorized\n", Credentials},
+		{"Could not connect to the endpoint URL: \"https://sts.us-east-1.amazonaws.com/\"\n", Unreachable},
 		{`starting aws: exec: "aws": executable file not found in $PATH`, TunnelCommand},
 		{"", TunnelCommand},
 	} {
@@ -338,7 +346,7 @@ func TestEndpointHasSoManyTunnels(t *testing.T) {
 	first := w.open(t, time.Hour)
 	w.open(t, time.Hour)
 	route := w.locate(t)
-	_, err := w.client.OpenTunnel(t.Context(), route, time.Hour)
+	_, _, err := w.client.OpenTunnel(t.Context(), route, time.Hour)
 	wantDetail(t, err, TunnelQuota)
 	_ = first.Close()
 	eventually(t, "a place is free", func() bool { return w.play.Tunnels() == 1 })
@@ -356,7 +364,7 @@ func TestTunnelOutlivesCredentials(t *testing.T) {
 	if _, err := conn.Read(make([]byte, 1)); err != nil {
 		t.Error(err)
 	}
-	_, err := w.client.OpenTunnel(t.Context(), w.locate(t), time.Hour)
+	_, _, err := w.client.OpenTunnel(t.Context(), w.locate(t), time.Hour)
 	wantDetail(t, err, CredentialsExpired)
 }
 
@@ -364,7 +372,7 @@ func TestTunnelOutlivesCredentials(t *testing.T) {
 func TestTunnelOutlivesItsContext(t *testing.T) {
 	w := newWorld(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
-	conn, err := w.client.OpenTunnel(ctx, w.locate(t), time.Hour)
+	conn, _, err := w.client.OpenTunnel(ctx, w.locate(t), time.Hour)
 	cancel()
 	if err != nil {
 		t.Fatal(err)
@@ -384,7 +392,7 @@ func TestTunnelGoesToItsEndpoint(t *testing.T) {
 	route := w.locate(t)
 	other := w.play.PutEndpoint(awsplay.Endpoint{ID: "eice-00000000000000002"})
 	route.EndpointDNS = other.DNSName
-	_, err := w.client.OpenTunnel(t.Context(), route, time.Hour)
+	_, _, err := w.client.OpenTunnel(t.Context(), route, time.Hour)
 	wantDetail(t, err, TunnelRefused)
 	if !strings.Contains(err.Error(), "InvalidParameter") {
 		t.Errorf("got %v", err)

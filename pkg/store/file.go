@@ -35,14 +35,15 @@ func LookupIn(list []Workspace) func(context.Context, string) (Workspace, error)
 }
 
 // ReadWorkspacesFile reads a JSON array of objects with the string fields id, name, instance_id, container, region,
-// os_user, host_key and remote_target, and those of more, of which only id is required; null is read as empty. It is strict, and
+// os_user, host_key, remote_target, role_arn, endpoint_id and source_identity, and those of more, of which only id is required; null is read as empty. It is strict, and
 // names every fault at once.
 func ReadWorkspacesFile(path string, more ...string) ([]Workspace, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading workspaces: %w", err)
 	}
-	list, err := parseWorkspaces(data, append(more, "id", "name", "instance_id", "container", "region", "os_user", "host_key", "remote_target"))
+	list, err := parseWorkspaces(data, append(more, "id", "name", "instance_id", "container", "region", "os_user", "host_key", "remote_target",
+		"role_arn", "endpoint_id", "source_identity"))
 	if err != nil {
 		return nil, fmt.Errorf("reading workspaces: %s: %w", path, err)
 	}

@@ -26,7 +26,7 @@ type PostgresConfig struct {
 	// encrypts but checks no certificate).
 	URL string
 	// WorkspaceQuery reads the row of the workspace whose id is $1: the columns instance_id and name, and optionally id,
-	// container, region, os_user, host_key and remote_target. NULL is read as empty. The id is the row's own, whatever
+	// container, region, os_user, host_key, remote_target, role_arn, endpoint_id and source_identity. NULL is read as empty. The id is the row's own, whatever
 	// spelling of it $1 is, and the query must find the row by it. Default: DefaultWorkspaceQuery.
 	WorkspaceQuery string
 	// Kinds are the kinds of place, for the audit trail. Their order counts.

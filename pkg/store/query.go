@@ -46,7 +46,8 @@ const redeemSQL = `found AS (
   SELECT COALESCE(NULLIF(rtrim(found.j->>'id', ' '), ''), termgw.normal_id($1::text, pg_typeof($1)::text)) AS id,
     COALESCE(greatest(octet_length(found.j->>'name'), octet_length(found.j->>'instance_id'), octet_length(found.j->>'container'),
       octet_length(found.j->>'region'), octet_length(found.j->>'os_user'), octet_length(found.j->>'host_key'),
-      octet_length(found.j->>'remote_target')) <= 16384, true) AS fits
+      octet_length(found.j->>'remote_target'), octet_length(found.j->>'role_arn'), octet_length(found.j->>'endpoint_id'),
+      octet_length(found.j->>'source_identity')) <= 16384, true) AS fits
   FROM found
 ), verdict AS MATERIALIZED (
   SELECT found.n, own.id, own.fits AND octet_length(own.id) <= 256 AS fits,
@@ -84,7 +85,8 @@ const kindSQL = `COALESCE((SELECT kind->>'Name' FROM jsonb_array_elements($17::j
 // attributesSQL is a row's columns as Workspace.Attributes has them. Of those that termgw does not know, which may be anything in
 // the operator's tables, the long ones are left out.
 const attributesSQL = `COALESCE((SELECT jsonb_object_agg(key, value) FROM jsonb_each_text(j) WHERE value <> '' AND key <> 'id'
-    AND (octet_length(value) <= 1024 OR key IN ('name', 'instance_id', 'container', 'region', 'os_user', 'host_key', 'remote_target'))), '{}')::text`
+    AND (octet_length(value) <= 1024 OR key IN ('name', 'instance_id', 'container', 'region', 'os_user', 'host_key', 'remote_target',
+      'role_arn', 'endpoint_id', 'source_identity'))), '{}')::text`
 
 // strangeSQL is how many seconds more a session or tunnel may be silent where the server is not the one, $16, that the last
 // heartbeat reached: a standby that was promoted has the times of the old primary, of minutes ago, and its own clock.
