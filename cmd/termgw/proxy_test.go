@@ -20,6 +20,7 @@ import (
 type replicas struct {
 	gateways []*served
 	any      *served   // nginx's port that sends each terminal to the next gateway
+	hashed   *served   // the port that sends all terminals of a path to one
 	each     []*served // and those that send all to one
 	environ  []string
 }
@@ -36,10 +37,10 @@ func (p *platform) serveReplicas(tb testing.TB, n int, environ ...string) *repli
 		r.gateways, addresses = append(r.gateways, g), append(addresses, g.address)
 	}
 	fronts := startNginx(tb, addresses)
-	for _, address := range fronts[1:] {
+	for _, address := range fronts[2:] {
 		r.each = append(r.each, &served{platform: p, address: address})
 	}
-	r.any = &served{platform: p, address: fronts[0]}
+	r.any, r.hashed = &served{platform: p, address: fronts[0]}, &served{platform: p, address: fronts[1]}
 	return r
 }
 
@@ -50,7 +51,8 @@ func (r *replicas) restart(tb testing.TB, i int) {
 	r.gateways[i] = was.serve(tb, append(r.environ, "TERMGW_LISTEN="+was.address)...)
 }
 
-// startNginx starts one before these gateways and returns its addresses: of all gateways in turn, and of each alone.
+// startNginx starts one before these gateways and returns its addresses: of all gateways in turn, of all by a hash of the path,
+// and of each alone.
 func startNginx(tb testing.TB, gateways []string) (fronts []string) {
 	tb.Helper()
 	nginx, err := exec.LookPath("nginx")
@@ -65,12 +67,15 @@ func startNginx(tb testing.TB, gateways []string) (fronts []string) {
 	}
 	dir := tb.TempDir()
 	var upstreams, servers strings.Builder
-	for i := range len(gateways) + 1 {
-		to := gateways
-		if i > 0 {
-			to = gateways[i-1 : i]
+	for i := range len(gateways) + 2 {
+		to, balance := gateways, ""
+		switch {
+		case i == 1:
+			balance = "hash $uri consistent;\n" // as docs/operations.md says
+		case i > 1:
+			to = gateways[i-2 : i-1]
 		}
-		fmt.Fprintf(&upstreams, "upstream gateways%d {\n", i)
+		fmt.Fprintf(&upstreams, "upstream gateways%d {\n%s", i, balance)
 		for _, address := range to {
 			// A gateway that restarts is asked again at once.
 			fmt.Fprintf(&upstreams, "server %s max_fails=0;\n", address)

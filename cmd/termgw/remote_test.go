@@ -848,6 +848,42 @@ func TestRemoteIdleTunnelsGiveWay(t *testing.T) {
 	}
 }
 
+// A proxy that hashes the path sends all terminals of a workspace to one gateway, which has one tunnel to the instance. When
+// the gateway is gone, they open at the other.
+func TestRemoteHashedByPath(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	const instances, each = 5, 2
+	for n := range 2 * instances {
+		p.onInstance(t, aws, fmt.Sprintf("ws%d", n))
+	}
+	p.exec(t, "UPDATE workspaces SET remote_target = 'host'")
+	r := p.serveReplicas(t, 2, aws.environ(t)...)
+	tunnels := func(front *served, first int) (tunnels int) {
+		t.Helper()
+		before := p.places(t)
+		for range each {
+			for n := range instances {
+				front.open(t, fmt.Sprintf("ws%d", first+n), dialing{})
+			}
+		}
+		return p.places(t) - before
+	}
+	inTurn, hashed := tunnels(r.any, 0), tunnels(r.hashed, instances)
+	t.Logf("%d terminals on %d instances: %d tunnels in turn, %d by the path's hash", each*instances, instances, inTurn, hashed)
+	if inTurn != 2*instances || hashed != instances {
+		t.Errorf("%d tunnels in turn, %d by the path's hash", inTurn, hashed)
+	}
+	r.gateways[0].stop(t)
+	for n := range instances {
+		c := r.hashed.open(t, fmt.Sprintf("ws%d", instances+n), dialing{})
+		if got := c.run(t, "echo $((6*7))"); got != "42\r\n" {
+			t.Errorf("with one gateway left a terminal says %q", got)
+		}
+	}
+}
+
 // idle reports whether a gateway has noted that the tunnel to a workspace's instance has no terminal.
 func (p *platform) idle(tb testing.TB, workspace string) (is bool) {
 	tb.Helper()

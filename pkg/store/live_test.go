@@ -1,6 +1,7 @@
 package store
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -112,4 +113,47 @@ func TestAbandoned(t *testing.T) {
 
 func sameAbandoned(a, b Abandoned) bool {
 	return a.SessionID == b.SessionID && same(a.Workspace, b.Workspace) && (a.Err == nil) == (b.Err == nil)
+}
+
+// A heartbeat of rows with a trail writes no index.
+func TestHeartbeatsStayOffTheIndexes(t *testing.T) {
+	t.Parallel()
+	dsn := database(t, textWorkspaces)
+	p := open(t, PostgresConfig{URL: dsn})
+	const live, beats = 200, 30
+	trail := map[string]string{}
+	for n := range 8 {
+		trail[fmt.Sprint("name-", n)] = strings.Repeat("x", 40)
+	}
+	for n := range live {
+		id := fmt.Sprintf("H4RRS6V2FUREPK5OFDFBJP%04d", n)
+		if _, err := p.Redeem(t.Context(), claims("jti-"+id, "ws-local"), session(id)); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Trace(t.Context(), id, trail); err != nil {
+			t.Fatal(err)
+		}
+	}
+	beat := func() {
+		t.Helper()
+		if err := p.Heartbeat(t.Context(), "gw-1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range beats {
+		beat()
+	}
+	db := sqlDB(t, dsn)
+	var updates, hot int
+	until(t, func() bool { // the server publishes its counts with some delay
+		beat()
+		err := db.QueryRowContext(t.Context(), `SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relid = 'termgw.sessions'::regclass`).Scan(&updates, &hot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return updates >= live*beats
+	})
+	if hot < updates*95/100 {
+		t.Errorf("%d of %d updates wrote the indexes", updates-hot, updates)
+	}
 }
