@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -28,12 +29,22 @@ type DoctorCmd struct {
 
 // Help describes the output, and the row that the command leaves in the audit trail.
 func (DoctorCmd) Help() string {
-	return `Run it where the gateway runs, with the gateway's environment. Each step says ok or FAILED, how long
-it took and what it found; a failure comes with the likely cause and the fix. The exit status is 1 if
-a step has failed.
+	return `Run it where the gateway runs, with the gateway's environment. It walks the way of a terminal:
+  configuration, keys, database, schema, workspace; then
+  docker, container, shell                    for a workspace on the gateway's own engine, or
+  aws, instance, endpoint, key, tunnel, login, container, shell
+                                              for a workspace on an instance.
 
-The last step opens a shell in the workspace and ends it. So the audit trail gets a row, as it does for
-every shell: its subject is "termgw doctor" and who runs it.`
+Each step says ok or FAILED, how long it took, and what it found; a step that failed says its detail, which
+is the one that the terminal's error has, then the cause and the fix. Mend that step first: the steps behind
+it are not run, and are named. The page docs/infra/workspace-terminal.md has all details, and what doctor
+says of many broken set-ups.
+
+The exit status is 0 if a terminal opens, and 1 if a step has failed.
+
+It takes seconds, up to half a minute where something does not answer. The last step opens a shell in the
+workspace and ends it. So the audit trail gets a row, as it does for every shell: its subject is
+"termgw doctor" and who runs it.`
 }
 
 // Run prints the steps. The exit status is 1 if a step has failed.
@@ -73,10 +84,10 @@ type doctor struct {
 }
 
 // walk runs the steps, and reports whether all have succeeded. Once a step has failed,
-// walk stops after the first step that is not Apart.
+// walk stops after the first step that is not Apart, and names the steps that it did not run.
 func (d *doctor) walk(ctx context.Context, steps []runner.Step) bool {
 	well := true
-	for _, s := range steps {
+	for n, s := range steps {
 		began := time.Now()
 		found, err := s.Run(ctx)
 		took := time.Since(began).Round(100 * time.Microsecond)
@@ -84,17 +95,35 @@ func (d *doctor) walk(ctx context.Context, steps []runner.Step) bool {
 			_, _ = fmt.Fprintf(d.out, "ok      %-13s  %9s  %s\n", s.Name, took, printable(found))
 		} else {
 			well = false
-			_, _ = fmt.Fprintf(d.out, "FAILED  %-13s  %9s\n", s.Name, took)
-			for line := range strings.Lines(err.Error()) {
+			detail, cause := causeOf(err)
+			_, _ = fmt.Fprintln(d.out, strings.TrimSpace(fmt.Sprintf("FAILED  %-13s  %9s  %s", s.Name, took, detail)))
+			for line := range strings.Lines(cause) {
 				_, _ = fmt.Fprintf(d.out, "        cause: %s\n", printable(strings.TrimSpace(line)))
 			}
 			_, _ = fmt.Fprintf(d.out, "        fix:   %s\n", fixOf(s, err))
 		}
 		if !well && !s.Apart {
+			var behind []string
+			for _, s := range steps[n+1:] {
+				behind = append(behind, s.Name)
+			}
+			if len(behind) > 0 {
+				_, _ = fmt.Fprintf(d.out, "not run: %s\n", strings.Join(behind, ", "))
+			}
 			break
 		}
 	}
 	return well
+}
+
+// causeOf returns an error's detail, or "", and the error's text without the detail, which
+// several errors of a chain may begin with.
+func causeOf(err error) (detail, text string) {
+	detail, text = runner.StepOf(err), err.Error()
+	if detail == "" {
+		return "", text
+	}
+	return detail, regexp.MustCompile(`(^|: )(?:`+regexp.QuoteMeta(detail)+`: )+`).ReplaceAllString(text, "$1")
 }
 
 // fixOf returns the failure's own fix or sentence, else the step's fix.

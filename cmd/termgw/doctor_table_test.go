@@ -54,7 +54,7 @@ type broken struct {
 	slow time.Duration       // of the start of a shell, if that takes its whole time
 	aws  awsplay.Config
 
-	step       string // that fails; empty: none
+	step       string // that fails, and its detail, if it has one; empty: none
 	cause, fix string // words of what the doctor says
 	wrong      string // what it should say instead; empty: it is right
 }
@@ -225,201 +225,201 @@ func brokenSetUps(t *testing.T) []broken {
 		// The gateway and AWS.
 		{
 			what: "The gateway has no AWS credentials", set: variables("AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY=", "AWS_SESSION_TOKEN="),
-			step: "aws", cause: "getting AWS credentials", fix: "no AWS credentials",
+			step: "aws credentials", cause: "getting AWS credentials", fix: "give it a role, or check AWS_PROFILE",
 		},
 		{what: "Its credentials have expired", set: func(s *brokenSite) {
 			expired := awsKeys
 			expired.Expired = true
 			s.SetCredentials(expired)
-		}, step: "aws", cause: "credentials_expired", fix: "renew them"},
+		}, step: "aws credentials_expired", cause: "RequestExpired", fix: "renew them"},
 		{
 			what: "AWS does not know its credentials", set: variables("AWS_ACCESS_KEY_ID=AKIAEXAMPLEEXAMPLE99"),
-			step: "aws", cause: "AWS was not able to validate the provided access credentials", fix: "no AWS credentials that AWS accepts",
+			step: "aws credentials", cause: "AWS was not able to validate the provided access credentials", fix: "check AWS_PROFILE, AWS_ACCESS_KEY_ID",
 		},
 		{
 			what: "Its clock is ten minutes wrong", set: func(s *brokenSite) { s.ahead.Store(int64(10 * time.Minute)) },
-			step: "aws", cause: "clock", fix: "set it right",
+			step: "aws clock", cause: "RequestExpired", fix: "set it right",
 		},
-		{what: "No region is configured", set: variables("AWS_REGION="), step: "aws", cause: "no valid AWS region is configured", fix: "set its region or AWS_REGION"},
+		{what: "No region is configured", set: variables("AWS_REGION="), step: "aws region", cause: "no valid AWS region is configured", fix: "set its region or AWS_REGION"},
 		{what: "The instance is in another region", aws: awsplay.Config{Region: "eu-west-1"}, set: func(s *brokenSite) {
 			s.environ = append(s.environ, "AWS_REGION=eu-west-1")
 			s.instance.ID = "i-0123456789abcdef0"
-		}, step: "instance", cause: "InvalidInstanceID.NotFound", fix: "does not exist in this AWS account and region"},
+		}, step: "instance instance_unknown", cause: "InvalidInstanceID.NotFound", fix: "correct instance_id, region or role_arn in the workspace's row"},
 		{what: "`AWS_CA_BUNDLE` lacks the root of AWS's certificate", set: func(s *brokenSite) {
 			s.environ = append(s.environ, "AWS_CA_BUNDLE="+otherCA(s.t))
-		}, step: "aws", cause: "certificate signed by unknown authority", fix: "CA certificates"},
+		}, step: "aws aws_unreachable", cause: "certificate signed by unknown authority", fix: "CA certificates"},
 		{
 			what: "`HTTPS_PROXY` leads nowhere", set: variables("HTTPS_PROXY=http://127.0.0.1:1"),
-			step: "aws", cause: "proxyconnect tcp: dial tcp 127.0.0.1:1: connect: connection refused", fix: "proxy",
+			step: "aws aws_unreachable", cause: "proxyconnect tcp: dial tcp 127.0.0.1:1: connect: connection refused", fix: "proxy",
 		},
 		{
 			what: "A proxy answers with a page of its own", set: fails(awsplay.Fault{Status: http.StatusOK, Body: html}, allCalls...),
-			step: "aws", cause: `the answer is "html"`, fix: "AWS gave an answer that the gateway does not accept", wrong: "the proxy is not named",
+			step: "aws aws_answer", cause: `the answer is "html"`, fix: "Check for a proxy that answers in AWS's place",
 		},
-		{what: "AWS throttles DescribeInstances", set: fails(throttled, awsplay.DescribeInstances), step: "aws", cause: "RequestLimitExceeded", fix: "try again in a minute"},
-		{what: "AWS throttles every call", set: fails(throttled, allCalls...), step: "aws", cause: "RequestLimitExceeded", fix: "try again in a minute"},
+		{what: "AWS throttles DescribeInstances", set: fails(throttled, awsplay.DescribeInstances), step: "aws throttled", cause: "RequestLimitExceeded", fix: "try again in a minute"},
+		{what: "AWS throttles every call", set: fails(throttled, allCalls...), step: "aws throttled", cause: "RequestLimitExceeded", fix: "try again in a minute"},
 		{
 			what: "IAM denies `ec2:DescribeInstances`", set: denies(awsplay.DescribeInstances, "UnauthorizedOperation"),
-			step: "instance", cause: "is not authorized to perform: DescribeInstances", fix: "allow ec2:DescribeInstances",
+			step: "instance iam_describe_instances", cause: "is not authorized to perform: DescribeInstances", fix: "allow ec2:DescribeInstances",
 		},
 		{
 			what: "IAM denies `ec2:DescribeInstanceConnectEndpoints`", set: denies(awsplay.DescribeEndpoints, "UnauthorizedOperation"),
-			step: "endpoint", cause: "is not authorized to perform: DescribeInstanceConnectEndpoints", fix: "allow ec2:DescribeInstanceConnectEndpoints",
+			step: "endpoint iam_describe_endpoints", cause: "is not authorized to perform: DescribeInstanceConnectEndpoints", fix: "allow ec2:DescribeInstanceConnectEndpoints",
 		},
 		{
 			what: "IAM denies `ec2-instance-connect:SendSSHPublicKey`", set: denies(awsplay.SendSSHPublicKey, "AccessDeniedException"),
-			step: "key", cause: "is not authorized to perform: SendSSHPublicKey", fix: "allow ec2-instance-connect:SendSSHPublicKey",
+			step: "key iam_send_key", cause: "is not authorized to perform: SendSSHPublicKey", fix: "allow ec2-instance-connect:SendSSHPublicKey",
 		},
 		{
 			what: "IAM denies `ec2-instance-connect:OpenTunnel`", set: denies(awsplay.OpenTunnel, "AccessDeniedException"),
-			step: "tunnel", cause: "is not authorized to perform: openTunnel", fix: "allow ec2-instance-connect:OpenTunnel",
+			step: "tunnel iam_open_tunnel", cause: "is not authorized to perform: openTunnel", fix: "allow ec2-instance-connect:OpenTunnel",
 		},
 
 		// The instance, its endpoint and the network.
 		{
 			what: "The row's `instance_id` is malformed", set: columns("instance_id = 'i-none'"),
-			step: "instance", cause: `"i-none" is no instance's id`, fix: "correct it in the workspace's row",
+			step: "instance instance_id", cause: `"i-none" is no instance's id`, fix: "correct it in the workspace's row",
 		},
 		{
 			what: "There is no such instance", set: onInstance(func(i *awsplay.Instance) { i.ID = "i-0123456789abcdef0" }),
-			step: "instance", cause: "InvalidInstanceID.NotFound", fix: "does not exist in this AWS account and region",
+			step: "instance instance_unknown", cause: "InvalidInstanceID.NotFound", fix: "correct instance_id, region or role_arn in the workspace's row",
 		},
 		{
 			what: "The instance is starting (`pending`)", set: inState("pending"),
-			step: "instance", cause: "the instance is pending", fix: "start it", wrong: "wait: it is starting",
+			step: "instance instance_pending", cause: "the instance is pending", fix: "try again in a minute",
 		},
-		{what: "The instance is stopped", set: inState("stopped"), step: "instance", cause: "the instance is stopped", fix: "start it"},
-		{what: "The instance was terminated", set: inState("terminated"), step: "instance", cause: "the instance is terminated", fix: "the workspace needs a new one"},
+		{what: "The instance is stopped", set: inState("stopped"), step: "instance instance_stopped", cause: "the instance is stopped", fix: "start it"},
+		{what: "The instance was terminated", set: inState("terminated"), step: "instance instance_terminated", cause: "the instance is terminated", fix: "the workspace needs a new one"},
 		{
 			what: "The instance has an IPv6 address alone, the endpoint is for IPv4",
 			set:  onInstance(func(i *awsplay.Instance) { i.PrivateIP, i.IPv6 = "", "2001:db8::5" }),
-			step: "instance", cause: "the instance has an IPv6 address only", fix: "needs a private IPv4 address",
+			step: "endpoint endpoint_address_type", cause: "the endpoint's address type is none of the instance's addresses", fix: "Make the endpoint's address type dualstack",
 		},
-		{what: "The VPC has no endpoint", set: onInstance(func(i *awsplay.Instance) { i.VPC = "vpc-none" }), step: "endpoint", cause: "no endpoint in the instance's VPC is ready", fix: "create one"},
+		{what: "The VPC has no endpoint", set: onInstance(func(i *awsplay.Instance) { i.VPC = "vpc-none" }), step: "endpoint endpoint_none", cause: "no endpoint in the instance's VPC is ready", fix: "create one"},
 		{
 			what: "The endpoint is being created", set: endpoint(awsplay.Endpoint{State: "create-in-progress"}),
-			step: "endpoint", cause: "the endpoint is being created", fix: "try again in a few minutes",
+			step: "endpoint endpoint_creating", cause: "the endpoint is being created", fix: "try again in a few minutes",
 		},
 		{
 			what: "`TERMGW_EICE_ENDPOINT_ID` is another region's", set: variables("TERMGW_EICE_ENDPOINT_ID=eice-0fedcba9876543210"),
-			step: "endpoint", cause: "InvalidInstanceConnectEndpointId.NotFound", fix: "check TERMGW_EICE_ENDPOINT_ID",
+			step: "endpoint endpoint_unknown", cause: "InvalidInstanceConnectEndpointId.NotFound", fix: "check endpoint_id in the workspace's row and TERMGW_EICE_ENDPOINT_ID",
 		},
 		{what: "20 tunnels are in use, by the gateways' own count", set: func(s *brokenSite) {
 			s.PutEndpoint(awsplay.Endpoint{ID: "eice-0000000000000000f", VPC: "vpc-full"})
 			s.instance.VPC = "vpc-full"
 			s.p.exec(s.t, `INSERT INTO termgw.tunnels (id, endpoint, instance_id, replica, renewed_at)
 				SELECT n::text, 'eice-0000000000000000f', 'i-1', 'another', now() + interval '1 hour' FROM generate_series(1, $1) n`, eice.MaxTunnels)
-		}, step: "tunnel", cause: "eice_tunnels, 20 in use", fix: "Close a terminal or try again later"},
+		}, step: "tunnel eice_tunnels", cause: "eice_tunnels, 20 in use", fix: "Close a terminal or try again later"},
 		{
 			what: "20 tunnels are in use, by AWS's count alone",
 			set:  fails(awsplay.Fault{Status: http.StatusTooManyRequests, Code: "ServiceQuotaExceededException", Message: "The maximum number of tunnels is open."}, awsplay.OpenTunnel),
-			step: "tunnel", cause: "ServiceQuotaExceededException", fix: "Close a terminal or try again later",
+			step: "tunnel eice_tunnels", cause: "ServiceQuotaExceededException", fix: "Close a terminal or try again later",
 		},
 		{
 			what: "No security group lets port 22 through", set: onInstance(func(i *awsplay.Instance) { i.Target = "" }),
-			step: "tunnel", cause: "Unable to connect to target", fix: "check both security groups",
+			step: "tunnel security_group", cause: "Unable to connect to target", fix: "check both security groups",
 		},
 		{
 			what: "sshd does not run", set: onInstance(func(i *awsplay.Instance) { i.Target = "127.0.0.1:1" }),
-			step: "tunnel", cause: "Unable to connect to target", fix: "network ACLs and sshd",
+			step: "tunnel security_group", cause: "Unable to connect to target", fix: "network ACLs and sshd",
 		},
 		{
 			what: "The tunnel is silent: nothing answers in it", slow: 20 * time.Second, set: answers(func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }),
-			step: "tunnel", cause: "the tunnel broke", fix: "open the terminal again", wrong: "sshd said nothing: its load, a firewall",
+			step: "tunnel tunnel_cut", cause: "the tunnel broke", fix: "open the terminal again", wrong: "sshd said nothing: its load, a firewall",
 		},
 		{
 			what: "sshd penalises the endpoint's address (OpenSSH 9.8 or later)", set: answers(func(c net.Conn) {
 				_, _ = io.WriteString(c, "Not allowed at this time\r\n")
 			}),
-			step: "login", cause: "ssh_closed", fix: "check sshd's own log", wrong: "the penalty, at the step tunnel",
+			step: "login ssh_closed", cause: "closed the connection", fix: "check sshd's own log", wrong: "the penalty, at the step tunnel",
 		},
 		{
 			what: "`MaxStartups` is taken", sshd: withLines("MaxStartups 1:100:1"), set: takeStartups,
-			step: "login", cause: "ssh_closed", fix: "check sshd's own log", wrong: "MaxStartups, at the step tunnel",
+			step: "login ssh_closed", cause: "closed the connection", fix: "check sshd's own log", wrong: "MaxStartups, at the step tunnel",
 		},
 
 		// The login.
 		{
 			what: "The instance has no such user", set: columns("os_user = 'nobody-here'"),
-			step: "login", cause: "Permission denied (publickey)", fix: "Check the OS user",
+			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "Check the OS user",
 		},
 		{
 			what: "The account is locked", set: account("usermod", "--lock"),
-			step: "login", cause: "Permission denied (publickey)", fix: "Check the OS user", wrong: "a locked account is not named",
+			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "Check the OS user", wrong: "a locked account is not named",
 		},
 		{
 			what: "`AllowUsers` lacks the user", sshd: withLines("AllowUsers somebody-else"),
-			step: "login", cause: "Permission denied (publickey)", fix: "Check the OS user", wrong: "AllowUsers is not named",
+			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "Check the OS user", wrong: "AllowUsers is not named",
 		},
 		{
 			what: "The instance lacks ec2-instance-connect", sshd: withLines("AuthorizedKeysCommand none"),
-			step: "login", cause: "Permission denied (publickey)", fix: "has ec2-instance-connect",
+			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "has ec2-instance-connect",
 		},
 		{
 			what: "An sshd under FIPS takes no Ed25519 keys",
 			sshd: withLines("HostKey "+keyFile(t), "HostKeyAlgorithms ecdsa-sha2-nistp256", "PubkeyAcceptedAlgorithms ecdsa-sha2-nistp256,rsa-sha2-256,rsa-sha2-512"),
-			step: "login", cause: "Permission denied (publickey)", fix: "Check the OS user", wrong: "nothing: it is offered an ECDSA key too",
+			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "Check the OS user", wrong: "nothing: it is offered an ECDSA key too",
 		},
 		{
 			what: "`host_key` is a fingerprint that is cut short", set: columns("host_key = 'SHA256:8mZ0Y5ZyT1vFq1'"),
-			step: "instance", cause: "line 1 is a fingerprint", fix: "host_key in the workspace's row is malformed",
+			step: "instance ssh_hostkey", cause: "line 1 is a fingerprint", fix: "host_key in the workspace's row is malformed",
 		},
 		{
 			what: "`host_key` is another instance's", set: columns("host_key = '" + anotherKey + "'"),
-			step: "login", cause: "the instance's host key is not the one that is known for it", fix: "correct host_key in the workspace's row",
+			step: "login ssh_hostkey", cause: "the instance's host key is not the one that is known for it", fix: "correct host_key in the workspace's row",
 		},
 		{what: "The host key is not the one that was kept", set: func(s *brokenSite) {
 			s.p.exec(s.t, "INSERT INTO termgw.host_keys (instance_id, line) VALUES ($1, $2)", s.instance.ID, anotherKey)
-		}, step: "login", cause: "the instance's host key is not the one that is known for it", fix: "termgw.host_keys"},
+		}, step: "login ssh_hostkey", cause: "the instance's host key is not the one that is known for it", fix: "termgw hostkeys forget"},
 
 		// The account.
 		{
 			what: "The login shell is `nologin`", sshd: &testenv.SSHDConfig{Shell: "/usr/sbin/nologin"}, slow: 20 * time.Second,
-			step: "shell", cause: "This account is currently not available", fix: "TERMGW_SHELLS", wrong: "the account, at a step before the container",
+			step: "shell shell", cause: "This account is currently not available", fix: "TERMGW_SHELLS", wrong: "the account, at a step before the container",
 		},
 		{
 			what: "The password has expired, and PAM asks for another", sshd: withLines("UsePAM yes"), set: account("chage", "--lastday", "0"), slow: 20 * time.Second,
-			step: "login", cause: "context deadline exceeded", fix: "sshd does not answer", wrong: "the account, and what it printed",
+			step: "login ssh_timeout", cause: "context deadline exceeded", fix: "sshd does not answer", wrong: "the account, and what it printed",
 		},
 		{
 			what: "`.bashrc` starts another shell (`exec zsh`)", set: home(".bashrc", "exec dash"), slow: 20 * time.Second,
-			step: "login", cause: "context deadline exceeded", fix: "sshd does not answer", wrong: "the account, and what it printed",
+			step: "login ssh_timeout", cause: "context deadline exceeded", fix: "sshd does not answer", wrong: "the account, and what it printed",
 		},
 		{
 			what: "`ForceCommand` in sshd's configuration", sshd: withLines("ForceCommand /bin/bash"), slow: 20 * time.Second,
-			step: "login", cause: "context deadline exceeded", fix: "sshd does not answer", wrong: "the account, and what it printed",
+			step: "login ssh_timeout", cause: "context deadline exceeded", fix: "sshd does not answer", wrong: "the account, and what it printed",
 		},
 		{
 			what: "The login shell is `tcsh`", sshd: &testenv.SSHDConfig{Shell: tcsh}, slow: 20 * time.Second,
-			step: "shell", cause: "Unmatched", fix: "TERMGW_SHELLS", wrong: "the account, at a step before the container",
+			step: "shell shell", cause: "Unmatched", fix: "TERMGW_SHELLS", wrong: "the account, at a step before the container",
 		},
 		{
 			what: "`PermitTTY no` in sshd's configuration", sshd: withLines("PermitTTY no"), slow: 20 * time.Second,
-			step: "container", cause: "exit code 1", fix: "Check that Docker", wrong: "the account: PermitTTY",
+			step: "shell shell", cause: "PTY allocation request failed", fix: "TERMGW_SHELLS", wrong: "the account: PermitTTY",
 		},
-		{what: "`MaxSessions 0` in sshd's configuration", sshd: withLines("MaxSessions 0"), step: "login", cause: "the instance's sshd opens no session", fix: "Check MaxSessions"},
+		{what: "`MaxSessions 0` in sshd's configuration", sshd: withLines("MaxSessions 0"), step: "login ssh_sessions", cause: "the instance's sshd opens no session", fix: "Check MaxSessions"},
 		{what: "`MaxSessions 1` in sshd's configuration", sshd: withLines("MaxSessions 1")},
 		{what: "The instance lacks `setsid`", sshd: withCommand("setsid", ""), wrong: "which ends fail without it"},
 		{what: "The instance lacks `ss`", sshd: withCommand("ss", ""), wrong: "which ends fail without it"},
 		{what: "The instance lacks `timeout`", sshd: withCommand("timeout", ""), step: "shell", cause: "timeout: not found", fix: "TERMGW_SHELLS", wrong: "which ends fail without it"},
 
 		// Docker and the container.
-		{what: "The instance lacks `docker`", sshd: withCommand("docker", ""), step: "container", cause: "there is no docker command on the instance", fix: "Check that Docker is installed"},
+		{what: "The instance lacks `docker`", sshd: withCommand("docker", ""), step: "container docker", cause: "there is no docker command on the instance", fix: "Check that Docker is installed"},
 		{
 			what: "The user may not use Docker", sshd: withLines("SetEnv DOCKER_HOST=" + closedSocket(t)),
-			step: "container", cause: "permission denied while trying to connect to the Docker daemon socket", fix: "usermod -aG docker",
+			step: "container docker", cause: "permission denied while trying to connect to the Docker daemon socket", fix: "usermod -aG docker",
 		},
 		{
 			what: "Docker's engine does not run", sshd: withLines("SetEnv DOCKER_HOST=unix:///run/no-docker.sock"),
-			step: "container", cause: "Cannot connect to the Docker daemon", fix: "Check that Docker is installed and runs",
+			step: "container docker", cause: "Cannot connect to the Docker daemon", fix: "Check that Docker is installed and runs",
 		},
 		{
 			what: "`docker` hangs", sshd: withCommand("docker", "exec sleep 1000"), slow: 20 * time.Second,
-			step: "shell", cause: "context deadline exceeded", fix: "TERMGW_SHELLS", wrong: "docker, at the step container",
+			step: "shell shell", cause: "context deadline exceeded", fix: "TERMGW_SHELLS", wrong: "docker, at the step container",
 		},
 		{what: "The container is stopped", set: columns("container = 'ws-stopped'"), step: "container", cause: "ws-stopped is stopped", fix: "Start the workspace"},
 		{what: "There is no such container", set: columns("container = 'ws-none'"), step: "container", cause: "looked for ws-none", fix: "correct container or name in its row"},
-		{what: "The container has none of `TERMGW_SHELLS`", set: variables("TERMGW_SHELLS=/bin/none"), step: "shell", cause: "none of /bin/none is in the container", fix: "Let one of TERMGW_SHELLS be in the workspace"},
+		{what: "The container has none of `TERMGW_SHELLS`", set: variables("TERMGW_SHELLS=/bin/none"), step: "shell shell", cause: "none of /bin/none is in the container", fix: "Let one of TERMGW_SHELLS be in the workspace"},
 	}
 }
 
@@ -492,17 +492,24 @@ func (p *platform) diagnoseBroken(t *testing.T, engine *testenv.Docker, b broken
 	}
 	d := p.diagnose(t, s.workspace, s.environ...)
 	cause, fix := d.told()
-	if failed := strings.Join(d.failed, " "); failed != b.step || !strings.Contains(cause, b.cause) || !strings.Contains(fix, b.fix) {
+	if failed := strings.TrimSpace(strings.Join(d.failed, " ") + " " + d.detail); failed != b.step || !strings.Contains(cause, b.cause) || !strings.Contains(fix, b.fix) {
 		t.Errorf("fails at %q; want %q with the cause %q and the fix %q (%s):\n%s", failed, b.step, b.cause, b.fix, cmp.Or(b.wrong, "which is right"), d.text)
 	}
+	if r := p.lastRow(t, s.workspace); (r.reason == "client_closed") != (b.step == "") && b.step != "shell" {
+		t.Errorf("the audit trail says %+v", r)
+	}
+	eventually(t, "no tunnel and no process of the doctor is left", func() bool {
+		return s.Tunnels() == 0 && len(running(t, s.instance.ID)) == 0
+	})
 	fix = strings.ReplaceAll(strings.TrimSuffix(fix, " See "+eice.Docs+"."), s.sshd.User, "ec2-user")
 	right := "yes"
 	if b.wrong != "" {
 		right = "no: " + b.wrong
 	}
-	cells := []string{b.what, b.step, code(b.cause), fix, right}
-	if b.step == "" {
-		cells[1], cells[3] = "none", "a terminal opens"
+	step, detail, _ := strings.Cut(b.step, " ")
+	cells := []string{b.what, step, code(detail), code(b.cause), fix, right}
+	if step == "" {
+		cells[1], cells[4] = "none", "a terminal opens"
 	}
 	return "| " + strings.Join(cells, " | ") + " |"
 }
@@ -572,7 +579,7 @@ func compareTable(t *testing.T, setUps []broken, lines []string) {
 			}
 		}
 	}
-	table := fmt.Sprintf("%sStep, cause and fix are right in %d of %d set-ups.\n\n| broken | fails at | words of the cause | fix | right |\n|---|---|---|---|---|\n%s\n\n",
+	table := fmt.Sprintf("%sStep, cause and fix are right in %d of %d set-ups.\n\n| broken | step | detail | words of the cause | fix | right |\n|---|---|---|---|---|---|\n%s\n\n",
 		"\n", right, len(setUps), strings.Join(lines, "\n"))
 	if table == old {
 		return
