@@ -68,8 +68,6 @@ type Client struct {
 	fips       bool
 	now        func() time.Time
 	stepTime   time.Duration
-	pingEvery  time.Duration
-	pongTime   time.Duration
 
 	flight singleflight.Group
 	mu     sync.Mutex
@@ -121,7 +119,7 @@ type Route struct {
 
 // New returns a client. It makes no request.
 func New(cfg Config) *Client {
-	c := &Client{cfg: cfg, now: cfg.Now, stepTime: stepTime, pingEvery: pingEvery, pongTime: pongTime, routes: map[Instance]cachedRoute{}, roles: map[principal]*assumed{}}
+	c := &Client{cfg: cfg, now: cfg.Now, stepTime: stepTime, routes: map[Instance]cachedRoute{}, roles: map[principal]*assumed{}}
 	if c.now == nil {
 		c.now = time.Now
 	}

@@ -59,7 +59,6 @@ const (
 	TunnelCommand        Detail = "tunnel"
 	TargetUnreachable    Detail = "security_group"
 	TunnelCut            Detail = "tunnel_cut"
-	TunnelStalled        Detail = "tunnel_stalled"
 	TunnelExpired        Detail = "tunnel_expired"
 )
 
@@ -114,7 +113,6 @@ var details = map[Detail]struct {
 	TunnelCommand:        {passing, "The AWS CLI carries no tunnel: check that version 2.12 or later is in the gateway's PATH, and that it trusts and reaches the endpoint (SSL_CERT_FILE, HTTPS_PROXY, DNS)."},
 	TargetUnreachable:    {passing, "The endpoint cannot reach the instance's port 22. If the instance is starting or rebooting, try again in a minute; else check both security groups, network ACLs and sshd."},
 	TunnelCut:            {passing, "The connection to the instance broke: open the terminal again."},
-	TunnelStalled:        {passing, "The connection to the instance went silent: open the terminal again."},
 	TunnelExpired:        {passing, "The tunnel's longest life is over: open the terminal again."},
 }
 

@@ -241,7 +241,7 @@ func (fipsAsked) GetUseFIPSEndpoint(context.Context) (aws.FIPSEndpointState, boo
 func TestClasses(t *testing.T) {
 	passing := []Detail{
 		InstancePending, InstanceNotReady, EndpointCreating, CredentialsExpired, Throttled, Unreachable, Fault, Answer, TunnelRefused,
-		TunnelQuota, TunnelCommand, TargetUnreachable, TunnelCut, TunnelStalled, TunnelExpired,
+		TunnelQuota, TunnelCommand, TargetUnreachable, TunnelCut, TunnelExpired,
 	}
 	final := []Detail{
 		InstanceID, InstanceUnknown, InstanceStopping, InstanceStopped, InstanceShuttingDown, InstanceTerminated, InstanceNoAddress,

@@ -15,6 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	"github.com/coder/websocket"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -59,8 +60,8 @@ func (c *Client) openTunnel(ctx context.Context, route Route, maxDuration time.D
 		return nil, "", err
 	}
 	// A transport for this tunnel alone gives access to the connection under the WebSocket, which
-	// bounds a close and shows whether bytes arrive.
-	w := new(wire)
+	// bounds a close.
+	var under net.Conn
 	transport := c.transport.Clone()
 	dial := transport.DialContext
 	if dial == nil {
@@ -71,8 +72,9 @@ func (c *Client) openTunnel(ctx context.Context, route Route, maxDuration time.D
 		if err != nil {
 			return nil, err
 		}
-		w.Conn = conn
-		return w, nil
+		repeatSoon(conn)
+		under = conn
+		return conn, nil
 	}
 	opened := c.now()
 	shake := &handshake{transport: transport}
@@ -84,12 +86,25 @@ func (c *Client) openTunnel(ctx context.Context, route Route, maxDuration time.D
 	if err != nil {
 		return nil, "", c.refusedTunnel(ctx, shake.refused, err)
 	}
-	return c.newTunnel(ws, w, route, opened.Add(maxDuration-min(endSlack, maxDuration/10))), validRequest(requestIDOf(answer)), nil
+	return c.newTunnel(ws, under, route, opened.Add(maxDuration-min(endSlack, maxDuration/10))), validRequest(requestIDOf(answer)), nil
 }
 
 // requestIDOf returns the id that AWS gave a request, or "".
 func requestIDOf(answer *http.Response) string {
 	return cmp.Or(answer.Header.Get("X-Amzn-Requestid"), answer.Header.Get("X-Amz-Request-Id"), answer.Header.Get("X-Amz-Requestid"))
+}
+
+// repeatSoon has TCP repeat what a break has swallowed every 2 s, where the pauses double up to two minutes: after a
+// break of a minute nothing would be repeated for another. Linux can do so since 6.15 (tcp(7), TCP_RTO_MAX_MS).
+func repeatSoon(conn net.Conn) {
+	const rtoMaxMS = 44
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	if raw, err := tcp.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, rtoMaxMS, 2000) }) // an older kernel refuses
+	}
 }
 
 // presign returns the URL that opens a tunnel: a secret for a minute.

@@ -29,15 +29,19 @@ type Timing struct {
 
 	// Linger is how long a connection without a terminal stays open; 30 s.
 	Linger time.Duration
-	// Alive is the time between two of ssh's own probes; whole seconds, 15 s.
+	// Alive is the time after which ssh probes an instance that sends nothing; whole seconds, 5 s.
 	Alive time.Duration
 	// Silent is longer than an instance that lives takes to answer that it opens a session; 5 s.
 	Silent time.Duration
 	// Lease is how long an instance hears nothing of the gateway before it ends the shells of a connection: nothing else
 	// tells it of a tunnel that only went silent while the gateway died. So the gateway sends something every Renew, and
-	// may be stopped for a minute. Whole seconds, 15 s and 90 s.
+	// may be stopped for a minute. Whole seconds, 5 s and 90 s.
 	Renew, Lease time.Duration
 }
+
+// Patience is how long a gateway hears nothing of an instance before it gives the connection up; 82 s. The gateway gives up
+// first: what the instance heard last may be older by Renew than what the gateway did.
+func (t Timing) Patience() time.Duration { return max(t.Lease-t.Renew-t.Lease/30, t.Lease/2) }
 
 // WithDefaults returns the timing with every field set.
 func (t Timing) WithDefaults() Timing {
@@ -50,9 +54,9 @@ func (t Timing) WithDefaults() Timing {
 	t.Retry = cmp.Or(t.Retry, 5*time.Second)
 	t.RetryLast = cmp.Or(t.RetryLast, 5*time.Second)
 	t.Linger = cmp.Or(t.Linger, 30*time.Second)
-	t.Alive = cmp.Or(t.Alive, 15*time.Second)
+	t.Alive = cmp.Or(t.Alive, 5*time.Second)
 	t.Silent = cmp.Or(t.Silent, 5*time.Second)
-	t.Renew = cmp.Or(t.Renew, 15*time.Second)
+	t.Renew = cmp.Or(t.Renew, 5*time.Second)
 	t.Lease = cmp.Or(t.Lease, 90*time.Second)
 	return t
 }

@@ -7,10 +7,10 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// Notice warns of an end that is coming.
+// Notice warns of an end that is coming, or is "reconnecting" or "reconnected".
 type Notice struct {
-	Code    string // the code of the end: "idle_timeout", "session_expired", …
-	Left    time.Duration
+	Code    string        // the code of the end: "idle_timeout", "session_expired", …
+	Left    time.Duration // until the end
 	Message string
 }
 
@@ -90,6 +90,31 @@ func inSeconds(d time.Duration) string {
 
 func roundSeconds(d time.Duration) int64 { return int64((d + time.Second/2) / time.Second) }
 
+// silenceLead is how long a terminal is silent when the owner is told; half of the limit where that is shorter.
+const silenceLead = 15 * time.Second
+
+// silence announces that the terminal's connection is silent, and that the connection is back.
+type silence struct {
+	term terminal.Silent // nil: the terminal's connection is never silent
+	told bool
+}
+
+// due returns the notice that is due, if any, and when to ask again.
+func (q *silence) due(now time.Time) (notice *Notice, next time.Time) {
+	lasts, limit := q.term.Silence()
+	lead := min(silenceLead, limit/2)
+	switch {
+	case lasts >= lead && !q.told:
+		notice = &Notice{"reconnecting", limit - lasts, fmt.Sprintf("Nothing comes from this workspace: this terminal waits for it for up to %s. What you type is kept.", inSeconds(limit-lasts))}
+	case lasts < lead && q.told:
+		notice = &Notice{"reconnected", 0, "This workspace answers again."}
+	}
+	if q.told = lasts >= lead; q.told {
+		return notice, now.Add(min(time.Second, lead))
+	}
+	return notice, now.Add(lead - lasts)
+}
+
 // lifetime is the clock of a session: one alarm for all limits, set for the first.
 // Input only moves the end of the idle limit, and tick finds that out, so that a
 // keystroke sets no timer.
@@ -98,6 +123,7 @@ type lifetime struct {
 	alarm   alarm  // calls tick
 	idle    *limit // nil: no idle time
 	limits  []*limit
+	silence silence
 }
 
 // input notes that a person typed.
@@ -136,8 +162,9 @@ func (s *Session) startLifetime() {
 			limit.restart(now)
 		}
 	}
+	l.silence.term, _ = s.term.(terminal.Silent)
 	l.started = true
-	if len(l.limits) > 0 {
+	if len(l.limits) > 0 || l.silence.term != nil {
 		l.alarm.ring(0)
 	}
 }
@@ -185,6 +212,15 @@ func (s *Session) announce(now time.Time) (cause error) {
 		case ended:
 			return limit.cause
 		case notice != nil:
+			s.owner.client.Notice(*notice)
+		}
+		if next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
+	if s.life.silence.term != nil {
+		notice, at := s.life.silence.due(now)
+		if notice != nil {
 			s.owner.client.Notice(*notice)
 		}
 		if next.IsZero() || at.Before(next) {

@@ -1,8 +1,13 @@
 package session
 
 import (
+	"slices"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 func TestALimitIsToldOnceAtEachLead(t *testing.T) {
@@ -51,3 +56,91 @@ func TestALimitIsToldOnceAtEachLead(t *testing.T) {
 		}
 	}
 }
+
+// quietTerm is a terminal whose connection is silent since a time.
+type quietTerm struct {
+	*pipe
+	limit time.Duration
+
+	mu    sync.Mutex
+	since time.Time // zero: the connection is not silent
+}
+
+func (q *quietTerm) Silence() (lasts, limit time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.since.IsZero() {
+		return 0, q.limit
+	}
+	return time.Since(q.since), q.limit
+}
+
+func (q *quietTerm) speak(speaks bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.since = time.Now(); speaks {
+		q.since = time.Time{}
+	}
+}
+
+// toldOwner is an owner that keeps the notices.
+type toldOwner struct {
+	owner
+	told chan Notice
+}
+
+func (o *toldOwner) Notice(n Notice) { o.told <- n }
+
+// A silence is told once it lasts, and its end is.
+func TestSilenceIsTold(t *testing.T) {
+	for _, c := range []struct{ limit, told time.Duration }{{82 * time.Second, 15 * time.Second}, {10 * time.Second, 5 * time.Second}} {
+		synctest.Test(t, func(t *testing.T) {
+			term := &quietTerm{pipe: newPipe(), limit: c.limit}
+			s := New(term, Options{})
+			o := &toldOwner{told: make(chan Notice, 10)}
+			s.Attach(o, 0, false)
+			var running sync.WaitGroup
+			running.Go(func() { s.Run(t.Context()) })
+			wants := func(codes ...string) []Notice {
+				t.Helper()
+				synctest.Wait()
+				var got []Notice
+				var gotCodes []string
+				for len(o.told) > 0 {
+					n := <-o.told
+					got, gotCodes = append(got, n), append(gotCodes, n.Code)
+				}
+				if !slices.Equal(gotCodes, codes) {
+					t.Errorf("told %q, want %q", gotCodes, codes)
+				}
+				return got
+			}
+			time.Sleep(time.Hour)
+			wants()
+			for range 2 {
+				term.speak(false)
+				time.Sleep(c.told - time.Second)
+				wants()
+				term.speak(true) // a short one
+				time.Sleep(time.Second)
+				term.speak(false)
+				time.Sleep(c.told)
+				for _, n := range wants("reconnecting") {
+					if n.Left > c.limit-c.told || n.Left < c.limit-c.told-c.told || n.Message == "" {
+						t.Errorf("told %+v", n)
+					}
+				}
+				time.Sleep(c.told / 2)
+				wants()
+				term.speak(true)
+				time.Sleep(time.Second)
+				wants("reconnected")
+			}
+			term.quit(0)
+			running.Wait()
+			s.Join()
+		})
+	}
+}
+
+var _ terminal.Silent = (*quietTerm)(nil)

@@ -50,6 +50,13 @@ type Terminal interface {
 	Wait() (Exit, error)
 }
 
+// Silent is a Terminal whose connection may go silent and come back.
+type Silent interface {
+	// Silence returns how long nothing has come over the connection although something should have, and how long the
+	// connection may be silent before the terminal fails.
+	Silence() (lasts, limit time.Duration)
+}
+
 // Expiring is a Terminal whose connection is cut at a known time.
 type Expiring interface {
 	// Expires returns the time at which the terminal is cut; zero: never.

@@ -87,13 +87,16 @@ func (c *connection) live() {
 	c.removeFiles()
 }
 
-// keep renews the connection's lease until its end, and returns why it ended.
+// keep renews the connection's lease until its end, gives a silent connection up, and returns why it ended.
 //
 // ssh sends nothing by itself while the instance sends. A message that sshd ignores costs no session, which sshd would
 // count.
 func (c *connection) keep(l *login) error {
 	renew := time.NewTicker(c.kind.cfg.Timing.Renew)
 	defer renew.Stop()
+	patience := c.kind.cfg.Timing.Patience()
+	listen := time.NewTicker(min(time.Second, patience/4))
+	defer listen.Stop()
 	control, err := dialControl(c.ctx, c.control)
 	if err != nil {
 		return failed("ssh", err)
@@ -105,6 +108,10 @@ func (c *connection) keep(l *login) error {
 			return l.fault(context.Background())
 		case <-c.ctx.Done():
 			return failed("ssh", errors.New("the connection was ended"))
+		case <-listen.C:
+			if l.pump.silence() >= patience {
+				return failed("tunnel_stalled", fmt.Errorf("nothing has come from the instance for %s", patience))
+			}
 		case <-renew.C:
 			_ = control.SetWriteDeadline(time.Now().Add(time.Second)) // of an ssh that is stuck
 			_, _ = control.Write(ignored)                             // an error is in ssh's exit

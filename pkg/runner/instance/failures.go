@@ -10,15 +10,16 @@ import (
 // an instance that failed, at the login or later. Tunnels has its own steps, with
 // their sentences.
 var sentences = map[string]string{
-	"instance_id":   "The workspace's instance id is malformed: correct it in the workspace's row.",
-	"os_user":       "The OS user configured for this workspace is not a valid user name: correct os_user in the workspace's row.",
-	"remote_target": "The workspace's remote_target is neither container nor host: correct it in the workspace's row.",
-	"ssh":           "The gateway's own ssh failed or was ended: open the terminal again. The gateway's log has its last words.",
-	"ssh_auth":      "The instance refused the gateway's key. Check the OS user (os_user in the workspace's row, TERMGW_EICE_OS_USER), and that the instance's image has ec2-instance-connect.",
-	"ssh_hostkey":   "The instance's host key is not the one that is known for it. If the instance was made anew, correct host_key in the workspace's row, or run `termgw hostkeys forget INSTANCE_ID`. If not, find out who answers.",
-	"ssh_timeout":   "The instance's sshd does not answer. Check that sshd runs on the instance and is not overloaded.",
-	"ssh_closed":    "The instance's sshd hung up, or the tunnel to it did: open the terminal again. If it goes on, check sshd's own log on the instance.",
-	"ssh_sessions":  "The instance's sshd opens no session. Check MaxSessions in its configuration.",
+	"instance_id":    "The workspace's instance id is malformed: correct it in the workspace's row.",
+	"os_user":        "The OS user configured for this workspace is not a valid user name: correct os_user in the workspace's row.",
+	"remote_target":  "The workspace's remote_target is neither container nor host: correct it in the workspace's row.",
+	"ssh":            "The gateway's own ssh failed or was ended: open the terminal again. The gateway's log has its last words.",
+	"ssh_auth":       "The instance refused the gateway's key. Check the OS user (os_user in the workspace's row, TERMGW_EICE_OS_USER), and that the instance's image has ec2-instance-connect.",
+	"ssh_hostkey":    "The instance's host key is not the one that is known for it. If the instance was made anew, correct host_key in the workspace's row, or run `termgw hostkeys forget INSTANCE_ID`. If not, find out who answers.",
+	"ssh_timeout":    "The instance's sshd does not answer. Check that sshd runs on the instance and is not overloaded.",
+	"ssh_closed":     "The instance's sshd hung up, or the tunnel to it did: open the terminal again. If it goes on, check sshd's own log on the instance.",
+	"tunnel_stalled": "The connection to the instance went silent: open the terminal again.",
+	"ssh_sessions":   "The instance's sshd opens no session. Check MaxSessions in its configuration.",
 }
 
 // fixes tell an operator what to do where there is no sentence.

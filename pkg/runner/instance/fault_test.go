@@ -2,6 +2,7 @@ package instance
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -115,14 +117,14 @@ func TestRemoteFaults(t *testing.T) {
 					t.Fatal(err)
 				}
 			}, ""},
-			{"the tunnel goes silent", func(_ *testing.T, i *instance, _ *Kind, _ *shelltest.Session) { i.tunnel(0).stall() }, "ssh_timeout"},
+			{"the tunnel goes silent", func(_ *testing.T, i *instance, _ *Kind, _ *shelltest.Session) { i.tunnel(0).stall() }, "tunnel_stalled"},
 		} {
 			t.Run(name+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
 				i := &instance{id: i.id, sshd: i.sshd} // tunnels of its own
 				var mu sync.Mutex
 				var swept []runner.Swept
-				r := i.remote(t, Config{Timing: runner.Timing{Alive: time.Second}, Swept: func(s runner.Swept) {
+				r := i.remote(t, Config{Timing: runner.Timing{Alive: time.Second, Renew: time.Second, Lease: shortLease}, Swept: func(s runner.Swept) {
 					mu.Lock()
 					defer mu.Unlock()
 					swept = append(swept, s)
@@ -280,8 +282,8 @@ func TestRemoteAlive(t *testing.T) {
 	if limit := startTime(timing) + time.Second; limit > 15*time.Second || loginTime(timing) >= startTime(timing) {
 		t.Errorf("a start ends after %s, its login after %s", limit, loginTime(timing))
 	}
-	if limit := (aliveCount + 1) * timing.Alive; limit > 45*time.Second {
-		t.Errorf("after %s", limit)
+	if limit := time.Duration(aliveCount(timing)) * timing.Alive; limit <= timing.Patience() {
+		t.Errorf("ssh gives up after %s", limit)
 	}
 }
 
@@ -437,6 +439,7 @@ type relay struct {
 	silent   chan struct{}
 	wg       sync.WaitGroup
 
+	gate  sync.RWMutex // held while nothing passes
 	mu    sync.Mutex
 	conns []net.Conn
 }
@@ -497,11 +500,51 @@ func (r *relay) copy(to, from net.Conn) {
 			continue // it is read, as by a proxy with large buffers
 		default:
 		}
-		if _, writeErr := to.Write(buf[:n]); err != nil || writeErr != nil {
+		r.gate.RLock()
+		_, writeErr := to.Write(buf[:n])
+		r.gate.RUnlock()
+		if err != nil || writeErr != nil {
 			_, _ = to.Close(), from.Close()
 			return
 		}
 	}
+}
+
+// TestRemoteSilence: a break that the instance's lease outlasts costs nothing, in either direction.
+func TestRemoteSilence(t *testing.T) {
+	t.Parallel()
+	i := newInstance(t, nil)
+	between := newRelay(t, i.sshd.Addr)
+	i.addr = between.addr()
+	r := i.remote(t, Config{Timing: runner.Timing{Alive: time.Second, Renew: time.Second, Lease: 2 * shortLease}})
+	s := shelltest.Open(t, shelltest.By(r), i.target(t, ""))
+	silence := s.Terminal.(terminal.Silent).Silence
+	s.Send(t, "read -r go; n=0; until read -t 0.01 -r line; do echo n=$((n+=1)); done; echo line=$line=$n\ngo\n")
+	s.Expect(t, "n=10\r\n")
+	between.gate.Lock()
+	s.Send(t, "typed meanwhile\n")
+	// Longer than ssh and the tunnel would wait, if they waited for two of their probes.
+	shelltest.Within(t, shelltest.Patience, "it is silent for long", func() bool {
+		lasts, limit := silence()
+		return lasts > limit/2
+	})
+	between.gate.Unlock()
+	s.Expect(t, "line=typed meanwhile=")
+	if lasts, limit := silence(); lasts > limit/2 {
+		t.Errorf("it is silent for %s", lasts)
+	}
+	s.Send(t, "exit\n")
+	s.Rest(t)
+	last := 0
+	for _, m := range regexp.MustCompile(`n=(\d+)\r\n`).FindAllSubmatch(s.Out, -1) {
+		if last++; string(m[1]) != strconv.Itoa(last) {
+			t.Fatalf("after line %d comes line %s", last-1, m[1])
+		}
+	}
+	if !bytes.Contains(s.Out, fmt.Appendf(nil, "line=typed meanwhile=%d\r\n", last)) {
+		t.Errorf("the last line is %d", last)
+	}
+	s.End(t)
 }
 
 // TestRemoteLease: a terminal whose gateway lives is kept, also while only the
@@ -537,6 +580,10 @@ func TestRemoteLeaseTimes(t *testing.T) {
 	look, ends := 5*time.Second, 2*time.Second+3*shelltest.Timing.Grace
 	if most := timing.Lease + look + ends; most > 2*time.Minute-10*time.Second {
 		t.Errorf("a shell may live for %s", most)
+	}
+	// The gateway listens each second.
+	if patience := timing.Patience(); patience < 80*time.Second || patience+timing.Renew+time.Second >= timing.Lease {
+		t.Errorf("a gateway waits for %s", patience)
 	}
 	if stopped := timing.Lease - timing.Renew; stopped < time.Minute+10*time.Second {
 		t.Errorf("a gateway may be stopped for %s", stopped)

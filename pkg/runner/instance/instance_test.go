@@ -145,10 +145,12 @@ func TestRemoteExits(t *testing.T) {
 			})
 		}
 	}
-	s := shelltest.Open(t, shelltest.By(r), of[TargetContainer](t))
-	s.Send(t, "kill -9 $$\n")
-	if got := s.Exit(t); got != (terminal.Exit{Code: 137, Signal: "SIGKILL"}) {
-		t.Errorf("ended with %+v", got)
+	for name, target := range of {
+		s := shelltest.Open(t, shelltest.By(r), target(t))
+		s.Send(t, "kill -9 $$\n")
+		if got := s.Exit(t); got != (terminal.Exit{Code: 137, Signal: "SIGKILL"}) {
+			t.Errorf("%s ended with %+v", name, got)
+		}
 	}
 }
 

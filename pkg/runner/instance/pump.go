@@ -28,6 +28,8 @@ type pump struct {
 	ssh, tunnel net.Conn
 	wg          sync.WaitGroup
 
+	began time.Time
+	waits atomic.Int64  // when the Read of the tunnel began that waits, since began; 0: none does
 	heard atomic.Int64  // bytes read from the tunnel
 	came  chan struct{} // has a value once bytes came, or the tunnel ended
 	first atomic.Bool   // ssh has sent nothing since its login
@@ -39,7 +41,7 @@ type pump struct {
 }
 
 func newPump(ssh, tunnel net.Conn) *pump {
-	p := &pump{ssh: ssh, tunnel: tunnel, came: make(chan struct{}, 1)}
+	p := &pump{ssh: ssh, tunnel: tunnel, began: time.Now(), came: make(chan struct{}, 1)}
 	p.wg.Go(func() {
 		defer p.hangUp()
 		_, _ = io.Copy(tunnelSide{tunnel, p}, ssh) // ssh's error is in its exit, the tunnel's is noted by tunnelSide
@@ -58,7 +60,9 @@ type tunnelSide struct {
 }
 
 func (t tunnelSide) Read(b []byte) (int, error) {
+	t.pump.waits.Store(max(int64(time.Since(t.pump.began)), 1))
 	n, err := t.Conn.Read(b)
+	t.pump.waits.Store(0)
 	t.pump.heard.Add(int64(n))
 	select {
 	case t.pump.came <- struct{}{}:
@@ -76,6 +80,16 @@ func (t tunnelSide) Write(b []byte) (int, error) {
 	rest, err := t.Conn.Write(b[n:])
 	t.pump.note(err)
 	return n + rest, err
+}
+
+// silence returns how long the pump has waited for the tunnel's next byte. While ssh takes no bytes, the pump does not
+// wait for the tunnel.
+func (p *pump) silence() time.Duration {
+	waits := p.waits.Load()
+	if waits == 0 {
+		return 0
+	}
+	return max(time.Since(p.began)-time.Duration(waits), 0)
 }
 
 // hasLoggedIn is called between ssh's login and its next bytes.

@@ -15,9 +15,9 @@ import (
 // sshEnv is the whole environment of ssh and its children.
 var sshEnv = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "TERM=xterm-256color"}
 
-// aliveCount is the number of unanswered probes, Timing.Alive apart, after which ssh
-// gives a connection up: after 45 s.
-const aliveCount = 2
+// aliveCount is the number of unanswered probes, Timing.Alive apart, after which ssh gives a connection up. The gateway
+// does so sooner (Timing.Patience).
+func aliveCount(t runner.Timing) int { return int(t.Lease/t.Alive) + 1 }
 
 // sshCommon returns the arguments of every ssh. User and instance are validated.
 func sshCommon(control, user, instance string) []string {
@@ -47,7 +47,7 @@ func masterArgs(control, user, instance, agent, knownHosts string, known bool, t
 		"-o", "ControlPersist=no",
 		"-o", "ConnectTimeout="+runner.WholeSeconds(timing.Start),
 		"-o", "ServerAliveInterval="+runner.WholeSeconds(timing.Alive),
-		"-o", fmt.Sprintf("ServerAliveCountMax=%d", aliveCount),
+		"-o", fmt.Sprintf("ServerAliveCountMax=%d", aliveCount(timing)),
 		"-o", "IdentityAgent="+agent,
 		"-o", "IdentityFile=none",
 		"-o", "PreferredAuthentications=publickey",

@@ -19,7 +19,7 @@ func TestSSHArguments(t *testing.T) {
 	master := func(strict string) []string {
 		return slices.Concat(common, []string{
 			"-M", "-N", "-T", "-o", "LogLevel=INFO", "-o", "ProxyCommand=-", "-o", "ControlPersist=no", "-o", "ConnectTimeout=15",
-			"-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=2", "-o", "IdentityAgent=/d/1.key", "-o", "IdentityFile=none",
+			"-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=19", "-o", "IdentityAgent=/d/1.key", "-o", "IdentityFile=none",
 			"-o", "PreferredAuthentications=publickey", "-o", "UserKnownHostsFile=/d/1.known", "-o", "GlobalKnownHostsFile=none",
 			"-o", "StrictHostKeyChecking=" + strict, "-o", "UpdateHostKeys=no", "-o", "HashKnownHosts=no", "-o", "CheckHostIP=no",
 			"-o", "VerifyHostKeyDNS=no", "-o", "IgnoreUnknown=ObscureKeystrokeTiming", "-o", "ObscureKeystrokeTiming=no",

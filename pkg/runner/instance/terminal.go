@@ -138,6 +138,11 @@ func (c *connection) isGone() bool {
 // Expires returns when the terminal's tunnel is cut; zero: never.
 func (t *sshTerminal) Expires() time.Time { return t.conn.tunnel.Expires }
 
+// Silence returns how long nothing has come over the terminal's connection.
+func (t *sshTerminal) Silence() (lasts, limit time.Duration) {
+	return t.conn.pump.silence(), t.conn.kind.cfg.Timing.Patience()
+}
+
 func (t *sshTerminal) Read(p []byte) (int, error) {
 	if len(t.early) > 0 {
 		return t.readEarly(p), nil
