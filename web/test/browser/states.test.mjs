@@ -50,6 +50,37 @@ for (const failure of [...FAILURES, ...NEWER]) {
   );
 }
 
+test("a cause that stays has a last try, and then the button for another", { skip }, async (t) => {
+  const browser = await openBrowser();
+  const message = "The instance's sshd takes no more logins.";
+  /** @type {() => (typeof FAILURES)[0]} */
+  const fails = () => ({
+    close: 4502,
+    code: "backend_failed",
+    retryable: true,
+    message,
+    goesOn: "itself",
+  });
+  const site = await startScript(t, Array.from({ length: 11 }, fails));
+  const tab = await openTab(t, browser, site.url);
+  await tab.clock.install();
+  await tab.goto(`${site.url}#key=first`);
+  for (let tries = 1; tries <= 10; tries++) {
+    await shows(
+      tab,
+      "#panel-more",
+      new RegExp(`^Trying again in .*${tries > 1 ? `attempt ${tries}$` : ""}`),
+    );
+    await tab.clock.runFor(30_000);
+  }
+  await shows(tab, "#panel", new RegExp(`${message} Tried 11 times; to try again, reconnect.`));
+  await shows(tab, "#again", /^Reconnect$/);
+  await tab.clock.runFor(600_000);
+  assert.equal(site.sessions(), 11);
+  await tab.locator("#again").click();
+  await shows(tab, "#state", /^Connected$/);
+});
+
 test("what is typed for a shell that is gone starts no other", { skip }, async (t) => {
   const browser = await openBrowser();
   const site = await startScript(t, []);
