@@ -256,6 +256,9 @@ func brokenSetUps(t *testing.T) []broken {
 			what: "A proxy answers with a page of its own", set: fails(awsplay.Fault{Status: http.StatusOK, Body: html}, allCalls...),
 			step: "aws aws_answer", cause: `the answer is "html"`, fix: "Check for a proxy that answers in AWS's place",
 		},
+		{what: "AWS has a fault of its own (500)", set: fails(awsplay.Fault{Status: http.StatusInternalServerError, Code: "InternalError", Message: "An internal error has occurred"}, allCalls...), step: "aws aws_fault", cause: "InternalError", fix: "a fault of its own: try again in a minute"},
+		{what: "The gateway may not assume the row's `role_arn`", set: columns("role_arn = '" + awsRole + "-of-nobody'"), step: "aws iam_assume_role", cause: "AssumeRole: status 403, AccessDenied", fix: "the role's trust policy"},
+		{what: "The row's `role_arn` is no role's", set: columns("role_arn = 'termgw'"), step: "aws role_arn", cause: "the role's ARN is malformed", fix: "correct it in the workspace's row"},
 		{what: "AWS throttles DescribeInstances", set: fails(throttled, awsplay.DescribeInstances), step: "aws throttled", cause: "RequestLimitExceeded", fix: "try again in a minute"},
 		{what: "AWS throttles every call", set: fails(throttled, allCalls...), step: "aws throttled", cause: "RequestLimitExceeded", fix: "try again in a minute"},
 		{
@@ -288,6 +291,7 @@ func brokenSetUps(t *testing.T) []broken {
 			what: "The instance is starting (`pending`)", set: inState("pending"),
 			step: "instance instance_pending", cause: "the instance is pending", fix: "try again in a minute",
 		},
+		{what: "The instance is being stopped", set: inState("stopping"), step: "instance instance_stopping", cause: "the instance is stopping", fix: "once it has stopped"},
 		{what: "The instance is stopped", set: inState("stopped"), step: "instance instance_stopped", cause: "the instance is stopped", fix: "start it"},
 		{what: "The instance was terminated", set: inState("terminated"), step: "instance instance_terminated", cause: "the instance is terminated", fix: "the workspace needs a new one"},
 		{

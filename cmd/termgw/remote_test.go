@@ -36,6 +36,7 @@ var awsKeys = awsplay.Credentials{
 
 const (
 	awsAccount = "210987654321"
+	awsRole    = "arn:aws:iam::" + awsAccount + ":role/termgw"
 	docsPage   = "docs/infra/workspace-terminal.md"
 )
 
@@ -66,7 +67,8 @@ func (p *platform) newCloud(tb testing.TB, engine *testenv.Docker) *cloud {
 // remoteColumns adds the columns of workspaces on instances, and what no output may show of such a platform.
 func (p *platform) remoteColumns(tb testing.TB) {
 	tb.Helper()
-	p.exec(tb, "ALTER TABLE workspaces ADD container text, ADD os_user text, ADD host_key text, ADD remote_target text")
+	p.exec(tb, `ALTER TABLE workspaces ADD container text, ADD os_user text, ADD host_key text, ADD remote_target text,
+		ADD region text, ADD role_arn text, ADD endpoint_id text, ADD source_identity text`)
 	p.secretly = append(p.secretly, awsKeys.AccessKeyID, awsKeys.SecretAccessKey, awsKeys.SessionToken,
 		awsAccount, "arn:aws", "X-Amz-", "PRIVATE KEY")
 }
@@ -173,7 +175,8 @@ func (c *cloud) environ(tb testing.TB, more ...string) []string {
 		"AWS_ACCESS_KEY_ID=" + awsKeys.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + awsKeys.SecretAccessKey, "AWS_SESSION_TOKEN=" + awsKeys.SessionToken,
 		"TERMGW_EICE_OS_USER=" + c.sshd.User, "DOCKER_HOST=unix://" + filepath.Join(tb.TempDir(), "none.sock"),
 		`TERMGW_WORKSPACE_QUERY=SELECT COALESCE(instance_id, '') AS instance_id, COALESCE(name, '') AS name, COALESCE(container, '') AS container,
-			COALESCE(os_user, '') AS os_user, COALESCE(host_key, '') AS host_key, COALESCE(remote_target, '') AS remote_target FROM workspaces WHERE id = $1`,
+			COALESCE(os_user, '') AS os_user, COALESCE(host_key, '') AS host_key, COALESCE(remote_target, '') AS remote_target,
+			region, role_arn, endpoint_id, source_identity FROM workspaces WHERE id = $1`,
 	}, more...)
 }
 
@@ -531,6 +534,7 @@ func TestRemoteFaults(t *testing.T) {
 				":assumed-role/gateway/session is not authorized to perform: " + string(op) + " on resource: arn:aws:ec2:us-east-1:" + awsAccount + ":instance/*"})
 		}
 	}
+	aws.PutRole(awsplay.Role{ARN: awsRole})
 	fails := func(op awsplay.Op, f awsplay.Fault) func(*awsplay.Instance) {
 		return func(*awsplay.Instance) { aws.Fail(op, f) }
 	}
@@ -558,6 +562,12 @@ func TestRemoteFaults(t *testing.T) {
 		{name: "no region", detail: "region", gateway: noRegion},
 		{name: "no FIPS name", detail: "endpoint_fips", gateway: fips, set: func(i *awsplay.Instance) { i.VPC = "vpc-no-fips" }},
 		{name: "a target that is none", detail: "remote_target", row: "remote_target = 'serial'"},
+		{name: "a role that is none", detail: "role_arn", row: "role_arn = 'termgw'"},
+		{name: "an endpoint's id that is none", detail: "endpoint_id", row: "endpoint_id = 'eice-1 --debug'"},
+		{name: "a source identity that is neither", detail: "source_identity", row: "source_identity = 'perhaps', role_arn = '" + awsRole + "'"},
+		{name: "a source identity without a role", detail: "source_identity", row: "source_identity = 'true'"},
+		{name: "IAM: AssumeRole", detail: "iam_assume_role", row: "role_arn = '" + awsRole + "-of-nobody'"},
+		{name: "throttled: AssumeRole", detail: "throttled", row: "role_arn = '" + awsRole + "'", set: fails(awsplay.AssumeRole, awsplay.Fault{Status: 400, Code: "Throttling", Message: "Rate exceeded"})},
 		{name: "IAM: DescribeInstances", detail: "iam_describe_instances", set: denied(awsplay.DescribeInstances, "UnauthorizedOperation")},
 		{name: "IAM: DescribeInstanceConnectEndpoints", detail: "iam_describe_endpoints", set: denied(awsplay.DescribeEndpoints, "UnauthorizedOperation")},
 		{name: "IAM: SendSSHPublicKey", detail: "iam_send_key", set: denied(awsplay.SendSSHPublicKey, "AccessDeniedException")},
@@ -640,6 +650,76 @@ func TestRemoteFaults(t *testing.T) {
 	newBox(t, env.Docker(t), "healthy")
 	if got := g.open(t, "healthy", dialing{}).run(t, "echo $((6*7))"); got != "42\r\n" {
 		t.Errorf("after all that, a shell says %q", got)
+	}
+}
+
+// Rows name the roles of two accounts. Where a row asks for it, each person has a role session, and a connection, in their
+// own name; else people share.
+func TestRemoteRoles(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	const shared, named = "arn:aws:iam::111111111111:role/shared", "arn:aws:iam::222222222222:role/named"
+	aws.PutRole(awsplay.Role{ARN: shared})
+	aws.PutRole(awsplay.Role{ARN: named, SourceIdentity: true})
+	aws.PutEndpoint(awsplay.Endpoint{ID: "eice-00000000000000111", Account: "111111111111"})
+	aws.PutEndpoint(awsplay.Endpoint{ID: "eice-00000000000000222", Account: "222222222222", VPC: "vpc-hub"})
+	together, one := p.onChangedInstance(t, aws, "none", "remote_target = 'host', role_arn = '"+shared+"'", func(i *awsplay.Instance) { i.Account = "111111111111" })
+	apart, other := p.onChangedInstance(t, aws, "none",
+		"remote_target = 'host', source_identity = 'true', endpoint_id = 'eice-00000000000000222', role_arn = '"+named+"'",
+		func(i *awsplay.Instance) { i.Account = "222222222222"; i.VPC = "vpc-hub" })
+	g := p.serve(t, aws.environ(t)...)
+	for n, workspace := range []string{together, apart} {
+		for _, who := range []string{"ann", "bob@example.com", "ann"} {
+			c := g.dial(t, workspace, p.ticketOf(t, workspace, who), dialing{})
+			c.wait(t, "a prompt", func() bool { return len(c.output) > 0 })
+			if got := c.run(t, "echo $((6*7))"); got != "42\r\n" {
+				t.Errorf("a shell says %q", got)
+			}
+		}
+		if got, want := aws.Tunnels(), []int{1, 3}[n]; got != want {
+			t.Errorf("%d tunnels, want %d", got, want)
+		}
+	}
+	opened := map[awsplay.Request]int{}
+	for _, r := range aws.Requests() {
+		if r.Op == awsplay.OpenTunnel {
+			r.ID = ""
+			opened[r]++
+		}
+	}
+	for _, want := range []awsplay.Request{
+		{Op: awsplay.OpenTunnel, Account: "111111111111", Role: shared},
+		{Op: awsplay.OpenTunnel, Account: "222222222222", Role: named, SourceIdentity: "ann"},
+		{Op: awsplay.OpenTunnel, Account: "222222222222", Role: named, SourceIdentity: "bob@example.com"},
+	} {
+		if opened[want] != 1 {
+			t.Errorf("%+v was made %d times: %v", want, opened[want], opened)
+		}
+	}
+	// A subject that AWS does not take opens nothing, and no retry helps.
+	c := g.dial(t, apart, p.ticketOf(t, apart, "ann lee"), dialing{})
+	if m := c.message(t, "error"); m.Detail != "source_identity" || m.Retryable || !strings.Contains(m.Message, "2 to 64") {
+		t.Errorf("told %+v", m)
+	}
+	// The trail leads from the person to CloudTrail and back.
+	for _, test := range []struct{ workspace, instance, endpoint, who string }{
+		{together, one, "eice-00000000000000111", ""}, {apart, other, "eice-00000000000000222", "ann"},
+	} {
+		var trail []byte
+		err := p.db.QueryRowContext(t.Context(), "SELECT trail FROM termgw.sessions WHERE workspace_id = $1 AND subject = 'ann' AND trail IS NOT NULL LIMIT 1", test.workspace).Scan(&trail)
+		var got map[string]string
+		if err != nil || json.Unmarshal(trail, &got) != nil {
+			t.Fatalf("%v: %s", err, trail)
+		}
+		if got["endpoint"] != test.endpoint || got["instance"] != test.instance || got["source_identity"] != test.who {
+			t.Errorf("the trail is %v", got)
+		}
+		for _, request := range []string{"request_instance", "request_endpoint", "request_key", "request_tunnel"} {
+			if !slices.ContainsFunc(aws.Requests(), func(r awsplay.Request) bool { return r.ID == got[request] && r.SourceIdentity == test.who }) {
+				t.Errorf("AWS made no %s %q", request, got[request])
+			}
+		}
 	}
 }
 

@@ -48,8 +48,7 @@ const (
 	trailEndpoint = "endpoint"        // the endpoint's id
 	trailAddress  = "address"         // the instance's
 	trailRegion   = "region"          // of AWS
-	trailRole     = "role"            // ARN of the role that the gateway assumed
-	trailIdentity = "source_identity" // of that role's session
+	trailIdentity = "source_identity" // of the session of the row's role
 
 	// The ids of AWS's answers, as CloudTrail has them: DescribeInstances, DescribeInstanceConnectEndpoints, SendSSHPublicKey
 	// and OpenTunnel. A route that was found for another terminal has the requests of that time.
@@ -164,7 +163,6 @@ func trailOf(route eice.Route) runner.Trail {
 	t.Set(trailEndpoint, route.EndpointID)
 	t.Set(trailAddress, route.Address.String())
 	t.Set(trailRegion, route.Region)
-	t.Set(trailRole, route.Role)
 	t.Set(trailIdentity, route.SourceIdentity)
 	t.Set(trailInstanceRequest, route.InstanceRequest)
 	t.Set(trailEndpointRequest, route.EndpointRequest)
