@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -15,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -80,9 +82,12 @@ func account(argv ...string) func(*brokenSite) {
 // home writes a file into the account's home.
 func home(name, text string) func(*brokenSite) {
 	return func(s *brokenSite) {
-		out, err := exec.Command("/bin/sh", "-c", "cat >~"+s.sshd.User+"/"+name+" <<'EOF'\n"+text+"\nEOF\n").CombinedOutput()
+		u, err := user.Lookup(s.sshd.User)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(u.HomeDir, name), []byte(text+"\n"), 0o644) //nolint:gosec // the account reads it
+		}
 		if err != nil {
-			s.t.Fatalf("%v\n%s", err, out)
+			s.t.Fatal(err)
 		}
 	}
 }
@@ -141,15 +146,7 @@ func answers(with func(net.Conn)) func(*brokenSite) {
 				}
 				conns.Go(func() {
 					defer c.Close()
-					stop := make(chan struct{})
-					defer close(stop)
-					go func() {
-						select {
-						case <-stop:
-						case <-s.t.Context().Done():
-							_ = c.Close()
-						}
-					}()
+					defer context.AfterFunc(s.t.Context(), func() { _ = c.Close() })()
 					with(c)
 				})
 			}
@@ -179,6 +176,16 @@ func closedSocket(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return "unix://" + file
+}
+
+// bannerFile is what an sshd shows before a login.
+func bannerFile(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "banner")
+	if err := os.WriteFile(file, []byte("Host key verification failed.\nExceeded MaxStartups\nConnection timed out\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 // keyFile makes a host key that is not Ed25519.
@@ -363,6 +370,10 @@ func brokenSetUps(t *testing.T) []broken {
 			what: "An sshd under FIPS takes no Ed25519 keys",
 			sshd: withLines("HostKey "+keyFile(t), "HostKeyAlgorithms ecdsa-sha2-nistp256", "PubkeyAcceptedAlgorithms ecdsa-sha2-nistp256,rsa-sha2-256,rsa-sha2-512"),
 			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "Check the OS user", wrong: "nothing: it is offered an ECDSA key too",
+		},
+		{
+			what: "The instance has no such user, and a `Banner` pretends another cause", sshd: withLines("Banner " + bannerFile(t)), set: columns("os_user = 'nobody-here'"),
+			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "Check the OS user",
 		},
 		{
 			what: "`host_key` is a fingerprint that is cut short", set: columns("host_key = 'SHA256:8mZ0Y5ZyT1vFq1'"),

@@ -212,7 +212,7 @@ func (t *tunnels) Steps(r instance.TunnelRequest) []runner.Step {
 				return "", fmt.Errorf("making a key: %w", err)
 			}
 			_, err = t.aws.PushKey(ctx, route, r.OSUser, string(ssh.MarshalAuthorizedKey(line)))
-			return "AWS lets one in as " + r.OSUser, told(err)
+			return "AWS takes one for " + r.OSUser, told(err)
 		}},
 		{
 			Name: "tunnel", Fix: "Check both security groups (endpoint outbound 22, instance inbound 22), network ACLs and sshd.",
