@@ -336,17 +336,17 @@ func brokenSetUps(t *testing.T) []broken {
 		},
 		{
 			what: "The tunnel is silent: nothing answers in it", slow: 20 * time.Second, set: answers(func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }),
-			step: "tunnel tunnel_cut", cause: "the tunnel broke", fix: "open the terminal again", wrong: "sshd said nothing: its load, a firewall",
+			step: "tunnel ssh_timeout", cause: "waiting for sshd's greeting", fix: "not overloaded, and that no firewall swallows",
 		},
 		{
 			what: "sshd penalises the endpoint's address (OpenSSH 9.8 or later)", set: answers(func(c net.Conn) {
 				_, _ = io.WriteString(c, "Not allowed at this time\r\n")
 			}),
-			step: "login ssh_closed", cause: "closed the connection", fix: "check sshd's own log", wrong: "the penalty, at the step tunnel",
+			step: "tunnel ssh_penalty", cause: "Not allowed at this time", fix: "PerSourcePenaltyExemptList",
 		},
 		{
 			what: "`MaxStartups` is taken", sshd: withLines("MaxStartups 1:100:1"), set: takeStartups,
-			step: "login ssh_closed", cause: "closed the connection", fix: "check sshd's own log", wrong: "MaxStartups, at the step tunnel",
+			step: "tunnel ssh_startups", cause: "Exceeded MaxStartups", fix: "Check MaxStartups",
 		},
 
 		// The login.
@@ -356,11 +356,11 @@ func brokenSetUps(t *testing.T) []broken {
 		},
 		{
 			what: "The account is locked", set: account("usermod", "--lock"),
-			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "Check the OS user", wrong: "a locked account is not named",
+			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "neither locked",
 		},
 		{
 			what: "`AllowUsers` lacks the user", sshd: withLines("AllowUsers somebody-else"),
-			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "Check the OS user", wrong: "AllowUsers is not named",
+			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "AllowUsers",
 		},
 		{
 			what: "The instance lacks ec2-instance-connect", sshd: withLines("AuthorizedKeysCommand none"),
@@ -369,7 +369,6 @@ func brokenSetUps(t *testing.T) []broken {
 		{
 			what: "An sshd under FIPS takes no Ed25519 keys",
 			sshd: withLines("HostKey "+keyFile(t), "HostKeyAlgorithms ecdsa-sha2-nistp256", "PubkeyAcceptedAlgorithms ecdsa-sha2-nistp256,rsa-sha2-256,rsa-sha2-512"),
-			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "Check the OS user", wrong: "nothing: it is offered an ECDSA key too",
 		},
 		{
 			what: "The instance has no such user, and a `Banner` pretends another cause", sshd: withLines("Banner " + bannerFile(t)), set: columns("os_user = 'nobody-here'"),
@@ -377,7 +376,7 @@ func brokenSetUps(t *testing.T) []broken {
 		},
 		{
 			what: "`host_key` is a fingerprint that is cut short", set: columns("host_key = 'SHA256:8mZ0Y5ZyT1vFq1'"),
-			step: "instance ssh_hostkey", cause: "line 1 is a fingerprint", fix: "host_key in the workspace's row is malformed",
+			step: "instance ssh_hostkey", cause: "line 1 has a fingerprint that is not whole", fix: "host_key in the workspace's row is malformed",
 		},
 		{
 			what: "`host_key` is another instance's", set: columns("host_key = '" + anotherKey + "'"),

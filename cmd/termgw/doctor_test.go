@@ -185,10 +185,10 @@ func TestDoctorOldSSH(t *testing.T) {
 	p := newPlatform(t)
 	p.workspace(t, "ws", "i-0123456789abcdef0")
 	bin := t.TempDir()
-	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte("#!/bin/sh\necho OpenSSH_7.4p1, OpenSSL 1.0.2k-fips >&2\n"), 0o700); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte("#!/bin/sh\necho OpenSSH_7.3p1, OpenSSL 1.0.2k-fips >&2\n"), 0o700); err != nil { //nolint:gosec // a program
 		t.Fatal(err)
 	}
-	p.diagnose(t, "ws", "PATH="+bin+":"+os.Getenv("PATH")).want(t, toTheRow, "place", "OpenSSH_7.4p1, which is too old", "7.6 or later")
+	p.diagnose(t, "ws", "PATH="+bin+":"+os.Getenv("PATH")).want(t, toTheRow, "place", "OpenSSH_7.3p1, which is too old", "7.4 or later")
 }
 
 // An OS user that may not use Docker, or has none, is helped there and not in the

@@ -1,16 +1,13 @@
 package gateway
 
 import (
-	"bufio"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
@@ -221,7 +218,7 @@ func (t *tunnels) Steps(r instance.TunnelRequest) []runner.Step {
 	}
 }
 
-// greetTime bounds the wait for sshd's greeting, its first line.
+// greetTime bounds the wait for sshd's greeting.
 const greetTime = 10 * time.Second
 
 // greeting opens a tunnel and waits for sshd's greeting: the endpoint opens a tunnel also
@@ -238,11 +235,15 @@ func (t *tunnels) greeting(ctx context.Context, route eice.Route) (string, error
 	}
 	defer func() { _ = conn.Close() }()
 	_ = conn.SetReadDeadline(time.Now().Add(greetTime))
-	line, err := bufio.NewReader(io.LimitReader(conn, 256)).ReadString('\n') // RFC 4253, section 4.2
-	if err != nil {
-		return "", fmt.Errorf("waiting for sshd's greeting: %w\nnot looked at: security groups, which the gateway's rights do not let it read", told(err))
+	greeting, err := instance.Greeting(conn)
+	var failed *runner.Failure
+	switch {
+	case errors.As(err, &failed):
+		return "", err // sshd, or what listens there, said why
+	case err != nil:
+		return "", fmt.Errorf("%w\nnot looked at: security groups, which the gateway's rights do not let it read", told(err))
 	}
-	found := "sshd answers: " + strings.TrimSpace(line)
+	found := "sshd answers: " + greeting
 	if t.cli {
 		found += "; terminals have theirs by the AWS CLI"
 	}

@@ -2,6 +2,7 @@ package instance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -70,11 +71,20 @@ func output(ctx context.Context, argv []string) (stdout, stderr string, status u
 	return string(out), said.text(), p.Status, p.WaitErr
 }
 
-// saidTo returns what a pipe holds; another process may keep its other end open.
-func saidTo(pipe *os.File) string {
-	_ = pipe.SetReadDeadline(time.Now().Add(runner.Quiet))
-	b, _ := io.ReadAll(io.LimitReader(pipe, 64<<10))
-	return string(b)
+// logPipe makes a named pipe, to which a program writes its log. The pipe has an end once the program and end are closed.
+func logPipe(path string) (pipe, end *os.File, err error) {
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		return nil, nil, fmt.Errorf("making a pipe for a log: %w", err)
+	}
+	pipe, err = os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("opening a pipe for a log: %w", err)
+	}
+	end, err = os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("opening a pipe for a log: %w", err), pipe.Close())
+	}
+	return pipe, end, nil
 }
 
 // tail keeps the end of a child's stderr. A goroutine reads it all the time: a full

@@ -7,9 +7,10 @@ import (
 	"math"
 	"net"
 	"os"
-	"strings"
+	"slices"
 	"time"
 
+	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
 	"github.com/molecule-ai/termgw/pkg/runner"
@@ -69,7 +70,7 @@ func (c *connection) lifeLeft() time.Duration {
 // ends or hangUp is called, and removes it.
 func (c *connection) live() {
 	defer c.hangUp()
-	l, err := c.login()
+	l, err := c.pacedLogin()
 	if err != nil {
 		c.err = err
 		c.kind.forget(c)
@@ -85,6 +86,17 @@ func (c *connection) live() {
 	close(c.gone)
 	l.end()
 	c.removeFiles()
+	c.kind.gate.closed(c.to)
+}
+
+// pacedLogin opens the connection when the gate lets it.
+func (c *connection) pacedLogin() (*login, error) {
+	leave, err := c.kind.gate.pass(c.ctx, c.to)
+	if err != nil {
+		return nil, err
+	}
+	l, err := c.login()
+	return l, leave(err)
 }
 
 // keep renews the connection's lease until its end, gives a silent connection up, and returns why it ended.
@@ -128,7 +140,7 @@ func (c *connection) listen() (silent func() bool) {
 }
 
 func (c *connection) removeFiles() {
-	for _, end := range []string{".ctl", ".key", ".known"} {
+	for _, end := range []string{".ctl", ".key", ".known", ".log"} {
 		_ = os.Remove(c.kind.path(c.serial + end)) // ssh may have removed it
 	}
 }
@@ -138,7 +150,11 @@ type login struct {
 	key      *loginKey
 	ssh, cli *runner.Process // cli: the command that carries the tunnel; nil: Tunnel.Conn does
 	pump     *pump           // between ssh and the tunnel; nil: there is no tunnel yet
-	said     *tail           // ssh's stderr
+	said     *tail           // ssh's stderr: what a server prints, its banner, say
+	log      *tail           // ssh's own messages
+	logEnd   *os.File        // of the pipe for log, to which ssh writes too
+	exchange *exchange       // what the server said before it encrypted
+	known    hostKeys        // of the row, or kept; empty: any is accepted
 	cliSaid  *tail
 	explain  func(said string) error // Tunnel's; may be nil
 	ended    func()                  // Tunnel's; may be nil
@@ -146,13 +162,66 @@ type login struct {
 
 var errSlow = errors.New("it took too long")
 
-// login opens the connection. Its slow steps run at the same time: the tunnel with
-// the push of the key, the start of ssh, and the query for a kept host key.
-func (c *connection) login() (_ *login, err error) {
+// attempt is how a login is tried.
+type attempt struct {
+	key     keyType
+	known   bool     // the instance takes this type of key
+	without []string // types of host keys to leave out
+}
+
+// errOther is the cause of an end by the gateway itself, before ssh tries to log in.
+var errOther = errors.New("the instance takes another type of key")
+
+// login opens the connection. It tries in another way where the refusal may be of the way.
+func (c *connection) login() (*login, error) {
 	ctx, cancel := context.WithTimeoutCause(c.ctx, loginTime(c.kind.cfg.Timing), errSlow)
 	defer cancel()
+	var a attempt
+	a.key, a.known = c.kind.gate.keyFor(c.to)
+	var first error
+	for {
+		l, err := c.try(ctx, a)
+		switch {
+		case err == nil:
+			c.kind.gate.hasTaken(c.to.instance, a.key)
+			return l, nil
+		case errors.Is(err, errOther):
+			// Seen by the server's own list, so it counts no failed login, and once for the instance.
+			c.kind.gate.hasTaken(c.to.instance, a.key.other())
+			a.key, a.known = a.key.other(), true
+			continue
+		case runner.StepOf(err) == "ssh_auth" && !a.known && !l.exchange.punishes():
+			a.key, a.known = a.key.other(), true
+		case runner.StepOf(err) == "ssh_hostkey" && l.known.mayBeOther() && l.exchange.shown() != nil && len(a.without)+1 < len(hostKeyTypes):
+			a.without = append(a.without, l.exchange.shown().Type())
+		case first != nil:
+			return nil, first
+		default:
+			return nil, err
+		}
+		if first == nil {
+			first = err
+		}
+	}
+}
+
+// try logs in in one way. Its slow steps run at the same time: the tunnel with the push of the key, the start of ssh, and
+// the query for a kept host key. With an error, the login that is returned has ended.
+func (c *connection) try(ctx context.Context, a attempt) (l *login, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	appeared := c.kind.sockets.expect(c.serial + ".ctl")
-	l := &login{}
+	l = &login{}
+	l.exchange = &exchange{
+		algorithms: func(hostKeys []string) error {
+			// An sshd in FIPS mode has no Ed25519 at all.
+			if a.key == keyEd25519 && !a.known && !slices.Contains(hostKeys, ssh.KeyAlgoED25519) {
+				return errOther
+			}
+			return nil
+		},
+		hostKey: func(key ssh.PublicKey) error { return c.checkHostKey(l.known, key) },
+	}
 	defer func() {
 		c.kind.sockets.forget(c.serial + ".ctl")
 		if err != nil {
@@ -160,8 +229,8 @@ func (c *connection) login() (_ *login, err error) {
 			c.removeFiles()
 		}
 	}()
-	if l.key, err = newLoginKey(c.kind.path(c.serial + ".key")); err != nil {
-		return nil, failed("ssh", err)
+	if l.key, err = newLoginKey(c.kind.path(c.serial+".key"), a.key); err != nil {
+		return l, failed("ssh", err)
 	}
 	c.trail.Set(runner.TrailKey, l.key.fingerprint())
 
@@ -174,7 +243,7 @@ func (c *connection) login() (_ *login, err error) {
 		t, err := c.kind.cfg.Tunnels.Open(ctx, c.to.tunnelRequest(l.key.public))
 		opening <- opened{t, err}
 	}()
-	near, known, startErr := c.startSSH(ctx, l)
+	near, startErr := c.startSSH(ctx, l, a)
 	if startErr != nil {
 		cancel()
 	}
@@ -197,62 +266,61 @@ func (c *connection) login() (_ *login, err error) {
 		if got.tunnel.Conn != nil {
 			_ = got.tunnel.Conn.Close()
 		}
-		return nil, err
+		return l, err
 	}
 	c.tunnel = got.tunnel
 
 	select {
 	case <-appeared:
 	case <-l.ssh.Exited:
-		return nil, l.fault(ctx)
+		return l, l.fault(ctx)
 	case <-ctx.Done():
-		return nil, l.fault(ctx)
+		return l, l.fault(ctx)
 	}
 	if l.cli == nil {
 		l.pump.hasLoggedIn() // the AWS CLI looks for more bytes every 50 ms only: one byte ahead would cost more than it saves
 	}
 	l.key.close()
-	if known {
+	if len(l.known) > 0 {
 		return l, nil
 	}
-	return l, c.keepHostKey(ctx)
+	return l, c.keepHostKey(ctx, l.exchange.shown())
 }
 
-// startSSH starts the ssh of a connection. near is the tunnel's end of ssh's stream;
-// known reports whether the host key was known.
-func (c *connection) startSSH(ctx context.Context, l *login) (near *os.File, known bool, err error) {
-	keys, err := c.knownHostKeys(ctx)
-	if err != nil {
-		return nil, false, failed("ssh_hostkey", err)
-	}
-	var lines strings.Builder
-	for _, key := range keys {
-		fmt.Fprintf(&lines, "%s %s\n", c.to.instance, key)
-	}
-	knownHosts := c.kind.path(c.serial + ".known")
-	if err := os.WriteFile(knownHosts, []byte(lines.String()), 0o600); err != nil {
-		return nil, false, failed("ssh", fmt.Errorf("writing known hosts: %w", err))
+// startSSH starts the ssh of a connection. near is the tunnel's end of ssh's stream.
+func (c *connection) startSSH(ctx context.Context, l *login, a attempt) (near *os.File, err error) {
+	if l.known, err = c.knownHostKeys(ctx); err != nil {
+		return nil, err
 	}
 	near, far, err := socketPair()
 	if err != nil {
-		return nil, false, failed("ssh", err)
+		return nil, failed("ssh", err)
 	}
 	defer func() { _ = far.Close() }()
+	log := c.kind.path(c.serial + ".log")
+	messages, end, err := logPipe(log)
+	if err != nil {
+		_ = near.Close()
+		return nil, failed("ssh", err)
+	}
+	l.log, l.logEnd = newTail(messages), end
 	argv := append([]string{c.kind.ssh}, masterArgs(c.control, c.to.user, c.to.instance,
-		c.kind.path(c.serial+".key"), knownHosts, len(keys) > 0, c.kind.cfg.Timing)...)
+		c.kind.path(c.serial+".key"), c.knownHosts(), log, l.known.algorithms(a.without), c.kind.cfg.Timing)...)
 	p, stderr, err := startChild(argv, sshEnv, far, far)
 	if err != nil {
 		_ = near.Close()
-		return nil, false, failed("ssh", err)
+		return nil, failed("ssh", err)
 	}
 	l.ssh, l.said = p, newTail(stderr)
-	return near, len(keys) > 0, nil
+	return near, nil
 }
 
+func (c *connection) knownHosts() string { return c.kind.path(c.serial + ".known") }
+
 // knownHostKeys returns the host keys of the workspace's row, or else the kept one.
-func (c *connection) knownHostKeys(ctx context.Context) ([]string, error) {
+func (c *connection) knownHostKeys(ctx context.Context) (hostKeys, error) {
 	if c.to.hostKey != "" {
-		return strings.Split(c.to.hostKey, "\n"), nil
+		return parsedHostKeys(c.to.hostKey), nil
 	}
 	kept, err := c.kind.cfg.HostKeys.HostKey(ctx, c.to.instance)
 	if err != nil {
@@ -261,33 +329,35 @@ func (c *connection) knownHostKeys(ctx context.Context) ([]string, error) {
 	if kept == "" {
 		return nil, nil
 	}
-	keys, err := hostKeyLines(kept, c.to.instance)
+	keys, err := readHostKeys(kept, c.to.instance)
 	if err != nil {
-		return nil, fmt.Errorf("the kept host key: %w", err)
+		f := malformed("ssh_hostkey", "the kept host key is malformed: %w", err)
+		f.Sentence = "The host key that is kept for the instance is malformed: run `termgw hostkeys forget INSTANCE_ID`."
+		return nil, f
 	}
 	return keys, nil
 }
 
-// keepHostKey keeps the host key that ssh accepted at its first use. If another
+// checkHostKey has ssh accept the key that the server shows if it is a known one, or none is known. ssh knows no key before.
+func (c *connection) checkHostKey(known hostKeys, key ssh.PublicKey) error {
+	if len(known) > 0 && !known.have(key) {
+		return failed("ssh_hostkey", fmt.Errorf("%w: it shows %s %s", errHostKey, key.Type(), ssh.FingerprintSHA256(key)))
+	}
+	if err := os.WriteFile(c.knownHosts(), []byte(c.to.instance+" "+lineOf(key)+"\n"), 0o600); err != nil {
+		return failed("ssh", fmt.Errorf("writing known hosts: %w", err))
+	}
+	return nil
+}
+
+// keepHostKey keeps the host key that was accepted at its first use. If another
 // replica has kept another key, one of the two servers was not the instance.
-func (c *connection) keepHostKey(ctx context.Context) error {
-	b, err := os.ReadFile(c.kind.path(c.serial + ".known"))
+func (c *connection) keepHostKey(ctx context.Context, accepted ssh.PublicKey) error {
+	c.trail.Set(runner.TrailHostKey, ssh.FingerprintSHA256(accepted))
+	kept, err := c.kind.cfg.HostKeys.KeepHostKey(ctx, c.to.instance, lineOf(accepted))
 	if err != nil {
-		return failed("ssh_hostkey", fmt.Errorf("reading the accepted key: %w", err))
+		return fmt.Errorf("keeping the host key: %w", err)
 	}
-	accepted, err := hostKeyLines(string(b), c.to.instance)
-	if err == nil && len(accepted) != 1 {
-		err = fmt.Errorf("%d keys", len(accepted))
-	}
-	if err != nil {
-		return failed("ssh_hostkey", fmt.Errorf("the accepted key: %w", err))
-	}
-	c.trail.Set(runner.TrailHostKey, fingerprint(accepted[0]))
-	kept, err := c.kind.cfg.HostKeys.KeepHostKey(ctx, c.to.instance, accepted[0])
-	if err != nil {
-		return failed("ssh_hostkey", fmt.Errorf("keeping the host key: %w", err))
-	}
-	if keys, err := hostKeyLines(kept, c.to.instance); err != nil || len(keys) != 1 || keys[0] != accepted[0] {
+	if keys, err := readHostKeys(kept, c.to.instance); err != nil || !keys.have(accepted) {
 		return failed("ssh_hostkey", fmt.Errorf("%w: another gateway has seen another key", errHostKey))
 	}
 	return nil
@@ -313,7 +383,7 @@ func (l *login) carry(near *os.File, t Tunnel) error {
 		}
 		return failed("ssh", fmt.Errorf("reaching ssh: %w", err))
 	}
-	l.pump = newPump(stream, tunnel)
+	l.pump = newPump(stream, tunnel, l.exchange.read)
 	return nil
 }
 
@@ -340,6 +410,9 @@ func (l *login) startCommand(t Tunnel) (net.Conn, error) {
 // fault returns why ssh ended, or makes no progress. The tunnel's error goes before
 // ssh's own, which is only that its stream ended.
 func (l *login) fault(ctx context.Context) error {
+	if err := l.exchange.refusal(); err != nil {
+		return err
+	}
 	select {
 	case <-l.ssh.Exited:
 	default:
@@ -352,8 +425,9 @@ func (l *login) fault(ctx context.Context) error {
 		}
 		return failed("ssh", err)
 	}
-	err := loginFault(l.said.text())
-	if err.Step == "ssh_auth" || err.Step == "ssh_hostkey" {
+	_ = l.logEnd.Close() // ssh's end is closed
+	err := loginFault(l.log.text(), l.said.text())
+	if err.Final {
 		return err
 	}
 	if l.cli == nil {
@@ -399,6 +473,10 @@ func (l *login) end() {
 			<-l.ssh.Exited
 		}
 		l.said.close()
+	}
+	if l.log != nil {
+		_ = l.logEnd.Close()
+		l.log.close()
 	}
 	if l.pump != nil {
 		l.pump.close()

@@ -2,6 +2,7 @@ package instance
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/molecule-ai/termgw/pkg/runner"
 )
@@ -14,9 +15,13 @@ var sentences = map[string]string{
 	"os_user":        "The OS user configured for this workspace is not a valid user name: correct os_user in the workspace's row.",
 	"remote_target":  "The workspace's remote_target is neither container nor host: correct it in the workspace's row.",
 	"ssh":            "The gateway's own ssh failed or was ended: open the terminal again. The gateway's log has its last words.",
-	"ssh_auth":       "The instance refused the gateway's key. Check the OS user (os_user in the workspace's row, TERMGW_EICE_OS_USER), and that the instance's image has ec2-instance-connect.",
+	"ssh_auth":       "The instance refused the gateway's key. Check the OS user (os_user in the workspace's row, TERMGW_EICE_OS_USER), that the account is neither locked nor kept out by AllowUsers, and that the instance's image has ec2-instance-connect.",
 	"ssh_hostkey":    "The instance's host key is not the one that is known for it. If the instance was made anew, correct host_key in the workspace's row, or run `termgw hostkeys forget INSTANCE_ID`. If not, find out who answers.",
-	"ssh_timeout":    "The instance's sshd does not answer. Check that sshd runs on the instance and is not overloaded.",
+	"ssh_handshake":  "The instance's sshd and the gateway's ssh have no algorithm in common: update the older one of the two.",
+	"ssh_penalty":    "The instance's sshd takes no connections for now: it refuses the endpoint's address for some minutes after failed logins (PerSourcePenalties), or too many log in at once (MaxStartups). Try again in a few minutes.",
+	"ssh_startups":   "The instance's sshd takes no connections for now, because too many log in at once (MaxStartups). Try again in a minute.",
+	"ssh_greeting":   "What answers at the instance's port 22 does not greet as an SSH server does. Check what listens there.",
+	"ssh_timeout":    "The instance's sshd does not answer. Check that sshd runs on the instance and is not overloaded, and that no firewall swallows the bytes.",
 	"ssh_closed":     "The instance's sshd hung up, or the tunnel to it did: open the terminal again. If it goes on, check sshd's own log on the instance.",
 	"tunnel_stalled": "The connection to the instance went silent: open the terminal again.",
 	"ssh_sessions":   "The instance's sshd opens no session. Check MaxSessions in its configuration.",
@@ -26,10 +31,16 @@ var sentences = map[string]string{
 var fixes = map[string]string{
 	"shell": runner.FixShell,
 	"pty":   "Check descriptors (ulimit -n) and ptys (kernel.pty.max) on the gateway's machine, and that ssh runs there.",
+
+	"ssh_penalty":  "Let PerSourcePenaltyExemptList in sshd's configuration on the instance hold the endpoint's subnet, from which all terminals come. Correct os_user in the rows whose logins fail. Check MaxStartups.",
+	"ssh_startups": "Check MaxStartups in sshd's configuration on the instance, and who keeps connections to it open without a login.",
 }
 
+// final are the steps that fail again until somebody has mended the row, the instance or the gateway.
+var final = []string{"ssh_auth", "ssh_hostkey", "ssh_handshake"}
+
 func failed(step string, err error) *runner.Failure {
-	return &runner.Failure{Step: step, Sentence: sentences[step], Fix: fixes[step], Err: err}
+	return &runner.Failure{Step: step, Sentence: sentences[step], Fix: fixes[step], Final: slices.Contains(final, step), Err: err}
 }
 
 // malformed is the failure of a value that no retry mends.

@@ -152,6 +152,7 @@ type Kind struct {
 	version string // the program's
 	sockets *sockets
 	ends    *runner.Ends
+	gate    *gate
 	stop    context.CancelFunc
 	ctx     context.Context // ends with Close
 	wg      sync.WaitGroup
@@ -196,7 +197,7 @@ func Open(cfg Config) (*Kind, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kind{cfg: cfg, ssh: program, version: version, sockets: s, conns: map[destination][]*connection{}}
+	k := &Kind{cfg: cfg, ssh: program, version: version, sockets: s, gate: newGate(cfg.Now), conns: map[destination][]*connection{}}
 	k.ends = runner.NewEnds(runner.EndsConfig{Timing: &k.cfg.Timing, For: endFor, RetryMost: max(cfg.Timing.Retry, endPause)})
 	k.ctx, k.stop = context.WithCancel(context.Background())
 	k.wg.Go(s.watch)
@@ -275,13 +276,13 @@ func (k *Kind) request(t runner.Target) (*request, error) {
 	if row["host_key"] == "" {
 		return r, nil
 	}
-	keys, err := hostKeyLines(row["host_key"], r.to.instance)
+	keys, err := readHostKeys(row["host_key"], r.to.instance)
 	if err != nil {
 		f := malformed("ssh_hostkey", "host_key in the workspace's row is malformed: %w", err)
 		f.Sentence = "host_key in the workspace's row is malformed: " + err.Error() + "."
 		return nil, f
 	}
-	r.to.hostKey = strings.Join(keys, "\n")
+	r.to.hostKey = keys.String()
 	return r, nil
 }
 

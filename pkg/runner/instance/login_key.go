@@ -1,11 +1,12 @@
 package instance
 
 import (
+	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/rsa"
 	"fmt"
 	"net"
-	"strings"
 	"sync"
 
 	"golang.org/x/crypto/ssh"
@@ -17,7 +18,7 @@ import (
 type loginKey struct {
 	public   string // a line as in authorized_keys
 	listener net.Listener
-	secret   ed25519.PrivateKey
+	erase    func()
 	keys     agent.Agent
 	wg       sync.WaitGroup
 
@@ -26,20 +27,51 @@ type loginKey struct {
 	closed bool
 }
 
+// keyType is the type of a login's key.
+//
+// EC2 Instance Connect takes Ed25519 and RSA, and no ECDSA: on the instance, eic_parse_authorized_keys drops each line that
+// does not begin with "ssh". An sshd in FIPS mode takes no Ed25519, so it gets RSA.
+type keyType int
+
+const (
+	keyEd25519 keyType = iota
+	keyRSA
+)
+
+// other returns the type that may be taken where this one is not.
+func (t keyType) other() keyType { return keyRSA - t }
+
+// rsaBits is the size of an RSA key that EC2 Instance Connect takes and that is made soonest (100 ms, measured); it has to
+// hold for a minute.
+const rsaBits = 2048
+
+// generate makes a key. erase overwrites its private half, which Go offers for no RSA key.
+func (t keyType) generate() (secret crypto.Signer, erase func(), err error) {
+	if t == keyRSA {
+		key, err := rsa.GenerateKey(rand.Reader, rsaBits)
+		if err != nil {
+			return nil, nil, fmt.Errorf("making a key: %w", err)
+		}
+		return key, func() {}, nil
+	}
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a key: %w", err)
+	}
+	return key, func() { clear(key) }, nil
+}
+
 // newLoginKey makes a key and serves its agent at path, in a private directory.
-func newLoginKey(path string) (*loginKey, error) {
-	public, secret, err := ed25519.GenerateKey(rand.Reader)
+func newLoginKey(path string, t keyType) (*loginKey, error) {
+	secret, erase, err := t.generate()
+	if err != nil {
+		return nil, err
+	}
+	line, err := ssh.NewPublicKey(secret.Public())
 	if err != nil {
 		return nil, fmt.Errorf("making a key: %w", err)
 	}
-	line, err := ssh.NewPublicKey(public)
-	if err != nil {
-		return nil, fmt.Errorf("making a key: %w", err)
-	}
-	k := &loginKey{
-		public: strings.TrimSpace(string(ssh.MarshalAuthorizedKey(line))),
-		secret: secret, keys: agent.NewKeyring(),
-	}
+	k := &loginKey{public: lineOf(line), erase: erase, keys: agent.NewKeyring()}
 	if err := k.keys.Add(agent.AddedKey{PrivateKey: secret}); err != nil {
 		return nil, fmt.Errorf("making a key: %w", err)
 	}
@@ -91,5 +123,5 @@ func (k *loginKey) close() {
 	k.mu.Unlock()
 	k.wg.Wait()
 	_ = k.keys.RemoveAll()
-	clear(k.secret)
+	k.erase()
 }

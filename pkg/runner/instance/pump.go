@@ -26,6 +26,7 @@ func socketPair() (near, far *os.File, err error) {
 // both.
 type pump struct {
 	ssh, tunnel net.Conn
+	sees        func([]byte) error // is called with what comes from the tunnel, before ssh has it
 	wg          sync.WaitGroup
 
 	began time.Time
@@ -40,8 +41,9 @@ type pump struct {
 	err    error // the tunnel's first
 }
 
-func newPump(ssh, tunnel net.Conn) *pump {
-	p := &pump{ssh: ssh, tunnel: tunnel, began: time.Now(), came: make(chan struct{}, 1)}
+// newPump starts a pump. An error of sees ends it.
+func newPump(ssh, tunnel net.Conn, sees func([]byte) error) *pump {
+	p := &pump{ssh: ssh, tunnel: tunnel, sees: sees, began: time.Now(), came: make(chan struct{}, 1)}
 	p.wg.Go(func() {
 		defer p.hangUp()
 		_, _ = io.Copy(tunnelSide{tunnel, p}, ssh) // ssh's error is in its exit, the tunnel's is noted by tunnelSide
@@ -69,6 +71,9 @@ func (t tunnelSide) Read(b []byte) (int, error) {
 	default:
 	}
 	t.pump.note(err)
+	if refused := t.pump.sees(b[:n]); refused != nil {
+		return 0, refused
+	}
 	return n, err
 }
 

@@ -15,7 +15,7 @@ import (
 func pumped() (p *pump, ssh, tunnel net.Conn) {
 	ssh, near := net.Pipe()
 	far, tunnel := net.Pipe()
-	return newPump(near, far), ssh, tunnel
+	return newPump(near, far, func([]byte) error { return nil }), ssh, tunnel
 }
 
 // TestPumpKnocks: the first byte that ssh says after its login goes ahead, and

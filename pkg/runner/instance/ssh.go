@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"unicode"
 
 	"github.com/molecule-ai/termgw/pkg/runner"
 )
@@ -35,13 +36,10 @@ func sshCommon(control, user, instance string) []string {
 // masterArgs returns the arguments of a connection's ssh, which speaks on its stdin
 // and stdout (ProxyCommand=-, since OpenSSH 6.6): the tunnel costs no process, no
 // port, and no socket that another program could connect to.
-func masterArgs(control, user, instance, agent, knownHosts string, known bool, timing runner.Timing) []string {
-	strict := "accept-new"
-	if known {
-		strict = "yes"
-	}
+// Its own messages go to log: its stderr has what a server prints, too.
+func masterArgs(control, user, instance, agent, knownHosts, log, hostKeyAlgorithms string, timing runner.Timing) []string {
 	return append(sshCommon(control, user, instance),
-		"-M", "-N", "-T",
+		"-M", "-N", "-T", "-E", log,
 		"-o", "LogLevel=INFO", // the level of the message that a server does not answer
 		"-o", "ProxyCommand=-",
 		"-o", "ControlPersist=no",
@@ -53,7 +51,8 @@ func masterArgs(control, user, instance, agent, knownHosts string, known bool, t
 		"-o", "PreferredAuthentications=publickey",
 		"-o", "UserKnownHostsFile="+knownHosts,
 		"-o", "GlobalKnownHostsFile=none",
-		"-o", "StrictHostKeyChecking="+strict,
+		"-o", "HostKeyAlgorithms="+hostKeyAlgorithms,
+		"-o", "StrictHostKeyChecking=yes",
 		"-o", "UpdateHostKeys=no",
 		"-o", "HashKnownHosts=no",
 		"-o", "CheckHostIP=no",
@@ -92,13 +91,20 @@ var (
 	errGone    = errors.New("the connection is gone")
 )
 
+// Messages of an ssh that runs a command over a connection (mux.c), as whole lines. Such a line may also be the account's: what
+// a remote program prints comes to ssh's stderr, where there is no pty. It gains no more than a refused session does.
+var (
+	refusedForm = regexp.MustCompile(`(?m)^mux_client_request_session: session request failed: Session open refused by peer\r?$`)
+	goneForm    = regexp.MustCompile(`(?m)^(mux_client_\w+: .*|muxclient: .*|Control socket connect\(.*\): .*` +
+		`|(kex|ssh)_exchange_identification: .*|Connection (closed|reset) by UNKNOWN port 65535)\r?$`) // the last two: of the program that ends at once
+)
+
 // sessionFault returns why ssh could not open a session; nil if it could.
 func sessionFault(stderr string) error {
 	switch {
-	case strings.Contains(stderr, "open refused by peer"), strings.Contains(stderr, "open failed"):
+	case refusedForm.MatchString(stderr):
 		return errRefused
-	case strings.Contains(stderr, "kex_exchange_identification"), strings.Contains(stderr, "Connection closed"), // of the program that ends at once
-		strings.Contains(stderr, "Control socket"), strings.Contains(stderr, "mux_client"), strings.Contains(stderr, "master"):
+	case goneForm.MatchString(stderr):
 		return errGone
 	}
 	return nil
@@ -108,30 +114,65 @@ func sessionFault(stderr string) error {
 var (
 	errAuth    = errors.New("the instance refused the key: it is over 60 s old, the OS user is wrong, or the instance lacks ec2-instance-connect")
 	errHostKey = errors.New("the instance's host key is not the one that is known for it: if the instance was made anew, correct host_key in the workspace's row or forget the kept key (termgw hostkeys forget)")
+	errNoMatch = errors.New("the instance's sshd and the gateway's ssh have no algorithm in common")
 )
 
-// keyAdded matches a message that is no fault.
-var keyAdded = regexp.MustCompile(`(?m)^Warning: Permanently added .*$`)
-
-// loginFault returns why a connection's ssh ended before it was logged in.
-func loginFault(stderr string) *runner.Failure {
-	stderr = keyAdded.ReplaceAllString(stderr, "")
-	said := errors.New(shorten(stderr))
-	switch {
-	case strings.Contains(stderr, "Permission denied"), strings.Contains(stderr, "Too many authentication failures"):
-		return failed("ssh_auth", fmt.Errorf("%w: %w", errAuth, said))
-	case strings.Contains(stderr, "Host key verification failed"), strings.Contains(stderr, "host key"):
-		return failed("ssh_hostkey", errHostKey) // ssh's advice is about a file that the gateway has removed
-	case strings.Contains(stderr, "timed out"), strings.Contains(stderr, "Timeout"):
-		return failed("ssh_timeout", fmt.Errorf("sshd does not answer: %w", said))
-	case strings.TrimSpace(stderr) == "", strings.Contains(stderr, "Connection closed"), strings.Contains(stderr, "Connection reset"), strings.Contains(stderr, "Broken pipe"):
-		return failed("ssh_closed", fmt.Errorf("sshd, or the tunnel to it, closed the connection: %w", said))
-	}
-	return failed("ssh", fmt.Errorf("ssh: %w", said))
+// loginForms are the messages of a connection's ssh, as whole lines, with their meaning. The server chooses the end of some: a
+// line that it forges there comes after the line that decides.
+var loginForms = []struct {
+	form *regexp.Regexp
+	step string
+	err  error // nil: the message
+}{
+	{regexp.MustCompile(`^(\S+: )?Permission denied \([a-z0-9@.,-]*\)\.$`), "ssh_auth", errAuth},
+	{regexp.MustCompile(`^Received disconnect from \S+ port \d+:2: Too many authentication failures`), "ssh_auth", errAuth},
+	{regexp.MustCompile(`^Received disconnect from `), "ssh_closed", nil},
+	{regexp.MustCompile(`^Unable to negotiate with \S+ port \d+: `), "ssh_handshake", errNoMatch},
+	// The gateway knows the key by then (exchange): the server has not proved that it has it.
+	{regexp.MustCompile(`^Host key verification failed\.$`), "ssh_hostkey", errHostKey},
+	{regexp.MustCompile(`^ssh_dispatch_run_fatal: Connection to \S+ port \d+: incorrect signature$`), "ssh_hostkey", errHostKey},
+	{regexp.MustCompile(`^(Connection timed out during banner exchange|Timeout, server \S+ not responding\.|Connection to \S+ port \d+ timed out|.*: (Connection|Operation) timed out)$`), "ssh_timeout", nil},
+	{regexp.MustCompile(`^(Connection (closed|reset) by |Connection to \S+ closed|(kex|ssh)_exchange_identification: |banner exchange: |client_loop: |packet_write_\w+: |ssh_packet_\w+: |ssh_dispatch_run_fatal: .*: (Broken pipe|Connection (closed|reset).*)$|Read from remote host |Write failed: )`), "ssh_closed", nil},
 }
 
-// shorten returns the end of a program's output, where the reason is, on one line.
+// loginFault returns why a connection's ssh ended, by its messages and by what it and the server printed.
+func loginFault(log, stderr string) *runner.Failure {
+	said := fmt.Errorf("ssh says %q", shorten(log))
+	if stderr != "" {
+		said = fmt.Errorf("%w, and on its stderr, where a server's banner is too: %q", said, shorten(stderr))
+	}
+	for line := range strings.Lines(log) {
+		line = strings.TrimRight(line, "\r\n")
+		for _, known := range loginForms {
+			if !known.form.MatchString(line) {
+				continue
+			}
+			switch {
+			case known.step == "ssh_hostkey":
+				return failed(known.step, known.err) // ssh's advice is about a file that the gateway has removed
+			case known.err != nil:
+				said = fmt.Errorf("%w: %w", known.err, said)
+			case known.step == "ssh_timeout":
+				said = fmt.Errorf("sshd does not answer: %w", said)
+			default:
+				said = fmt.Errorf("sshd, or the tunnel to it, closed the connection: %w", said)
+			}
+			return failed(known.step, said)
+		}
+	}
+	if strings.TrimSpace(log) == "" {
+		return failed("ssh_closed", fmt.Errorf("sshd, or the tunnel to it, closed the connection: %w", said))
+	}
+	return failed("ssh", said)
+}
+
+// shorten returns the end of a program's output, where the reason is, on one line and without control characters.
 func shorten(s string) string {
-	s = runner.OneLine(strings.ToValidUTF8(s, "?"))
-	return s[max(0, len(s)-300):]
+	s = runner.OneLine(strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || unicode.IsSpace(r) {
+			return r
+		}
+		return '?'
+	}, strings.ToValidUTF8(s, "?")))
+	return strings.ToValidUTF8(s[max(0, len(s)-300):], "")
 }

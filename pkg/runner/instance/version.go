@@ -12,11 +12,11 @@ import (
 )
 
 // leastSSH is the first release of OpenSSH whose client has all that this package uses.
-// StrictHostKeyChecking=accept-new came with 7.6; the proxy mode of multiplexing
-// (channel.go) with 7.4, IdentityAgent with 7.3, UpdateHostKeys
-// with 6.8, and ProxyCommand=-, -F none, IdentityFile=none and IgnoreUnknown with 6.3
-// (OpenSSH's history, by the first tag that has each).
-var leastSSH = [2]int{7, 6}
+// The proxy mode of multiplexing (channel.go) came with 7.4, IdentityAgent with 7.3,
+// host keys' signatures by SHA-2 with 7.2, UpdateHostKeys with 6.8, and ProxyCommand=-,
+// -F none, -E, IdentityFile=none and IgnoreUnknown with 6.3 (OpenSSH's history, by the
+// first tag that has each).
+var leastSSH = [2]int{7, 4}
 
 // sshRelease matches what `ssh -V` prints: "OpenSSH_9.2p1 Debian-2+deb12u7, OpenSSL 3.0.17 …".
 var sshRelease = regexp.MustCompile(`^OpenSSH_(\d{1,4})\.(\d{1,4})[^ ,]*`)

@@ -13,10 +13,10 @@ func TestSSHVersion(t *testing.T) {
 	for _, test := range []struct{ prints, version, fault string }{
 		{"OpenSSH_9.2p1 Debian-2+deb12u7, OpenSSL 3.0.17 1 Jul 2025", "OpenSSH_9.2p1", ""},
 		{"OpenSSH_10.0p2, OpenSSL 3.5.1", "OpenSSH_10.0p2", ""},
-		{"OpenSSH_7.6p1, without OpenSSL", "OpenSSH_7.6p1", ""},
-		{"OpenSSH_7.5p1, OpenSSL 1.0.2k-fips", "", "is OpenSSH_7.5p1, which is too old"},
+		{"OpenSSH_7.4p1, without OpenSSL", "OpenSSH_7.4p1", ""},
+		{"OpenSSH_7.3p1, OpenSSL 1.0.2k-fips", "", "is OpenSSH_7.3p1, which is too old"},
 		{"OpenSSH_6.6.1p1, OpenSSL 1.0.1e-fips", "", "is OpenSSH_6.6.1p1, which is too old"},
-		{"Dropbear v2024.86", "", `not OpenSSH's client, of which 7.6 or later is needed: ` + "`ssh -V` says \"Dropbear v2024.86\""},
+		{"Dropbear v2024.86", "", `not OpenSSH's client, of which 7.4 or later is needed: ` + "`ssh -V` says \"Dropbear v2024.86\""},
 		{"", "", "not OpenSSH's client"},
 	} {
 		program := filepath.Join(t.TempDir(), "ssh")

@@ -1,0 +1,261 @@
+package instance
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/molecule-ai/termgw/pkg/runner"
+)
+
+// This file paces the logins that an instance refuses.
+//
+// Since OpenSSH 9.8 sshd refuses a source address for a while after failed logins (PerSourcePenalties in sshd_config(5)), and
+// behind an endpoint all terminals have one address: the tries for one wrong row would lock out everybody on that instance. A
+// failed login adds 5 s, the sum runs down with the clock, and sshd refuses the address once the sum is more than 15 s.
+// A gateway lets one login of an account through at a time, and after a refusal none for firstPause or longer. So it adds 5 s
+// in 30 s at most, and three replicas add 15 s, in the worst case all at once; that has run down before their next logins.
+// The later pauses of a minute leave room for other failed logins from the same address.
+const (
+	firstPause = 30 * time.Second
+	// longPause is how long an operator who has mended the instance waits at most.
+	longPause = time.Minute
+	// rememberFor is as long as sshd's longest penalty, which our own tries may have caused: so long after a pause the cause
+	// of the first refusal is told instead of what follows from it.
+	rememberFor = 10 * time.Minute
+	// mostRemembered bounds the refusals that are remembered, and the instances whose type of key is.
+	mostRemembered = 10_000
+)
+
+// follows are the steps that may fail because logins were refused before.
+var follows = []string{"ssh_penalty", "ssh_startups", "ssh_closed", "ssh_timeout"}
+
+// account is a user of an instance.
+type account struct{ instance, user string }
+
+func (d destination) account() account { return account{d.instance, d.user} }
+
+// gate paces logins, those of all rows and people together. An account that is refused does not hold up others.
+type gate struct {
+	now func() time.Time
+
+	mu      sync.Mutex
+	logins  map[account]*logins // accounts with a login under way, or a connection
+	refused map[refusalOf]*refusal
+	takes   map[string]keyType // by instance: the type of key that it has taken
+}
+
+// logins are those of one account.
+type logins struct {
+	trying *try // the one that the others wait for; nil: there is none
+	open   int  // connections: it is known that the account can log in, and others wait for nothing
+}
+
+// try is a login that others wait for.
+type try struct {
+	to   destination
+	done chan struct{} // closed once err is set
+	err  error
+}
+
+// refusalOf names what is refused: the account, or the host key together with the rows that know the same one.
+type refusalOf struct {
+	account
+	known [sha256.Size]byte // of the destination's hostKey; zero: the rows do not matter
+}
+
+type refusal struct {
+	cause *runner.Failure // of the first
+	until time.Time       // of the pause
+	count int
+}
+
+func newGate(now func() time.Time) *gate {
+	return &gate{now: now, logins: map[account]*logins{}, refused: map[refusalOf]*refusal{}, takes: map[string]keyType{}}
+}
+
+// refusalsOf are the refusals that a login to a destination may meet.
+func refusalsOf(to destination) (ofAccount, ofHostKey refusalOf) {
+	return refusalOf{account: to.account()}, refusalOf{to.account(), sha256.Sum256([]byte(to.hostKey))}
+}
+
+// pass lets a login through once no other of its account is under way, or the account is known to be able to log in. While
+// the pause after a refusal lasts, it returns the cause of that. The caller calls leave with the login's result, and returns
+// what leave returns.
+func (g *gate) pass(ctx context.Context, to destination) (leave func(error) error, err error) {
+	for {
+		other, own, err := g.enter(to)
+		switch {
+		case err != nil:
+			return nil, err
+		case other == nil:
+			return func(err error) error { return g.leave(to, own, err) }, nil
+		}
+		select {
+		case <-other.done:
+			if other.err != nil && other.to == to {
+				return nil, other.err
+			}
+		case <-ctx.Done():
+			return nil, failed("ssh_timeout", fmt.Errorf("waiting for another login as %s: %w", to.user, context.Cause(ctx)))
+		}
+	}
+}
+
+// enter returns the login to wait for, or lets one through: own is the one that others wait for, if they do.
+func (g *gate) enter(to destination) (other, own *try, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r := g.last(to); r != nil {
+		if left := r.until.Sub(g.now()); left > 0 {
+			return nil, nil, r.tell(left)
+		}
+	}
+	l := g.logins[to.account()]
+	switch {
+	case l == nil:
+		own = &try{to: to, done: make(chan struct{})}
+		g.logins[to.account()] = &logins{trying: own}
+	case l.trying != nil:
+		other = l.trying
+	}
+	return other, own, nil
+}
+
+// last returns the refusal that a login to a destination meets, or nil. The caller holds the mutex.
+func (g *gate) last(to destination) (last *refusal) {
+	ofAccount, ofHostKey := refusalsOf(to)
+	for _, of := range []refusalOf{ofAccount, ofHostKey} {
+		r := g.refused[of]
+		if r != nil && g.now().Before(r.until.Add(rememberFor)) && (last == nil || r.until.After(last.until)) {
+			last = r
+		}
+	}
+	return last
+}
+
+// tell returns the cause, with the time of the next try.
+func (r *refusal) tell(left time.Duration) error {
+	told := *r.cause
+	told.Fix = cmp.Or(told.Fix, told.Sentence) // of the doctor, who does not wait
+	told.Sentence += fmt.Sprintf(" The gateway tries this login again in %d s; until then the answer stays the same.", int((left+time.Second-1)/time.Second))
+	return &told
+}
+
+// leave ends a login. One without an error has opened a connection, which is until closed is called.
+func (g *gate) leave(to destination, own *try, err error) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l := g.logins[to.account()]
+	if err == nil {
+		if l == nil { // the connections that let this login through have ended
+			l = &logins{}
+			g.logins[to.account()] = l
+		}
+		l.open++
+		ofAccount, ofHostKey := refusalsOf(to)
+		delete(g.refused, ofAccount)
+		delete(g.refused, ofHostKey)
+	} else {
+		err = g.told(to, err)
+	}
+	if own != nil {
+		l.trying = nil
+		own.err = err
+		close(own.done)
+	}
+	g.tidy(to.account())
+	return err
+}
+
+// told remembers a refusal, and returns what is told of a login's error. The caller holds the mutex.
+func (g *gate) told(to destination, err error) error {
+	var cause *runner.Failure
+	if !errors.As(err, &cause) {
+		return err
+	}
+	last := g.last(to)
+	switch {
+	case slices.Contains(final, cause.Step):
+	case last != nil && slices.Contains(follows, cause.Step):
+		cause = last.cause
+	default:
+		return err
+	}
+	of, ofHostKey := refusalsOf(to)
+	if cause.Step == "ssh_hostkey" {
+		of = ofHostKey
+	}
+	now, pause := &refusal{cause: cause, count: 1}, firstPause
+	if last != nil {
+		now.count, pause = last.count+1, longPause
+	}
+	now.until = g.now().Add(pause)
+	g.refused[of] = now
+	g.forget()
+	return now.tell(pause)
+}
+
+// closed is called at the end of a connection.
+func (g *gate) closed(to destination) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.logins[to.account()].open--
+	g.tidy(to.account())
+}
+
+func (g *gate) tidy(of account) {
+	if l := g.logins[of]; l != nil && l.trying == nil && l.open == 0 {
+		delete(g.logins, of)
+	}
+}
+
+// forget forgets refusals if too many are remembered: those that are over, and else the oldest. The caller holds the mutex.
+func (g *gate) forget() {
+	if len(g.refused) <= mostRemembered {
+		return
+	}
+	var oldest refusalOf
+	for of, r := range g.refused {
+		if g.now().After(r.until.Add(rememberFor)) {
+			delete(g.refused, of)
+		} else if o := g.refused[oldest]; o == nil || r.until.Before(o.until) {
+			oldest = of
+		}
+	}
+	if len(g.refused) > mostRemembered {
+		delete(g.refused, oldest)
+	}
+}
+
+// keyFor returns the type of key for a login, and whether the instance is known to take it. Where it is not known, each login
+// after a refusal has a key of the other type: an sshd that takes no Ed25519 refuses it as it refuses a wrong user.
+func (g *gate) keyFor(to destination) (t keyType, known bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if t, ok := g.takes[to.instance]; ok {
+		return t, true
+	}
+	if r := g.last(to); r != nil && r.count%2 == 1 {
+		return keyRSA, false
+	}
+	return keyEd25519, false
+}
+
+// hasTaken remembers the type of key that an instance takes.
+func (g *gate) hasTaken(instance string, t keyType) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if _, ok := g.takes[instance]; !ok && len(g.takes) >= mostRemembered {
+		for any := range g.takes {
+			delete(g.takes, any)
+			break
+		}
+	}
+	g.takes[instance] = t
+}
