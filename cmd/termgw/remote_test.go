@@ -122,7 +122,7 @@ func (c *cloud) startSSHD(tb testing.TB, cfg testenv.SSHDConfig) {
 // connect is a proxy that leads every name of AWS to the played one.
 func (c *cloud) connect(w http.ResponseWriter, r *http.Request) {
 	host, port, err := net.SplitHostPort(r.Host)
-	if r.Method != http.MethodConnect || err != nil || port != "443" || !strings.HasSuffix(host, ".amazonaws.com") {
+	if r.Method != http.MethodConnect || err != nil || port != "443" || !strings.HasSuffix(host, ".amazonaws.com") && !strings.HasSuffix(host, ".api.aws") {
 		http.Error(w, "only AWS is reached here", http.StatusForbidden)
 		return
 	}
@@ -657,6 +657,12 @@ func TestRemoteFaults(t *testing.T) {
 // own name; else people share.
 func TestRemoteRoles(t *testing.T) {
 	t.Parallel()
+	t.Run("native", func(t *testing.T) { testRoles(t, func(aws *cloud) []string { return aws.environ(t) }) })
+	t.Run("AWS CLI", func(t *testing.T) { testRoles(t, func(aws *cloud) []string { return aws.awsCLI(t) }) })
+}
+
+func testRoles(t *testing.T, environ func(*cloud) []string) {
+	t.Parallel()
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	const shared, named = "arn:aws:iam::111111111111:role/shared", "arn:aws:iam::222222222222:role/named"
@@ -668,7 +674,7 @@ func TestRemoteRoles(t *testing.T) {
 	apart, other := p.onChangedInstance(t, aws, "none",
 		"remote_target = 'host', source_identity = 'true', endpoint_id = 'eice-00000000000000222', role_arn = '"+named+"'",
 		func(i *awsplay.Instance) { i.Account = "222222222222"; i.VPC = "vpc-hub" })
-	g := p.serve(t, aws.environ(t)...)
+	g := p.serve(t, environ(aws)...)
 	for n, workspace := range []string{together, apart} {
 		for _, who := range []string{"ann", "bob@example.com", "ann"} {
 			c := g.dial(t, workspace, p.ticketOf(t, workspace, who), dialing{})
@@ -716,10 +722,33 @@ func TestRemoteRoles(t *testing.T) {
 			t.Errorf("the trail is %v", got)
 		}
 		for _, request := range []string{"request_instance", "request_endpoint", "request_key", "request_tunnel"} {
+			if request == "request_tunnel" && t.Name() == "TestRemoteRoles/AWS_CLI" {
+				continue // the CLI does not tell it
+			}
 			if !slices.ContainsFunc(aws.Requests(), func(r awsplay.Request) bool { return r.ID == got[request] && r.SourceIdentity == test.who }) {
 				t.Errorf("AWS made no %s %q", request, got[request])
 			}
 		}
+	}
+}
+
+// An instance with an IPv6 address alone opens, by an endpoint's dual-stack name.
+func TestRemoteIPv6(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	aws := p.newCloud(t, env.Docker(t))
+	aws.PutEndpoint(awsplay.Endpoint{
+		ID: "eice-00000000000000006", VPC: "vpc-6", AddressType: "ipv6", DualStackName: "eice-6.ec2-instance-connect-endpoint.us-east-1.api.aws",
+	})
+	for name, environ := range map[string][]string{"native": aws.environ(t), "AWS CLI": aws.awsCLI(t)} {
+		t.Run(name, func(t *testing.T) {
+			workspace, _ := p.onChangedInstance(t, aws, "none", "remote_target = 'host'", func(i *awsplay.Instance) {
+				i.PrivateIP, i.IPv6, i.VPC = "", "2001:db8::5", "vpc-6"
+			})
+			if got := p.serve(t, environ...).open(t, workspace, dialing{}).run(t, "echo $((6*7))"); got != "42\r\n" {
+				t.Errorf("a shell says %q", got)
+			}
+		})
 	}
 }
 

@@ -93,6 +93,8 @@ func TestUnsignedIsRefused(t *testing.T) {
 		status                          int
 	}{
 		"instances":      {http.MethodPost, "/", "", "Action=DescribeInstances&Version=2016-11-15", http.StatusForbidden},
+		"a role":         {http.MethodPost, "/", "", "Action=AssumeRole&Version=2011-06-15&RoleArn=arn:aws:iam::123456789012:role/x", http.StatusForbidden},
+		"another of STS": {http.MethodPost, "/", "", "Action=GetFederationToken&Version=2011-06-15", http.StatusBadRequest},
 		"another action": {http.MethodPost, "/", "", "Action=TerminateInstances&Version=2016-11-15", http.StatusBadRequest},
 		"another time":   {http.MethodPost, "/", "", "Action=DescribeInstances&Version=2006-01-01", http.StatusBadRequest},
 		"key":            {http.MethodPost, "/", "AWSEC2InstanceConnectService.SendSSHPublicKey", "{}", http.StatusForbidden},

@@ -171,6 +171,12 @@ func TestToldAsOurs(t *testing.T) {
 	if err := told(&eice.Error{Detail: eice.TunnelExpired, Err: io.EOF}); !errors.Is(err, session.ErrTunnel) {
 		t.Errorf("the end becomes %v", err)
 	}
+	for detail, final := range map[eice.Detail]bool{eice.IAMKey: true, eice.InstanceTerminated: true, eice.Throttled: false, eice.InstancePending: false} {
+		var failed *runner.Failure
+		if err := told(&eice.Error{Detail: detail, Err: io.EOF}); !errors.As(err, &failed) || failed.Final != final || failed.Step != string(detail) {
+			t.Errorf("%s becomes %v", detail, err)
+		}
+	}
 	if err := told(io.EOF); !errors.Is(err, io.EOF) {
 		t.Errorf("an orderly end becomes %v", err)
 	}

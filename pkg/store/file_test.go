@@ -11,10 +11,12 @@ import (
 
 func TestReadWorkspacesFile(t *testing.T) {
 	t.Parallel()
-	all := `[{"id":"a.B_c-1","name":"n","instance_id":"i","container":"c","region":"r","os_user":"u","host_key":"k","remote_target":"host"},
+	all := `[{"id":"a.B_c-1","name":"n","instance_id":"i","container":"c","region":"r","os_user":"u","host_key":"k","remote_target":"host",
+		"role_arn":"a","endpoint_id":"e","source_identity":"true"},
 		{"id":"2","name":null,"instance_id":null,"container":null,"region":null,"os_user":null,"host_key":null,"remote_target":null}]`
 	want := []Workspace{
-		of("a.B_c-1", "name", "n", "instance_id", "i", "container", "c", "region", "r", "os_user", "u", "host_key", "k", "remote_target", "host"),
+		of("a.B_c-1", "name", "n", "instance_id", "i", "container", "c", "region", "r", "os_user", "u", "host_key", "k", "remote_target", "host",
+			"role_arn", "a", "endpoint_id", "e", "source_identity", "true"),
 		of("2"),
 	}
 	long := strings.Repeat("x", 129)

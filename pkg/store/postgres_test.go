@@ -128,8 +128,10 @@ func TestWorkspaceQueryShapes(t *testing.T) {
 		{query: `SELECT * FROM workspaces WHERE id = $1`, id: "a", want: of("a", "name", "one", "instance_id", "i-1", "extra", `{"x": 1}`, "ws", "w", "j", "1", "termgw_ws", "x")},
 		{query: `SELECT * FROM workspaces WHERE id = $1`, id: "b", want: of("b", "name", "one")},
 		{
-			query: `SELECT name, instance_id, 'c' AS container, 'r' AS region, 'u' AS os_user, 'k' AS host_key, 'host' AS remote_target FROM workspaces WHERE id = $1`, id: "a",
-			want: of("a", "name", "one", "instance_id", "i-1", "container", "c", "region", "r", "os_user", "u", "host_key", "k", "remote_target", "host"),
+			query: `SELECT name, instance_id, 'c' AS container, 'r' AS region, 'u' AS os_user, 'k' AS host_key, 'host' AS remote_target,
+				repeat('x', 2048) AS role_arn, 'e' AS endpoint_id, true AS source_identity FROM workspaces WHERE id = $1`, id: "a",
+			want: of("a", "name", "one", "instance_id", "i-1", "container", "c", "region", "r", "os_user", "u", "host_key", "k", "remote_target", "host",
+				"role_arn", strings.Repeat("x", 2048), "endpoint_id", "e", "source_identity", "true"),
 		},
 		{query: "SELECT name, instance_id FROM workspaces WHERE id = $1; -- done", id: "a", want: full},
 		{query: "SELECT name, instance_id FROM workspaces WHERE id = $1 -- no newline", id: "a", want: full},
