@@ -325,6 +325,6 @@ func told(err error) error {
 	case eice.TunnelExpired:
 		return fmt.Errorf("%w: %w", session.ErrTunnel, err)
 	default:
-		return &runner.Failure{Step: string(e.Detail), Sentence: e.Sentence(), Final: e.Final(), Err: err}
+		return &runner.Failure{Step: string(e.Detail), Sentence: e.Sentence(), Final: e.Final(), Err: e.Err}
 	}
 }

@@ -194,6 +194,11 @@ func TestRevokedRole(t *testing.T) {
 	_, err := w.client.PushKey(t.Context(), route, "ec2-user", publicKey)
 	wantDetail(t, err, Credentials)
 	w.way(t, at)
+	w.play.RevokeRoles()
+	w.client.Forget(route)
+	_, err = w.client.Locate(t.Context(), at)
+	wantDetail(t, err, Credentials)
+	w.way(t, at)
 }
 
 func TestRoleIsAssumedOnce(t *testing.T) {
