@@ -173,3 +173,26 @@ func TestHostKeyAlgorithms(t *testing.T) {
 		}
 	}
 }
+
+// FuzzReadHostKeys: what is read is what is known, and an error is one that a person may read.
+func FuzzReadHostKeys(f *testing.F) {
+	const instance = "i-0123456789abcdef0"
+	for _, seed := range []string{edKey, "10.0.0.5 " + ecKey + "\n@revoked " + edKey, "256 " + somePrint + " root@x (ECDSA)", "ec2: MD5:aa", "revoked " + edKey} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		keys, err := readHostKeys(text, instance)
+		if (err == nil) != (len(keys) > 0) {
+			t.Fatalf("%q, %v", keys, err)
+		}
+		if err != nil {
+			if len(err.Error()) > 400 || strings.ContainsAny(err.Error(), "\r\n\x1b") {
+				t.Errorf("%q", err)
+			}
+			return
+		}
+		if !slices.Equal(parsedHostKeys(keys.String()), keys) || keys.algorithms(nil) == "" {
+			t.Errorf("%q is read as %q", keys, parsedHostKeys(keys.String()))
+		}
+	})
+}
