@@ -243,7 +243,7 @@ func (d *doctor) row(ctx context.Context) (string, error) {
 	if w.ID != d.id {
 		found += fmt.Sprintf(", by another spelling of its id, which is %q", w.ID)
 	}
-	for _, column := range []string{d.place.Column, "name", "container", "region", "os_user", "remote_target"} {
+	for _, column := range []string{d.place.Column, "name", "container", "region", "os_user", "remote_target", "docker_sudo"} {
 		if value := w.Attributes[column]; value != "" {
 			found += fmt.Sprintf(", %s %q", column, value)
 		}

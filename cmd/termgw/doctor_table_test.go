@@ -58,6 +58,7 @@ type broken struct {
 
 	step       string // that fails, and its detail, if it has one; empty: none
 	cause, fix string // words of what the doctor says
+	says       string // words of a step that went well
 	wrong      string // what it should say instead; empty: it is right
 }
 
@@ -388,48 +389,45 @@ func brokenSetUps(t *testing.T) []broken {
 
 		// The account.
 		{
-			what: "The login shell is `nologin`", sshd: &testenv.SSHDConfig{Shell: "/usr/sbin/nologin"}, slow: 20 * time.Second,
-			step: "shell shell", cause: "This account is currently not available", fix: "TERMGW_SHELLS", wrong: "the account, at a step before the container",
+			what: "The login shell is `nologin`", sshd: &testenv.SSHDConfig{Shell: "/usr/sbin/nologin"},
+			step: "account account", cause: "This account is currently not available", fix: "sudo usermod -s /bin/bash",
 		},
 		{
 			what: "The password has expired, and PAM asks for another", sshd: withLines("UsePAM yes"), set: account("chage", "--lastday", "0"), slow: 20 * time.Second,
-			step: "login ssh_timeout", cause: "context deadline exceeded", fix: "sshd does not answer", wrong: "the account, and what it printed",
+			step: "account account", cause: "Your password has expired", fix: "sudo chage",
 		},
 		{
 			what: "`.bashrc` starts another shell (`exec zsh`)", set: home(".bashrc", "exec dash"), slow: 20 * time.Second,
-			step: "login ssh_timeout", cause: "context deadline exceeded", fix: "sshd does not answer", wrong: "the account, and what it printed",
+			step: "account account", cause: "did not run the gateway's command", fix: "what its .bashrc and the like start",
 		},
 		{
 			what: "`ForceCommand` in sshd's configuration", sshd: withLines("ForceCommand /bin/bash"), slow: 20 * time.Second,
-			step: "login ssh_timeout", cause: "context deadline exceeded", fix: "sshd does not answer", wrong: "the account, and what it printed",
+			step: "account account", cause: "did not run the gateway's command", fix: "ForceCommand in sshd's configuration",
 		},
+		{what: "The login shell is `tcsh`", sshd: &testenv.SSHDConfig{Shell: tcsh}},
 		{
-			what: "The login shell is `tcsh`", sshd: &testenv.SSHDConfig{Shell: tcsh}, slow: 20 * time.Second,
-			step: "shell shell", cause: "Unmatched", fix: "TERMGW_SHELLS", wrong: "the account, at a step before the container",
+			what: "`PermitTTY no` in sshd's configuration", sshd: withLines("PermitTTY no"),
+			step: "account account", cause: "sshd gives the account no terminal", fix: "PermitTTY yes",
 		},
-		{
-			what: "`PermitTTY no` in sshd's configuration", sshd: withLines("PermitTTY no"), slow: 20 * time.Second,
-			step: "shell shell", cause: "PTY allocation request failed", fix: "TERMGW_SHELLS", wrong: "the account: PermitTTY",
-		},
-		{what: "`MaxSessions 0` in sshd's configuration", sshd: withLines("MaxSessions 0"), step: "login ssh_sessions", cause: "the instance's sshd opens no session", fix: "Check MaxSessions"},
+		{what: "`MaxSessions 0` in sshd's configuration", sshd: withLines("MaxSessions 0"), step: "account ssh_sessions", cause: "the instance's sshd opens no session", fix: "Check MaxSessions"},
 		{what: "`MaxSessions 1` in sshd's configuration", sshd: withLines("MaxSessions 1")},
-		{what: "The instance lacks `setsid`", sshd: withCommand("setsid", ""), wrong: "which ends fail without it"},
-		{what: "The instance lacks `ss`", sshd: withCommand("ss", ""), wrong: "which ends fail without it"},
-		{what: "The instance lacks `timeout`", sshd: withCommand("timeout", ""), step: "shell", cause: "timeout: not found", fix: "TERMGW_SHELLS", wrong: "which ends fail without it"},
+		{what: "The instance lacks `setsid`", sshd: withCommand("setsid", ""), says: "not there, and not needed: setsid"},
+		{what: "The instance lacks `ss`", sshd: withCommand("ss", ""), says: "no ss: where a gateway dies and its tunnel stays open"},
+		{what: "The instance lacks `timeout`", sshd: withCommand("timeout", ""), says: "not there, and not needed: timeout"},
 
 		// Docker and the container.
-		{what: "The instance lacks `docker`", sshd: withCommand("docker", ""), step: "container docker", cause: "there is no docker command on the instance", fix: "Check that Docker is installed"},
+		{what: "The instance lacks `docker`", sshd: withCommand("docker", ""), step: "docker docker", cause: "there is no docker command on the instance", fix: "Check that Docker is installed"},
 		{
 			what: "The user may not use Docker", sshd: withLines("SetEnv DOCKER_HOST=" + closedSocket(t)),
-			step: "container docker", cause: "permission denied while trying to connect to the Docker daemon socket", fix: "usermod -aG docker",
+			step: "docker docker", cause: "permission denied while trying to connect to the Docker daemon socket", fix: "usermod -aG docker",
 		},
 		{
 			what: "Docker's engine does not run", sshd: withLines("SetEnv DOCKER_HOST=unix:///run/no-docker.sock"),
-			step: "container docker", cause: "Cannot connect to the Docker daemon", fix: "Check that Docker is installed and runs",
+			step: "docker docker", cause: "Cannot connect to the Docker daemon", fix: "Check that Docker is installed and runs",
 		},
 		{
 			what: "`docker` hangs", sshd: withCommand("docker", "exec sleep 1000"), slow: 20 * time.Second,
-			step: "shell shell", cause: "context deadline exceeded", fix: "TERMGW_SHELLS", wrong: "docker, at the step container",
+			step: "docker docker", cause: "it does not answer", fix: "Check that Docker is installed and runs",
 		},
 		{what: "The container is stopped", set: columns("container = 'ws-stopped'"), step: "container", cause: "ws-stopped is stopped", fix: "Start the workspace"},
 		{what: "There is no such container", set: columns("container = 'ws-none'"), step: "container", cause: "looked for ws-none", fix: "correct container or name in its row"},
@@ -515,6 +513,9 @@ func (p *platform) diagnoseBroken(t *testing.T, engine *testenv.Docker, b broken
 	eventually(t, "no tunnel and no process of the doctor is left", func() bool {
 		return s.Tunnels() == 0 && len(running(t, s.instance.ID)) == 0
 	})
+	if !strings.Contains(d.text, b.says) {
+		t.Errorf("nothing of %q:\n%s", b.says, d.text)
+	}
 	fix = strings.ReplaceAll(strings.TrimSuffix(fix, " See "+eice.Docs+"."), s.sshd.User, "ec2-user")
 	right := "yes"
 	if b.wrong != "" {
@@ -523,7 +524,7 @@ func (p *platform) diagnoseBroken(t *testing.T, engine *testenv.Docker, b broken
 	step, detail, _ := strings.Cut(b.step, " ")
 	cells := []string{b.what, step, code(detail), code(b.cause), fix, right}
 	if step == "" {
-		cells[1], cells[4] = "none", "a terminal opens"
+		cells[1], cells[3], cells[4] = "none", code(b.says), "a terminal opens"
 	}
 	return "| " + strings.Join(cells, " | ") + " |"
 }

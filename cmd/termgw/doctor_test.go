@@ -163,8 +163,8 @@ func TestDoctorRemote(t *testing.T) {
 		name, row, ok string
 		says          []string
 	}{
-		{"a container", "container = 'ws-shared'", toTheLogin + " container shell", []string{"SSH-2.0-OpenSSH", ", by OpenSSH_", "eice-0123456789abcdef0", "container ws-shared"}},
-		{"the instance itself", "remote_target = 'host'", toTheLogin + " shell", []string{`remote_target "host"`, "and ended\n"}},
+		{"a container", "container = 'ws-shared'", toTheLogin + " account tools docker container shell", []string{"SSH-2.0-OpenSSH", ", by OpenSSH_", "eice-0123456789abcdef0", "container ws-shared"}},
+		{"the instance itself", "remote_target = 'host'", toTheLogin + " account tools shell", []string{`remote_target "host"`, "and ended\n"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			workspace, instance := p.onChangedInstance(t, aws, "ws-shared", test.row, nil)
@@ -198,5 +198,5 @@ func TestDoctorNoDockerOnInstance(t *testing.T) {
 	p := newPlatform(t)
 	aws := p.newCloud(t, nil)
 	workspace, _ := p.onChangedInstance(t, aws, "ws-any", "", nil)
-	p.diagnose(t, workspace, aws.environ(t)...).want(t, toTheRow+" aws instance endpoint key tunnel login", "container", "fix:   Check that Docker", "usermod -aG docker "+aws.sshd.User)
+	p.diagnose(t, workspace, aws.environ(t)...).want(t, toTheRow+" aws instance endpoint key tunnel login account tools", "docker", "fix:   Check that Docker", "usermod -aG docker "+aws.sshd.User)
 }

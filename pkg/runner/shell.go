@@ -1,6 +1,9 @@
 package runner
 
-import "path"
+import (
+	"path"
+	"regexp"
+)
 
 // TerminalEnv is what every shell is told of its terminal, as environment
 // variables.
@@ -30,3 +33,19 @@ func ShellCommand(shell, script string, args ...string) []string {
 	}
 	return append(argv, args...)
 }
+
+var (
+	exhausted = regexp.MustCompile(`(?i)temporarily unavailable|cannot allocate memory|cannot fork|pthread_create`)
+	missing   = regexp.MustCompile(`(?i)no such file|not found|permission denied|exec format|not a directory|is a directory`)
+)
+
+// NoShell reports whether an exec has ended because its program is not there, or is
+// none, by its exit code and what was said. The engine's exit codes are the same when
+// the container may start no further process, or has no memory left.
+func NoShell(code int, said string) bool {
+	return (code == 126 || code == 127) && !exhausted.MatchString(said)
+}
+
+// ShellMissing reports whether engines and kernels say this of a program that is not
+// there, or is none: no retry mends that.
+func ShellMissing(said string) bool { return missing.MatchString(said) }

@@ -213,7 +213,7 @@ func (k *Kind) openFirst(ctx context.Context, id string, t runner.Target, size t
 		}
 	}
 	err := fmt.Errorf("none of %s is in the container: %w", strings.Join(k.cfg.Shells, ", "), last)
-	if missing.MatchString(last.Error()) {
+	if runner.ShellMissing(last.Error()) {
 		return nil, final("shell", err)
 	}
 	return nil, failed("shell", err)

@@ -230,7 +230,7 @@ func (t *execTerminal) runSweep(ctx context.Context, shell, user, script string,
 	}
 	said = runner.OneLine(stdout.String() + stderr.String())
 	if !strings.HasPrefix(said, "none") && !strings.ContainsAny(said[:min(len(said), 1)], "0123456789") {
-		if endErr == nil && noShell(code, said) {
+		if endErr == nil && runner.NoShell(code, said) {
 			return "", fmt.Errorf("sweeping: %w: %s", errNoShell, shell)
 		}
 		return "", fmt.Errorf("sweeping: the container answered %q", said[:min(len(said), 200)])

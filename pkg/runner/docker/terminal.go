@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"regexp"
 	"sync/atomic"
 	"time"
 
@@ -109,26 +108,12 @@ func (t *execTerminal) begin(ctx context.Context, size terminal.Size) error {
 	return nil
 }
 
-// noShell reports whether an exec has ended because its program is not there, or is
-// none. The engine's exit codes are the same when the container may start no further
-// process, or has no memory left.
-func noShell(code int, said string) bool {
-	return (code == 126 || code == 127) && !exhausted.MatchString(said)
-}
-
-var (
-	exhausted = regexp.MustCompile(`(?i)temporarily unavailable|cannot allocate memory|cannot fork|pthread_create`)
-	// missing is what engines and kernels say of a program that is not there, or is
-	// none.
-	missing = regexp.MustCompile(`(?i)no such file|not found|permission denied|exec format|not a directory|is a directory`)
-)
-
 // neverOpened returns why an exec ended before it became a shell. The engine reports
 // a missing shell only when the exec starts.
 func (t *execTerminal) neverOpened(ctx context.Context, output []byte) error {
 	code, err := t.kind.exitCode(ctx, t.exec)
 	said := runner.OneLine(string(output[:min(len(output), 200)]))
-	if err == nil && noShell(code, said) {
+	if err == nil && runner.NoShell(code, said) {
 		return fmt.Errorf("%w: %s", errNoShell, said)
 	}
 	return failed("shell", fmt.Errorf("%s ended at once: %w", t.shell, errors.Join(err, fmt.Errorf("exit code %d, %q", code, said))))

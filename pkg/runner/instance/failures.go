@@ -2,6 +2,7 @@ package instance
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 
 	"github.com/molecule-ai/termgw/pkg/runner"
@@ -25,6 +26,8 @@ var sentences = map[string]string{
 	"ssh_closed":     "The instance's sshd hung up, or the tunnel to it did: open the terminal again. If it goes on, check sshd's own log on the instance.",
 	"tunnel_stalled": "The connection to the instance went silent: open the terminal again.",
 	"ssh_sessions":   "The instance's sshd opens no session. Check MaxSessions in its configuration.",
+	"docker_sudo":    "The workspace's docker_sudo is neither true nor false: correct it in the workspace's row.",
+	"account":        "The account %s on the instance does not run what the gateway asks of it. Whoever runs the instance has to look at the account's login shell, its start files (.bashrc), the age of its password, and ForceCommand and PermitTTY in sshd's configuration.",
 }
 
 // fixes tell an operator what to do where there is no sentence.
@@ -34,6 +37,7 @@ var fixes = map[string]string{
 
 	"ssh_penalty":  "Let PerSourcePenaltyExemptList in sshd's configuration on the instance hold the endpoint's subnet, from which all terminals come. Correct os_user in the rows whose logins fail. Check MaxStartups.",
 	"ssh_startups": "Check MaxStartups in sshd's configuration on the instance, and who keeps connections to it open without a login.",
+	"account":      "Log in to the instance as USER and see what comes before a prompt: its login shell (`getent passwd USER`), what its .bashrc and the like start or wait for (exec, exit, read), ForceCommand in sshd's configuration, command= in authorized_keys.",
 }
 
 // final are the steps that fail again until somebody has mended the row, the instance or the gateway.
@@ -51,8 +55,18 @@ func malformed(step, format string, args ...any) *runner.Failure {
 }
 
 // noDocker is the failure of the docker command on an instance.
-func noDocker(user string, err error) *runner.Failure {
+func (r *request) noDocker(err error) *runner.Failure {
 	f := failed("docker", err)
-	f.Fix = "Check that Docker is installed and runs on the instance, and that the OS user may use it (`sudo usermod -aG docker " + user + "`, then `docker info` as that user)."
+	words := err.Error()
+	f.Final = dockerFinal.MatchString(words)
+	switch user := r.to.user; {
+	case r.sudo:
+		f.Fix = "Check that sudo and Docker are installed on the instance and that Docker runs, and let sudo run it without a password (in /etc/sudoers.d: `" + user + " ALL=(root) NOPASSWD: /usr/bin/docker`, and `Defaults:" + user + " !requiretty`): `sudo -n docker info` as that user."
+	default:
+		f.Fix = "Check that Docker is installed and runs on the instance, and that the OS user may use it (`sudo usermod -aG docker " + user + "`, then `docker info` as that user; or docker_sudo in the workspace's row)."
+	}
 	return f
 }
+
+// dockerFinal is what docker and sudo say that no retry mends.
+var dockerFinal = regexp.MustCompile(`(?i)permission denied|command on the instance|password is required|not allowed to|may not run|must have a tty|not in the sudoers`)

@@ -8,7 +8,6 @@ package instance
 import (
 	"cmp"
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,7 +15,6 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -243,6 +241,7 @@ type request struct {
 	kind             *Kind
 	to               destination
 	session, target  string
+	sudo             bool   // docker is run by sudo
 	container, shell string // of target container
 	sid, start       string // the shell's pid where it runs, and its start time
 	trail            runner.Trail
@@ -270,6 +269,9 @@ func (k *Kind) request(t runner.Target) (*request, error) {
 		return nil, malformed("remote_target", "%q is neither %s nor %s", r.target, TargetContainer, TargetHost)
 	}
 	var err error
+	if r.sudo, err = strconv.ParseBool(cmp.Or(row["docker_sudo"], "false")); err != nil {
+		return nil, malformed("docker_sudo", "%q is neither true nor false", row["docker_sudo"])
+	}
 	if r.to.identity, err = sourceIdentity(row, t.Subject); err != nil {
 		return nil, err
 	}
@@ -341,6 +343,7 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 	// Mode choose costs one more docker command. A name that cannot be mistaken for
 	// an id is tried directly.
 	direct, dir := !idForm.MatchString(names[0]), ""
+	last := errNoShell
 	for shells := k.cfg.Shells; len(shells) > 0; {
 		r.shell = shells[0]
 		keys, _ := runner.DetachKeys() // from here nobody can see what the engine reads, as a container's terminal does
@@ -362,6 +365,7 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 		case direct && errors.Is(err, runner.ErrNotRunning):
 			direct = false
 		case errors.Is(err, errNoShell):
+			last = err
 			if shells = shells[1:]; len(shells) == 0 && dir == "" {
 				shells, dir = k.cfg.Shells, "/" // a working directory that is gone looks like a shell that is not there
 			}
@@ -369,32 +373,56 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 			return nil, err
 		}
 	}
-	return nil, failed("shell", fmt.Errorf("none of %s is in the container", strings.Join(k.cfg.Shells, ", ")))
+	f := failed("shell", fmt.Errorf("none of %s is in the container: %w", strings.Join(k.cfg.Shells, ", "), last))
+	f.Final = runner.ShellMissing(last.Error())
+	return nil, f
 }
 
 // open opens a terminal over the first connection that takes it.
 func (k *Kind) open(ctx context.Context, r *request, size terminal.Size, mode string, words ...string) (*sshTerminal, error) {
-	for range connectTries {
-		c, err := k.connect(ctx, r.to, r.trail)
-		if err != nil {
-			return nil, err
-		}
-		silent := c.listen()
-		t, err := c.open(ctx, r, size, r.command(k.cfg.KeepDetached, mode, words...))
+	command := r.command(k.cfg.KeepDetached, mode, words...)
+	var t *sshTerminal
+	err := k.over(ctx, r, func(c *connection) (err error) {
+		t, err = c.open(ctx, r, size, command)
+		return err
+	})
+	return t, err
+}
+
+// over opens a session by do, over the first connection that takes it. The session is
+// reserved when do is called, and stays so if it returns nil.
+func (k *Kind) over(ctx context.Context, r *request, do func(*connection) error) error {
+	err := error(failed("ssh_sessions", errors.New("the instance's sshd opens no session")))
+	for n := range connectTries {
+		c, connectErr := k.connect(ctx, r.to, r.trail)
 		switch {
-		case err == nil:
-			return t, nil
-		case errors.Is(err, errRefused), errors.Is(err, errGone):
-			k.refused(c, errors.Is(err, errGone))
+		case connectErr == nil:
+		case n > 0 && ctx.Err() != nil:
+			return err // what has taken the time
 		default:
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) && silent() {
+			return connectErr
+		}
+		switch doErr := do(c); {
+		case doErr == nil:
+			return nil
+		case errors.Is(doErr, errRefused):
+			k.refused(c, false)
+		case errors.Is(doErr, errGone):
+			select {
+			case <-c.gone:
+				err = c.lost
+			default:
+			}
+			k.refused(c, true)
+		default:
+			if runner.StepOf(doErr) == "ssh_timeout" {
 				k.retire(c)
 			}
 			k.release(c)
-			return nil, err
+			return doErr
 		}
 	}
-	return nil, failed("ssh_sessions", errors.New("the instance's sshd opens no session"))
+	return err
 }
 
 // endsAlone is the time without a heartbeat after which a session is over: the guard on the instance ends the shell when the
@@ -409,35 +437,6 @@ func (k *Kind) Reap(_ context.Context, t runner.Target) error {
 	return nil
 }
 
-// Steps returns the steps to the instance's sshd, the login, and the container.
-func (k *Kind) Steps(t runner.Target, open func(context.Context) error) []runner.Step {
-	r, err := k.request(t)
-	if err != nil {
-		return []runner.Step{{Name: "instance", Run: func(context.Context) (string, error) { return "", err }}}
-	}
-	// opens returns the run of a step that opens the shell and fails for some of the errors only.
-	opens := func(found string, isMine func(err error) bool) func(context.Context) (string, error) {
-		return func(ctx context.Context) (string, error) {
-			if err := open(ctx); err != nil && isMine(err) {
-				return "", err
-			}
-			return found, nil
-		}
-	}
-	ofContainer := func(err error) bool { return errors.Is(err, runner.ErrNotRunning) || runner.StepOf(err) == "docker" }
-	steps := append(k.cfg.Tunnels.Steps(r.to.tunnelRequest("")), runner.Step{
-		Name: "login", Fix: fixes["pty"],
-		Run: opens("as "+r.to.user+", by "+k.version, func(err error) bool { return !ofContainer(err) && runner.StepOf(err) != "shell" }),
-	})
-	if r.target == TargetContainer {
-		steps = append(steps, runner.Step{Name: "container", Run: opens("runs", ofContainer)})
-	}
-	return steps
-}
-
-//go:embed remote.sh
-var remoteScript string
-
 // remoteOpening is the opening of pkg/runner/docker without the wait for a line, which
 // would cost a round trip. It sets the size itself: the docker command does so some
 // 10 ms after its start, too late for the shell's first program.
@@ -445,15 +444,4 @@ func remoteOpening(size terminal.Size) string {
 	return `IFS= read -r s </proc/$$/stat; ` + runner.OpeningPrelude +
 		fmt.Sprintf(` rows %d cols %d; `, size.Rows, size.Cols) +
 		`printf '\036%s\036' "$s"; exec "$0"`
-}
-
-// command returns the line for the account's login shell that runs remote.sh in a
-// mode, with the mode's words.
-func (r *request) command(keepDetached bool, mode string, words ...string) string {
-	timing := r.kind.cfg.Timing
-	return "exec " + quote(slices.Concat([]string{
-		"/bin/sh", "-c", `eval "$1"`, "termgw", remoteScript, runner.SweepScript,
-		"mode=" + mode, "target=" + r.target, "session=" + r.session, "keep_detached=" + strconv.FormatBool(keepDetached),
-		"grace=" + runner.Hundredths(timing.Grace), "lease=" + runner.WholeSeconds(timing.Lease), "retry=" + runner.WholeSeconds(timing.Retry),
-	}, words)...)
 }

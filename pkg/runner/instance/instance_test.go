@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -470,22 +469,45 @@ var hostile = []string{
 	"a\nb", "\n", "\t", `"`, `\`, `\\'`, "''", "'", "*", "~", "$HOME", "!!", "%h", "a;b|c&d", "{a,b}", "#", "é☃", "\x01\x1b[31m",
 }
 
-func TestQuote(t *testing.T) {
+// loginShells are the login shells of this machine.
+func loginShells(tb testing.TB) (shells []string) {
+	tb.Helper()
+	for _, name := range []string{"sh", "bash", "dash", "zsh", "fish", "tcsh", "bsd-csh"} {
+		if path, err := exec.LookPath(name); err == nil {
+			shells = append(shells, path)
+		} else {
+			tb.Logf("not tried: %s", name)
+		}
+	}
+	return shells
+}
+
+// TestShellLine: every login shell hands the arguments on as they are, long ones too, and runs none of them.
+func TestShellLine(t *testing.T) {
 	t.Parallel()
-	for _, shell := range []string{"sh", "bash", "dash"} {
-		dir := t.TempDir()
-		cmd := exec.Command(shell, "-c", quote(append([]string{"printf", `%s\0`}, hostile...)...))
-		cmd.Dir = dir
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00"); !slices.Equal(got, hostile) {
-			t.Errorf("%s: %q, want %q", shell, got, hostile)
-		}
-		if shelltest.Entries(t, dir) != 0 {
-			t.Error("something was run")
-		}
+	long := strings.Repeat(`it's "100%"!\n\\012 $HOME é`+"\n\t", 1000)
+	args := append([]string{long}, hostile...)
+	for _, shell := range loginShells(t) {
+		t.Run(filepath.Base(shell), func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			line := shellLine(`shift; printf '%s\0' "$0" "$@"`, args...)
+			if strings.ContainsAny(line, "\n!") {
+				t.Errorf("a byte that csh would read: %q", line[:200])
+			}
+			cmd := exec.Command(shell, "-c", line)
+			cmd.Dir, cmd.Env = dir, []string{"PATH=/usr/bin:/bin", "HOME=" + dir}
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v: %.300s", err, out)
+			}
+			if got, want := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00"), append([]string{"termgw"}, args...); !slices.Equal(got, want) {
+				t.Errorf("%.2000q\nwant %.2000q", got, want)
+			}
+			if _, err := os.Stat(filepath.Join(dir, "pwned")); err == nil {
+				t.Error("something was run")
+			}
+		})
 	}
 }
 
@@ -605,15 +627,19 @@ func TestRemoteShells(t *testing.T) {
 	}
 }
 
-// TestRemoteLoginShells: the command line is for every POSIX login shell.
+// TestRemoteLoginShells: the account's login shell may be any.
 func TestRemoteLoginShells(t *testing.T) {
 	t.Parallel()
-	for _, shell := range []string{"/bin/sh", "/bin/bash", "/bin/dash"} {
-		t.Run(shell, func(t *testing.T) {
+	for _, shell := range loginShells(t) {
+		t.Run(filepath.Base(shell), func(t *testing.T) {
+			t.Parallel()
 			i := newInstanceWith(t, shell)
+			i.write(t, ".zshrc", "") // zsh would ask who has none
 			s := shelltest.Open(t, shelltest.By(i.remote(t, Config{})), i.target(t, ""))
 			s.Send(t, "echo shell=$SHELL\n")
-			s.Expect(t, "shell="+shell+"\r\n")
+			s.Expect(t, "shell="+shell)
+			s.End(t)
+			wantNothingOf(t, s.ID)
 		})
 	}
 }
@@ -648,7 +674,7 @@ func TestRemoteErrors(t *testing.T) {
 		{name: "no docker there", with: func(_ *instance, t *runner.Target) {
 			t.Attributes["remote_target"], t.Attributes["container"] = TargetContainer, "name"
 		}, step: "docker"},
-		{name: "no shell for the account", with: func(i *instance, _ *runner.Target) { i.shell = "/usr/sbin/nologin" }, step: "shell"},
+		{name: "no shell for the account", with: func(i *instance, _ *runner.Target) { i.shell = "/usr/sbin/nologin" }, step: "account"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -683,7 +709,7 @@ func TestRemoteErrors(t *testing.T) {
 			shelltest.Eventually(t, "nothing is left", func() bool {
 				r.mu.Lock()
 				defer r.mu.Unlock()
-				return len(r.conns) == 0 || c.step == "docker" || c.step == "shell"
+				return len(r.conns) == 0 || c.step == "docker" || c.step == "account"
 			})
 		})
 	}
@@ -695,17 +721,11 @@ func TestRemoteErrorIsShort(t *testing.T) {
 	for _, step := range []string{"not_running", "docker", "a_step_of_its_own"} {
 		t.Run(step, func(t *testing.T) {
 			i := newInstance(t, nil)
-			account, err := user.Lookup(i.sshd.User)
-			if err != nil {
-				t.Fatal(err)
-			}
 			says := "printf '\\036error " + step + " %s\\036' \"$(head -c 20000 /dev/zero | tr '\\0' x)\"; exit 1\n"
-			if err := os.WriteFile(filepath.Join(account.HomeDir, ".bashrc"), []byte(says), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			_, err = i.remote(t, Config{}).Start(t.Context(), i.target(t, ""), shelltest.DefaultSize)
+			i.write(t, ".bashrc", says)
+			_, err := i.remote(t, Config{}).Start(t.Context(), i.target(t, ""), shelltest.DefaultSize)
 			var failed *runner.Failure
-			want := map[string]string{"docker": "docker", "a_step_of_its_own": "shell"}[step]
+			want := map[string]string{"docker": "docker", "a_step_of_its_own": "account"}[step]
 			if errors.Is(err, runner.ErrNotRunning) != (want == "") || !errors.As(err, &failed) || failed.Step != want {
 				t.Errorf("%.200v", err)
 			}

@@ -6,6 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"net"
+	"os"
+	"os/user"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -34,6 +37,8 @@ func TestMain(m *testing.M) {
 
 var instances atomic.Int64
 
+func nextInstanceID() string { return fmt.Sprintf("i-%017x", instances.Add(1)) }
+
 // instance is an EC2 instance as Kind sees it: a real sshd, and for target
 // container an engine. AWS is played: a key that is pushed counts for one
 // connection, whose tunnel is a TCP connection that a test can break.
@@ -60,7 +65,7 @@ type instance struct {
 func newInstance(tb testing.TB, engine *testenv.Docker, lines ...string) *instance {
 	tb.Helper()
 	return &instance{
-		id:   fmt.Sprintf("i-%017x", instances.Add(1)),
+		id:   nextInstanceID(),
 		sshd: testenv.StartSSHD(tb, testenv.SSHDConfig{Docker: engine, Lines: lines}),
 	}
 }
@@ -69,8 +74,20 @@ func newInstance(tb testing.TB, engine *testenv.Docker, lines ...string) *instan
 func newInstanceWith(tb testing.TB, shell string) *instance {
 	tb.Helper()
 	return &instance{
-		id:   fmt.Sprintf("i-%017x", instances.Add(1)),
+		id:   nextInstanceID(),
 		sshd: testenv.StartSSHD(tb, testenv.SSHDConfig{Shell: shell}),
+	}
+}
+
+// write writes a file in the account's home.
+func (i *instance) write(tb testing.TB, name, text string) {
+	tb.Helper()
+	account, err := user.Lookup(i.sshd.User)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(account.HomeDir, name), []byte(text), 0o755) //nolint:gosec // the account runs some of them
+	}
+	if err != nil {
+		tb.Fatal(err)
 	}
 }
 

@@ -1,8 +1,9 @@
 # The instance's part of a terminal. POSIX sh, by the account's login shell.
 #
-#   self sweep mode=MODE target=TARGET session=ID keep_detached=BOOL grace=N lease=N retry=N WORD=VALUE... [name=NAME]...
+#   self sweep mode=MODE target=TARGET session=ID sudo=BOOL keep_detached=BOOL grace=N lease=N retry=N WORD=VALUE... [name=NAME]...
 #
 # self, sweep: this script and sweep.sh, which go to children.
+# sudo: whether docker is run by sudo.
 # target: container or host. keep_detached, grace: as in sweep.sh. lease: how long
 #   a gateway may be silent, in seconds. retry: the first pause before another
 #   sweep, in seconds.
@@ -17,12 +18,17 @@
 #           answer that; pid is what runs on the terminal
 #   end     container shell sid start       sweeps, and reports as sweep.sh does,
 #           or "nonsense" where the container does not answer
+#   look    tells what an operator should know of the instance
 #
 # What the gateway is told goes before the shell's first byte, between RS bytes:
-# "in CONTAINER", then the shell's /proc/PID/stat; or "error STEP WORDS".
+# "runs" at once, "in CONTAINER", then the shell's /proc/PID/stat; or "error STEP
+# WORDS". Mode look tells "look WHAT WORDS".
+#
+# Of programs, docker alone is needed. Without setsid, timeout or head the shell
+# does their work, and without ss nothing tells that a gateway is silent.
 self=$1 sweep=$2
 shift 2
-mode= target= session= keep_detached= grace= lease= retry=
+mode= target= session= sudo= keep_detached= grace= lease= retry=
 container= dir= shell= keys= opening= own= sid= start= pid=
 while [ $# -gt 0 ]; do
 	value=${1#*=}
@@ -30,6 +36,7 @@ while [ $# -gt 0 ]; do
 	mode=*) mode=$value ;;
 	target=*) target=$value ;;
 	session=*) session=$value ;;
+	sudo=*) sudo=$value ;;
 	keep_detached=*) keep_detached=$value ;;
 	grace=*) grace=$value ;;
 	lease=*) lease=$value ;;
@@ -51,6 +58,10 @@ done
 marker=TERMGW_SESSION=$session
 PATH=${PATH:-/usr/bin:/bin}:/usr/local/bin:/usr/sbin:/sbin:/snap/bin
 set -f # what a container has said is split into words here
+docker=docker
+[ "$sudo" != true ] || docker='sudo -n docker'
+
+has() { command -v "$1" >/dev/null 2>&1; }
 
 tell() { printf '\036%s\036' "$*"; }
 fail() {
@@ -78,8 +89,42 @@ soon() {
 # bounded COMMAND...: runs it until the deadline, and nothing after that.
 bounded() {
 	read -r now _ </proc/uptime
-	now=${now%.*}
-	[ "$now" -ge "$deadline" ] || timeout -s KILL "$((deadline - now))" "$@"
+	now=$((deadline - ${now%.*}))
+	if [ "$now" -le 0 ]; then
+		return
+	elif has timeout; then
+		timeout -s KILL "$now" "$@"
+		return
+	fi
+	"$@" </dev/null &
+	bounded=$!
+	(
+		trap 'kill -s KILL "$nap"; exit' USR1
+		sleep "$now" &
+		nap=$!
+		wait "$nap"
+		kill -s KILL "$bounded"
+	) </dev/null >/dev/null 2>&1 &
+	late=$!
+	wait "$bounded" 2>/dev/null
+	set -- "$?"
+	kill -s USR1 "$late" 2>/dev/null
+	wait "$late" 2>/dev/null
+	return "$1"
+}
+
+# first COUNT: the first bytes of what comes; without head, whole lines, which may
+# be more.
+first() {
+	if has head; then
+		head -c "$1"
+		return
+	fi
+	lines=0
+	while [ "$lines" -lt 20 ] && { IFS= read -r line || [ -n "$line" ]; }; do
+		lines=$((lines + 1))
+		printf '%s\n' "$line"
+	done
 }
 
 # one [root] ARGS...: one run of sweep.sh, as the session's user or as root. What
@@ -92,15 +137,15 @@ one() {
 		shift
 	fi
 	case $as$target in
-	host) bounded /bin/sh -c "$sweep" termgw-sweep "$@" | head -c 100 ;;
-	roothost) bounded sudo -n /bin/sh -c "$sweep" termgw-sweep "$@" | head -c 100 ;;
+	host) bounded /bin/sh -c "$sweep" termgw-sweep "$@" | first 100 ;;
+	roothost) bounded sudo -n /bin/sh -c "$sweep" termgw-sweep "$@" | first 100 ;;
 	*)
 		# The session's shell may be gone, and so may the working directory.
 		for sh in "$shell" /bin/sh /bin/bash; do
 			said=$({
-				bounded docker exec ${as:+-u 0} -w / -e BASH_ENV= -e ENV= -e LD_PRELOAD= "$container" "$sh" -c "$sweep" termgw-sweep "$@"
+				bounded $docker exec ${as:+-u 0} -w / -e BASH_ENV= -e ENV= -e LD_PRELOAD= "$container" "$sh" -c "$sweep" termgw-sweep "$@"
 				echo " $?"
-			} | head -c 100)
+			} | first 100)
 			case $said in *" 126" | *" 127") ;; *) break ;; esac
 		done
 		printf '%s\n' "${said% *}" # dash's echo would read escapes
@@ -108,19 +153,28 @@ one() {
 	esac
 }
 
+# no_such WORDS: whether an engine says that there is no such container, or object.
+# Its socket may be missing too, which is a file.
+no_such() {
+	case $1 in *[Nn]o\ such\ [co]*) return 0 ;; esac
+	return 1
+}
+
 # look: what the engine says of the container, in $state: gone, running, crowded
 # by execs, or unknown, as when it is paused; and the execs that run there, in
-# $execs.
+# $execs. Podman's docker command says first that it is one.
 look() {
-	set -- $(bounded docker inspect --type container -f '{{.State.Running}} {{.State.Paused}}{{range .ExecIDs}} {{.}}{{end}}' "$container" 2>&1 | head -c 10000)
+	said=$(bounded $docker inspect --type container -f 'found {{.State.Running}} {{.State.Paused}}{{range .ExecIDs}} {{.}}{{end}}' "$container" 2>&1 | first 10000)
 	state=unknown execs=
-	case "$*" in
-	false\ * | *[Nn]o\ such\ [co]*) state=gone ;; # container, object; not the engine's socket, a file
-	true\ false*)
-		shift 2
+	case $said in
+	*found\ false\ false*) state=gone ;;
+	*found\ true\ false*)
+		set -- ${said##*found true false}
 		state=running execs=$*
 		[ $# -lt 128 ] || state=crowded
 		;;
+	*found\ *) ;;
+	*) ! no_such "$said" || state=gone ;;
 	esac
 }
 
@@ -193,11 +247,25 @@ all() {
 	echo "$killed $2 $3"
 }
 
+# apart COMMAND...: becomes it, in a session of its own where anything can do that.
+apart() {
+	if has setsid; then
+		exec setsid "$@"
+	elif has python3; then
+		exec python3 -c 'import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])' "$@"
+	elif has perl; then
+		exec perl -e 'use POSIX; POSIX::setsid(); exec @ARGV' "$@"
+	fi
+	exec "$@"
+}
+
 # guard SID START: leaves behind what sweeps when nobody else does. It has a
 # session of its own: a hang-up is not for it, nor a Ctrl-C, nor its own sweep.
+# Without one it ignores them, and a sweep that ends everything ends it too.
 guard() {
+	has sleep || return # it would never rest
 	exec 4<&0
-	setsid /bin/sh -c 'eval "$1"' termgw "$self" "$sweep" mode=watch target="$target" session="$session" \
+	apart /bin/sh -c 'eval "$1"' termgw "$self" "$sweep" mode=watch target="$target" session="$session" sudo="$sudo" \
 		keep_detached="$keep_detached" grace="$grace" lease="$lease" retry="$retry" \
 		container="$container" shell="$shell" sid="$1" start="$2" pid="$$" </dev/null >/dev/null 2>&1 &
 	exec 4<&-
@@ -222,39 +290,44 @@ silence() {
 
 # resized: has docker look at the terminal's size. It starts to listen for a new one
 # some time after the shell has, and what came before, as a browser's does, is lost.
-resized() { kill -s WINCH "$pid"; } 2>/dev/null
+# A docker of root's takes no signal from here, but the terminal's own: when it
+# grows by a row and shrinks again.
+resized() {
+	if [ "$sudo" != true ]; then
+		kill -s WINCH "$pid"
+		return
+	fi
+	was=$(stty size <&4) || return
+	stty rows "$((${was% *} + 1))" <&4
+	[ "$(stty size <&4)" != "$((${was% *} + 1)) ${was#* }" ] || stty rows "${was% *}" <&4
+} 2>/dev/null
 
 # choose NAME...: the first of the names that runs, in $container; the names as
-# name=NAME. The engine
-# also finds a container by the start of its id, which is not how workspaces are
-# named; it counts one as running that is paused, and runs nothing in it.
+# name=NAME. The engine also finds a container by the start of its id, which is not
+# how workspaces are named; it counts one as running that is paused, and runs
+# nothing in it. Podman's names have no slash before them.
 choose() {
 	for name; do
 		shift
 		set -- "$@" "${name#name=}"
 	done
-	list=$(docker inspect --type container -f '{{.Id}} {{.Name}} {{.State.Running}} {{.State.Paused}}' "$@" 2>&1)
+	list=$($docker inspect --type container -f 'found {{.Id}} {{.Name}} {{.State.Running}} {{.State.Paused}}' "$@" 2>&1)
 	container= seen= other=
 	for name; do
-		while read -r id path running paused more; do
-			[ -n "$id" ] || continue
-			case $id$path$running$paused in
-			*/*truefalse | */*truetrue | */*falsefalse) ;;
-			*)
-				case "$id $path $running $paused $more" in
-				*[Nn]o\ such\ [co]*) ;; # as in look
-				*) other=$id\ $path\ $running\ $paused\ $more ;;
-				esac
+		while read -r found id path running paused more; do
+			if [ "$found" != found ]; then
+				line="$found $id $path $running $paused $more"
+				case $line in ' '* | 'Emulate Docker CLI using podman'*) continue ;; esac
+				no_such "$line" || other=$line
 				continue
-				;;
-			esac
-			[ "$path" = "/$name" ] || { [ "$name" = "$own" ] && [ "$id" = "$name" ]; } || continue
+			fi
+			[ "${path#/}" = "$name" ] || { [ "$name" = "$own" ] && [ "$id" = "$name" ]; } || continue
 			case $running$paused in
 			truefalse)
 				container=$id
 				return
 				;;
-			truetrue) seen="$seen $name is paused" ;;
+			*true) seen="$seen $name is paused" ;;
 			*) seen="$seen $name is stopped" ;;
 			esac
 		done <<-LIST
@@ -265,14 +338,47 @@ choose() {
 	fail not_running "${seen:- looked for $*}"
 }
 
+# max_sessions: sshd's MaxSessions, where its configuration may be read.
+max_sessions() {
+	set +f
+	for file in /etc/ssh/sshd_config.d/*.conf /etc/ssh/sshd_config; do
+		while read -r key value _; do
+			case $key in
+			[Mm][Aa][Xx][Ss][Ee][Ss][Ss][Ii][Oo][Nn][Ss])
+				echo "$value"
+				return
+				;;
+			esac
+		done <"$file"
+	done
+} 2>/dev/null
+
+# docker_words: whether docker can be used, as "ok VERSION" or "failed WORDS".
+docker_words() {
+	if ! has "${docker%% *}"; then
+		echo "failed there is no ${docker%% *} command on the instance"
+		return
+	fi
+	said=$({
+		bounded $docker ps -q 2>&1 >/dev/null
+		echo " $?"
+	} | first 1000)
+	case $said in
+	*' 0') echo "ok $(bounded $docker --version 2>/dev/null | first 100)" ;;
+	*' 137' | '') echo "failed it does not answer" ;;
+	*) echo "failed ${said% *}" ;;
+	esac
+}
+
 case $mode in
 choose | direct)
-	command -v docker >/dev/null || fail docker there is no docker command on the instance
+	tell runs
+	has "${docker%% *}" || fail docker "there is no ${docker%% *} command on the instance"
 	[ "$mode" = direct ] || choose "$@"
 	tell in "$container"
 	guard find 0
 	case $shell in */bash) set -- -p ;; *) set -- ;; esac # pkg/runner, ShellCommand
-	exec docker exec -it ${dir:+-w "$dir"} --detach-keys "$keys" -e TERM=xterm-256color -e COLORTERM=truecolor -e TERM_PROGRAM=termgw \
+	exec $docker exec -it ${dir:+-w "$dir"} --detach-keys "$keys" -e TERM=xterm-256color -e COLORTERM=truecolor -e TERM_PROGRAM=termgw \
 		-e "$marker" "$container" "$shell" "$@" -c "$opening" "$shell"
 	;;
 host)
@@ -286,7 +392,7 @@ host)
 	exec "${SHELL:-/bin/sh}" -l
 	;;
 watch)
-	trap '' HUP INT TERM
+	trap '' HUP INT TERM TSTP
 	# What is known early is known when the shell has lost its marker. Not at
 	# once: it costs as much as the terminal's own start.
 	if [ "$sid" = find ]; then
@@ -326,4 +432,19 @@ watch)
 	all
 	;;
 end) all ;;
+look)
+	soon
+	lacks=
+	for tool in setsid timeout head sleep grep ss sudo; do has "$tool" || lacks="$lacks $tool"; done
+	tell look lacks "$lacks"
+	read -r _ </proc/1/stat 2>/dev/null && tell look proc open
+	tell look sessions "$(max_sessions)"
+	if [ "$target" = container ]; then
+		tell look docker "$(docker_words)"
+	elif [ "$lacks" = "${lacks% sudo}" ] && bounded sudo -n true >/dev/null 2>&1; then
+		tell look root may
+	else
+		tell look root no
+	fi
+	;;
 esac

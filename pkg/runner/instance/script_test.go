@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/molecule-ai/termgw/internal/shelltest"
-	"github.com/molecule-ai/termgw/pkg/runner"
 )
 
 // patient is a grace by which a sweep has a minute for all that it does.
@@ -33,7 +32,7 @@ func runRemote(t *testing.T, dir string, shell []string, grace, mode string, ans
 cd "${0%/*}" || exit
 if [ "$1" = inspect ]; then
 	[ ! -e inspects ] || . ./inspects
-	echo true false $$
+	echo found true false $$
 	exit
 fi
 echo "$@" | tr '\n' ' ' >>asked
@@ -52,7 +51,7 @@ echo >>asked
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "-c", `eval "$1"`, "termgw", remoteScript, runner.SweepScript,
+	cmd := exec.Command(program, "-c", `eval "$1"`, "termgw", remoteCode, sweeperCode,
 		"mode="+mode, "target="+TargetContainer, "session=s1", "keep_detached=true", "grace="+grace, "lease=90", "retry=5",
 		"container=box", "shell=/bin/sh", "sid=find", "start=0")
 	cmd.Args = slices.Concat(shell[1:], cmd.Args[1:])
@@ -165,13 +164,13 @@ func TestRemoteScriptSweepsAgain(t *testing.T) {
 			sweeps   int
 		}{
 			"answers at last":  {[]string{answer("12 345"), "exit 1", "exit 1", "exit 1", answer("2 1 0")}, "", "2 1 0", 4},
-			"runs no more":     {[]string{answer("12 345"), "exit 1", "exit 1"}, "[ $(wc -l <asked) -lt 3 ] || { echo false false; exit; }", "0 0 0", 2},
+			"runs no more":     {[]string{answer("12 345"), "exit 1", "exit 1"}, "[ $(wc -l <asked) -lt 3 ] || { echo found false false; exit; }", "0 0 0", 2},
 			"is gone":          {[]string{answer("12 345"), "exit 1"}, "echo Error: No such container: box >&2; exit 1", "0 0 0", 1},
 			"leaves something": {[]string{answer("12 345"), answer("0 0 2"), "exit 1", answer("0 0 2")}, "", "0 0 2", 3},
 			"never answers":    {[]string{answer("12 345")}, "", "nonsense", 4},
-			"hangs":            {[]string{answer("12 345")}, "echo true false $(seq $(wc -l <asked)); exit", "nonsense", 1},
-			"is crowded":       {[]string{answer("12 345")}, "[ ! -e asked ] || { echo true false $(seq 128); exit; }", "nonsense", 0},
-			"is paused":        {[]string{answer("12 345")}, "echo true true 1; exit", "", 18},
+			"hangs":            {[]string{answer("12 345")}, "echo found true false $(seq $(wc -l <asked)); exit", "nonsense", 1},
+			"is crowded":       {[]string{answer("12 345")}, "[ ! -e asked ] || { echo found true false $(seq 128); exit; }", "nonsense", 0},
+			"is paused":        {[]string{answer("12 345")}, "echo found true true 1; exit", "", 18},
 			"has no engine":    {[]string{answer("12 345")}, "echo dial unix /var/run/docker.sock: connect: no such file or directory >&2; exit 1", "", 18},
 		} {
 			if c.says == "" && name == "busybox" {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
-	"unicode"
 
 	"github.com/molecule-ai/termgw/pkg/runner"
 )
@@ -71,16 +70,6 @@ func masterArgs(control, user, instance, agent, knownHosts, log, hostKeyAlgorith
 func sessionArgs(control, user, instance, command string) []string {
 	args := append(sshCommon(control, user, instance), "-o", "ControlMaster=no", "-o", "ProxyCommand=false", "-o", "LogLevel=ERROR", "-T")
 	return append(args, "--", instance, command)
-}
-
-// quote returns a command line of arguments for a POSIX shell, the account's login
-// shell. No other code quotes.
-func quote(argv ...string) string {
-	quoted := make([]string, len(argv))
-	for i, arg := range argv {
-		quoted[i] = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
-	}
-	return strings.Join(quoted, " ")
 }
 
 var errNoShell = errors.New("no such shell")
@@ -166,13 +155,9 @@ func loginFault(log, stderr string) *runner.Failure {
 	return failed("ssh", said)
 }
 
-// shorten returns the end of a program's output, where the reason is, on one line and without control characters.
+// shorten returns the end of a program's output, where the reason is, on one line and
+// without control characters.
 func shorten(s string) string {
-	s = runner.OneLine(strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) || unicode.IsSpace(r) {
-			return r
-		}
-		return '?'
-	}, strings.ToValidUTF8(s, "?")))
+	s = scrub(s)
 	return strings.ToValidUTF8(s[max(0, len(s)-300):], "")
 }

@@ -25,9 +25,12 @@ type sshTerminal struct {
 	closing atomic.Bool
 }
 
-// open opens a terminal by a command line that runs remote.sh.
+// open opens a terminal by a command line that runs remote.sh. Its error is errRefused or
+// errGone if another connection may do what this one cannot.
 func (c *connection) open(ctx context.Context, r *request, size terminal.Size, command string) (*sshTerminal, error) {
-	opened, err := c.openChannel(ctx, size, command)
+	opening, stopWatch := c.watchOpening(ctx)
+	opened, err := c.openChannel(opening, size, command)
+	stopWatch()
 	switch {
 	case ctx.Err() != nil: // over a connection that went silent, say
 		if opened != nil {
@@ -37,23 +40,19 @@ func (c *connection) open(ctx context.Context, r *request, size terminal.Size, c
 	case errors.Is(err, errGone), errors.Is(err, errRefused):
 		return nil, err
 	case errors.Is(err, errNoPty):
-		return nil, failed("shell", err)
+		return nil, r.accountFault("sshd gives the account no terminal", nil)
 	case err != nil:
 		return nil, failed("ssh", err)
 	}
 	t := &sshTerminal{channel: opened, conn: c, request: *r}
 	stop := context.AfterFunc(ctx, t.stopReading)
-	began, err := t.handshake()
+	got, err := t.handshake()
 	if !stop() {
-		step := "ssh_timeout"
-		if began {
-			step = "shell"
-		}
-		err = failed(step, fmt.Errorf("starting a shell: %w", context.Cause(ctx)))
+		err = t.late(got, context.Cause(ctx))
 	}
 	if err != nil {
 		c.close(opened)
-		if began && !errors.Is(err, errNoShell) && !errors.Is(err, runner.ErrNotRunning) {
+		if toldPlace.Match(got) && !errors.Is(err, errNoShell) && !errors.Is(err, runner.ErrNotRunning) {
 			c.kind.ends.PutOff(t.request.end(false, t.request.sweepElsewhere), err)
 		}
 		return nil, err
@@ -61,68 +60,101 @@ func (c *connection) open(ctx context.Context, r *request, size terminal.Size, c
 	return t, nil
 }
 
+// What remote.sh reports, in this order; an error instead of what follows.
 var (
-	toldPlace = regexp.MustCompile(`\x1ein ([^\x1e]*)\x1e`)
+	toldRuns  = regexp.MustCompile(`\x1eruns\x1e`)
+	toldPlace = regexp.MustCompile(`\x1ein ([^\x1e]*)\x1e`) // from here there may be a shell
 	toldError = regexp.MustCompile(`\x1eerror (docker|not_running) ([^\x1e]*)\x1e`)
 )
 
+// openingLimit bounds what is printed before the shell starts: the account's .bashrc
+// may print.
+const openingLimit = 32 << 10
+
 // handshake reads what remote.sh and the shell report, and keeps the output after
-// that. began reports whether there may be a shell.
-func (t *sshTerminal) handshake() (began bool, err error) {
-	var got []byte
+// that. It also returns what it has read.
+func (t *sshTerminal) handshake() (got []byte, err error) {
 	buf := make([]byte, 4<<10)
-	for len(got) < 32<<10 { // the account's .bashrc may print first
+	for len(got) < openingLimit {
 		n, err := t.channel.Read(buf)
 		got = append(got, buf[:n]...)
 		if m := toldPlace.FindSubmatch(got); m != nil {
-			began = true
 			if t.request.target == TargetContainer {
 				t.request.container = string(m[1])
 				t.request.trail.Set(runner.TrailContainer, t.request.container)
 			}
-		}
-		if began {
 			sid, start, rest, ok, malformed := runner.Opened(got)
 			if malformed != nil {
-				return true, failed("shell", malformed)
+				return got, failed("shell", malformed)
 			}
 			if ok {
 				t.request.sid, t.request.start, t.early = sid, start, rest
-				return true, nil
+				return got, nil
 			}
 		}
 		if err != nil {
-			return began, t.neverOpened(string(got), began)
+			return got, t.neverOpened(got)
 		}
 	}
-	return began, failed("shell", errors.New("the account prints without end before its shell starts"))
+	if toldPlace.Match(got) {
+		return got, failed("shell", errors.New("the container's shell prints without end before it starts"))
+	}
+	return got, t.request.accountFault("it prints without end", got)
+}
+
+// late returns the meaning of a handshake that was cut short: the first part that has
+// not answered is at fault.
+func (t *sshTerminal) late(got []byte, cause error) error {
+	r := &t.request
+	switch {
+	case toldPlace.Match(got) && r.target == TargetHost:
+		return failed("shell", fmt.Errorf("starting a shell: %w", cause))
+	case toldPlace.Match(got):
+		return r.noDocker(fmt.Errorf("docker exec on the instance has started no shell: docker hangs, or the container's shell does: %w", cause))
+	case toldRuns.Match(got):
+		return r.noDocker(fmt.Errorf("the docker command on the instance does not answer: %w", cause))
+	}
+	return r.accountFault("it did something else until the time was over", got, cause)
 }
 
 // neverOpened returns why a session ended before there was a shell.
-func (t *sshTerminal) neverOpened(got string, began bool) error {
-	if m := toldError.FindStringSubmatch(got); m != nil {
-		if m[1] == "not_running" {
-			return runner.NotRunning(shorten(m[2]))
+func (t *sshTerminal) neverOpened(got []byte) error {
+	r := &t.request
+	if m := toldError.FindSubmatch(got); m != nil {
+		said := shorten(string(m[2]))
+		if string(m[1]) == "not_running" {
+			return runner.NotRunning(said)
 		}
-		return noDocker(t.request.to.user, errors.New(shorten(m[2])))
+		return r.noDocker(errors.New(said))
 	}
 	if t.exit == nil {
 		return errGone
 	}
 	code := t.exit.Code
-	if began && t.request.target == TargetContainer {
-		_, said, _ := strings.Cut(got, "\x1ein ")
+	_, said, begun := strings.Cut(string(got), "\x1ein ")
+	switch {
+	case begun && r.target == TargetContainer:
 		_, said, _ = strings.Cut(said, "\x1e")
+		said = shorten(said)
 		switch {
+		case runner.NoShell(code, said):
+			return fmt.Errorf("%w: %s", errNoShell, said)
+		case notRunning.MatchString(said):
+			return runner.NotRunning(said)
 		case code == 126 || code == 127:
-			return errNoShell
-		case strings.Contains(said, "No such container"), strings.Contains(said, "is not running"), strings.Contains(said, "is paused"):
-			return runner.NotRunning(shorten(said))
+			return failed("shell", fmt.Errorf("%s ended at once: exit code %d, %q", r.shell, code, said))
 		}
-		return noDocker(t.request.to.user, fmt.Errorf("docker exec on the instance: exit code %d, %q", code, shorten(said)))
+		return r.noDocker(fmt.Errorf("docker exec on the instance: exit code %d, %q", code, said))
+	case begun:
+		return failed("shell", fmt.Errorf("the login shell ended at once: exit code %d, %q", code, shorten(string(got))))
+	case toldRuns.Match(got):
+		return r.noDocker(fmt.Errorf("what asks docker on the instance ended: exit code %d, %q", code, shorten(string(got))))
 	}
-	return failed("shell", fmt.Errorf("the account's shell ended at once: exit code %d, %q", code, shorten(got)))
+	return r.accountFault(fmt.Sprintf("it ended with exit code %d", code), got)
 }
+
+// notRunning is what docker commands say when they cannot run anything in a container.
+var notRunning = regexp.MustCompile(`(?i)no such container|is not running|is paused|container state improper`)
 
 // isGone reports whether a connection has ended. It waits a moment for that: its
 // sessions may notice first.
@@ -281,7 +313,7 @@ func (c *connection) sweep(ctx context.Context, r *request, keepDetached bool) (
 	argv := append([]string{c.kind.ssh}, sessionArgs(c.control, c.to.user, c.to.instance, command)...)
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 400*time.Millisecond) {
 		stdout, stderr, status, err := output(ctx, argv)
-		if errors.Is(err, context.DeadlineExceeded) && silent() {
+		if errors.Is(err, context.DeadlineExceeded) && (silent() || !c.answers()) {
 			c.kind.retire(c)
 		}
 		if err != nil {
