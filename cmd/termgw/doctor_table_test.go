@@ -43,6 +43,7 @@ type brokenSite struct {
 	*cloud
 	t         *testing.T
 	p         *platform
+	n         int // of the set-up
 	workspace string
 	instance  awsplay.Instance
 	environ   []string
@@ -123,10 +124,13 @@ func denies(op awsplay.Op, code string) func(*brokenSite) {
 	}, op)
 }
 
+// endpointOf is the id of the endpoint of a set-up alone: tunnels are counted for each endpoint.
+func endpointOf(n int) string { return fmt.Sprintf("eice-%017x", n+1) }
+
 // endpoint changes the VPC's endpoint.
 func endpoint(e awsplay.Endpoint) func(*brokenSite) {
 	return func(s *brokenSite) {
-		e.ID = "eice-0123456789abcdef0"
+		e.ID = endpointOf(s.n)
 		s.PutEndpoint(e)
 	}
 }
@@ -317,10 +321,8 @@ func brokenSetUps(t *testing.T) []broken {
 			step: "endpoint endpoint_unknown", cause: "InvalidInstanceConnectEndpointId.NotFound", fix: "check endpoint_id in the workspace's row and TERMGW_EICE_ENDPOINT_ID",
 		},
 		{what: "20 tunnels are in use, by the gateways' own count", set: func(s *brokenSite) {
-			s.PutEndpoint(awsplay.Endpoint{ID: "eice-0000000000000000f", VPC: "vpc-full"})
-			s.instance.VPC = "vpc-full"
 			s.p.exec(s.t, `INSERT INTO termgw.tunnels (id, endpoint, instance_id, replica, renewed_at)
-				SELECT n::text, 'eice-0000000000000000f', 'i-1', 'another', now() + interval '1 hour' FROM generate_series(1, $1) n`, eice.MaxTunnels)
+				SELECT n::text, $2, 'i-1', 'another', now() + interval '1 hour' FROM generate_series(1, $1) n`, eice.MaxTunnels, endpointOf(s.n))
 		}, step: "tunnel eice_tunnels", cause: "eice_tunnels, 20 in use", fix: "Close a terminal or try again later"},
 		{
 			what: "20 tunnels are in use, by AWS's count alone",
@@ -483,7 +485,7 @@ func TestDoctorTable(t *testing.T) {
 
 // diagnoseBroken breaks a set-up, runs the doctor, and returns the table's line.
 func (p *platform) diagnoseBroken(t *testing.T, engine *testenv.Docker, b broken, n int) string {
-	s := &brokenSite{cloud: newAWS(t, b.aws), t: t, p: p, workspace: fmt.Sprintf("broken-%d", n)}
+	s := &brokenSite{cloud: newAWS(t, b.aws, endpointOf(n)), t: t, n: n, p: p, workspace: fmt.Sprintf("broken-%d", n)}
 	cfg := testenv.SSHDConfig{Docker: engine}
 	if b.sshd != nil {
 		cfg = *b.sshd

@@ -59,7 +59,7 @@ type cloud struct {
 func (p *platform) newCloud(tb testing.TB, engine *testenv.Docker) *cloud {
 	tb.Helper()
 	p.remoteColumns(tb)
-	c := newAWS(tb, awsplay.Config{})
+	c := newAWS(tb, awsplay.Config{}, "eice-0123456789abcdef0")
 	c.startSSHD(tb, testenv.SSHDConfig{Docker: engine})
 	return c
 }
@@ -74,7 +74,7 @@ func (p *platform) remoteColumns(tb testing.TB) {
 }
 
 // newAWS starts AWS, with an endpoint and no sshd. The config's account, credentials and clock are set here.
-func newAWS(tb testing.TB, cfg awsplay.Config) *cloud {
+func newAWS(tb testing.TB, cfg awsplay.Config, endpointID string) *cloud {
 	tb.Helper()
 	curl, err := exec.LookPath("curl")
 	if err != nil {
@@ -108,7 +108,7 @@ func newAWS(tb testing.TB, cfg awsplay.Config) *cloud {
 		keys.Close()
 		c.tunnels.Wait()
 	})
-	c.PutEndpoint(awsplay.Endpoint{ID: "eice-0123456789abcdef0"})
+	c.PutEndpoint(awsplay.Endpoint{ID: endpointID})
 	return c
 }
 
