@@ -64,6 +64,8 @@ func (c *Client) provider(who principal, region string) aws.CredentialsProvider 
 		maps.DeleteFunc(c.roles, func(_ principal, a *assumed) bool { return now.Sub(a.used) > roleTime })
 		near := func(o *sts.Options) { o.Region = cmp.Or(c.cfg.AWS.Region, region) }
 		call := assumeCall(func(ctx context.Context, in *sts.AssumeRoleInput, o ...func(*sts.Options)) (*sts.AssumeRoleOutput, error) {
+			ctx, cancel := context.WithTimeout(ctx, c.stepTime) // the cache's context has no end, and others wait for this call
+			defer cancel()
 			return c.assumeRole(ctx, in, append(o, near)...)
 		})
 		got = &assumed{provider: aws.NewCredentialsCache(

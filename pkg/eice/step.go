@@ -3,6 +3,7 @@ package eice
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -79,13 +80,24 @@ func backoff(tries int) time.Duration {
 	return wait/2 + rand.N(wait/2) //nolint:gosec // it spreads a load and hides nothing
 }
 
-// newRetryer returns the retryer of the SDK's calls. An instance that was created or started a moment ago is not known
-// everywhere in AWS yet: that, too, is tried again.
+// newInstance are the codes with which a part of AWS tells that it does not know an instance, or its state, yet: that it
+// was created or started has not come to all parts for some seconds (EC2 API, "Eventual consistency").
+var newInstance = retry.RetryableErrorCode{Codes: map[string]struct{}{
+	"InvalidInstanceID.NotFound": {}, "EC2InstanceNotFoundException": {}, "EC2InstanceStateInvalidException": {},
+}}
+
+// newRetryer returns the retryer of the SDK's calls. A new instance is asked for again, for some 4 s.
 func newRetryer() aws.Retryer {
-	return retry.AddWithErrorCodes(retry.NewStandard(func(o *retry.StandardOptions) {
+	return retry.NewStandard(func(o *retry.StandardOptions) {
 		o.MaxAttempts = attempts
-		o.Backoff = retry.BackoffDelayerFunc(func(tries int, _ error) (time.Duration, error) { return backoff(tries), nil })
-	}), "InvalidInstanceID.NotFound", "EC2InstanceNotFoundException", "EC2InstanceStateInvalidException")
+		o.Retryables = append(slices.Clip(o.Retryables), newInstance)
+		o.Backoff = retry.BackoffDelayerFunc(func(tries int, err error) (time.Duration, error) {
+			if newInstance.IsErrorRetryable(err) == aws.TrueTernary {
+				return maxBackoff + backoff(attempts)/2, nil
+			}
+			return backoff(tries), nil
+		})
+	})
 }
 
 // sleep reports whether the context outlives the wait.

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go/middleware"
@@ -202,6 +203,10 @@ func TestOwnRoleIsThrottled(t *testing.T) {
 				w.play.PutRole(awsplay.Role{ARN: role})
 				own := c.AWS.Copy()
 				own.APIOptions = []func(*middleware.Stack) error{KeepRefusals}
+				// The provider outlives the step: its second try, which hangs, is its last.
+				own.Retryer = func() aws.Retryer {
+					return retry.NewStandard(func(o *retry.StandardOptions) { o.MaxAttempts = 2 })
+				}
 				c.AWS.Credentials = aws.NewCredentialsCache(stscreds.NewAssumeRoleProvider(sts.NewFromConfig(own), role))
 			})
 			f := test.fault
