@@ -82,6 +82,7 @@ type lane struct {
 	moved    time.Time // when a turn was given back last
 	retrying bool
 	putOff   []putOff
+	trying   []putOff // those that were put off, while they are tried
 }
 
 type putOff struct {
@@ -160,7 +161,8 @@ func (e *Ends) join(end End) bool {
 }
 
 func (l *lane) add(end End, patience time.Duration) {
-	if !slices.ContainsFunc(l.putOff, func(p putOff) bool { return p.Session == end.Session }) { // of one that is reaped, again
+	same := func(p putOff) bool { return p.Session == end.Session } // of one that is reaped, again
+	if !slices.ContainsFunc(l.putOff, same) && !slices.ContainsFunc(l.trying, same) {
 		l.putOff = append(l.putOff, putOff{end, time.Now().Add(patience)})
 	}
 }
@@ -180,7 +182,7 @@ func (e *Ends) retry(name string, l *lane, misconduct bool) {
 		}
 		e.mu.Lock()
 		ends := l.putOff
-		l.putOff = nil
+		l.putOff, l.trying = nil, ends
 		e.mu.Unlock()
 		if closing {
 			e.last(ends)
@@ -192,7 +194,7 @@ func (e *Ends) retry(name string, l *lane, misconduct bool) {
 		}
 		var givenUp []putOff
 		e.mu.Lock()
-		l.putOff = append(rest, l.putOff...)
+		l.putOff, l.trying = append(rest, l.putOff...), nil
 		switch {
 		case isMisconduct(err) && misconducts == MisconductTries:
 			givenUp, l.putOff = l.putOff, nil

@@ -151,6 +151,30 @@ func TestEndsOfALaneAreTriedTogether(t *testing.T) {
 	})
 }
 
+// TestEndsAreTriedOnceAtATime: a session that is found again while its end is tried has one end all the same.
+func TestEndsAreTriedOnceAtATime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := play(Timing{}, time.Hour, func(n int) error {
+			if n > 1 {
+				time.Sleep(3 * time.Second)
+				return nil
+			}
+			return errHangs
+		})
+		if err := p.Do(p.end("box", "one")); !errors.Is(err, errHangs) {
+			t.Errorf("the first: %v", err)
+		}
+		time.Sleep(6 * time.Second) // the second try runs
+		if err := p.Reap(t.Context(), p.end("box", "one")); err != nil {
+			t.Errorf("meanwhile: %v", err)
+		}
+		time.Sleep(time.Hour)
+		p.want(t, seconds(0, 5), map[string]Swept{"one": killedOne})
+		p.Close()
+	})
+}
+
 // TestEndsReapIsTheCallersToRepeat: but for what a container does to itself.
 func TestEndsReapIsTheCallersToRepeat(t *testing.T) {
 	t.Parallel()
