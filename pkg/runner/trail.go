@@ -18,16 +18,17 @@ type Trail map[string]string
 
 // Names in a Trail.
 const (
-	TrailInstance  = "instance"          // the instance's id
-	TrailOSUser    = "os_user"           // the account on the instance
-	TrailKey       = "key"               // fingerprint of the login key, as sshd logs it
-	TrailHostKey   = "host_key_accepted" // fingerprint of a host key that nobody knew before
-	TrailTunnel    = "tunnel"            // the tunnel's id in termgw.tunnels
-	TrailContainer = "container"         // a container's id; on an instance it may be the name
-	TrailExec      = "exec"              // id of the exec, as in the engine's events
-	TrailEngine    = "engine"            // the engine's address
-	TrailHost      = "host"              // name of the machine
-	TrailPID       = "pid"               // the shell's, on that machine
+	TrailInstance   = "instance"          // the instance's id
+	TrailOSUser     = "os_user"           // the account on the instance
+	TrailKey        = "key"               // fingerprint of the login key, as sshd logs it
+	TrailKeyRefused = "key_refused"       // of a key of another type, which sshd refused before
+	TrailHostKey    = "host_key_accepted" // fingerprint of a host key that nobody knew before
+	TrailTunnel     = "tunnel"            // the tunnel's id in termgw.tunnels
+	TrailContainer  = "container"         // a container's id; on an instance it may be the name
+	TrailExec       = "exec"              // id of the exec, as in the engine's events
+	TrailEngine     = "engine"            // the engine's address
+	TrailHost       = "host"              // name of the machine
+	TrailPID        = "pid"               // the shell's, on that machine
 )
 
 const (

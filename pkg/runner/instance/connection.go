@@ -89,9 +89,14 @@ func (c *connection) live() {
 	c.kind.gate.closed(c.to)
 }
 
-// pacedLogin opens the connection when the gate lets it.
+// pacedLogin opens the connection when the gate lets it. The pause after a refused host key
+// is for the key that was known then: once that is forgotten, a login waits for nothing.
 func (c *connection) pacedLogin() (*login, error) {
-	leave, err := c.kind.gate.pass(c.ctx, c.to)
+	to := c.to
+	if to.hostKey == "" {
+		to.hostKey, _ = c.kind.cfg.HostKeys.HostKey(c.ctx, to.instance) // login returns the error of such a store
+	}
+	leave, err := c.kind.gate.pass(c.ctx, to)
 	if err != nil {
 		return nil, err
 	}
@@ -191,6 +196,7 @@ func (c *connection) login() (*login, error) {
 			a.key, a.known = a.key.other(), true
 			continue
 		case runner.StepOf(err) == "ssh_auth" && !a.known && !l.exchange.punishes():
+			c.trail.Set(runner.TrailKeyRefused, l.key.fingerprint())
 			a.key, a.known = a.key.other(), true
 		case runner.StepOf(err) == "ssh_hostkey" && l.known.mayBeOther() && l.exchange.shown() != nil && len(a.without)+1 < len(hostKeyTypes):
 			a.without = append(a.without, l.exchange.shown().Type())
