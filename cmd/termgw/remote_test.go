@@ -1033,8 +1033,8 @@ func TestDocsHaveEveryDetail(t *testing.T) {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
 		}
-		for _, found := range regexp.MustCompile(`\b(?:failed\(|malformed\(|Failure{Step: )"(\w+)"|\bstep :?= "(\w+)"`).FindAllStringSubmatch(readFile(t, file), -1) {
-			note(file, found[1]+found[2])
+		for _, found := range regexp.MustCompile(`\b(?:failed\(|malformed\(|Failure{Step: )"(\w+)"|\bstep :?= "(\w+)"|\), "(ssh_\w+)", (?:err\w+|nil)}`).FindAllStringSubmatch(readFile(t, file), -1) {
+			note(file, found[1]+found[2]+found[3])
 		}
 	}
 	if len(want) < 40 || want["ssh_auth"] == "" || want["security_group"] == "" || want["docker"] == "" {
