@@ -89,18 +89,22 @@ func (c *connection) live() {
 	c.kind.gate.closed(c.to)
 }
 
-// pacedLogin opens the connection when the gate lets it. The pause after a refused host key
-// is for the key that was known then: once that is forgotten, a login waits for nothing.
+// pacedLogin opens the connection when the gate lets it. The host keys are asked for before: a refusal of a host key is over
+// once another is known.
 func (c *connection) pacedLogin() (*login, error) {
-	to := c.to
-	if to.hostKey == "" {
-		to.hostKey, _ = c.kind.cfg.HostKeys.HostKey(c.ctx, to.instance) // login returns the error of such a store
+	ctx, cancel := context.WithTimeoutCause(c.ctx, loginTime(c.kind.cfg.Timing), errSlow)
+	known, err := c.knownHostKeys(ctx)
+	cancel()
+	if err != nil {
+		return nil, err
 	}
+	to := c.to
+	to.hostKey = known.String()
 	leave, err := c.kind.gate.pass(c.ctx, to)
 	if err != nil {
 		return nil, err
 	}
-	l, err := c.login()
+	l, err := c.login(known)
 	return l, leave(err)
 }
 
@@ -159,7 +163,6 @@ type login struct {
 	log      *tail           // ssh's own messages
 	logEnd   *os.File        // of the pipe for log, to which ssh writes too
 	exchange *exchange       // what the server said before it encrypted
-	known    hostKeys        // of the row, or kept; empty: any is accepted
 	cliSaid  *tail
 	explain  func(said string) error // Tunnel's; may be nil
 	ended    func()                  // Tunnel's; may be nil
@@ -178,14 +181,14 @@ type attempt struct {
 var errOther = errors.New("the instance takes another type of key")
 
 // login opens the connection. It tries in another way where the refusal may be of the way.
-func (c *connection) login() (*login, error) {
+func (c *connection) login(known hostKeys) (*login, error) {
 	ctx, cancel := context.WithTimeoutCause(c.ctx, loginTime(c.kind.cfg.Timing), errSlow)
 	defer cancel()
 	var a attempt
 	a.key, a.known = c.kind.gate.keyFor(c.to)
 	var first error
 	for {
-		l, err := c.try(ctx, a)
+		l, err := c.try(ctx, a, known)
 		switch {
 		case err == nil:
 			c.kind.gate.hasTaken(c.to.instance, a.key)
@@ -198,7 +201,7 @@ func (c *connection) login() (*login, error) {
 		case runner.StepOf(err) == "ssh_auth" && !a.known && !l.exchange.punishes():
 			c.trail.Set(runner.TrailKeyRefused, l.key.fingerprint())
 			a.key, a.known = a.key.other(), true
-		case runner.StepOf(err) == "ssh_hostkey" && l.known.mayBeOther() && l.exchange.shown() != nil && len(a.without)+1 < len(hostKeyTypes):
+		case runner.StepOf(err) == "ssh_hostkey" && known.mayBeOther() && l.exchange.shown() != nil && len(a.without)+1 < len(hostKeyTypes):
 			a.without = append(a.without, l.exchange.shown().Type())
 		case first != nil:
 			return nil, first
@@ -211,9 +214,9 @@ func (c *connection) login() (*login, error) {
 	}
 }
 
-// try logs in in one way. Its slow steps run at the same time: the tunnel with the push of the key, the start of ssh, and
-// the query for a kept host key. With an error, the login that is returned has ended.
-func (c *connection) try(ctx context.Context, a attempt) (l *login, err error) {
+// try logs in in one way. Its slow steps run at the same time: the tunnel with the push of the key, and the start of ssh. With
+// an error, the login that is returned has ended.
+func (c *connection) try(ctx context.Context, a attempt, known hostKeys) (l *login, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	appeared := c.kind.sockets.expect(c.serial + ".ctl")
@@ -226,7 +229,7 @@ func (c *connection) try(ctx context.Context, a attempt) (l *login, err error) {
 			}
 			return nil
 		},
-		hostKey: func(key ssh.PublicKey) error { return c.checkHostKey(l.known, key) },
+		hostKey: func(key ssh.PublicKey) error { return c.checkHostKey(known, key) },
 	}
 	defer func() {
 		c.kind.sockets.forget(c.serial + ".ctl")
@@ -249,7 +252,7 @@ func (c *connection) try(ctx context.Context, a attempt) (l *login, err error) {
 		t, err := c.kind.cfg.Tunnels.Open(ctx, c.to.tunnelRequest(l.key.public))
 		opening <- opened{t, err}
 	}()
-	near, startErr := c.startSSH(ctx, l, a)
+	near, startErr := c.startSSH(l, known.algorithms(a.without))
 	if startErr != nil {
 		cancel()
 	}
@@ -287,17 +290,14 @@ func (c *connection) try(ctx context.Context, a attempt) (l *login, err error) {
 		l.pump.hasLoggedIn() // the AWS CLI looks for more bytes every 50 ms only: one byte ahead would cost more than it saves
 	}
 	l.key.close()
-	if len(l.known) > 0 {
+	if len(known) > 0 {
 		return l, nil
 	}
 	return l, c.keepHostKey(ctx, l.exchange.shown())
 }
 
 // startSSH starts the ssh of a connection. near is the tunnel's end of ssh's stream.
-func (c *connection) startSSH(ctx context.Context, l *login, a attempt) (near *os.File, err error) {
-	if l.known, err = c.knownHostKeys(ctx); err != nil {
-		return nil, err
-	}
+func (c *connection) startSSH(l *login, hostKeyAlgorithms string) (near *os.File, err error) {
 	near, far, err := socketPair()
 	if err != nil {
 		return nil, failed("ssh", err)
@@ -311,7 +311,7 @@ func (c *connection) startSSH(ctx context.Context, l *login, a attempt) (near *o
 	}
 	l.log, l.logEnd = newTail(messages), end
 	argv := append([]string{c.kind.ssh}, masterArgs(c.control, c.to.user, c.to.instance,
-		c.kind.path(c.serial+".key"), c.knownHosts(), log, l.known.algorithms(a.without), c.kind.cfg.Timing)...)
+		c.kind.path(c.serial+".key"), c.knownHosts(), log, hostKeyAlgorithms, c.kind.cfg.Timing)...)
 	p, stderr, err := startChild(argv, sshEnv, far, far)
 	if err != nil {
 		_ = near.Close()

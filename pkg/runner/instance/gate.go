@@ -63,10 +63,10 @@ type try struct {
 	err  error
 }
 
-// refusalOf names what is refused: the account, or the host key together with the rows that know the same one.
+// refusalOf names what is refused: the account, or the host key together with the known ones, of the row or kept.
 type refusalOf struct {
 	account
-	known [sha256.Size]byte // of the destination's hostKey; zero: the rows do not matter
+	known [sha256.Size]byte // of the known host keys, the destination's hostKey here; zero: they do not matter
 }
 
 type refusal struct {
@@ -141,9 +141,13 @@ func (g *gate) last(to destination) (last *refusal) {
 
 // tell returns the cause, with the time of the next try.
 func (r *refusal) tell(left time.Duration) error {
+	until := "until then the answer stays the same"
+	if r.cause.Step == "ssh_hostkey" {
+		until = "or at once when another host key is known"
+	}
 	told := *r.cause
 	told.Fix = cmp.Or(told.Fix, told.Sentence) // of the doctor, who does not wait
-	told.Sentence += fmt.Sprintf(" The gateway tries this login again in %d s; until then the answer stays the same.", int((left+time.Second-1)/time.Second))
+	told.Sentence += fmt.Sprintf(" The gateway tries this login again in %d s; %s.", int((left+time.Second-1)/time.Second), until)
 	return &told
 }
 

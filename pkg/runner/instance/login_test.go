@@ -245,6 +245,29 @@ func TestRemoteKeptKeyFaults(t *testing.T) {
 	}
 }
 
+// TestRemoteKeptKeyForgotten: the pause after a host key that is not the kept one is over when somebody has the kept one
+// forgotten.
+func TestRemoteKeptKeyForgotten(t *testing.T) {
+	t.Parallel()
+	i := newInstance(t, nil)
+	i.keys.keys = map[string]string{i.id: edKey}
+	r := i.remote(t, Config{Now: newClock().Now})
+	for range 3 {
+		_, err := r.Start(t.Context(), i.target(t, ""), shelltest.DefaultSize)
+		shelltest.WantStep(t, err, "ssh_hostkey")
+	}
+	if n := i.opened(); n != 1 {
+		t.Errorf("%d tunnels", n)
+	}
+	i.keys.mu.Lock()
+	delete(i.keys.keys, i.id)
+	i.keys.mu.Unlock()
+	shelltest.Open(t, shelltest.By(r), i.target(t, "")).End(t)
+	if kept, _ := i.keys.HostKey(t.Context(), i.id); kept != i.sshd.HostKey(t) {
+		t.Errorf("kept %q", kept)
+	}
+}
+
 // TestLoginKeys: what EC2 Instance Connect takes. On the instance it drops lines that do not begin with "ssh".
 func TestLoginKeys(t *testing.T) {
 	t.Parallel()
