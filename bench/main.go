@@ -79,6 +79,7 @@ var parts = []part{
 	{"idle", (*bench).idle},
 	{"replicas", (*bench).replicas},
 	{"remote", (*bench).remote},
+	{"slow", (*bench).slow},
 }
 
 // longest bounds a run, whatever hangs.

@@ -88,7 +88,7 @@ const (
 
 // maxOutput is the most output that sshd puts into one message, in bytes. Keystrokes of other terminals wait for a
 // whole message.
-const maxOutput = 16 << 10
+const maxOutput = 2 << 10
 
 // ptyModes are the encoded terminal modes of a pty request (RFC 4254, section 8): IUTF8 (RFC 8160), and both speeds.
 // The rest is the instance's default.

@@ -16,21 +16,23 @@ import (
 // The round trip is measured while output comes: with a window's adjustment goes a request that sshd answers in turn
 // with the output, one at a time. The shortest round trip of a connection is that of an empty tunnel; what a round trip
 // takes beyond it is the queue. With window w and round trip t the tunnel carries w/t, so a window of w/t × (shortest +
-// queue) leads to the wanted queue (FAST TCP, Jin, Wei and Low 2004, has the same rule). A window that was not used up
-// says nothing of the tunnel, and does not grow. Nor does an answer that the gateway has read late: then the person's
-// client is slower than the tunnel.
+// queue) leads to the wanted queue (FAST TCP, Jin, Wei and Low 2004, has the same rule). Of two round trips in a row the
+// shorter counts: a busy machine makes one long, a queue makes both long. A window that was not used up says nothing of
+// the tunnel; nor does an answer that the gateway has read late, because the person's client is slower than the tunnel.
+//
+// sshd's messages are small beside the window (maxOutput): of a large one, all would come at once, and go on as one lump.
 //
 // A connection's terminals share the shortest round trip, and all see the same queue, so several floods share it.
 const (
 	// firstWindow is a terminal's window before its first round trip with output: a screen.
 	firstWindow = 16 << 10
-	leastWindow = 2 << 10
+	leastWindow = 2 * maxOutput
 	// mostWindow is OpenSSH's own window (CHAN_SES_WINDOW_DEFAULT, channels.h).
 	mostWindow = 2 << 20
-	// The wanted queue is as long as the shortest round trip, within these bounds: a key beside a flood takes twice
-	// its time then.
+	// The wanted queue is as long as the shortest round trip, within these bounds: beside a flood a key takes twice its
+	// time, or less.
 	leastQueue = 8 * time.Millisecond
-	mostQueue  = 30 * time.Millisecond
+	mostQueue  = 50 * time.Millisecond
 	// promptly is the longest time that an answer may have waited for the gateway to read it.
 	promptly = 5 * time.Millisecond
 )
@@ -54,20 +56,24 @@ func (w *way) took(t time.Duration) time.Duration {
 // flow is the window of one terminal's output.
 type flow struct {
 	way     *way
-	window  int       // bytes that may be under way
-	allowed int       // bytes that sshd may send or has sent, and that have not come
-	asked   time.Time // when the probe was sent that is under way; zero: none is
-	came    int       // bytes since then
+	window  int           // bytes that may be under way
+	allowed int           // bytes that sshd may send or has sent, and that have not come
+	steep   bool          // the window doubles: no queue was seen yet
+	asked   time.Time     // when the probe was sent that is under way; zero: none is
+	came    int           // bytes since then
+	last    time.Duration // the last round trip; 0: none yet
 }
 
-func newFlow(w *way) flow { return flow{way: w, window: firstWindow, allowed: firstWindow} }
+func newFlow(w *way) flow {
+	return flow{way: w, window: firstWindow, allowed: firstWindow, steep: true}
+}
 
 // received notes n bytes of output that came. It returns how many more bytes sshd may send, and whether a probe goes
 // with them.
 func (f *flow) received(n int, now time.Time) (more int, probe bool) {
 	f.allowed -= n
 	f.came += n
-	if more = f.window - f.allowed; more < f.window/4 {
+	if more = f.window - f.allowed; more < min(maxOutput, f.window/4) {
 		return 0, false
 	}
 	f.allowed += more
@@ -86,10 +92,16 @@ func (f *flow) answered(now time.Time, prompt bool) {
 	}
 	shortest := f.way.took(t)
 	queue := min(max(shortest, leastQueue), mostQueue)
-	next := int(float64(f.window) * float64(shortest+queue) / float64(t))
-	next = min(max(next, f.window/2), 2*f.window)
-	if f.came < f.window/2 {
-		next = min(next, f.window)
+	previous := f.last
+	if f.last = t; previous > 0 {
+		t = min(t, previous)
 	}
-	f.window = min(max(next, leastWindow), mostWindow)
+	if f.came < f.window/2 {
+		return
+	}
+	next := int(float64(f.window) * float64(shortest+queue) / float64(t))
+	if f.steep = f.steep && t < shortest+queue; f.steep {
+		next = 2 * f.window
+	}
+	f.window = min(max(next, leastWindow), 2*f.window, mostWindow)
 }
