@@ -31,9 +31,9 @@ type DoctorCmd struct {
 func (DoctorCmd) Help() string {
 	return `Run it where the gateway runs, with the gateway's environment. It walks the way of a terminal:
   configuration, keys, database, schema, workspace; then
-  docker, container, shell                    for a workspace on the gateway's own engine, or
-  aws, instance, endpoint, key, tunnel, login, container, shell
-                                              for a workspace on an instance.
+  docker, container, shell          for a workspace on the gateway's own engine, or
+  aws, instance, endpoint, key, tunnel, login, account, tools, docker, container, shell
+                                    for a workspace on an instance.
 
 Each step says ok or FAILED, how long it took, and what it found; a step that failed says its detail, which
 is the one that the terminal's error has, then the cause and the fix. Mend that step first: the steps behind
