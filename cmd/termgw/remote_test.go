@@ -666,6 +666,7 @@ func testRoles(t *testing.T, environ func(*cloud) []string) {
 	p := newPlatform(t)
 	aws := p.newCloud(t, env.Docker(t))
 	const shared, named = "arn:aws:iam::111111111111:role/shared", "arn:aws:iam::222222222222:role/named"
+	p.secretly = append(p.secretly, "ASIAEXAMPLE", "issued/secret", "issued/token", "111111111111", "222222222222") // as awsplay issues
 	aws.PutRole(awsplay.Role{ARN: shared})
 	aws.PutRole(awsplay.Role{ARN: named, SourceIdentity: true})
 	aws.PutEndpoint(awsplay.Endpoint{ID: "eice-00000000000000111", Account: "111111111111"})
