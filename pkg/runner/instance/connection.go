@@ -185,7 +185,7 @@ func (c *connection) login(known hostKeys) (*login, error) {
 	ctx, cancel := context.WithTimeoutCause(c.ctx, loginTime(c.kind.cfg.Timing), errSlow)
 	defer cancel()
 	var a attempt
-	a.key, a.known = c.kind.gate.keyFor(c.to)
+	a.key, a.known = c.kind.gate.keyFor(c.to.instance)
 	var first error
 	for {
 		l, err := c.try(ctx, a, known)
@@ -194,11 +194,12 @@ func (c *connection) login(known hostKeys) (*login, error) {
 			c.kind.gate.hasTaken(c.to.instance, a.key)
 			return l, nil
 		case errors.Is(err, errOther):
-			// The server's own list says so, before the login: sshd counts 1 s for that, and 5 s for a key that it refuses.
+			// The server's own list says so before the login, and the instance's next one has the key at once.
 			c.kind.gate.hasTaken(c.to.instance, a.key.other())
 			a.key, a.known = a.key.other(), true
 			continue
-		case runner.StepOf(err) == "ssh_auth" && !a.known && !l.exchange.punishes():
+		case runner.StepOf(err) == "ssh_auth" && !a.known:
+			// An sshd that has Ed25519 and takes no such key of a user refuses it as it refuses a wrong user.
 			c.trail.Set(runner.TrailKeyRefused, l.key.fingerprint())
 			a.key, a.known = a.key.other(), true
 		case runner.StepOf(err) == "ssh_hostkey" && known.mayBeOther() && l.exchange.shown() != nil && len(a.without)+1 < len(hostKeyTypes):

@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -253,21 +251,4 @@ func Greeting(r io.Reader) (string, error) {
 		return "", refused
 	}
 	return "", failed("ssh_greeting", errors.New("the instance sends no greeting"))
-}
-
-// openSSH matches the greeting of an OpenSSH.
-var openSSH = regexp.MustCompile(`^SSH-2\.0-OpenSSH_(\d{1,3})\.(\d{1,3})`)
-
-// punishes reports whether the server may refuse a source address after failed logins (PerSourcePenalties, since OpenSSH
-// 9.8).
-func (e *exchange) punishes() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	m := openSSH.FindStringSubmatch(e.greeting)
-	if m == nil {
-		return true
-	}
-	major, _ := strconv.Atoi(m[1])
-	minor, _ := strconv.Atoi(m[2])
-	return major > 9 || major == 9 && minor >= 8
 }

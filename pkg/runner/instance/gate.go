@@ -16,11 +16,13 @@ import (
 // This file paces the logins that an instance refuses.
 //
 // Since OpenSSH 9.8 sshd refuses a source address for a while after failed logins (PerSourcePenalties in sshd_config(5)), and
-// behind an endpoint all terminals have one address: the tries for one wrong row would lock out everybody on that instance. A
-// failed login adds 5 s, the sum runs down with the clock, and sshd refuses the address once the sum is more than 15 s.
+// behind an endpoint all terminals have one address: the tries for one wrong row would lock out everybody on that instance.
+// Each try adds to a sum, which runs down with the clock; sshd refuses the address once the sum is more than 15 s. A try adds
+// 5 s where sshd refuses a signature. A refused key adds 1 s, as ssh asks before it signs (monitor.c; measured with 10.0).
+//
 // A gateway lets one login of an account through at a time, and after a refusal none for firstPause or longer. So it adds 5 s
-// in 30 s at most, and three replicas add 15 s, in the worst case all at once; that has run down before their next logins.
-// The later pauses of a minute leave room for other failed logins from the same address.
+// in 30 s at most, or 2 s by two keys. Three replicas add 15 s, in the worst case all at once, and those have run down before
+// their next logins. The later pauses of a minute leave room for other tries from the same address.
 const (
 	firstPause = 30 * time.Second
 	// longPause is how long an operator who has mended the instance waits at most.
@@ -72,7 +74,6 @@ type refusalOf struct {
 type refusal struct {
 	cause *runner.Failure // of the first
 	until time.Time       // of the pause
-	count int
 }
 
 func newGate(now func() time.Time) *gate {
@@ -195,11 +196,11 @@ func (g *gate) told(to destination, err error) error {
 	if cause.Step == "ssh_hostkey" {
 		of = ofHostKey
 	}
-	now, pause := &refusal{cause: cause, count: 1}, firstPause
+	pause := firstPause
 	if last != nil {
-		now.count, pause = last.count+1, longPause
+		pause = longPause
 	}
-	now.until = g.now().Add(pause)
+	now := &refusal{cause: cause, until: g.now().Add(pause)}
 	g.refused[of] = now
 	g.forget()
 	return now.tell(pause)
@@ -237,18 +238,12 @@ func (g *gate) forget() {
 	}
 }
 
-// keyFor returns the type of key for a login, and whether the instance is known to take it. Where it is not known, each login
-// after a refusal has a key of the other type: an sshd that takes no Ed25519 refuses it as it refuses a wrong user.
-func (g *gate) keyFor(to destination) (t keyType, known bool) {
+// keyFor returns the type of key for a login, and whether the instance is known to take it.
+func (g *gate) keyFor(instance string) (t keyType, known bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if t, ok := g.takes[to.instance]; ok {
-		return t, true
-	}
-	if r := g.last(to); r != nil && r.count%2 == 1 {
-		return keyRSA, false
-	}
-	return keyEd25519, false
+	t, known = g.takes[instance]
+	return t, known
 }
 
 // hasTaken remembers the type of key that an instance takes.

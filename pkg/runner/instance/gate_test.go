@@ -315,7 +315,7 @@ func TestRemotePenalty(t *testing.T) {
 	replicas := make([]*Kind, 3)
 	for n := range replicas {
 		replicas[n] = i.remote(t, Config{Now: clock.Now, Timing: runner.Timing{Linger: time.Millisecond}})
-		replicas[n].gate.hasTaken(i.id, keyEd25519) // the sshd behind the relay is older than the penalties
+		replicas[n].gate.hasTaken(i.id, keyEd25519) // else a refusal counts twice the 1 s that one does, and not 5 s
 	}
 	wrong := i.target(t, "")
 	wrong.Attributes["os_user"] = "another"
