@@ -46,3 +46,11 @@ func newPodman() (*Docker, error) {
 	d.outlived = true // by conmon, which waits for containers and execs, and for 5 minutes after an exec's end
 	return d, nil
 }
+
+// PodmanCommand returns the start of a line of sh, as root, that runs a podman command on the containers of an engine that
+// StartPodman has started.
+func (d *Docker) PodmanCommand() string {
+	dir := d.daemon.dir.path
+	return fmt.Sprintf("CONTAINERS_CONF=%[1]s/containers.conf exec podman --root=%[1]s/data --runroot=%[1]s/run --tmpdir=%[1]s/tmp "+
+		"--network-config-dir=%[1]s/net --storage-driver=overlay", dir)
+}

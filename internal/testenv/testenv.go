@@ -165,3 +165,11 @@ func lookPath(name string) (string, error) {
 	}
 	return "", err
 }
+
+// Needs skips a test, or fails it, on a machine without a command, which a package of Debian has.
+func Needs(tb testing.TB, command, pack string) {
+	tb.Helper()
+	if _, err := lookPath(command); err != nil {
+		check(tb, missingError("needs "+command+": apt-get install "+pack))
+	}
+}

@@ -35,15 +35,15 @@ func LookupIn(list []Workspace) func(context.Context, string) (Workspace, error)
 }
 
 // ReadWorkspacesFile reads a JSON array of objects with the string fields id, name, instance_id, container, region,
-// os_user, host_key, remote_target, role_arn, endpoint_id and source_identity, and those of more, of which only id is required; null is read as empty. It is strict, and
-// names every fault at once.
+// os_user, host_key, remote_target, role_arn, endpoint_id, source_identity and docker_sudo, and those of more, of which only
+// id is required; null is read as empty, and the last two may also be true or false. It is strict, and names every fault at once.
 func ReadWorkspacesFile(path string, more ...string) ([]Workspace, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading workspaces: %w", err)
 	}
 	list, err := parseWorkspaces(data, append(more, "id", "name", "instance_id", "container", "region", "os_user", "host_key", "remote_target",
-		"role_arn", "endpoint_id", "source_identity"))
+		"role_arn", "endpoint_id", "source_identity", "docker_sudo"))
 	if err != nil {
 		return nil, fmt.Errorf("reading workspaces: %s: %w", path, err)
 	}
@@ -85,6 +85,9 @@ func parseWorkspaces(data []byte, columns []string) ([]Workspace, error) {
 	return list, nil
 }
 
+// flags are the fields that may also be JSON's true or false.
+var flags = []string{"docker_sudo", "source_identity"}
+
 func parseWorkspace(entry map[string]json.RawMessage, columns []string) (Workspace, []error) {
 	w := Workspace{Attributes: map[string]string{}}
 	var faults []error
@@ -93,6 +96,8 @@ func parseWorkspace(entry map[string]json.RawMessage, columns []string) (Workspa
 		switch {
 		case !slices.Contains(columns, name):
 			faults = append(faults, fmt.Errorf("unknown field %.100q", name))
+		case slices.Contains(flags, name) && json.Unmarshal(entry[name], new(bool)) == nil && string(entry[name]) != "null":
+			w.Attributes[name] = string(entry[name])
 		case json.Unmarshal(entry[name], &value) != nil:
 			faults = append(faults, fmt.Errorf("field %q is not a string", name))
 		case name == "id":

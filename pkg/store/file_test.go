@@ -26,6 +26,10 @@ func TestReadWorkspacesFile(t *testing.T) {
 		faults        []string
 	}{
 		{name: "all fields", content: all, want: want},
+		{
+			name: "true and false", content: `[{"id":"1","docker_sudo":true,"source_identity":false},{"id":"2","docker_sudo":"t"},{"id":"3","docker_sudo":null}]`,
+			want: []Workspace{of("1", "docker_sudo", "true", "source_identity", "false"), of("2", "docker_sudo", "t"), of("3")},
+		},
 		{name: "no workspace", content: `[]`, want: []Workspace{}},
 		{name: "empty", content: ``, faults: []string{"JSON array"}},
 		{name: "null", content: `null`, faults: []string{"not null"}},

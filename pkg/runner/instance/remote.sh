@@ -98,18 +98,15 @@ bounded() {
 	fi
 	"$@" </dev/null &
 	bounded=$!
-	(
-		trap 'kill -s KILL "$nap"; exit' USR1
-		sleep "$now" &
-		nap=$!
-		wait "$nap"
-		kill -s KILL "$bounded"
-	) </dev/null >/dev/null 2>&1 &
+	while read -r now _ </proc/uptime && [ "${now%.*}" -lt "$deadline" ]; do sleep 1; done </dev/null >/dev/null 2>&1 &&
+		kill -s KILL "$bounded" 2>/dev/null &
 	late=$!
-	wait "$bounded" 2>/dev/null
-	set -- "$?"
-	kill -s USR1 "$late" 2>/dev/null
-	wait "$late" 2>/dev/null
+	{
+		wait "$bounded"
+		set -- "$?"
+		kill -s KILL "$late"
+		wait "$late"
+	} 2>/dev/null
 	return "$1"
 }
 
