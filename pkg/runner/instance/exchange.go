@@ -21,8 +21,8 @@ import (
 //
 // All of it is the server's word, and bounded.
 type exchange struct {
-	// algorithms and hostKey are called once each, by the goroutine that reads: with the types of host keys that the server
-	// has, and with the key that it shows. Their errors end the tunnel. May be nil.
+	// algorithms and hostKey are called by the goroutine that reads: with the types of host keys that the server has, and, once,
+	// with the key that it shows. Their errors end the tunnel. May be nil.
 	algorithms func(hostKeys []string) error
 	hostKey    func(ssh.PublicKey) error
 
