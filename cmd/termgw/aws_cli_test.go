@@ -13,6 +13,7 @@ import (
 
 	"github.com/molecule-ai/termgw/internal/awsplay"
 	"github.com/molecule-ai/termgw/internal/testenv"
+	"github.com/molecule-ai/termgw/pkg/eice"
 )
 
 // Terminals through `aws ec2-instance-connect open-tunnel`: the real AWS CLI, which takes the gateway's own way to the
@@ -132,6 +133,9 @@ func TestAWSCLIFaults(t *testing.T) {
 		workspace := "of-" + instance
 		metric := fmt.Sprintf(ends, code, "remote")
 		m := wantRefusal(t, g, g.dial(t, workspace, p.ticket(t, workspace), dialing{}), code, status, metric, g.metric(t, metric))
+		if retryable := !(&eice.Error{Detail: eice.Detail(detail)}).Final(); m.Retryable != retryable {
+			t.Errorf("%s is retryable: %t", detail, m.Retryable)
+		}
 		if m.Detail != detail || status == 4502 && !strings.Contains(m.Message, docsPage) {
 			t.Errorf("told %+v, want %s", m, detail)
 		}
@@ -177,7 +181,11 @@ func TestAWSCLIFaults(t *testing.T) {
 			i := aws.newInstance()
 			p.workspace(t, "of-"+i.ID, i.ID)
 			aws.PutInstance(i)
-			wants(t, p.serve(t, aws.awsCLI(t, environ, asProgram+"=15s")...), i.ID, "tunnel", "backend_failed", 4502)
+			detail := "tunnel"
+			if name == "no CLI" {
+				detail = "aws_cli"
+			}
+			wants(t, p.serve(t, aws.awsCLI(t, environ, asProgram+"=15s")...), i.ID, detail, "backend_failed", 4502)
 		})
 	}
 }

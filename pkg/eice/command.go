@@ -86,6 +86,8 @@ func (c *Client) CommandError(said string) *Error {
 		said = "the AWS CLI says nothing, and nothing came through its tunnel"
 	case strings.Contains(strings.ToLower(said), strings.ToLower(closed+" Unable to connect to target")):
 		detail = TargetUnreachable
+	case strings.Contains(said, "executable file not found"), strings.Contains(said, "Invalid choice"):
+		detail = NoTunnelCommand
 	case strings.Contains(said, "Unable to locate credentials"):
 		detail = Credentials
 	case strings.Contains(said, "Could not connect to the endpoint URL"):

@@ -1,7 +1,6 @@
 package eice
 
 import (
-	"context"
 	"slices"
 	"strings"
 	"sync"
@@ -242,12 +241,10 @@ func TestCommandOfARole(t *testing.T) {
 	if text := strings.Join(argv, " "); strings.Contains(text, "ASIA") || strings.Contains(text, "issued") {
 		t.Errorf("argv is %q", argv)
 	}
-	w.play.RevokeRoles()
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
+	w.play.Fail(awsplay.AssumeRole, denied("AccessDenied"))
 	w.client.doubt(route.principal(), fault(Credentials, "revoked"))
-	_, _, err = w.client.Command(ctx, route, 0)
-	wantFault(t, err)
+	_, _, err = w.client.Command(t.Context(), route, 0)
+	wantDetail(t, err, IAMRole)
 }
 
 // Each request has an id, by which CloudTrail finds it: of what went well and of what did not.

@@ -57,6 +57,7 @@ const (
 	TunnelRefused        Detail = "tunnel_refused"
 	TunnelQuota          Detail = "tunnel_quota"
 	TunnelCommand        Detail = "tunnel"
+	NoTunnelCommand      Detail = "aws_cli"
 	TargetUnreachable    Detail = "security_group"
 	TunnelCut            Detail = "tunnel_cut"
 	TunnelExpired        Detail = "tunnel_expired"
@@ -110,7 +111,8 @@ var details = map[Detail]struct {
 	KeyRefused:           {final, "AWS did not take the key for the instance: check the OS user and that the instance supports EC2 Instance Connect."},
 	TunnelRefused:        {passing, "The EC2 Instance Connect Endpoint refused the tunnel: check the endpoint's state, and see the gateway's log for AWS's word."},
 	TunnelQuota:          {passing, "All tunnels of the EC2 Instance Connect Endpoint are in use: close a terminal and try again."},
-	TunnelCommand:        {passing, "The AWS CLI carries no tunnel: check that version 2.12 or later is in the gateway's PATH, and that it trusts and reaches the endpoint (SSL_CERT_FILE, HTTPS_PROXY, DNS)."},
+	TunnelCommand:        {passing, "The AWS CLI carries no tunnel: check that it trusts and reaches the endpoint (SSL_CERT_FILE, HTTPS_PROXY, DNS)."},
+	NoTunnelCommand:      {final, "The gateway's AWS CLI is missing or opens no tunnels: put version 2.12 or later into its PATH, or set TERMGW_EICE_TUNNEL to native."},
 	TargetUnreachable:    {passing, "The endpoint cannot reach the instance's port 22. If the instance is starting or rebooting, try again in a minute; else check both security groups, network ACLs and sshd."},
 	TunnelCut:            {passing, "The connection to the instance broke: open the terminal again."},
 	TunnelExpired:        {passing, "The tunnel's longest life is over: open the terminal again."},

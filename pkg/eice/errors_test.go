@@ -246,7 +246,7 @@ func TestClasses(t *testing.T) {
 	final := []Detail{
 		InstanceID, InstanceUnknown, InstanceStopping, InstanceStopped, InstanceShuttingDown, InstanceTerminated, InstanceNoAddress,
 		Region, Role, SourceIdentity, OSUser, EndpointID, EndpointNone, EndpointUnknown, EndpointFIPS, EndpointAddress,
-		IAMRole, IAMInstances, IAMEndpoints, IAMKey, IAMTunnel, Credentials, Clock, KeyRefused,
+		IAMRole, IAMInstances, IAMEndpoints, IAMKey, IAMTunnel, Credentials, Clock, KeyRefused, NoTunnelCommand,
 	}
 	if len(passing)+len(final) != len(details) {
 		t.Errorf("%d details are classed here, of %d", len(passing)+len(final), len(details))

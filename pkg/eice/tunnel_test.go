@@ -75,14 +75,14 @@ func TestCommandError(t *testing.T) {
 		{"\nWebsocket Closure Reason: Unable to connect to target\n", TargetUnreachable},
 		{"\nWebsocket Closure Reason: Max tunnel duration reached\n", TunnelCut},
 		{"\nAWS_ERROR_HTTP_CONNECTION_CLOSED: The connection has closed or is closing.\n", TunnelCut},
-		{"aws: error: argument operation: Invalid choice, valid choices are:\n", TunnelCommand},
+		{"aws: error: argument operation: Invalid choice, valid choices are:\n", NoTunnelCommand},
 		{"Unable to locate credentials. You can configure credentials by running \"aws configure\".\n", Credentials},
 		{"An error occurred (Throttling) when calling the AssumeRole operation (reached max retries: 2): Rate exceeded\n", Throttled},
 		{"An error occurred (ServiceUnavailable) when calling the AssumeRoleWithWebIdentity operation: arn:aws:iam::210987654321:role/x\n", Fault},
 		{"An error occurred (ExpiredToken) when calling the AssumeRole operation: The security token is expired\n", CredentialsExpired},
 		{"An error occurred (AccessDenied) when calling the AssumeRole operation: User: arn:aws:sts::210987654321:x is not authorized\n", Credentials},
 		{"Could not connect to the endpoint URL: \"https://sts.us-east-1.amazonaws.com/\"\n", Unreachable},
-		{`starting aws: exec: "aws": executable file not found in $PATH`, TunnelCommand},
+		{`starting aws: exec: "aws": executable file not found in $PATH`, NoTunnelCommand},
 		{"", TunnelCommand},
 	} {
 		err := New(Config{}).CommandError(test.said)
