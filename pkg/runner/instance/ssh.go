@@ -33,7 +33,7 @@ func sshCommon(control, user, instance string) []string {
 }
 
 // masterArgs returns the arguments of a connection's ssh, which speaks on its stdin
-// and stdout (ProxyCommand=-, since OpenSSH 6.6): the tunnel costs no process, no
+// and stdout (ProxyCommand=-): the tunnel costs no process, no
 // port, and no socket that another program could connect to.
 // Its own messages go to log: its stderr has what a server prints, too.
 func masterArgs(control, user, instance, agent, knownHosts, log, hostKeyAlgorithms string, timing runner.Timing) []string {
@@ -121,7 +121,7 @@ var loginForms = []struct {
 	{regexp.MustCompile(`^Host key verification failed\.$`), "ssh_hostkey", errHostKey},
 	{regexp.MustCompile(`^ssh_dispatch_run_fatal: Connection to \S+ port \d+: incorrect signature$`), "ssh_hostkey", errHostKey},
 	{regexp.MustCompile(`^(Connection timed out during banner exchange|Timeout, server \S+ not responding\.|Connection to \S+ port \d+ timed out|.*: (Connection|Operation) timed out)$`), "ssh_timeout", nil},
-	{regexp.MustCompile(`^(Connection (closed|reset) by |Connection to \S+ closed|(kex|ssh)_exchange_identification: |banner exchange: |client_loop: |packet_write_\w+: |ssh_packet_\w+: |ssh_dispatch_run_fatal: .*: (Broken pipe|Connection (closed|reset).*)$|Read from remote host |Write failed: )`), "ssh_closed", nil},
+	{regexp.MustCompile(`^(Connection (closed|reset) by |Connection to \S+ closed|(kex|ssh)_exchange_identification: |banner exchange: |client_loop: |packet_write_\w+: |ssh_packet_\w+: |ssh_dispatch_run_fatal: .*: (Broken pipe|Connection (closed|reset).*)$|Read from remote host |Write failed: |write: Broken pipe$)`), "ssh_closed", nil},
 }
 
 // loginFault returns why a connection's ssh ended, by its messages and by what it and the server printed.
