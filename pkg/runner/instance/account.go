@@ -14,7 +14,7 @@ import (
 // which reads files of its own first, or runs another command in its place.
 
 // accountFault is the failure of an account that did not run the gateway's command. What it printed goes to operators
-// alone. It is final unless nothing was printed: then the instance may be slow.
+// alone. It is final if the session has ended, or waits behind a prompt: else the instance may be slow.
 func (r *request) accountFault(did string, printed []byte, cause ...error) error {
 	said := shorten(string(printed))
 	words := "nothing"
@@ -33,9 +33,12 @@ func (r *request) accountFault(did string, printed []byte, cause ...error) error
 		}
 	}
 	f.Fix = strings.ReplaceAll(f.Fix, "USER", r.to.user)
-	f.Final = said != "" || len(cause) == 0
+	f.Final = len(cause) == 0 || prompt.MatchString(said)
 	return f
 }
+
+// prompt matches output that ends as what waits for input does.
+var prompt = regexp.MustCompile(`[$#%>:?❯»]$`)
 
 // accountFixes tell an operator what to do, by what an account printed or sshd refused.
 var accountFixes = []struct {

@@ -46,7 +46,7 @@ func startChild(argv, env []string, stdin, stdout *os.File) (*runner.Process, *o
 }
 
 // output runs a program to its end and returns its output, bounded. When ctx ends,
-// the program's process group is killed.
+// the program's process group is killed; the error comes with the output so far.
 func output(ctx context.Context, argv []string) (stdout, stderr string, status unix.WaitStatus, err error) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -66,7 +66,7 @@ func output(ctx context.Context, argv []string) (stdout, stderr string, status u
 	_ = r.Close() // ends a program that prints more
 	<-p.Exited
 	if ctx.Err() != nil {
-		return "", "", 0, fmt.Errorf("running %s: %w", argv[0], context.Cause(ctx))
+		return string(out), "", 0, fmt.Errorf("running %s: %w", argv[0], context.Cause(ctx))
 	}
 	return string(out), said.text(), p.Status, p.WaitErr
 }

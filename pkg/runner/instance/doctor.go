@@ -1,6 +1,7 @@
 package instance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,18 +32,17 @@ func (k *Kind) Steps(t runner.Target, open func(context.Context) error) []runner
 			k.release(c)
 			return "as " + r.to.user + ", by " + k.version, nil
 		}},
-		runner.Step{Name: "account", Fix: fixes["pty"], Run: func(ctx context.Context) (string, error) {
+		// With a terminal and, as the ends of terminals do, without one.
+		runner.Step{Name: "account", Fix: fixes["pty"], Run: func(ctx context.Context) (found string, err error) {
 			if err := open(ctx); err != nil && !afterAccount(err) {
+				return "", err
+			}
+			if seen, err = r.look(ctx); err != nil {
 				return "", err
 			}
 			return r.to.user + " runs what the gateway asks for", nil
 		}},
-		runner.Step{Name: "tools", Apart: true, Run: func(ctx context.Context) (found string, err error) {
-			if seen, err = r.look(ctx); err != nil {
-				return "", err
-			}
-			return seen.ends(), nil
-		}},
+		runner.Step{Name: "tools", Run: func(context.Context) (string, error) { return seen.ends(), nil }},
 	)
 	if r.target == TargetHost {
 		return steps
@@ -51,7 +51,7 @@ func (k *Kind) Steps(t runner.Target, open func(context.Context) error) []runner
 		runner.Step{Name: "docker", Run: func(context.Context) (string, error) {
 			version, ok := strings.CutPrefix(seen["docker"], "ok ")
 			if !ok {
-				return "", r.noDocker(errors.New(strings.TrimPrefix(seen["docker"], "failed ")))
+				return "", r.noDocker(errors.New(cmp.Or(strings.TrimPrefix(seen["docker"], "failed "), "it does not answer")))
 			}
 			return version, nil
 		}},
@@ -83,15 +83,15 @@ func (r *request) look(ctx context.Context) (look, error) {
 	err := r.kind.over(ctx, r, func(c *connection) error {
 		argv := append([]string{r.kind.ssh}, sessionArgs(c.control, c.to.user, c.to.instance, r.command(false, "look"))...)
 		stdout, stderr, status, err := output(ctx, argv)
-		if err != nil {
-			return r.accountFault("what looks at the instance has no end", nil, err)
-		}
 		for _, m := range toldLook.FindAllStringSubmatch(stdout, -1) {
 			seen[m[1]] = shorten(m[2])
 		}
-		if len(seen) > 0 {
+		switch {
+		case len(seen) > 0: // without what docker says, if nothing ends a docker that hangs: sudo's
 			r.kind.release(c)
 			return nil
+		case err != nil:
+			return r.accountFault("what looks at the instance has no end", []byte(stdout), err)
 		}
 		if fault := sessionFault(stderr); status.ExitStatus() == 255 && fault != nil {
 			return fault
