@@ -84,7 +84,7 @@ func (i *instance) write(tb testing.TB, name, text string) {
 	tb.Helper()
 	account, err := user.Lookup(i.sshd.User)
 	if err == nil {
-		err = os.WriteFile(filepath.Join(account.HomeDir, name), []byte(text), 0o755) //nolint:gosec // the account runs some of them
+		err = os.WriteFile(filepath.Join(account.HomeDir, name), []byte(text), 0o755)
 	}
 	if err != nil {
 		tb.Fatal(err)

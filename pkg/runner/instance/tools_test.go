@@ -88,7 +88,7 @@ func guarded(tb testing.TB, engine *testenv.Docker) (host string) {
 	}
 	file := filepath.Join(dir, "docker.sock")
 	l, err := net.Listen("unix", file)
-	if err := errors.Join(err, os.Chmod(dir, 0o755), os.Chmod(file, 0o600)); err != nil { //nolint:gosec // the way to the socket
+	if err := errors.Join(err, os.Chmod(dir, 0o755), os.Chmod(file, 0o600)); err != nil {
 		tb.Fatal(err)
 	}
 	var copies sync.WaitGroup
