@@ -14,6 +14,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"os/user"
@@ -86,7 +87,7 @@ func home(name, text string) func(*brokenSite) {
 	return func(s *brokenSite) {
 		u, err := user.Lookup(s.sshd.User)
 		if err == nil {
-			err = os.WriteFile(filepath.Join(u.HomeDir, name), []byte(text+"\n"), 0o644) //nolint:gosec // the account reads it
+			err = os.WriteFile(filepath.Join(u.HomeDir, name), []byte(text+"\n"), 0o644)
 		}
 		if err != nil {
 			s.t.Fatal(err)
@@ -264,9 +265,22 @@ func brokenSetUps(t *testing.T) []broken {
 			what: "`HTTPS_PROXY` leads nowhere", set: variables("HTTPS_PROXY=http://127.0.0.1:1"),
 			step: "aws aws_unreachable", cause: "proxyconnect tcp: dial tcp 127.0.0.1:1: connect: connection refused", fix: "proxy",
 		},
+		{what: "The proxy wants a password (407)", set: func(s *brokenSite) {
+			proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Proxy-Authenticate", "Basic")
+				w.WriteHeader(http.StatusProxyAuthRequired)
+			}))
+			s.t.Cleanup(proxy.Close)
+			s.environ = append(s.environ, "HTTPS_PROXY="+proxy.URL)
+		}, step: "aws aws_unreachable", cause: "Proxy Authentication Required", fix: "proxy"},
+		{what: "AWS does not answer", set: fails(awsplay.Fault{Hang: true}, allCalls...), step: "aws aws_unreachable", cause: "context deadline exceeded", fix: "check its network"},
 		{
 			what: "A proxy answers with a page of its own", set: fails(awsplay.Fault{Status: http.StatusOK, Body: html}, allCalls...),
 			step: "aws aws_answer", cause: `the answer is "html"`, fix: "Check for a proxy that answers in AWS's place",
+		},
+		{
+			what: "A proxy refuses the tunnel alone, with a page of its own", set: fails(awsplay.Fault{Status: http.StatusForbidden, Body: html}, awsplay.OpenTunnel),
+			step: "tunnel aws_answer", cause: "OpenTunnel: status 403", fix: "Check for a proxy that answers in AWS's place",
 		},
 		{what: "AWS has a fault of its own (500)", set: fails(awsplay.Fault{Status: http.StatusInternalServerError, Code: "InternalError", Message: "An internal error has occurred"}, allCalls...), step: "aws aws_fault", cause: "InternalError", fix: "a fault of its own: try again in a minute"},
 		{what: "The gateway may not assume the row's `role_arn`", set: columns("role_arn = '" + awsRole + "-of-nobody'"), step: "aws iam_assume_role", cause: "AssumeRole: status 403, AccessDenied", fix: "the role's trust policy"},
@@ -288,6 +302,11 @@ func brokenSetUps(t *testing.T) []broken {
 		{
 			what: "IAM denies `ec2-instance-connect:OpenTunnel`", set: denies(awsplay.OpenTunnel, "AccessDeniedException"),
 			step: "tunnel iam_open_tunnel", cause: "is not authorized to perform: openTunnel", fix: "allow ec2-instance-connect:OpenTunnel",
+		},
+
+		{
+			what: "The gateway has no `ssh`", set: variables("PATH=/nonexistent"),
+			step: "place remote", cause: "remote workspaces need OpenSSH's client", fix: "Put right what the cause names",
 		},
 
 		// The instance, its endpoint and the network.
@@ -342,6 +361,14 @@ func brokenSetUps(t *testing.T) []broken {
 			step: "tunnel ssh_timeout", cause: "waiting for sshd's greeting", fix: "not overloaded, and that no firewall swallows",
 		},
 		{
+			what: "sshd hangs up before its greeting", set: answers(func(net.Conn) {}),
+			step: "tunnel ssh_closed", cause: "waiting for sshd's greeting: EOF", fix: "sshd's own log",
+		},
+		{
+			what: "Something else listens on port 22", set: answers(func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n") }),
+			step: "tunnel ssh_greeting", cause: "HTTP/1.1 400 Bad Request", fix: "Check what listens there",
+		},
+		{
 			what: "sshd penalises the endpoint's address (OpenSSH 9.8 or later)", set: answers(func(c net.Conn) {
 				_, _ = io.WriteString(c, "Not allowed at this time\r\n")
 			}),
@@ -364,6 +391,22 @@ func brokenSetUps(t *testing.T) []broken {
 		{
 			what: "`AllowUsers` lacks the user", sshd: withLines("AllowUsers somebody-else"),
 			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "AllowUsers",
+		},
+		{
+			what: "The account's login shell does not exist", sshd: &testenv.SSHDConfig{Shell: "/bin/no-such-shell"},
+			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "that its login shell exists",
+		},
+		{
+			what: "The account has expired, under PAM", sshd: withLines("UsePAM yes"), set: account("usermod", "--expiredate", "1"),
+			step: "login ssh_closed", cause: "Your account has expired", fix: "an account that has expired",
+		},
+		{
+			what: "sshd wants a password after the key", sshd: withLines("AuthenticationMethods publickey,password"),
+			step: "login ssh_auth", cause: "Permission denied (password)", fix: "AuthenticationMethods publickey",
+		},
+		{
+			what: "sshd has old algorithms alone", sshd: withLines("KexAlgorithms diffie-hellman-group14-sha1"),
+			step: "login ssh_handshake", cause: "no matching key exchange method found", fix: "update the older one",
 		},
 		{
 			what: "The instance lacks ec2-instance-connect", sshd: withLines("AuthorizedKeysCommand none"),
@@ -402,6 +445,12 @@ func brokenSetUps(t *testing.T) []broken {
 			what: "`.bashrc` starts another shell (`exec zsh`)", set: home(".bashrc", "exec dash"), slow: 20 * time.Second,
 			step: "account account", cause: "did not run the gateway's command", fix: "what its .bashrc and the like start",
 		},
+		{what: "`.bashrc` ends (`exit`)", set: home(".bashrc", "exit 0"), step: "account account", cause: "did not run the gateway's command", fix: "what its .bashrc and the like start"},
+		{what: "The login shell is `rbash`", sshd: &testenv.SSHDConfig{Shell: "/bin/rbash"}, step: "account account", cause: "restricted", fix: "its login shell"},
+		{
+			what: "`ForceCommand internal-sftp`", sshd: withLines("ForceCommand internal-sftp"),
+			step: "account account", cause: "This service allows sftp connections only", fix: "ForceCommand in sshd's configuration",
+		},
 		{
 			what: "`ForceCommand` in sshd's configuration", sshd: withLines("ForceCommand /bin/bash"), slow: 20 * time.Second,
 			step: "account account", cause: "did not run the gateway's command", fix: "ForceCommand in sshd's configuration",
@@ -432,6 +481,7 @@ func brokenSetUps(t *testing.T) []broken {
 			step: "docker docker", cause: "it does not answer", fix: "Check that Docker is installed and runs",
 		},
 		{what: "The container is stopped", set: columns("container = 'ws-stopped'"), step: "container", cause: "ws-stopped is stopped", fix: "Start the workspace"},
+		{what: "The container is paused", set: columns("container = 'ws-paused'"), step: "container", cause: "ws-paused is paused", fix: "unpause it"},
 		{what: "There is no such container", set: columns("container = 'ws-none'"), step: "container", cause: "looked for ws-none", fix: "correct container or name in its row"},
 		{what: "The container has none of `TERMGW_SHELLS`", set: variables("TERMGW_SHELLS=/bin/none"), step: "shell shell", cause: "none of /bin/none is in the container", fix: "Let one of TERMGW_SHELLS be in the workspace"},
 	}
@@ -460,6 +510,10 @@ func TestDoctorTable(t *testing.T) {
 	p := newPlatform(t)
 	p.remoteColumns(t)
 	newBox(t, engine, "fine")
+	paused := newBox(t, engine, "paused")
+	if _, err := engine.Client(t).ContainerPause(t.Context(), paused.id, client.ContainerPauseOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	stopped := newBox(t, engine, "stopped")
 	if _, err := engine.Client(t).ContainerStop(t.Context(), stopped.id, client.ContainerStopOptions{}); err != nil {
 		t.Fatal(err)

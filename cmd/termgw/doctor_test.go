@@ -185,7 +185,7 @@ func TestDoctorOldSSH(t *testing.T) {
 	p := newPlatform(t)
 	p.workspace(t, "ws", "i-0123456789abcdef0")
 	bin := t.TempDir()
-	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte("#!/bin/sh\necho OpenSSH_7.3p1, OpenSSL 1.0.2k-fips >&2\n"), 0o700); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte("#!/bin/sh\necho OpenSSH_7.3p1, OpenSSL 1.0.2k-fips >&2\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	p.diagnose(t, "ws", "PATH="+bin+":"+os.Getenv("PATH")).want(t, toTheRow, "place", "OpenSSH_7.3p1, which is too old", "7.4 or later")

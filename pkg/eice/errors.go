@@ -253,6 +253,9 @@ func (c *Client) meaning(op operation, r refusal) Detail {
 	if r.status >= http.StatusInternalServerError {
 		return Fault
 	}
+	if op == openTunnel && (r.code == noJSON || r.code == "") {
+		return Answer // a proxy's: AWS refuses tunnels in JSON
+	}
 	return op.refused
 }
 

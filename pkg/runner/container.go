@@ -60,7 +60,7 @@ func (t Target) ExplainName(err error) error {
 // NotRunning is the failure of a workspace without a running container.
 func NotRunning(why string) error {
 	return &Failure{
-		Fix: "Start the workspace; or correct container or name in its row, by which the container is found.",
+		Fix: "Start the workspace, or unpause it; or correct container or name in its row, by which the container is found.",
 		Err: fmt.Errorf("%w: %s", ErrNotRunning, why),
 	}
 }

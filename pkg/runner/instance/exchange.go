@@ -225,7 +225,7 @@ func notGreeted(said string) error {
 }
 
 // Greeting reads an sshd's greeting, on one line. It returns a *runner.Failure if the server says something else and ends, as
-// an sshd does that takes nobody for now, and after r's deadline.
+// an sshd does that takes nobody for now, if it ends without a word, and after r's deadline.
 func Greeting(r io.Reader) (string, error) {
 	e := &exchange{}
 	buf := make([]byte, 512)
@@ -241,8 +241,11 @@ func Greeting(r io.Reader) (string, error) {
 				return "", refused
 			}
 			err = fmt.Errorf("waiting for sshd's greeting: %w", err)
-			if errors.Is(err, os.ErrDeadlineExceeded) {
+			switch {
+			case errors.Is(err, os.ErrDeadlineExceeded):
 				err = failed("ssh_timeout", err)
+			case errors.Is(err, io.EOF):
+				err = failed("ssh_closed", err)
 			}
 			return "", err
 		}

@@ -108,7 +108,7 @@ func TestGreeting(t *testing.T) {
 		"HTTP/1.1 400 \x1b[2JBad Request\r\n": "ssh_greeting",
 		strings.Repeat("x", 1<<20):            "ssh_greeting",
 		strings.Repeat("y\n", 1<<20):          "ssh_greeting",
-		"":                                    "",
+		"":                                    "ssh_closed",
 	} {
 		greeting, err := Greeting(strings.NewReader(sent))
 		switch {

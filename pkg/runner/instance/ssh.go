@@ -124,6 +124,9 @@ var loginForms = []struct {
 	{regexp.MustCompile(`^(Connection (closed|reset) by |Connection to \S+ closed|(kex|ssh)_exchange_identification: |banner exchange: |client_loop: |packet_write_\w+: |ssh_packet_\w+: |ssh_dispatch_run_fatal: .*: (Broken pipe|Connection (closed|reset).*)$|Read from remote host |Write failed: |write: Broken pipe$)`), "ssh_closed", nil},
 }
 
+// wantsMore has the ways to log in that a server still takes after the key.
+var wantsMore = regexp.MustCompile(`Permission denied \(([a-z0-9@.,-]+)\)\.$`)
+
 // loginFault returns why a connection's ssh ended, by its messages and by what it and the server printed.
 func loginFault(log, stderr string) *runner.Failure {
 	said := fmt.Errorf("ssh says %q", shorten(log))
@@ -146,7 +149,11 @@ func loginFault(log, stderr string) *runner.Failure {
 			default:
 				said = fmt.Errorf("sshd, or the tunnel to it, closed the connection: %w", said)
 			}
-			return failed(known.step, said)
+			f := failed(known.step, said)
+			if wants := wantsMore.FindStringSubmatch(line); wants != nil && !strings.Contains(wants[1], "publickey") {
+				f.Fix = "sshd asks this account for " + wants[1] + ", beside a key or in its place. Let it take a key alone: PubkeyAuthentication yes and AuthenticationMethods publickey in sshd's configuration on the instance."
+			}
+			return f
 		}
 	}
 	if strings.TrimSpace(log) == "" {
