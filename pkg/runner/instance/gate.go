@@ -99,7 +99,7 @@ func (g *gate) pass(ctx context.Context, to destination) (leave func(error) erro
 		}
 		select {
 		case <-other.done:
-			if other.err != nil && other.to == to {
+			if other.err != nil && other.to == to && !errors.Is(other.err, context.Canceled) { // nobody waited for that one any more
 				return nil, other.err
 			}
 		case <-ctx.Done():

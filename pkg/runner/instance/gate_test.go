@@ -169,6 +169,28 @@ func TestGateOneAtATime(t *testing.T) {
 	}
 }
 
+// TestGateAfterOneThatWasCancelled: a login for which nobody waits any more says nothing to the others.
+func TestGateAfterOneThatWasCancelled(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(time.Now)
+		to := destination{instance: "i-1", user: "u"}
+		leave, err := g.pass(t.Context(), to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if told, through := goes(t, g, to, nil); !through || told != nil {
+				t.Errorf("the next one is told %v", told)
+			}
+		})
+		synctest.Wait()
+		_ = leave(failed("ssh", context.Canceled))
+		wg.Wait()
+	})
+}
+
 // TestGateIsBounded: rows with many users.
 func TestGateIsBounded(t *testing.T) {
 	t.Parallel()
