@@ -2,9 +2,13 @@ package instance
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"os/exec"
+	"os/user"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -61,11 +65,14 @@ func TestAccountDoesSomethingElse(t *testing.T) {
 				c.set(t, i)
 			}
 			r := i.remote(t, Config{Timing: runner.Timing{Start: shelltest.Patience}})
+			ctx := t.Context()
 			if c.waits {
 				loggedIn(t, r, i.target(t, ""))
-				r.cfg.Timing.Start = 5 * time.Second
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, 5*time.Second)
+				defer cancel()
 			}
-			_, err := r.Start(t.Context(), i.target(t, ""), shelltest.DefaultSize)
+			_, err := r.Start(ctx, i.target(t, ""), shelltest.DefaultSize)
 			shelltest.WantStep(t, err, "account")
 			var failed *runner.Failure
 			if !errors.As(err, &failed) {
@@ -115,12 +122,38 @@ func TestDockerThatHangs(t *testing.T) {
 			i.write(t, ".bashrc", "PATH=$HOME:$PATH\n")
 			r := i.remote(t, Config{Target: TargetContainer, Timing: runner.Timing{Start: shelltest.Patience}})
 			loggedIn(t, r, i.target(t, container))
-			r.cfg.Timing.Start = 15 * time.Second // for what asks docker to run
-			_, err := r.Start(t.Context(), i.target(t, container), shelltest.DefaultSize)
+			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second) // for what asks docker to run
+			defer cancel()
+			_, err := r.Start(ctx, i.target(t, container), shelltest.DefaultSize)
 			shelltest.WantStep(t, err, "docker")
 			r.stop() // the end of what may have begun hangs too
 		})
 	}
+}
+
+// TestSilenceIsNotTheAccounts: where the connection goes silent when the session is open, that is the cause.
+func TestSilenceIsNotTheAccounts(t *testing.T) {
+	t.Parallel()
+	i := newInstance(t, nil)
+	account, err := user.Lookup(i.sshd.User)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.write(t, ".bashrc", "echo >$HOME/began; sleep 1000\n")
+	r := i.remote(t, Config{Timing: runner.Timing{Start: 15 * time.Second, Alive: time.Second}})
+	target := i.target(t, "")
+	loggedIn(t, r, target)
+	failed := make(chan error, 1)
+	go func() {
+		_, err := r.Start(t.Context(), target, shelltest.DefaultSize)
+		failed <- err
+	}()
+	shelltest.Eventually(t, "the account has begun", func() bool {
+		_, err := os.Stat(filepath.Join(account.HomeDir, "began"))
+		return err == nil
+	})
+	i.tunnel(0).stall()
+	shelltest.WantStep(t, <-failed, "ssh_timeout")
 }
 
 // TestAccountWords: the log holds what an account printed, on one line.

@@ -1,6 +1,7 @@
 package instance
 
 import (
+	"cmp"
 	"context"
 	"strings"
 	"testing"
@@ -13,12 +14,14 @@ import (
 )
 
 // walked runs the doctor's steps, and returns those that went well and the one that failed.
-func walked(tb testing.TB, k *Kind, target runner.Target) (well []string, found map[string]string, failed string, err error) {
+func walked(tb testing.TB, k *Kind, target runner.Target, start time.Duration) (well []string, found map[string]string, failed string, err error) {
 	tb.Helper()
 	var term terminal.Terminal
 	var openErr error
 	open := func(ctx context.Context) error {
 		if term == nil && openErr == nil {
+			ctx, cancel := context.WithTimeout(ctx, start)
+			defer cancel()
 			term, openErr = k.Start(ctx, target, shelltest.DefaultSize)
 			if openErr == nil {
 				tb.Cleanup(func() { _ = term.Close() })
@@ -77,9 +80,8 @@ func TestStepsSayWhatTheyHaveSeen(t *testing.T) {
 			}
 			if c.start != 0 {
 				loggedIn(t, k, target)
-				k.cfg.Timing.Start = c.start
 			}
-			well, found, failed, err := walked(t, k, target)
+			well, found, failed, err := walked(t, k, target, cmp.Or(c.start, shelltest.Patience))
 			if strings.Join(well, " ") != c.well || failed != c.failed {
 				t.Errorf("%q went well, %q failed: %v; want %q, %q", well, failed, err, c.well, c.failed)
 			}

@@ -107,6 +107,8 @@ func (t *sshTerminal) handshake() (got []byte, err error) {
 func (t *sshTerminal) late(got []byte, cause error) error {
 	r := &t.request
 	switch {
+	case t.conn.pump.silence() >= 2*t.conn.kind.cfg.Timing.Alive: // ssh has probed the instance meanwhile
+		return failed("ssh_timeout", fmt.Errorf("the connection is silent: %w", cause))
 	case toldPlace.Match(got) && r.target == TargetHost:
 		return failed("shell", fmt.Errorf("starting a shell: %w", cause))
 	case toldPlace.Match(got):

@@ -46,7 +46,8 @@ func TestEndsWithoutTools(t *testing.T) {
 			t.Run(fmt.Sprint(c.name, map[bool]string{false: ", by the gateway", true: ", alone"}[alone]), func(t *testing.T) {
 				t.Parallel()
 				i := &instance{id: nextInstanceID(), sshd: testenv.StartSSHD(t, testenv.SSHDConfig{Docker: engine, Commands: lacking(c.lacks...)})}
-				r := i.remote(t, Config{Target: c.target})
+				swept := make(chan runner.Swept, 1)
+				r := i.remote(t, Config{Target: c.target, Swept: func(s runner.Swept) { swept <- s }})
 				s := shelltest.Open(t, shelltest.By(r), i.target(t, container))
 				t.Cleanup(func() { shelltest.KillLiving(t, s.ID) })
 				s.Ready(t, shelltest.Job("bg", "$SIG{HUP}=sub{}")+" &")
@@ -58,8 +59,6 @@ func TestEndsWithoutTools(t *testing.T) {
 					i.mu.Unlock()
 					_ = i.tunnel(0).Conn.Close()
 				} else {
-					swept := make(chan runner.Swept, 1)
-					r.cfg.Swept = func(s runner.Swept) { swept <- s }
 					if err := s.Close(); err != nil {
 						t.Error(err)
 					}
