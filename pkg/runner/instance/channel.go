@@ -38,10 +38,10 @@ type channel struct {
 	peer uint32 // sshd's number of the channel
 	flow flow
 
-	reading sync.Mutex    // guards the next fields
-	open    bool          // sshd has confirmed the channel
-	closed  bool          // the close was sent
-	buf     [4 << 10]byte // received and not handled: buf[from:to]
+	reading sync.Mutex     // guards the next fields
+	open    bool           // sshd has confirmed the channel
+	closed  bool           // the close was sent
+	buf     [16 << 10]byte // received and not handled: buf[from:to]
 	from    int
 	to      int
 	output  int       // bytes of the current message of output that were not returned yet
@@ -296,12 +296,14 @@ func (c *channel) TryRead(p []byte, gather bool) (int, error) {
 func (c *channel) read(p []byte, wait bool) (n int, err error) {
 	for len(p) > 0 {
 		if c.output > 0 {
-			p = p[:min(len(p), c.output)]
-			if n = copy(p, c.buf[c.from:c.to]); n > 0 {
-				c.from += n
-			} else if n, err = c.receive(p, wait); n == 0 {
-				return 0, err
+			if c.from == c.to {
+				c.from = 0
+				if c.to, err = c.receive(c.buf[:], wait); c.to == 0 {
+					return 0, err
+				}
 			}
+			n = copy(p[:min(len(p), c.output)], c.buf[c.from:c.to])
+			c.from += n
 			c.output -= n
 			if !c.closing.Load() {
 				c.grant(n)

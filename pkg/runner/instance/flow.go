@@ -13,8 +13,8 @@ import (
 // trip, and as much more as keeps the tunnel busy: then a queue of some milliseconds stands in the tunnel whatever its
 // speed.
 //
-// The round trip is measured while output comes: with a window's adjustment goes a request that sshd answers in turn
-// with the output, one at a time. The shortest round trip of a connection is that of an empty tunnel; what a round trip
+// The round trip is measured while output comes: with a window's adjustment, or each second, goes a request that sshd
+// answers in turn with the output, one at a time. The shortest round trip of a connection is that of an empty tunnel; what a round trip
 // takes beyond it is the queue. With window w and round trip t the tunnel carries w/t, so a window of w/t × (shortest +
 // queue) leads to the wanted queue (FAST TCP, Jin, Wei and Low 2004, has the same rule). Of two round trips in a row the
 // shorter counts: a busy machine makes one long, a queue makes both long. A window that was not used up says nothing of
@@ -33,6 +33,8 @@ const (
 	// time, or less.
 	leastQueue = 8 * time.Millisecond
 	mostQueue  = 50 * time.Millisecond
+	// probeEvery is the time between the probes of a terminal that prints little: they show the empty tunnel.
+	probeEvery = time.Second
 	// promptly is the longest time that an answer may have waited for the gateway to read it.
 	promptly = 5 * time.Millisecond
 )
@@ -59,7 +61,8 @@ type flow struct {
 	window  int           // bytes that may be under way
 	allowed int           // bytes that sshd may send or has sent, and that have not come
 	steep   bool          // the window doubles: no queue was seen yet
-	asked   time.Time     // when the probe was sent that is under way; zero: none is
+	probing bool          // a probe is under way
+	asked   time.Time     // when the last probe was sent
 	came    int           // bytes since then
 	last    time.Duration // the last round trip; 0: none yet
 }
@@ -73,12 +76,12 @@ func newFlow(w *way) flow {
 func (f *flow) received(n int, now time.Time) (more int, probe bool) {
 	f.allowed -= n
 	f.came += n
-	if more = f.window - f.allowed; more < min(maxOutput, f.window/4) {
-		return 0, false
+	if more = f.window - f.allowed; more < max(f.window/16, min(maxOutput, f.window/4)) {
+		more = 0
 	}
 	f.allowed += more
-	if f.asked.IsZero() {
-		f.asked, f.came, probe = now, 0, true
+	if !f.probing && (more > 0 || now.Sub(f.asked) >= probeEvery) {
+		f.asked, f.came, f.probing, probe = now, 0, true, true
 	}
 	return more, probe
 }
@@ -86,7 +89,7 @@ func (f *flow) received(n int, now time.Time) (more int, probe bool) {
 // answered notes the answer to the probe. prompt reports whether the answer was read when it came.
 func (f *flow) answered(now time.Time, prompt bool) {
 	t := max(now.Sub(f.asked), time.Microsecond)
-	f.asked = time.Time{}
+	f.probing = false
 	if !prompt {
 		return
 	}
