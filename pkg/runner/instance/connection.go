@@ -26,12 +26,11 @@ type connection struct {
 	ctx     context.Context
 	hangUp  context.CancelFunc
 
-	ready  chan struct{}   // closed once the next five fields are set
-	trail  runner.Trail    // also of an opening that failed
-	err    error           // of the opening
-	tunnel Tunnel          // its ends are login's
-	pump   *pump           // between ssh and the tunnel
-	master *runner.Process // the connection's ssh
+	ready  chan struct{} // closed once the next four fields are set
+	trail  runner.Trail  // also of an opening that failed
+	err    error         // of the opening
+	tunnel Tunnel        // its ends are login's
+	pump   *pump         // between ssh and the tunnel
 
 	way  way
 	gone chan struct{} // closed once lost is set: the sessions are lost
@@ -79,7 +78,7 @@ func (c *connection) live() {
 		close(c.gone)
 		return
 	}
-	c.pump, c.master = l.pump, l.ssh
+	c.pump = l.pump
 	close(c.ready)
 	c.lost = c.keep(l)
 	c.kind.forget(c)
