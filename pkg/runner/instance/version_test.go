@@ -20,7 +20,7 @@ func TestSSHVersion(t *testing.T) {
 		{"", "", "not OpenSSH's client"},
 	} {
 		program := filepath.Join(t.TempDir(), "ssh")
-		if err := os.WriteFile(program, []byte("#!/bin/sh\necho '"+test.prints+"' >&2\n"), 0o700); err != nil { //nolint:gosec // a program
+		if err := os.WriteFile(program, []byte("#!/bin/sh\necho '"+test.prints+"' >&2\n"), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		version, err := sshVersion(program)
