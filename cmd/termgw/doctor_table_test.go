@@ -304,6 +304,7 @@ func brokenSetUps(t *testing.T) []broken {
 			step: "tunnel iam_open_tunnel", cause: "is not authorized to perform: openTunnel", fix: "allow ec2-instance-connect:OpenTunnel",
 		},
 
+		{what: "`AWS_PROFILE` is not in the shared configuration", set: variables("AWS_PROFILE=nobody"), step: "place remote", cause: "failed to get shared config profile", fix: "Put right what the cause names"},
 		{
 			what: "The gateway has no `ssh`", set: variables("PATH=/nonexistent"),
 			step: "place remote", cause: "remote workspaces need OpenSSH's client", fix: "Put right what the cause names",
@@ -393,6 +394,10 @@ func brokenSetUps(t *testing.T) []broken {
 			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "AllowUsers",
 		},
 		{
+			what: "The login comes 60 s after the key", set: func(s *brokenSite) { s.cloud.slow.Store(true) },
+			step: "login ssh_auth", cause: "it is over 60 s old", fix: "The instance refused the gateway's key",
+		},
+		{
 			what: "The account's login shell does not exist", sshd: &testenv.SSHDConfig{Shell: "/bin/no-such-shell"},
 			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "that its login shell exists",
 		},
@@ -445,6 +450,7 @@ func brokenSetUps(t *testing.T) []broken {
 			what: "`.bashrc` starts another shell (`exec zsh`)", set: home(".bashrc", "exec dash"), slow: 20 * time.Second,
 			step: "account account", cause: "did not run the gateway's command", fix: "what its .bashrc and the like start",
 		},
+		{what: "The account may start no process (`ulimit -u`)", set: home(".bashrc", "ulimit -u 1"), step: "account account", cause: "Cannot fork", fix: "see what comes before a prompt"},
 		{what: "`.bashrc` ends (`exit`)", set: home(".bashrc", "exit 0"), step: "account account", cause: "did not run the gateway's command", fix: "what its .bashrc and the like start"},
 		{what: "The login shell is `rbash`", sshd: &testenv.SSHDConfig{Shell: "/bin/rbash"}, step: "account account", cause: "restricted", fix: "its login shell"},
 		{
@@ -483,7 +489,11 @@ func brokenSetUps(t *testing.T) []broken {
 		{what: "The container is stopped", set: columns("container = 'ws-stopped'"), step: "container", cause: "ws-stopped is stopped", fix: "Start the workspace"},
 		{what: "The container is paused", set: columns("container = 'ws-paused'"), step: "container", cause: "ws-paused is paused", fix: "unpause it"},
 		{what: "There is no such container", set: columns("container = 'ws-none'"), step: "container", cause: "looked for ws-none", fix: "correct container or name in its row"},
-		{what: "The container has none of `TERMGW_SHELLS`", set: variables("TERMGW_SHELLS=/bin/none"), step: "shell shell", cause: "none of /bin/none is in the container", fix: "Let one of TERMGW_SHELLS be in the workspace"},
+		{what: "A login shell on the instance itself, whose profile does not end", set: func(s *brokenSite) {
+			columns("remote_target = 'host'")(s)
+			home(".bash_profile", "exec sleep 1004")(s)
+		}, step: "shell", cause: "it does not do what is typed", fix: "what its profile starts or waits for"},
+		{what: "The container has none of `TERMGW_SHELLS`", set: variables("TERMGW_SHELLS=/bin/none"), step: "shell shell", cause: "none of /bin/none is in the container", fix: "one of TERMGW_SHELLS has to be there"},
 	}
 }
 

@@ -66,7 +66,7 @@ func NotRunning(why string) error {
 }
 
 // FixShell is the fix of a shell that does not start, or not as it is told.
-const FixShell = "Let one of TERMGW_SHELLS be in the workspace, and let it start without help: `docker exec NAME /bin/sh -c true`."
+const FixShell = "Let the shell start without help and do what is typed: look at what its profile starts or waits for. In a container one of TERMGW_SHELLS has to be there: `docker exec NAME /bin/sh -c true`."
 
 var opened = regexp.MustCompile(`\x1e(\d{1,10}) \([^\x1e]*\) ([^\x1e]*)\x1e`)
 
