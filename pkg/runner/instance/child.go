@@ -68,7 +68,7 @@ func output(ctx context.Context, argv []string) (stdout, stderr string, status u
 	if ctx.Err() != nil {
 		return string(out), "", 0, fmt.Errorf("running %s: %w", argv[0], context.Cause(ctx))
 	}
-	return string(out), said.text(), p.Status, p.WaitErr
+	return string(out), said.textWithin(busyTime), p.Status, p.WaitErr
 }
 
 // logPipe makes a named pipe, to which a program writes its log. The pipe has an end once the program and end are closed.
@@ -121,10 +121,16 @@ func (t *tail) read() {
 }
 
 // text returns the last words of a child that has ended.
-func (t *tail) text() string {
+func (t *tail) text() string { return t.textWithin(runner.Quiet) }
+
+// busyTime bounds the wait for the end of what a child said that has ended. On a busy machine that is read late.
+const busyTime = 2 * time.Second
+
+// textWithin is text with a bound for the wait: another process may hold the pipe.
+func (t *tail) textWithin(d time.Duration) string {
 	select {
 	case <-t.done:
-	case <-time.After(runner.Quiet): // another process holds the pipe
+	case <-time.After(d):
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -432,7 +432,7 @@ func (l *login) fault(ctx context.Context) error {
 		return failed("ssh", err)
 	}
 	_ = l.logEnd.Close() // ssh's end is closed
-	err := loginFault(l.log.text(), l.said.text())
+	err := loginFault(l.log.textWithin(busyTime), l.said.text())
 	if err.Final {
 		return err
 	}
