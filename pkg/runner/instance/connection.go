@@ -119,7 +119,12 @@ func (c *connection) keep(l *login) error {
 	defer listen.Stop()
 	control, err := dialControl(c.ctx, c.control)
 	if err != nil {
-		return failed("ssh", err)
+		select {
+		case <-l.ssh.Exited:
+			return l.fault(context.Background())
+		case <-time.After(runner.Quiet):
+			return failed("ssh", err)
+		}
 	}
 	defer func() { _ = control.Close() }()
 	for {
