@@ -394,7 +394,7 @@ func brokenSetUps(t *testing.T) []broken {
 			step: "login ssh_auth", cause: "Permission denied (publickey)", fix: "AllowUsers",
 		},
 		{
-			what: "The login comes 60 s after the key", set: func(s *brokenSite) { s.cloud.slow.Store(true) },
+			what: "The login comes 60 s after the key", set: func(s *brokenSite) { s.slow.Store(true) },
 			step: "login ssh_auth", cause: "it is over 60 s old", fix: "The instance refused the gateway's key",
 		},
 		{
