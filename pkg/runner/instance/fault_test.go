@@ -619,20 +619,28 @@ func TestRemoteSilence(t *testing.T) {
 }
 
 // TestRemoteLease: a terminal whose gateway lives is kept, also while only the
-// instance has something to say; one is not that nobody renews.
+// instance has something to say; one is not that nobody renews. Whoever reads output renews it, too.
 func TestRemoteLease(t *testing.T) {
 	t.Parallel()
 	i := newInstance(t, nil)
-	chatty := func(renew time.Duration) *shelltest.Session {
-		r := i.remote(t, Config{Timing: runner.Timing{Lease: shortLease, Renew: renew}})
-		s := shelltest.Open(t, shelltest.By(r), i.target(t, ""))
-		s.Send(t, "trap 'echo resized=$((6*7))' WINCH; while :; do echo tick; sleep 0.2; done\n")
-		s.Expect(t, "tick\r\n")
-		return s
+	with := func(renew time.Duration) *Kind {
+		return i.remote(t, Config{Timing: runner.Timing{Lease: shortLease, Renew: renew}})
 	}
-	renewed, lapsed := chatty(time.Second), chatty(time.Hour)
+	const chat = "trap 'echo resized=$((6*7))' WINCH; while :; do echo tick; sleep 0.2; done\n"
+	renewed := shelltest.Open(t, shelltest.By(with(time.Second)), i.target(t, ""))
+	renewed.Send(t, chat)
+	renewed.Expect(t, "tick\r\n")
+	target := i.target(t, "")
+	lapsed, err := with(time.Hour).Start(t.Context(), target, shelltest.DefaultSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lapsed.Close() }() // of which nothing is left
+	if _, err := lapsed.Write([]byte(chat)); err != nil {
+		t.Fatal(err)
+	}
 	shelltest.Within(t, shelltest.Patience, "nothing is left of what nobody renews", func() bool {
-		return len(shelltest.Living(t, lapsed.ID)) == 0 && len(remnants(t, lapsed.ID)) == 0
+		return len(shelltest.Living(t, target.Session)) == 0 && len(remnants(t, target.Session)) == 0
 	})
 	renewed.Send(t, "\x03")
 	renewed.Send(t, "echo t=$((6*7))\n")
