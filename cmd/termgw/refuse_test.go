@@ -387,7 +387,7 @@ func TestNoShellToOpen(t *testing.T) {
 		{"a stopped container", "stopped", g, "", 4404, "container_not_running", "local", "", false},
 		{"no container", "missing", g, "", 4404, "container_not_running", "local", "", false},
 		{"Docker down", "ws", noEngine, "", 4502, "backend_failed", "local", "docker", true},
-		{"an instance, and no AWS", "far", g, "", 4502, "backend_failed", "remote", "region", true},
+		{"an instance, and no AWS", "far", g, "", 4502, "backend_failed", "remote", "region", false},
 		{"a negative first size", "ws", g, "cols=-1", 4400, "bad_message", "none", "", false},
 		{"a huge first size", "ws", g, "rows=1001", 4400, "bad_message", "none", "", false},
 		{"a first size of no number", "ws", g, "cols=wide", 4400, "bad_message", "none", "", false},

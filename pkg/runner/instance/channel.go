@@ -46,10 +46,10 @@ type channel struct {
 	to      int
 	output  int       // bytes of the current message of output that were not returned yet
 	emptyAt time.Time // the socket was last seen empty
-	exit    *terminal.Exit
 
-	over    atomic.Bool // sshd has closed the channel
-	closing atomic.Bool // close was called: settle reads
+	exit    atomic.Pointer[terminal.Exit] // nil: not told yet
+	over    atomic.Bool                   // sshd has closed the channel
+	closing atomic.Bool                   // close was called: settle reads
 
 	mu       sync.Mutex
 	out      []byte        // packets that are not in the socket yet
@@ -439,7 +439,7 @@ func (c *channel) handleRequest(body []byte) {
 	switch request.Kind {
 	case "exit-status":
 		if len(request.Rest) >= 4 {
-			c.exit = exitOf(int(binary.BigEndian.Uint32(request.Rest)))
+			c.exit.Store(exitOf(int(binary.BigEndian.Uint32(request.Rest))))
 		}
 	case "exit-signal":
 		var by struct {
@@ -447,7 +447,7 @@ func (c *channel) handleRequest(body []byte) {
 			Rest   []byte `ssh:"rest"`
 		}
 		if ssh.Unmarshal(request.Rest, &by) == nil {
-			c.exit = exitBySignal("SIG" + by.Signal)
+			c.exit.Store(exitBySignal("SIG" + by.Signal))
 		}
 	default:
 		if request.Reply {

@@ -129,10 +129,11 @@ func (t *sshTerminal) neverOpened(got []byte) error {
 		}
 		return r.noDocker(errors.New(said))
 	}
-	if t.exit == nil {
+	exit := t.exit.Load()
+	if exit == nil {
 		return errGone
 	}
-	code := t.exit.Code
+	code := exit.Code
 	_, said, begun := strings.Cut(string(got), "\x1ein ")
 	switch {
 	case begun && r.target == TargetContainer:
@@ -193,7 +194,7 @@ func (t *sshTerminal) fault(err error) error {
 	switch {
 	case t.closing.Load():
 		return io.EOF
-	case errors.Is(err, io.EOF) && t.exit == nil:
+	case errors.Is(err, io.EOF) && t.exit.Load() == nil:
 		return failed("ssh", errors.New("the instance's sshd closed the session"))
 	case errors.Is(err, io.EOF):
 		return io.EOF
@@ -222,9 +223,9 @@ func (t *sshTerminal) readEarly(p []byte) int {
 
 // Wait returns how the shell ended; SIGHUP if Close came first.
 func (t *sshTerminal) Wait() (terminal.Exit, error) {
-	switch {
-	case t.exit != nil:
-		return *t.exit, nil
+	switch exit := t.exit.Load(); {
+	case exit != nil:
+		return *exit, nil
 	case t.closing.Load():
 		return *exitBySignal("SIGHUP"), nil
 	}
