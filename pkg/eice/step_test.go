@@ -157,6 +157,7 @@ type credentialsFrom struct {
 func (c credentialsFrom) Retrieve(context.Context) (aws.Credentials, error) {
 	return aws.Credentials{}, c.err
 }
+
 func (c credentialsFrom) ProviderSources() []aws.CredentialSource {
 	return []aws.CredentialSource{c.source}
 }
