@@ -90,6 +90,9 @@ const (
 // whole message.
 const maxOutput = 2 << 10
 
+// mostQueued bounds the packets that wait for the socket, in bytes, where sshd decides how many there are.
+const mostQueued = 64 << 10
+
 // ptyModes are the encoded terminal modes of a pty request (RFC 4254, section 8): IUTF8 (RFC 8160), and both speeds.
 // The rest is the instance's default.
 var ptyModes = string([]byte{42, 0, 0, 0, 1, 128, 0, 0, 0x96, 0, 129, 0, 0, 0x96, 0, 0})
@@ -368,10 +371,14 @@ func (c *channel) parse() ([]byte, error) {
 			c.from += int(4 + length)
 			return b[5 : 4+length], nil
 		}
-		c.output = int(binary.BigEndian.Uint32(b[head-4:]))
-		if int64(c.output) != 4+length-int64(head) {
+		output := int64(binary.BigEndian.Uint32(b[head-4:]))
+		switch {
+		case output != 4+length-int64(head):
 			return nil, fmt.Errorf("%w: ssh sends output of two lengths", errGone)
+		case output > int64(c.flow.allowed) && !c.closing.Load(): // a closed channel counts no output
+			return nil, fmt.Errorf("%w: sshd sends more output than it may", errGone)
 		}
+		c.output = int(output)
 		if c.from += head; c.output > 0 {
 			return nil, nil
 		}
@@ -451,8 +458,17 @@ func (c *channel) handleRequest(body []byte) {
 		}
 	default:
 		if request.Reply {
-			c.send(binary.BigEndian.AppendUint32([]byte{msgChannelFailure}, c.peer))
+			c.refuse()
 		}
+	}
+}
+
+// refuse answers a request of sshd. An sshd that asks without reading the answers gets no more of them.
+func (c *channel) refuse() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.out) < mostQueued {
+		c.queue(binary.BigEndian.AppendUint32([]byte{msgChannelFailure}, c.peer), nil)
 	}
 }
 

@@ -2,8 +2,16 @@ package instance
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
+	"errors"
+	"net"
+	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/molecule-ai/termgw/internal/shelltest"
 )
@@ -76,4 +84,106 @@ func TestRemoteInput(t *testing.T) {
 	sum := sha256.Sum256(input)
 	s.Expect(t, hex.EncodeToString(sum[:]))
 	s.End(t)
+}
+
+// playedSSH opens a channel by the control socket of an ssh that the test plays: what it says is what a hostile sshd
+// would.
+func playedSSH(t *testing.T) (c *channel, ssh net.Conn) {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "ctl")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var played sync.WaitGroup
+	t.Cleanup(played.Wait)
+	t.Cleanup(func() { _ = listener.Close() })
+	played.Go(func() {
+		if ssh, err = listener.Accept(); err != nil {
+			return
+		}
+		var hello []byte
+		for _, word := range []uint32{8, muxHello, muxVersion, 8, muxIsProxy, 0} {
+			hello = binary.BigEndian.AppendUint32(hello, word)
+		}
+		_, _ = ssh.Write(append(hello, packets(
+			[]byte{msgChannelConfirmation, 0, 0, 0, 0, 0, 0, 0, 7, 0, 16, 0, 0, 0, 0, 128, 0}, // takes 1 MiB, 32 KiB at a time
+			[]byte{msgChannelSuccess, 0, 0, 0, 0}, []byte{msgChannelSuccess, 0, 0, 0, 0},
+		)...))
+	})
+	conn := &connection{kind: &Kind{}, control: socket}
+	if c, err = conn.openChannel(t.Context(), shelltest.DefaultSize, "true"); err != nil {
+		t.Fatal(err)
+	}
+	played.Wait()
+	t.Cleanup(conn.kind.wg.Wait)
+	t.Cleanup(func() { conn.close(c) })
+	t.Cleanup(func() { _ = ssh.Close() })
+	return c, ssh
+}
+
+// packets returns messages as they go through a control socket.
+func packets(messages ...[]byte) (whole []byte) {
+	for _, m := range messages {
+		whole = binary.BigEndian.AppendUint32(whole, uint32(1+len(m)))
+		whole = append(append(whole, 0), m...)
+	}
+	return whole
+}
+
+func outputOf(n int) []byte {
+	return append(binary.BigEndian.AppendUint32([]byte{msgChannelData, 0, 0, 0, 0}, uint32(n)), make([]byte, n)...)
+}
+
+// TestChannelOutputThatCannotBe: an sshd that sends more than it may, or what is no message, is not read on.
+func TestChannelOutputThatCannotBe(t *testing.T) {
+	t.Parallel()
+	for name, messages := range map[string][][]byte{
+		"beyond the window": {outputOf(firstWindow + 1)},
+		"after some":        {outputOf(100), outputOf(mostWindow + 1)},
+		"of two lengths":    {binary.BigEndian.AppendUint32([]byte{msgChannelData, 0, 0, 0, 0}, 1<<32-1)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var said sync.WaitGroup
+			t.Cleanup(said.Wait) // after the socket is closed, which nobody reads any more
+			c, ssh := playedSSH(t)
+			said.Go(func() { _, _ = ssh.Write(packets(messages...)) })
+			buf := make([]byte, 4<<10)
+			for total := 0; ; {
+				n, err := c.Read(buf)
+				if total += n; errors.Is(err, errGone) {
+					break
+				}
+				if err != nil || total > mostWindow {
+					t.Fatalf("%d bytes were read, and then %v", total, err)
+				}
+			}
+		})
+	}
+}
+
+// TestChannelAnswersAreBounded: requests of an sshd that reads no answer cost no memory.
+func TestChannelAnswersAreBounded(t *testing.T) {
+	t.Parallel()
+	var said sync.WaitGroup
+	t.Cleanup(said.Wait)
+	c, peer := playedSSH(t)
+	asks := ssh.Marshal(struct {
+		Type  byte
+		Peer  uint32
+		Kind  string
+		Reply bool
+	}{msgChannelRequest, 0, "x@example.com", true})
+	said.Go(func() {
+		_, _ = peer.Write(append(packets(slices.Repeat([][]byte{asks}, 100_000)...), packets(outputOf(1))...))
+	})
+	if n, err := c.Read(make([]byte, 10)); n != 1 || err != nil {
+		t.Errorf("%d bytes were read, %v", n, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.out) > mostQueued+100 {
+		t.Errorf("%d bytes wait", len(c.out))
+	}
 }

@@ -15,8 +15,7 @@ import (
 // The proxy mode of multiplexing (channel.go) came with 7.4, IdentityAgent with 7.3,
 // host keys' signatures by SHA-2 with 7.2, UpdateHostKeys with 6.8, and ProxyCommand=-,
 // -F none, -E, IdentityFile=none and IgnoreUnknown with 6.3 (OpenSSH's history, by the
-// first tag that has each). The package's tests were run with clients of 7.4 and 7.6, built
-// without OpenSSL; only those failed that need an RSA or ECDSA key.
+// first tag that has each). Terminals were opened with clients of 7.4 and 7.6.
 var leastSSH = [2]int{7, 4}
 
 // sshRelease matches what `ssh -V` prints: "OpenSSH_9.2p1 Debian-2+deb12u7, OpenSSL 3.0.17 …".
