@@ -63,8 +63,8 @@ func TestClientThatReadsNothing(t *testing.T) {
 	container := newBox(t, env.Docker(t), "ws")
 	const clients = 6
 	for reason, environ := range map[string][]string{
-		"client_lost":     {"TERMGW_PING_INTERVAL=2s"},
-		"session_expired": {"TERMGW_PING_INTERVAL=1h", "TERMGW_MAX_SESSION=5s"},
+		"client_lost":     {"TERMGW_PING_INTERVAL=" + (2 * shortPing).String()},
+		"session_expired": {"TERMGW_PING_INTERVAL=1h", "TERMGW_MAX_SESSION=" + (4 * shortPing).String()},
 	} {
 		t.Run(reason, func(t *testing.T) {
 			g := p.serve(t, environ...)

@@ -48,6 +48,9 @@ func TestMain(m *testing.M) {
 // patience is how long a test waits for what a busy machine does late.
 const patience = 3 * time.Minute
 
+// shortPing is an interval of pings at which a client that is there answers in time, on a busy machine, too.
+const shortPing = 4 * time.Second
+
 // asProgram in the environment makes this test binary the real termgw, with the race detector if the tests have it. Its
 // value is the time that the start of a shell may take: patience, unless a test waits for that time to pass. A machine that
 // has much else to do is no fault of what starts there.
@@ -224,10 +227,13 @@ func (p *platform) workspace(tb testing.TB, id, instanceID string) {
 	p.exec(tb, "INSERT INTO workspaces VALUES ($1, '', $2)", id, instanceID)
 }
 
+// ticketLife is how long a ticket of these tests may be used: where a busy machine comes to it late, too.
+const ticketLife = 2 * patience
+
 // ticket mints a ticket for one use.
 func (p *platform) ticket(tb testing.TB, workspace string, change ...func(*ticket.Claims)) string {
 	tb.Helper()
-	claims := ticket.Claims{Issuer: issuer, Subject: "ann", WorkspaceID: workspace}
+	claims := ticket.Claims{Issuer: issuer, Subject: "ann", WorkspaceID: workspace, Expires: time.Now().Add(ticketLife)}
 	for _, f := range change {
 		f(&claims)
 	}
@@ -317,7 +323,7 @@ func (p *platform) launch(tb testing.TB, by []string, environ ...string) *served
 	tb.Helper()
 	defaults := []string{
 		"TERMGW_LISTEN=127.0.0.1:0", "TERMGW_ADMIN_LISTEN=127.0.0.1:0", "TERMGW_LOG_LEVEL=debug",
-		"TERMGW_TICKET_JWKS=" + p.jwks, "TERMGW_TICKET_ISSUER=" + issuer,
+		"TERMGW_TICKET_JWKS=" + p.jwks, "TERMGW_TICKET_ISSUER=" + issuer, "TERMGW_TICKET_MAX_TTL=" + ticketLife.String(),
 		"TERMGW_DRAIN_TIMEOUT=0", // no test waits for a terminal that it left open
 	}
 	if p.url != "" {

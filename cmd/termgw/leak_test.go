@@ -182,7 +182,7 @@ func TestNothingIsLeft(t *testing.T) {
 	if _, err := engine.Client(t).ContainerStop(t.Context(), stopped.id, client.ContainerStopOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	g := p.serve(t, "TERMGW_PING_INTERVAL=500ms", "TERMGW_LOG_LEVEL=info", "TERMGW_SHELLS=/bin/sh")
+	g := p.serve(t, "TERMGW_PING_INTERVAL="+shortPing.String(), "TERMGW_LOG_LEVEL=info", "TERMGW_SHELLS=/bin/sh")
 
 	all := func(name string, count int) {
 		var next atomic.Int64

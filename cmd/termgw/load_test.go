@@ -185,7 +185,6 @@ func TestSoak(t *testing.T) {
 			}
 		}
 	}
-	look()
 	for _, seat := range s.seats {
 		select {
 		case <-seat.done:
@@ -199,7 +198,12 @@ func TestSoak(t *testing.T) {
 	for _, st := range states[:(len(states)+2)/3] {
 		rss, goroutines = max(rss, st.rss), max(goroutines, st.goroutines)
 	}
-	if last := states[len(states)-1]; last.rss > rss+rss/8+8 || last.goroutines > goroutines+20 {
+	eventually(t, "the goroutines of those that have left are over", func() bool {
+		look()
+		return states[len(states)-1].goroutines <= goroutines+20
+	})
+	// The few that leave in some seconds would not show.
+	if last := states[len(states)-1]; *soak > 0 && last.rss > rss+rss/8+8 {
 		t.Errorf("it has grown: %+v", last)
 	}
 	s.leave(t)

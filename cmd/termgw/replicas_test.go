@@ -708,7 +708,7 @@ func TestHalfOpenClients(t *testing.T) {
 	p := newPlatform(t)
 	p.workspace(t, "ws", "")
 	container := newBox(t, env.Docker(t), "ws")
-	r := p.serveReplicas(t, 2, "TERMGW_PING_INTERVAL=3s")
+	r := p.serveReplicas(t, 2, "TERMGW_PING_INTERVAL="+shortPing.String())
 	network := startLine(t, r.any.address)
 	far := &served{platform: p, address: network.address}
 	const each = 12
