@@ -140,7 +140,7 @@ func TestSilenceIsNotTheAccounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	i.write(t, ".bashrc", "echo >$HOME/began; sleep 1000\n")
-	r := i.remote(t, Config{Timing: runner.Timing{Start: 15 * time.Second, Alive: time.Second}})
+	r := i.remote(t, Config{Timing: runner.Timing{Start: 30 * time.Second, Alive: time.Second}})
 	target := i.target(t, "")
 	loggedIn(t, r, target)
 	failed := make(chan error, 1)

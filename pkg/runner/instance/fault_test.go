@@ -731,7 +731,7 @@ func TestRemoteTunnelCommand(t *testing.T) {
 	mark := "tunnel-of-" + i.sshd.User
 	host, port, _ := strings.Cut(i.sshd.Addr, ":")
 	i.command = []string{"/bin/bash", "-c", "exec 3<>/dev/tcp/" + host + "/" + port + "; cat <&3 & cat >&3; sleep 1000", mark}
-	r := i.remote(t, Config{Timing: runner.Timing{Silent: 100 * time.Millisecond, Linger: time.Millisecond}})
+	r := i.remote(t, Config{Timing: runner.Timing{Linger: time.Millisecond}})
 	s := shelltest.Open(t, shelltest.By(r), i.target(t, ""))
 	s.Send(t, "echo t=$((6*7))\n")
 	s.Expect(t, "t=42")

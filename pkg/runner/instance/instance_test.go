@@ -658,6 +658,7 @@ func TestRemoteErrors(t *testing.T) {
 		is   error
 		step string
 		sshd string // a line of its configuration
+		slow bool   // it takes the whole time of a start
 	}{
 		{name: "no tunnel", with: func(i *instance, _ *runner.Target) { i.err = awsError }, is: io.ErrNoProgress},
 		{name: "wrong user", with: func(_ *instance, t *runner.Target) { t.Attributes["os_user"] = "another" }, is: errAuth, step: "ssh_auth"},
@@ -668,8 +669,8 @@ func TestRemoteErrors(t *testing.T) {
 		{name: "a tunnel command that is not there", with: func(i *instance, _ *runner.Target) { i.command = []string{"/missing"} }, step: "tunnel"},
 		{name: "a tunnel command that says nothing", with: func(i *instance, _ *runner.Target) {
 			i.command = []string{"/bin/sleep", "1000"}
-		}, step: "tunnel"},
-		{name: "a tunnel on which nobody answers", with: func(i *instance, _ *runner.Target) { i.addr = silent.Addr().String() }, step: "ssh_timeout"},
+		}, step: "tunnel", slow: true},
+		{name: "a tunnel on which nobody answers", with: func(i *instance, _ *runner.Target) { i.addr = silent.Addr().String() }, step: "ssh_timeout", slow: true},
 		{name: "an sshd that opens no session", with: func(*instance, *runner.Target) {}, step: "ssh_sessions", sshd: "MaxSessions 0"},
 		{name: "no docker there", with: func(_ *instance, t *runner.Target) {
 			t.Attributes["remote_target"], t.Attributes["container"] = TargetContainer, "name"
@@ -690,7 +691,11 @@ func TestRemoteErrors(t *testing.T) {
 				i = newInstanceWith(t, shell)
 				target.Attributes["instance_id"] = i.id
 			}
-			r := i.remote(t, Config{})
+			var timing runner.Timing
+			if c.slow {
+				timing.Start = 10 * time.Second
+			}
+			r := i.remote(t, Config{Timing: timing})
 			began := time.Now()
 			_, err := r.Start(t.Context(), target, shelltest.DefaultSize)
 			if took, limit := time.Since(began), r.cfg.Timing.Start; took > limit+shelltest.Patience {

@@ -247,6 +247,7 @@ func (i *instance) remote(tb testing.TB, cfg Config, edits ...func(*Config)) *Ki
 	cfg.Tunnels, cfg.HostKeys = i, &i.keys
 	cfg.Timing.Grace = cmp.Or(cfg.Timing.Grace, shelltest.Timing.Grace)
 	cfg.Timing.Retry = cmp.Or(cfg.Timing.Retry, shelltest.Timing.Retry)
+	cfg.Timing.Start = cmp.Or(cfg.Timing.Start, shelltest.Timing.Start)
 	if cfg.OSUser == "" {
 		cfg.OSUser = i.sshd.User
 	}
