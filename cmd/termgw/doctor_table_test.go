@@ -403,7 +403,7 @@ func brokenSetUps(t *testing.T) []broken {
 		},
 		{
 			what: "The account has expired, under PAM", sshd: withLines("UsePAM yes"), set: account("usermod", "--expiredate", "1"),
-			step: "login ssh_closed", cause: "Your account has expired", fix: "an account that has expired",
+			step: "login ssh_denied", cause: "Your account has expired", fix: "sudo chage -E -1",
 		},
 		{
 			what: "sshd wants a password after the key", sshd: withLines("AuthenticationMethods publickey,password"),

@@ -97,6 +97,27 @@ func TestAccountDoesSomethingElse(t *testing.T) {
 	}
 }
 
+// TestAccountIsDenied: an account that sshd's own rules keep out is told as such, and its logins are paced.
+func TestAccountIsDenied(t *testing.T) {
+	t.Parallel()
+	i := &instance{id: nextInstanceID(), sshd: testenv.StartSSHD(t, testenv.SSHDConfig{Lines: []string{"UsePAM yes"}})}
+	if out, err := exec.Command("chage", "-E", "1", i.sshd.User).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r := i.remote(t, Config{})
+	for range 3 {
+		_, err := r.Start(t.Context(), i.target(t, ""), shelltest.DefaultSize)
+		shelltest.WantStep(t, err, "ssh_denied")
+		var failed *runner.Failure
+		if !errors.As(err, &failed) || !failed.Final || !strings.Contains(err.Error(), "Your account has expired") || !strings.Contains(failed.Sentence, "again in ") {
+			t.Errorf("told %v, %+v", err, failed)
+		}
+	}
+	if got := i.opened(); got != 1 {
+		t.Errorf("%d logins", got)
+	}
+}
+
 // loggedIn waits for a connection, which later terminals share.
 func loggedIn(tb testing.TB, k *Kind, target runner.Target) {
 	tb.Helper()

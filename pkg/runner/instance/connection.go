@@ -189,7 +189,7 @@ func (c *connection) login(known hostKeys) (*login, error) {
 	ctx, cancel := context.WithTimeoutCause(c.ctx, loginTime(c.kind.cfg.Timing), errSlow)
 	defer cancel()
 	var a attempt
-	a.key, a.known = c.kind.gate.keyFor(c.to.instance)
+	a.key, a.known = c.kind.gate.keyFor(c.to)
 	var first error
 	for {
 		l, err := c.try(ctx, a, known)
@@ -202,8 +202,7 @@ func (c *connection) login(known hostKeys) (*login, error) {
 			c.kind.gate.hasTaken(c.to.instance, a.key.other())
 			a.key, a.known = a.key.other(), true
 			continue
-		case runner.StepOf(err) == "ssh_auth" && !a.known:
-			// An sshd that has Ed25519 and takes no such key of a user refuses it as it refuses a wrong user.
+		case runner.StepOf(err) == "ssh_auth" && !a.known && !penalises.MatchString(l.exchange.greets()):
 			c.trail.Set(runner.TrailKeyRefused, l.key.fingerprint())
 			a.key, a.known = a.key.other(), true
 		case runner.StepOf(err) == "ssh_hostkey" && known.mayBeOther() && l.exchange.shown() != nil && len(a.without)+1 < len(hostKeyTypes):
@@ -287,7 +286,7 @@ func (c *connection) try(ctx context.Context, a attempt, known hostKeys) (l *log
 	select {
 	case <-appeared:
 	case <-l.ssh.Exited:
-		return l, l.fault(ctx)
+		return l, l.denial(l.fault(ctx))
 	case <-ctx.Done():
 		return l, l.fault(ctx)
 	}
@@ -456,6 +455,14 @@ func (l *login) fault(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// denial returns the meaning of a login's fault: an sshd that hangs up once it has shown its host key keeps the account out.
+func (l *login) denial(err error) error {
+	if runner.StepOf(err) != "ssh_closed" || l.exchange.shown() == nil {
+		return err
+	}
+	return failed("ssh_denied", fmt.Errorf("in the middle of the login: %w", err))
 }
 
 // cliFault returns the meaning of the last words of a tunnel's command. With a wrong

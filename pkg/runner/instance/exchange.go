@@ -57,7 +57,7 @@ const (
 func (e *exchange) read(b []byte) error {
 	for len(b) > 0 && !e.over {
 		var missing int
-		if e.greets() {
+		if e.greets() != "" {
 			if missing = e.missing(); missing < 0 {
 				e.end()
 				return nil
@@ -83,10 +83,11 @@ func (e *exchange) read(b []byte) error {
 
 func (e *exchange) end() { e.over, e.buf = true, nil }
 
-func (e *exchange) greets() bool {
+// greets returns the server's greeting on one line; "" before it has come.
+func (e *exchange) greets() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.greeting != ""
+	return e.greeting
 }
 
 // missing returns how many bytes the packet in buf lacks at least; -1: it is none.
@@ -103,7 +104,7 @@ func (e *exchange) missing() int {
 
 // whole takes the line or the packet in buf if it is whole.
 func (e *exchange) whole() error {
-	if !e.greets() {
+	if e.greets() == "" {
 		return e.line()
 	}
 	if e.missing() != 0 {
@@ -233,8 +234,8 @@ func Greeting(r io.Reader) (string, error) {
 		n, err := r.Read(buf)
 		most += n
 		_ = e.read(buf[:n]) // nothing is called
-		if e.greets() {
-			return e.greeting, nil
+		if greeting := e.greets(); greeting != "" {
+			return greeting, nil
 		}
 		if err != nil {
 			if refused := e.refusal(); refused != nil {

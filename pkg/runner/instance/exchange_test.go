@@ -79,8 +79,8 @@ func TestExchange(t *testing.T) {
 			if len(e.buf) > lineMost+packetMost+size {
 				t.Errorf("%s: it keeps %d bytes", name, len(e.buf))
 			}
-			if e.greets() != c.greets || (shown != nil) != c.shows || (e.shown() != nil) != c.shows {
-				t.Errorf("%s, by %d: greets %t, shows %v", name, size, e.greets(), shown)
+			if (e.greets() != "") != c.greets || (shown != nil) != c.shows || (e.shown() != nil) != c.shows {
+				t.Errorf("%s, by %d: greets %q, shows %v", name, size, e.greets(), shown)
 			}
 			if c.shows && (lineOf(shown) != edKey || len(seen) != 2 || seen[0] != "ssh-ed25519") {
 				t.Errorf("%s, by %d: %s, %q", name, size, lineOf(shown), seen)

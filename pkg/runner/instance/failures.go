@@ -25,6 +25,7 @@ var sentences = map[string]string{
 	"ssh_timeout":    "The instance's sshd does not answer. Check that sshd runs on the instance and is not overloaded, and that no firewall swallows the bytes.",
 	"ssh_closed":     "The instance's sshd hung up, or the tunnel to it did: open the terminal again. If it goes on, check sshd's own log on the instance.",
 	"tunnel_stalled": "The connection to the instance went silent: open the terminal again.",
+	"ssh_denied":     "The instance's sshd ended the login, as it does where the OS user's account has expired or is kept out: check the account (chage -l), /etc/nologin and PAM's rules on the instance. sshd's own log has the cause.",
 	"ssh_sessions":   "The instance's sshd opens no session. Check MaxSessions in its configuration.",
 	"docker_sudo":    "The workspace's docker_sudo is neither true nor false: correct it in the workspace's row.",
 	"account":        "The account %s on the instance does not run what the gateway asks of it. Whoever runs the instance has to look at the account's login shell, its start files (.bashrc), the age of its password, and ForceCommand and PermitTTY in sshd's configuration.",
@@ -36,6 +37,7 @@ var fixes = map[string]string{
 	"pty":   "Check descriptors (ulimit -n) and ptys (kernel.pty.max) on the gateway's machine, and that ssh runs there.",
 
 	"ssh_closed":   "Go by what the cause quotes of the server, and by sshd's own log on the instance (`journalctl -u ssh -u sshd`): an account that has expired, a login that is not allowed now, an sshd that ended.",
+	"ssh_denied":   "Look into sshd's own log on the instance (`journalctl -u ssh -u sshd`). If PAM denies the account: `sudo chage -E -1 USER` for one that has expired, /etc/nologin, /etc/security/access.conf, `sudo faillock --user USER --reset`.",
 	"ssh_sessions": "Check MaxSessions in sshd's configuration on the instance, and sshd's own log (`journalctl -u ssh -u sshd`).",
 	"ssh_penalty":  "Let PerSourcePenaltyExemptList in sshd's configuration on the instance hold the endpoint's subnet, from which all terminals come. Correct os_user in the rows whose logins fail. Check MaxStartups.",
 	"ssh_startups": "Check MaxStartups in sshd's configuration on the instance, and who keeps connections to it open without a login.",
@@ -43,7 +45,7 @@ var fixes = map[string]string{
 }
 
 // final are the steps that fail again until somebody has mended the row, the instance or the gateway.
-var final = []string{"ssh_auth", "ssh_hostkey", "ssh_handshake"}
+var final = []string{"ssh_auth", "ssh_denied", "ssh_hostkey", "ssh_handshake"}
 
 func failed(step string, err error) *runner.Failure {
 	return &runner.Failure{Step: step, Sentence: sentences[step], Fix: fixes[step], Final: slices.Contains(final, step), Err: err}

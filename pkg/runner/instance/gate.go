@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
+	"regexp"
 	"slices"
 	"sync"
 	"time"
@@ -18,13 +20,18 @@ import (
 // Since OpenSSH 9.8 sshd refuses a source address for a while after failed logins (PerSourcePenalties in sshd_config(5)), and
 // behind an endpoint all terminals have one address: the tries for one wrong row would lock out everybody on that instance.
 // Each try adds to a sum, which runs down with the clock; sshd refuses the address once the sum is more than 15 s. A try adds
-// 5 s where sshd refuses a signature. A refused key adds 1 s, as ssh asks before it signs (monitor.c; measured with 10.0).
+// 5 s where sshd refuses a signature or an account, and since 10.5 where there is no such user. A key that is refused before
+// ssh signs adds 1 s (monitor.c; measured with 10.0).
 //
 // A gateway lets one login of an account through at a time, and after a refusal none for firstPause or longer. So it adds 5 s
-// in 30 s at most, or 2 s by two keys. Three replicas add 15 s, in the worst case all at once, and those have run down before
-// their next logins. The later pauses of a minute leave room for other tries from the same address.
+// in 30 s at most. Three replicas add 15 s, in the worst case all at once, and those have run down before
+// their next logins. The later pauses of a minute leave room for other tries from the same address. Where many accounts of an
+// instance are refused, a gateway keeps the sum of its own tries below mostPenalty.
 const (
-	firstPause = 30 * time.Second
+	// refusedCosts is what a refusal adds to sshd's sum at most.
+	refusedCosts = 5 * time.Second
+	mostPenalty  = 2 * refusedCosts
+	firstPause   = 30 * time.Second
 	// longPause is how long an operator who has mended the instance waits at most.
 	longPause = time.Minute
 	// rememberFor is as long as sshd's longest penalty, which our own tries may have caused: so long after a pause the cause
@@ -33,6 +40,9 @@ const (
 	// mostRemembered bounds the refusals that are remembered, and the instances whose type of key is.
 	mostRemembered = 10_000
 )
+
+// penalises matches the greeting of an sshd that has penalties.
+var penalises = regexp.MustCompile(`^SSH-2\.0-OpenSSH_(9\.[89]|\d\d+\.)`)
 
 // follows are the steps that may fail because logins were refused before.
 var follows = []string{"ssh_penalty", "ssh_startups", "ssh_closed", "ssh_timeout"}
@@ -48,6 +58,8 @@ type gate struct {
 
 	mu      sync.Mutex
 	logins  map[account]*logins // accounts with a login under way, or a connection
+	sums    map[string]*sum     // by instance
+	left    chan struct{}       // closed when a login ends, and made anew
 	refused map[refusalOf]*refusal
 	takes   map[string]keyType // by instance: the type of key that it has taken
 }
@@ -56,6 +68,12 @@ type gate struct {
 type logins struct {
 	trying *try // the one that the others wait for; nil: there is none
 	open   int  // connections: it is known that the account can log in, and others wait for nothing
+}
+
+// sum is what sshd has added up, as far as this gateway's logins go.
+type sum struct {
+	over   time.Time // when it has run down
+	trying int       // logins that may be refused
 }
 
 // try is a login that others wait for.
@@ -73,11 +91,12 @@ type refusalOf struct {
 
 type refusal struct {
 	cause *runner.Failure // of the first
-	until time.Time       // of the pause
+	count int
+	until time.Time // of the pause
 }
 
 func newGate(now func() time.Time) *gate {
-	return &gate{now: now, logins: map[account]*logins{}, refused: map[refusalOf]*refusal{}, takes: map[string]keyType{}}
+	return &gate{now: now, logins: map[account]*logins{}, sums: map[string]*sum{}, left: make(chan struct{}), refused: map[refusalOf]*refusal{}, takes: map[string]keyType{}}
 }
 
 // refusalsOf are the refusals that a login to a destination may meet.
@@ -85,47 +104,92 @@ func refusalsOf(to destination) (ofAccount, ofHostKey refusalOf) {
 	return refusalOf{account: to.account()}, refusalOf{to.account(), sha256.Sum256([]byte(to.hostKey))}
 }
 
-// pass lets a login through once no other of its account is under way, or the account is known to be able to log in. While
-// the pause after a refusal lasts, it returns the cause of that. The caller calls leave with the login's result, and returns
-// what leave returns.
+// pass lets a login through once no other of its account is under way, and a refusal would not bring the penalty about; or
+// at once if the account is known to be able to log in. While the pause after a refusal lasts, it returns the cause of that.
+// The caller calls leave with the login's result, and returns what leave returns.
 func (g *gate) pass(ctx context.Context, to destination) (leave func(error) error, err error) {
 	for {
-		other, own, err := g.enter(to)
-		switch {
-		case err != nil:
+		own, wait, err := g.enter(to)
+		if err != nil {
 			return nil, err
-		case other == nil:
+		}
+		if wait == nil {
 			return func(err error) error { return g.leave(to, own, err) }, nil
 		}
-		select {
-		case <-other.done:
-			if other.err != nil && other.to == to && !errors.Is(other.err, context.Canceled) { // nobody waited for that one any more
-				return nil, other.err
-			}
-		case <-ctx.Done():
-			return nil, failed("ssh_timeout", fmt.Errorf("waiting for another login as %s: %w", to.user, context.Cause(ctx)))
+		if err := wait(ctx); err != nil {
+			return nil, err
 		}
 	}
 }
 
-// enter returns the login to wait for, or lets one through: own is the one that others wait for, if they do.
-func (g *gate) enter(to destination) (other, own *try, err error) {
+// enter lets a login through: own is the one that others wait for, if they do. Or it returns what to wait for, whose error
+// is the answer to this login too.
+func (g *gate) enter(to destination) (own *try, wait func(context.Context) error, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	most := mostPenalty
 	if r := g.last(to); r != nil {
 		if left := r.until.Sub(g.now()); left > 0 {
 			return nil, nil, r.tell(left)
 		}
+		most = refusedCosts // accounts that nobody has tried go first
 	}
 	l := g.logins[to.account()]
 	switch {
-	case l == nil:
-		own = &try{to: to, done: make(chan struct{})}
-		g.logins[to.account()] = &logins{trying: own}
-	case l.trying != nil:
-		other = l.trying
+	case l != nil && l.trying != nil:
+		return nil, l.trying.wait(to), nil
+	case l != nil:
+		return nil, nil, nil
 	}
-	return other, own, nil
+	s := g.sums[to.instance]
+	if s == nil {
+		s = &sum{}
+		g.sums[to.instance] = s
+	}
+	if left := s.over.Sub(g.now()); max(left, 0)+time.Duration(s.trying+1)*refusedCosts > most {
+		return nil, waitForOthers(g.left, left), nil
+	}
+	s.trying++
+	own = &try{to: to, done: make(chan struct{})}
+	g.logins[to.account()] = &logins{trying: own}
+	return own, nil, nil
+}
+
+// wait waits for another login of the account.
+func (t *try) wait(to destination) func(context.Context) error {
+	return func(ctx context.Context) error {
+		select {
+		case <-t.done:
+			if t.err != nil && t.to == to && !errors.Is(t.err, context.Canceled) { // nobody waited for that one any more
+				return t.err
+			}
+			return nil
+		case <-ctx.Done():
+			return failed("ssh_timeout", fmt.Errorf("waiting for another login as %s: %w", to.user, context.Cause(ctx)))
+		}
+	}
+}
+
+// waitForOthers waits until a login has ended, or the sum has run down a little.
+func waitForOthers(left <-chan struct{}, runsDown time.Duration) func(context.Context) error {
+	return func(ctx context.Context) error {
+		var tick <-chan time.Time
+		if runsDown > 0 {
+			timer := time.NewTimer(min(runsDown, time.Second))
+			defer timer.Stop()
+			tick = timer.C
+		}
+		select {
+		case <-left:
+		case <-tick:
+		case <-ctx.Done():
+			f := failed("ssh_timeout", fmt.Errorf("waiting, because the instance has refused other logins: %w", context.Cause(ctx)))
+			f.Sentence = "The instance has refused logins of other OS users, and more of them would have it refuse all terminals: open the terminal again in a minute, and correct os_user in the rows of the others."
+			f.Fix = f.Sentence
+			return f
+		}
+		return nil
+	}
 }
 
 // last returns the refusal that a login to a destination meets, or nil. The caller holds the mutex.
@@ -173,7 +237,10 @@ func (g *gate) leave(to destination, own *try, err error) error {
 		l.trying = nil
 		own.err = err
 		close(own.done)
+		g.sums[to.instance].trying--
 	}
+	close(g.left)
+	g.left = make(chan struct{})
 	g.tidy(to.account())
 	return err
 }
@@ -200,8 +267,18 @@ func (g *gate) told(to destination, err error) error {
 	if last != nil {
 		pause = longPause
 	}
-	now := &refusal{cause: cause, until: g.now().Add(pause)}
+	now := &refusal{cause: cause, until: g.now().Add(pause), count: 1}
+	if last != nil {
+		now.count += last.count
+	}
 	g.refused[of] = now
+	if s := g.sums[to.instance]; s != nil {
+		costs := refusedCosts
+		if cause.Step == "ssh_hostkey" || cause.Step == "ssh_handshake" { // before sshd was asked to let anybody in
+			costs = time.Second
+		}
+		s.over = g.now().Add(max(s.over.Sub(g.now()), 0) + costs)
+	}
 	g.forget()
 	return now.tell(pause)
 }
@@ -218,10 +295,16 @@ func (g *gate) tidy(of account) {
 	if l := g.logins[of]; l != nil && l.trying == nil && l.open == 0 {
 		delete(g.logins, of)
 	}
+	if s := g.sums[of.instance]; s != nil && s.trying == 0 && !g.now().Before(s.over) {
+		delete(g.sums, of.instance)
+	}
 }
 
 // forget forgets refusals if too many are remembered: those that are over, and else the oldest. The caller holds the mutex.
 func (g *gate) forget() {
+	if len(g.sums) > mostRemembered {
+		maps.DeleteFunc(g.sums, func(_ string, s *sum) bool { return s.trying == 0 && !g.now().Before(s.over) })
+	}
 	if len(g.refused) <= mostRemembered {
 		return
 	}
@@ -238,11 +321,15 @@ func (g *gate) forget() {
 	}
 }
 
-// keyFor returns the type of key for a login, and whether the instance is known to take it.
-func (g *gate) keyFor(instance string) (t keyType, known bool) {
+// keyFor returns the type of key for a login, and whether the instance is known to take it. An sshd that has Ed25519 and takes
+// no such key of a user refuses it as it refuses a wrong user: after a refusal of the account the other type has its turn.
+func (g *gate) keyFor(to destination) (t keyType, known bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	t, known = g.takes[instance]
+	t, known = g.takes[to.instance]
+	if r := g.refused[refusalOf{account: to.account()}]; !known && r != nil && r.count%2 == 1 {
+		t = keyRSA
+	}
 	return t, known
 }
 

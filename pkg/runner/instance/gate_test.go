@@ -197,7 +197,7 @@ func TestGateIsBounded(t *testing.T) {
 	clock := newClock()
 	g := newGate(clock.Now)
 	for n := range mostRemembered + 50 {
-		clock.add(time.Microsecond)
+		clock.add(refusedCosts)
 		_, _ = goes(t, g, destination{instance: "i-1", user: fmt.Sprint("u", n)}, failed("ssh_auth", errAuth))
 		g.hasTaken(fmt.Sprint("i-", n), keyRSA)
 	}
@@ -206,6 +206,13 @@ func TestGateIsBounded(t *testing.T) {
 	}
 	if told, _ := goes(t, g, destination{instance: "i-1", user: fmt.Sprint("u", mostRemembered+49)}, nil); told == nil {
 		t.Error("the last one is forgotten")
+	}
+	for n := range mostRemembered + 50 {
+		_, _ = goes(t, g, destination{instance: fmt.Sprint("i-", n), user: "u"}, failed("ssh_auth", errAuth))
+		clock.add(refusedCosts)
+	}
+	if len(g.sums) > mostRemembered {
+		t.Errorf("the sums of %d instances", len(g.sums))
 	}
 }
 
@@ -267,6 +274,108 @@ func TestGateStaysBelowThePenalty(t *testing.T) {
 		}
 		if logins > 3*21 || logins < 3*19 {
 			t.Errorf("%d logins in 20 minutes", logins)
+		}
+	}
+}
+
+// TestGateOfManyAccounts: rows with many wrong users on one instance, each tried without end at one gateway, bring no penalty
+// about. A right one that nobody has tried before gets through, and one that is open waits for nothing.
+func TestGateOfManyAccounts(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(time.Now)
+		to := func(user string) destination { return destination{instance: "i-1", user: user} }
+		if _, through := goes(t, g, to("open"), nil); !through {
+			t.Fatal("the first login is held up")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+		defer cancel()
+		var mu sync.Mutex
+		var sshd penalties
+		logins := 0
+		var wg sync.WaitGroup
+		for n := range 12 {
+			wg.Go(func() {
+				for ; ctx.Err() == nil; time.Sleep(200 * time.Millisecond) {
+					leave, err := g.pass(ctx, to(fmt.Sprint("wrong", n)))
+					if err != nil {
+						continue
+					}
+					time.Sleep(300 * time.Millisecond) // the login takes a while
+					mu.Lock()
+					logins++
+					if sshd.refuses(time.Now()) {
+						t.Errorf("the address is refused after %d logins", logins)
+						cancel()
+					}
+					sshd.add(time.Now(), penaltyAuthFail)
+					mu.Unlock()
+					_ = leave(failed("ssh_auth", errAuth))
+				}
+			})
+		}
+		time.Sleep(2 * time.Minute)
+		began := time.Now()
+		if told, through := goes(t, g, to("open"), nil); !through || told != nil || time.Since(began) > 0 {
+			t.Errorf("one that is open: %v, after %s", told, time.Since(began))
+		}
+		told, through := goes(t, g, to("right"), nil)
+		if !through || told != nil {
+			t.Errorf("a right one is told %v", told)
+		}
+		if waits := time.Since(began); waits > refusedCosts {
+			t.Errorf("a right one waits for %s", waits)
+		}
+		wg.Wait()
+		if logins < 100 {
+			t.Errorf("%d logins", logins)
+		}
+	})
+}
+
+// TestGateToldInTheQueue: whoever waits because of others is told so, and not that the instance is slow.
+func TestGateToldInTheQueue(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(time.Now)
+		for _, user := range []string{"a", "b"} {
+			_, _ = goes(t, g, destination{instance: "i-1", user: user}, failed("ssh_denied", io.EOF))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := g.pass(ctx, destination{instance: "i-1", user: "c"})
+		var told *runner.Failure
+		if !errors.As(err, &told) || told.Final || !strings.Contains(told.Sentence, "other OS users") {
+			t.Errorf("told %v", err)
+		}
+		if _, through := goes(t, g, destination{instance: "i-2", user: "c"}, nil); !through {
+			t.Error("another instance is held up")
+		}
+	})
+}
+
+// TestGateKeys: an account that is refused is tried with the other type of key next, and another account is not.
+func TestGateKeys(t *testing.T) {
+	t.Parallel()
+	clock := newClock()
+	g := newGate(clock.Now)
+	wrong, other := destination{instance: "i-1", user: "wrong"}, destination{instance: "i-1", user: "other"}
+	for n, want := range []keyType{keyEd25519, keyRSA, keyEd25519, keyRSA} {
+		if got, known := g.keyFor(wrong); got != want || known {
+			t.Errorf("%d: %v, known %t", n, got, known)
+		}
+		_, _ = goes(t, g, wrong, failed("ssh_auth", errAuth))
+		clock.add(time.Minute)
+	}
+	if got, _ := g.keyFor(other); got != keyEd25519 {
+		t.Errorf("another account gets %v", got)
+	}
+	for greeting, want := range map[string]bool{
+		"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u7": false, "SSH-2.0-OpenSSH_9.7": false, "SSH-2.0-OpenSSH_8.10": false, "SSH-2.0-dropbear": false, "": false,
+		"SSH-2.0-OpenSSH_9.8": true, "SSH-2.0-OpenSSH_9.9p1": true, "SSH-2.0-OpenSSH_10.0p2 Debian-7": true, "SSH-2.0-OpenSSH_10.5": true,
+	} {
+		if penalises.MatchString(greeting) != want {
+			t.Errorf("%q: penalties %t", greeting, !want)
 		}
 	}
 }
