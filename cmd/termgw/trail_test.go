@@ -80,6 +80,22 @@ func TestRemoteTrail(t *testing.T) {
 		t.Errorf("of the shell that did not start: %q, %+v", failed, p.listed(t, "--all"))
 	}
 
+	// Of what AWS refuses, CloudTrail has the request, and of what it answered before.
+	refusing := p.onInstance(t, aws, "refused")
+	aws.Fail(awsplay.SendSSHPublicKey, awsplay.Fault{Status: 403, Code: "AccessDeniedException", Message: "no"})
+	code := g.dial(t, "refused", p.ticket(t, "refused"), dialing{}).closed(t)
+	aws.Heal()
+	for _, s := range p.listed(t, "--all") {
+		if s.Workspace != "refused" {
+			continue
+		}
+		err, _ := g.logLine(t, "session ended", s.Session)["err"].(string)
+		if s.Trail["instance"] != refusing || s.Trail["request_instance"] == "" || s.Trail["request_key"] != "" ||
+			s.Trail["request_refused"] == "" || !strings.Contains(err, s.Trail["request_refused"]) {
+			t.Errorf("closed with %d, the trail of what AWS refused is %v, the log says %q", code, s.Trail, err)
+		}
+	}
+
 	_, section, _ := strings.Cut(readFile(t, "../../docs/operations.md"), "\n## Join a person with sshd's log and CloudTrail\n")
 	section, _, _ = strings.Cut(section, "\n## ")
 	queries := regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(section, -1)

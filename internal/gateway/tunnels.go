@@ -47,12 +47,15 @@ const (
 	trailRegion   = "region"          // of AWS
 	trailIdentity = "source_identity" // of the session of the row's role
 
-	// The ids of AWS's answers, as CloudTrail has them: DescribeInstances, DescribeInstanceConnectEndpoints, SendSSHPublicKey
-	// and OpenTunnel. A route that was found for another terminal has the requests of that time.
+	// The ids of AWS's answers, as CloudTrail has them: AssumeRole, DescribeInstances, DescribeInstanceConnectEndpoints,
+	// SendSSHPublicKey and OpenTunnel, and of the one that was refused. A route that was found for another terminal has the
+	// requests of that time.
+	trailRoleRequest     = "request_role"
 	trailInstanceRequest = "request_instance"
 	trailEndpointRequest = "request_endpoint"
 	trailKeyRequest      = "request_key"
 	trailTunnelRequest   = "request_tunnel"
+	trailRefusedRequest  = "request_refused"
 )
 
 // tunnels opens tunnels to instances through an EC2 Instance Connect Endpoint. It
@@ -103,7 +106,7 @@ func (c *Config) openInstanceKind(ctx context.Context, parts placeParts) (*insta
 func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.Tunnel, error) {
 	route, err := t.aws.Locate(ctx, asked(r))
 	if err != nil {
-		return instance.Tunnel{}, told(err)
+		return instance.Tunnel{Trail: refusedTrail(trailOf(route), err)}, told(err)
 	}
 	place, err := t.acquire(ctx, route.EndpointID, r.InstanceID)
 	if err != nil {
@@ -144,7 +147,7 @@ func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.
 			_ = tunnel.Conn.Close()
 		}
 		tunnel.Ended()
-		return instance.Tunnel{Trail: tunnel.Trail}, told(err)
+		return instance.Tunnel{Trail: refusedTrail(tunnel.Trail, err)}, told(err)
 	}
 	return tunnel, nil
 }
@@ -158,11 +161,22 @@ func asked(r instance.TunnelRequest) eice.Instance {
 func trailOf(route eice.Route) runner.Trail {
 	t := runner.Trail{}
 	t.Set(trailEndpoint, route.EndpointID)
-	t.Set(trailAddress, route.Address.String())
+	if route.Address.IsValid() {
+		t.Set(trailAddress, route.Address.String())
+	}
 	t.Set(trailRegion, route.Region)
 	t.Set(trailIdentity, route.SourceIdentity)
+	t.Set(trailRoleRequest, route.RoleRequest)
 	t.Set(trailInstanceRequest, route.InstanceRequest)
 	t.Set(trailEndpointRequest, route.EndpointRequest)
+	return t
+}
+
+// refusedTrail returns the trail with the id of the request that AWS refused.
+func refusedTrail(t runner.Trail, err error) runner.Trail {
+	if fault, ok := errors.AsType[*eice.Error](err); ok {
+		t.Set(trailRefusedRequest, fault.Request)
+	}
 	return t
 }
 

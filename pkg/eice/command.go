@@ -74,11 +74,11 @@ func (c *Client) CommandError(said string) *Error {
 	if at := strings.LastIndex(said, `{"ErrorCode"`); at >= 0 {
 		answer, _, _ := strings.Cut(said[at:], "\n")
 		if r := parseRefusal([]byte(answer)); r.code != noJSON {
-			return &Error{c.meaning(openTunnel, r), scrub(errors.New(openTunnel.name + ": " + r.code + ": " + r.message))}
+			return &Error{Detail: c.meaning(openTunnel, r), Err: scrub(errors.New(openTunnel.name + ": " + r.code + ": " + r.message))}
 		}
 	}
 	if call := cliFault.FindStringSubmatch(said); call != nil {
-		return &Error{c.meaning(getCredentials, refusal{code: call[1]}), scrub(errors.New(said))}
+		return &Error{Detail: c.meaning(getCredentials, refusal{code: call[1]}), Err: scrub(errors.New(said))}
 	}
 	detail := TunnelCommand
 	switch {
@@ -95,7 +95,7 @@ func (c *Client) CommandError(said string) *Error {
 	case strings.Contains(said, closed), strings.Contains(said, "AWS_ERROR_HTTP_CONNECTION_CLOSED"), strings.Contains(said, "AWS_IO_SOCKET_CLOSED"):
 		detail = TunnelCut
 	}
-	return &Error{detail, scrub(errors.New(said))}
+	return &Error{Detail: detail, Err: scrub(errors.New(said))}
 }
 
 // bound returns the nearest duration that AWS accepts for a tunnel, in whole seconds; 0 and less is MaxTunnel.

@@ -112,7 +112,7 @@ func (t *tunnel) explain(err error) error {
 	closed, orderly := errors.AsType[websocket.CloseError](err)
 	if orderly && strings.Contains(strings.ToLower(closed.Reason), "unable to connect to target") {
 		t.client.Forget(t.route)
-		return &Error{TargetUnreachable, scrub(fmt.Errorf("the endpoint closed the tunnel: %s", closed.Reason))}
+		return &Error{Detail: TargetUnreachable, Err: scrub(fmt.Errorf("the endpoint closed the tunnel: %s", closed.Reason))}
 	}
 	if !t.client.now().Before(t.end) {
 		return fault(TunnelExpired, "the tunnel's longest life is over")
@@ -121,7 +121,7 @@ func (t *tunnel) explain(err error) error {
 	case orderly && (closed.Code == websocket.StatusNormalClosure || closed.Code == websocket.StatusGoingAway):
 		return io.EOF
 	case orderly:
-		return &Error{TunnelCut, scrub(fmt.Errorf("the endpoint closed the tunnel: %d %s", closed.Code, closed.Reason))}
+		return &Error{Detail: TunnelCut, Err: scrub(fmt.Errorf("the endpoint closed the tunnel: %d %s", closed.Code, closed.Reason))}
 	}
-	return &Error{TunnelCut, scrub(fmt.Errorf("the tunnel broke: %w", err))}
+	return &Error{Detail: TunnelCut, Err: scrub(fmt.Errorf("the tunnel broke: %w", err))}
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -48,6 +49,19 @@ type principal struct{ role, sourceIdentity string }
 type assumed struct {
 	provider aws.CredentialsProvider
 	used     time.Time
+	request  atomic.Pointer[string] // the id of the last AssumeRole that AWS has answered; nil: none yet
+}
+
+// roleRequest returns the id of the AssumeRole that a principal's credentials are from; "" for the gateway's own.
+func (c *Client) roleRequest(who principal) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if role, ok := c.roles[who]; ok {
+		if request := role.request.Load(); request != nil {
+			return *request
+		}
+	}
+	return ""
 }
 
 // provider returns the credentials of a principal, cached. region is where to ask for those of a role if the gateway's
@@ -62,20 +76,26 @@ func (c *Client) provider(who principal, region string) aws.CredentialsProvider 
 	got, ok := c.roles[who]
 	if !ok {
 		maps.DeleteFunc(c.roles, func(_ principal, a *assumed) bool { return now.Sub(a.used) > roleTime })
+		got = &assumed{}
 		near := func(o *sts.Options) { o.Region = cmp.Or(c.cfg.AWS.Region, region) }
 		call := assumeCall(func(ctx context.Context, in *sts.AssumeRoleInput, o ...func(*sts.Options)) (*sts.AssumeRoleOutput, error) {
 			ctx, cancel := context.WithTimeout(ctx, c.stepTime) // the cache's context has no end, and others wait for this call
 			defer cancel()
-			return c.assumeRole(ctx, in, append(o, near)...)
+			out, err := c.assumeRole(ctx, in, append(o, near)...)
+			if err == nil {
+				request := requestOf(out.ResultMetadata)
+				got.request.Store(&request)
+			}
+			return out, err
 		})
-		got = &assumed{provider: aws.NewCredentialsCache(
+		got.provider = aws.NewCredentialsCache(
 			stscreds.NewAssumeRoleProvider(call, who.role, func(o *stscreds.AssumeRoleOptions) {
 				o.RoleSessionName, o.Duration = roleSession, roleTime
 				if who.sourceIdentity != "" {
 					o.SourceIdentity = aws.String(who.sourceIdentity)
 				}
 			}), func(o *aws.CredentialsCacheOptions) { o.ExpiryWindow = renewBefore },
-		)}
+		)
 		c.roles[who] = got
 	}
 	got.used = now
@@ -114,5 +134,5 @@ func (c *Client) explainOwn(ctx context.Context, err error) *Error {
 	if answered || before || (unsent || ctx.Err() != nil) && !fromMetadata {
 		return c.explain(ctx, getCredentials, err)
 	}
-	return &Error{Credentials, scrub(fmt.Errorf("%s: %w", getCredentials.name, err))}
+	return &Error{Detail: Credentials, Err: scrub(fmt.Errorf("%s: %w", getCredentials.name, err))}
 }

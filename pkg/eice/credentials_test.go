@@ -174,6 +174,9 @@ func TestRoleFaults(t *testing.T) {
 		{answered(500, "InternalFailure"), Fault},
 		{answered(403, "ExpiredToken"), CredentialsExpired},
 		{answered(403, "InvalidClientTokenId"), Credentials},
+		{answered(403, "RegionDisabledException"), Account},
+		{answered(400, "PackedPolicyTooLarge"), Account},
+		{denied("AccessDenied"), IAMRole},
 		{awsplay.Fault{Status: 200, Body: "<html/>"}, Answer},
 	} {
 		w.play.Fail(awsplay.AssumeRole, test.fault)

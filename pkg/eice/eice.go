@@ -111,8 +111,9 @@ type Route struct {
 	Instance               // with the region and the endpoint that were found
 	Address     netip.Addr // private IPv4, or IPv6
 	EndpointDNS string
-	// InstanceRequest and EndpointRequest are the ids of the requests that the route was found by; empty: AWS gave none.
-	InstanceRequest, EndpointRequest string
+	// InstanceRequest and EndpointRequest are the ids of the requests that the route was found by, RoleRequest is that of the
+	// AssumeRole of the credentials; empty: AWS gave none, or was not asked.
+	InstanceRequest, EndpointRequest, RoleRequest string
 
 	key Instance // in the cache
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +14,8 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"github.com/molecule-ai/termgw/internal/redact"
 )
 
 // Detail is the name of a failure, for clients, operators and docs. Names are stable.
@@ -46,6 +47,7 @@ const (
 	IAMEndpoints         Detail = "iam_describe_endpoints"
 	IAMKey               Detail = "iam_send_key"
 	IAMTunnel            Detail = "iam_open_tunnel"
+	Account              Detail = "aws_account"
 	Credentials          Detail = "credentials"
 	CredentialsExpired   Detail = "credentials_expired"
 	Clock                Detail = "clock"
@@ -101,6 +103,7 @@ var details = map[Detail]struct {
 	IAMEndpoints:         {final, "The gateway may not describe endpoints: allow ec2:DescribeInstanceConnectEndpoints."},
 	IAMKey:               {final, "The gateway may not push a key: allow ec2-instance-connect:SendSSHPublicKey and check its ec2:osuser condition."},
 	IAMTunnel:            {final, "The gateway may not open a tunnel: allow ec2-instance-connect:OpenTunnel on the endpoint and check its conditions."},
+	Account:              {final, "AWS refuses the account in this region, or what the gateway asks there: check that the region is enabled in the account and that the account is not blocked. The gateway's log has AWS's word."},
 	Credentials:          {final, "The gateway has no AWS credentials that AWS accepts: give it a role, or check AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."},
 	CredentialsExpired:   {passing, "The gateway's AWS credentials have expired: renew them."},
 	Clock:                {final, "The gateway's clock differs from AWS's by minutes: set it right."},
@@ -120,8 +123,9 @@ var details = map[Detail]struct {
 
 // Error is a failure on the way to an instance. Its text holds no account id, ARN, signed URL or key.
 type Error struct {
-	Detail Detail
-	Err    error
+	Detail  Detail
+	Err     error
+	Request string // the id of the request that AWS refused; empty: AWS gave none
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("%s: %v", e.Detail, e.Err) }
@@ -133,7 +137,7 @@ func (e *Error) Sentence() string { return details[e.Detail].sentence }
 // Final reports whether no later try can succeed before somebody has mended the cause.
 func (e *Error) Final() bool { return details[e.Detail].final }
 
-func fault(detail Detail, text string) *Error { return &Error{detail, errors.New(text)} }
+func fault(detail Detail, text string) *Error { return &Error{Detail: detail, Err: errors.New(text)} }
 
 // operation is an AWS call, with the meaning of its failures.
 type operation struct {
@@ -144,9 +148,9 @@ type operation struct {
 
 var (
 	getCredentials    = operation{"getting AWS credentials", Credentials, Credentials}
-	assumeRole        = operation{"AssumeRole", IAMRole, IAMRole}
-	describeInstances = operation{"DescribeInstances", IAMInstances, Answer}
-	describeEndpoints = operation{"DescribeInstanceConnectEndpoints", IAMEndpoints, Answer}
+	assumeRole        = operation{"AssumeRole", IAMRole, Account}
+	describeInstances = operation{"DescribeInstances", IAMInstances, Account}
+	describeEndpoints = operation{"DescribeInstanceConnectEndpoints", IAMEndpoints, Account}
 	sendKey           = operation{"SendSSHPublicKey", IAMKey, KeyRefused}
 	openTunnel        = operation{"OpenTunnel", IAMTunnel, TunnelRefused}
 )
@@ -195,15 +199,15 @@ func (c *Client) explain(ctx context.Context, op operation, err error) *Error {
 	if _, ok := errors.AsType[*smithy.DeserializationError](err); ok {
 		detail = Answer
 	}
-	return &Error{detail, scrub(fmt.Errorf("%s: %w", op.name, err))}
+	return &Error{Detail: detail, Err: scrub(fmt.Errorf("%s: %w", op.name, err))}
 }
 
 func (c *Client) refused(op operation, r refusal) *Error {
-	text := scrub(fmt.Errorf("%s: status %d, %s: %s", op.name, r.status, r.code, r.message))
-	if id := validRequest(r.requestID); id != "" {
-		text.text += " (request " + id + ")"
+	text, request := scrub(fmt.Errorf("%s: status %d, %s: %s", op.name, r.status, r.code, r.message)), validRequest(r.requestID)
+	if request != "" {
+		text.text += " (request " + request + ")"
 	}
-	return &Error{c.meaning(op, r), text}
+	return &Error{c.meaning(op, r), text, request}
 }
 
 // skewLimit is the difference from AWS's clock that counts as a wrong clock: AWS's limit of 5 minutes, less 10 s for a
@@ -237,6 +241,8 @@ func (c *Client) meaning(op operation, r refusal) Detail {
 	case "InternalError", "InternalFailure", "InternalServerError", "InternalServerException", "ServiceException", "ServiceUnavailable",
 		"ServiceUnavailableException", "Unavailable", "IDPCommunicationError":
 		return Fault // with any status: the AWS CLI tells none
+	case "AccountDisabled", "Blocked", "OptInRequired", "PendingVerification", "RegionDisabledException", "SubscriptionRequiredException":
+		return Account
 	case "UnauthorizedOperation", "AccessDenied", "AccessDeniedException", "AuthException":
 		return op.denied
 	case "InvalidInstanceID.NotFound", "InvalidInstanceID.Malformed", "EC2InstanceNotFoundException":
@@ -253,8 +259,10 @@ func (c *Client) meaning(op operation, r refusal) Detail {
 	if r.status >= http.StatusInternalServerError {
 		return Fault
 	}
-	if op == openTunnel && (r.code == noJSON || r.code == "") {
-		return Answer // a proxy's: AWS refuses tunnels in JSON
+	if r.code == noJSON || r.code == "" || code == "UnknownError" {
+		if op == openTunnel || op.refused == Account {
+			return Answer // a proxy's: AWS has a code for each refusal
+		}
 	}
 	return op.refused
 }
@@ -263,18 +271,6 @@ func (c *Client) skewed(date string) bool {
 	theirs, err := http.ParseTime(date)
 	return err == nil && c.now().Sub(theirs).Abs() > skewLimit
 }
-
-// Secrets that scrub removes: AWS puts ARNs and account ids into its messages, and Go puts a request's URL into its
-// errors.
-var (
-	secretURL  = regexp.MustCompile(`(?i)[a-z0-9+.-]*://[^\s"]*`)
-	secretARN  = regexp.MustCompile(`(?i)arn:[a-z0-9-]*:[^\s"]*`)
-	secretAmz  = regexp.MustCompile(`(?i)x-amz-[^\s"]*`)
-	secretKey  = regexp.MustCompile(`\b(ssh|ecdsa|sk-ssh|sk-ecdsa)-[^\s"]* [^\s"]*`)
-	accessKey  = regexp.MustCompile(`\b[A-Z]{4}[A-Z0-9]{12,}\b`)
-	longSecret = regexp.MustCompile(`[A-Za-z0-9+/=_-]{40,}`)
-	account    = regexp.MustCompile(`\d{12,}`)
-)
 
 // maxErrorText bounds the text of an error, in bytes.
 const maxErrorText = 400
@@ -307,9 +303,7 @@ func scrubText(text string) string {
 		}
 		return r
 	}, text)
-	for _, secret := range []*regexp.Regexp{secretURL, secretARN, secretAmz, secretKey, longSecret, accessKey, account} {
-		text = secret.ReplaceAllString(text, "…")
-	}
+	text = redact.Secrets(text)
 	if len(text) > maxErrorText {
 		text = strings.ToValidUTF8(text[:maxErrorText], "") + "…"
 	}

@@ -167,7 +167,13 @@ func TestFaults(t *testing.T) {
 		"an empty answer":   {"locate", fail(instances, awsplay.Fault{Status: 200, Body: "<DescribeInstancesResponse/>"}), InstanceUnknown},
 		"a server's error":  {"locate", fail(instances, answered(500, "InternalError")), Fault},
 		"a tunnel's error":  {"tunnel", fail(tunnel, answered(500, "InternalError")), Fault},
-		"a code of no kind": {"locate", fail(instances, answered(400, "arn:aws:"+accountID)), Answer},
+		"a code of no kind": {"locate", fail(instances, answered(400, "arn:aws:"+accountID)), Account},
+
+		"a region not enabled":     {"locate", fail(instances, answered(401, "OptInRequired")), Account},
+		"an account blocked":       {"locate", fail(endpoints, answered(403, "Blocked")), Account},
+		"an account not verified":  {"locate", fail(instances, answered(400, "PendingVerification")), Account},
+		"a key's account disabled": {"push", fail(push, answered(403, "AccountDisabled")), Account},
+		"a tunnel's region":        {"tunnel", fail(tunnel, answered(403, "OptInRequired")), Account},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -188,6 +194,9 @@ func TestFaults(t *testing.T) {
 			began := time.Now()
 			err := w.step(t.Context(), step)
 			wantDetail(t, err, test.want)
+			if refused, ok := errors.AsType[*Error](err); ok && strings.Contains(err.Error(), "(request ") != (refused.Request != "") {
+				t.Errorf("%q is of request %q", err, refused.Request)
+			}
 			if took := time.Since(began); took > patience {
 				t.Errorf("told after %s", took)
 			}
@@ -246,7 +255,7 @@ func TestClasses(t *testing.T) {
 	final := []Detail{
 		InstanceID, InstanceUnknown, InstanceStopping, InstanceStopped, InstanceShuttingDown, InstanceTerminated, InstanceNoAddress,
 		Region, Role, SourceIdentity, OSUser, EndpointID, EndpointNone, EndpointUnknown, EndpointFIPS, EndpointAddress,
-		IAMRole, IAMInstances, IAMEndpoints, IAMKey, IAMTunnel, Credentials, Clock, KeyRefused, NoTunnelCommand,
+		IAMRole, IAMInstances, IAMEndpoints, IAMKey, IAMTunnel, Account, Credentials, Clock, KeyRefused, NoTunnelCommand,
 	}
 	if len(passing)+len(final) != len(details) {
 		t.Errorf("%d details are classed here, of %d", len(passing)+len(final), len(details))

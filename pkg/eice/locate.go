@@ -49,36 +49,32 @@ func (c *Client) Locate(ctx context.Context, at Instance) (Route, error) {
 		route, err := c.locate(ctx, at)
 		if err != nil {
 			c.doubt(at.principal(), err)
-			return Route{}, err
+			return route, err
 		}
 		route.key = key
 		c.remember(route)
 		return route, nil
 	})
-	if err != nil {
-		return Route{}, err
-	}
-	return found.(Route), nil
+	return found.(Route), err
 }
 
-func (c *Client) locate(ctx context.Context, at Instance) (Route, error) {
-	if _, err := c.credentials(ctx, at.principal(), at.Region); err != nil {
-		return Route{}, err
+func (c *Client) locate(ctx context.Context, at Instance) (route Route, err error) {
+	route.Instance = at
+	_, err = c.credentials(ctx, at.principal(), at.Region)
+	route.RoleRequest = c.roleRequest(at.principal())
+	if err != nil {
+		return route, err
 	}
 	out, err := c.instances(ctx, &ec2.DescribeInstancesInput{InstanceIds: []string{at.ID}}, c.asked(at))
 	if err != nil {
-		return Route{}, c.explain(ctx, describeInstances, err)
-	}
-	instance, err := pickInstance(out, at.ID)
-	if err != nil {
-		return Route{}, err
-	}
-	route, err := c.findEndpoint(ctx, at, instance)
-	if err != nil {
-		return Route{}, err
+		return route, c.explain(ctx, describeInstances, err)
 	}
 	route.InstanceRequest = requestOf(out.ResultMetadata)
-	return route, nil
+	instance, err := pickInstance(out, at.ID)
+	if err != nil {
+		return route, err
+	}
+	return route, c.findEndpoint(ctx, &route, instance)
 }
 
 // asked returns the options of EC2's calls for an instance.
@@ -162,43 +158,43 @@ func ipv6Of(instance *types.Instance) string {
 }
 
 // findEndpoint asks AWS for the wanted endpoint, else for the endpoints of the instance's VPC, in any state: an
-// endpoint that is being created is not the same as none.
-func (c *Client) findEndpoint(ctx context.Context, at Instance, instance instanceInfo) (Route, error) {
+// endpoint that is being created is not the same as none. The route gets what was found.
+func (c *Client) findEndpoint(ctx context.Context, route *Route, instance instanceInfo) error {
+	at := route.Instance
 	in := &ec2.DescribeInstanceConnectEndpointsInput{}
 	if at.EndpointID != "" {
 		in.InstanceConnectEndpointIds = []string{at.EndpointID}
 	} else {
 		if instance.vpc == "" {
-			return Route{}, fault(Answer, "the instance is in no VPC")
+			return fault(Answer, "the instance is in no VPC")
 		}
 		in.Filters = []types.Filter{{Name: aws.String("vpc-id"), Values: []string{instance.vpc}}}
 	}
 	var all []types.Ec2InstanceConnectEndpoint
-	var request string // the last page's
 	pages := ec2.NewDescribeInstanceConnectEndpointsPaginator(c.endpoints, in)
 	for page := 0; pages.HasMorePages() && page < maxPages; page++ {
 		out, err := pages.NextPage(ctx, c.asked(at))
 		if err != nil {
-			return Route{}, c.explain(ctx, describeEndpoints, err)
+			return c.explain(ctx, describeEndpoints, err)
 		}
 		all = append(all, out.InstanceConnectEndpoints...)
-		request = requestOf(out.ResultMetadata)
+		route.EndpointRequest = requestOf(out.ResultMetadata) // of the last page
 	}
 	best, err := pickEndpoint(all, at.EndpointID, instance)
 	if err != nil {
-		return Route{}, err
+		return err
 	}
-	route := Route{Instance: at, Address: instance.reachedBy(best), EndpointRequest: request}
+	route.Address = instance.reachedBy(best)
 	if route.EndpointDNS = dnsName(best, c.fips); route.EndpointDNS == "" && c.fips {
-		return Route{}, fault(EndpointFIPS, "the endpoint has no FIPS name")
+		return fault(EndpointFIPS, "the endpoint has no FIPS name")
 	}
 	if route.EndpointID = aws.ToString(best.InstanceConnectEndpointId); !endpointForm.MatchString(route.EndpointID) {
-		return Route{}, fault(Answer, "the endpoint's id is none")
+		return fault(Answer, "the endpoint's id is none")
 	}
 	if !ofAWS(ctx, route.EndpointDNS, at.Region) {
-		return Route{}, fault(Answer, "the endpoint's name is none of AWS")
+		return fault(Answer, "the endpoint's name is none of AWS")
 	}
-	return route, nil
+	return nil
 }
 
 // reachedBy returns the address that an endpoint reaches the instance at, or the zero Addr. An ipv4 endpoint, and one from

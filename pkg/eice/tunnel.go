@@ -124,7 +124,7 @@ func (c *Client) presign(ctx context.Context, credentials aws.Credentials, route
 	}
 	signed, _, err := v4.NewSigner().PresignHTTP(ctx, credentials, request, emptyHash, signingName, route.Region, c.now())
 	if err != nil {
-		return "", &Error{Credentials, scrub(fmt.Errorf("signing a tunnel's request: %w", err))}
+		return "", &Error{Detail: Credentials, Err: scrub(fmt.Errorf("signing a tunnel's request: %w", err))}
 	}
 	return signed, nil
 }

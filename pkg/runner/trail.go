@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -21,7 +22,7 @@ const (
 	TrailInstance   = "instance"          // the instance's id
 	TrailOSUser     = "os_user"           // the account on the instance
 	TrailKey        = "key"               // fingerprint of the login key, as sshd logs it
-	TrailKeyRefused = "key_refused"       // of a key of another type, which sshd refused before
+	TrailKeyRefused = "key_refused"       // of a key of another type, which the instance did not take before
 	TrailHostKey    = "host_key_accepted" // fingerprint of a host key that nobody knew before
 	TrailTunnel     = "tunnel"            // the tunnel's id in termgw.tunnels
 	TrailContainer  = "container"         // a container's id; on an instance it may be the name
@@ -55,10 +56,15 @@ func (t Trail) Set(name, value string) {
 	t[name] = value
 }
 
-// Add notes all of another trail.
+// Add notes all of another trail. A value that another has the name of already, from an
+// earlier try, gets the name with _2 at its end, then _3.
 func (t Trail) Add(more Trail) {
 	for _, name := range slices.Sorted(maps.Keys(more)) {
-		t.Set(name, more[name])
+		own := name
+		for n := 2; t[own] != "" && t[own] != more[name]; n++ {
+			own = fmt.Sprintf("%s_%d", name, n)
+		}
+		t.Set(own, more[name])
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"testing"
 )
@@ -35,6 +36,13 @@ func TestTrailIsBounded(t *testing.T) {
 	trail.Set("escape", "another") // of a name that is there
 	if trail["escape"] != "another" {
 		t.Errorf("got %q", trail["escape"])
+	}
+	again := Trail{"tunnel": "a", "region": "r"}
+	for _, tunnel := range []string{"b", "a", "c", "b", "c"} {
+		again.Add(Trail{"tunnel": tunnel, "region": "r"})
+	}
+	if want := (Trail{"tunnel": "a", "tunnel_2": "b", "tunnel_3": "c", "region": "r"}); !maps.Equal(again, want) {
+		t.Errorf("after several tries %v, want %v", again, want)
 	}
 	Trail(nil).Set("name", "x")
 	Trail(nil).Add(trail)
