@@ -7,6 +7,7 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/molecule-ai/termgw/internal/redact"
 	"github.com/molecule-ai/termgw/pkg/runner"
 )
 
@@ -53,12 +54,12 @@ var accountFixes = []struct {
 // escapes are control sequences of terminals (ECMA-48).
 var escapes = regexp.MustCompile(`\x1b(\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(\x07|\x1b\\)?|[ -/]*[0-~])`)
 
-// scrub returns a program's output on one line, without control characters.
+// scrub returns a program's output on one line, without secrets and control characters.
 func scrub(s string) string {
 	return runner.OneLine(strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r
-	}, escapes.ReplaceAllString(strings.ToValidUTF8(s, "?"), "")))
+	}, redact.Secrets(escapes.ReplaceAllString(strings.ToValidUTF8(s, "?"), ""))))
 }

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/ssh"
+
 	"github.com/molecule-ai/termgw/internal/shelltest"
 	"github.com/molecule-ai/termgw/internal/testenv"
 	"github.com/molecule-ai/termgw/pkg/runner"
@@ -42,6 +44,8 @@ func TestAccountDoesSomethingElse(t *testing.T) {
 		{name: "a start file that waits", bashrc: "sleep 1000", waits: wait, says: "printed nothing", fix: ".bashrc"},
 		{name: "a start file that prints without end", bashrc: "exec yes 'it goes on'", waits: ends, says: "it goes on", fix: ".bashrc", final: true},
 		{name: "a start file that prints control characters", bashrc: `printf '\033]0;title\007\033[31mred\033[0m\r\n\001\002 \033[2J end'; exit 1`, waits: ends, says: `"red end"`, fix: ".bashrc", final: true},
+		{name: "a start file that prints much", bashrc: "echo your licence has expired; yes spam | head -c 40000; exit 5", waits: ends, says: "before, and printed \"your licence has expired", fix: ".bashrc", final: true},
+		{name: "a start file that prints secrets", bashrc: "echo arn:aws:iam::123456789012:role/x token=hunter2 eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJhbm4ifQ.aaaa the reason; exit 1", waits: ends, says: `"… … … the reason"`, fix: ".bashrc", final: true},
 		{name: "ForceCommand", sshd: "ForceCommand /bin/bash --norc -i", waits: wait, says: "bash-", fix: "ForceCommand", final: true},
 		{name: "ForceCommand that ends", sshd: "ForceCommand echo 'sftp only'", waits: ends, says: "sftp only", fix: "ForceCommand", final: true},
 		{name: "PermitTTY no", sshd: "PermitTTY no", waits: ends, says: "no terminal", fix: "PermitTTY", final: true},
@@ -112,6 +116,50 @@ func TestAccountIsDenied(t *testing.T) {
 		if !errors.As(err, &failed) || !failed.Final || !strings.Contains(err.Error(), "Your account has expired") || !strings.Contains(failed.Sentence, "again in ") {
 			t.Errorf("told %v, %+v", err, failed)
 		}
+	}
+	if got := i.opened(); got != 1 {
+		t.Errorf("%d logins", got)
+	}
+}
+
+// TestDenial: an sshd that hangs up in the middle of a login; while the instance starts or shuts down, a later try can succeed.
+func TestDenial(t *testing.T) {
+	t.Parallel()
+	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(edKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown, none := &exchange{key: key}, &exchange{}
+	for _, c := range []struct {
+		exchange *exchange
+		log, pam string
+		step     string
+		final    bool
+	}{
+		{shown, "Connection closed by UNKNOWN port 65535", "", "ssh_denied", true},
+		{shown, "Connection closed by UNKNOWN port 65535", "Your account has expired; please contact your system administrator.", "ssh_denied", true},
+		{shown, "Connection closed by UNKNOWN port 65535", "\"System is booting up. Unprivileged users are not permitted to log in yet.\"", "ssh_denied", false},
+		{shown, "Connection closed by UNKNOWN port 65535", "The system is going down for maintenance", "ssh_denied", false},
+		{shown, "x@y: Permission denied (publickey).", "", "ssh_auth", true},
+		{none, "Connection closed by UNKNOWN port 65535", "", "ssh_closed", false},
+	} {
+		l := &login{exchange: c.exchange}
+		var told *runner.Failure
+		if err := l.denial(loginFault(c.log, c.pam)); !errors.As(err, &told) || told.Step != c.step || told.Final != c.final {
+			t.Errorf("%q: %+v", c.pam, told)
+		}
+	}
+}
+
+// TestAccountWantsMore: an sshd that takes the key and asks for more is told as such, and gets no other key.
+func TestAccountWantsMore(t *testing.T) {
+	t.Parallel()
+	i := newInstance(t, nil, "AuthenticationMethods publickey,password")
+	_, err := i.remote(t, Config{}).Start(t.Context(), i.target(t, ""), shelltest.DefaultSize)
+	shelltest.WantStep(t, err, "ssh_auth")
+	var failed *runner.Failure
+	if !errors.As(err, &failed) || !failed.Final || !strings.Contains(failed.Sentence, "asks this account for password") || strings.Contains(err.Error(), "refused the key") {
+		t.Errorf("told %v, %+v", err, failed)
 	}
 	if got := i.opened(); got != 1 {
 		t.Errorf("%d logins", got)

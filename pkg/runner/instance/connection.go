@@ -7,6 +7,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"regexp"
 	"slices"
 	"time"
 
@@ -200,9 +201,10 @@ func (c *connection) login(known hostKeys) (*login, error) {
 		case errors.Is(err, errOther):
 			// The server's own list says so before the login, and the instance's next one has the key at once.
 			c.kind.gate.hasTaken(c.to.instance, a.key.other())
+			c.trail.Set(runner.TrailKeyRefused, l.key.fingerprint())
 			a.key, a.known = a.key.other(), true
 			continue
-		case runner.StepOf(err) == "ssh_auth" && !a.known && !penalises.MatchString(l.exchange.greets()):
+		case runner.StepOf(err) == "ssh_auth" && !errors.Is(err, errMore) && !a.known && !penalises.MatchString(l.exchange.greets()):
 			c.trail.Set(runner.TrailKeyRefused, l.key.fingerprint())
 			a.key, a.known = a.key.other(), true
 		case runner.StepOf(err) == "ssh_hostkey" && known.mayBeOther() && l.exchange.shown() != nil && len(a.without)+1 < len(hostKeyTypes):
@@ -462,8 +464,17 @@ func (l *login) denial(err error) error {
 	if runner.StepOf(err) != "ssh_closed" || l.exchange.shown() == nil {
 		return err
 	}
-	return failed("ssh_denied", fmt.Errorf("in the middle of the login: %w", err))
+	f := failed("ssh_denied", fmt.Errorf("in the middle of the login: %w", err))
+	if comesOrGoes.MatchString(err.Error()) {
+		f.Final = false
+		f.Sentence = "The instance lets nobody in for now, because it starts or shuts down: try again in a minute."
+		f.Fix = "Wait until the instance has started. If it has, remove /etc/nologin and /run/nologin there."
+	}
+	return f
 }
+
+// comesOrGoes matches what PAM says of an instance that starts or shuts down (pam_nologin(8), systemd-user-sessions(8)).
+var comesOrGoes = regexp.MustCompile(`(?i)system is (booting up|going down|shutting down)|shutdown`)
 
 // cliFault returns the meaning of the last words of a tunnel's command. With a wrong
 // certificate or name, the AWS CLI prints nothing and does not end.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -31,6 +32,7 @@ type exchange struct {
 
 	mu       sync.Mutex
 	said     []byte // the first lines before the greeting
+	begun    []byte // of the line after them
 	greeting string
 	key      ssh.PublicKey
 	err      error // of a call
@@ -122,22 +124,31 @@ func (e *exchange) whole() error {
 }
 
 func (e *exchange) line() error {
-	whole := bytes.HasSuffix(e.buf, []byte("\n"))
-	if len(e.buf) > lineMost {
-		e.end()
-		return nil
-	}
+	whole, long := bytes.HasSuffix(e.buf, []byte("\n")), len(e.buf) > lineMost
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.begun = append(e.begun[:0], e.buf[:min(len(e.buf), textMost)]...)
 	switch {
-	case whole && bytes.HasPrefix(e.buf, []byte("SSH-")):
+	case whole && takenGreeting.Match(e.buf):
 		e.greeting = shorten(string(e.buf))
-		e.buf = e.buf[:0]
-	case whole:
+	case whole, long:
 		e.said = append(e.said, e.buf[:min(len(e.buf), textMost-len(e.said))]...)
-		e.buf = e.buf[:0]
+	default:
+		return nil
+	}
+	e.buf, e.begun = e.buf[:0], e.begun[:0]
+	if long {
+		e.end()
 	}
 	return nil
+}
+
+// takenGreeting matches the greeting of an SSH server of version 2 (RFC 4253, sections 4.2 and 5.1).
+var takenGreeting = regexp.MustCompile(`^SSH-(2\.0|1\.99)-`)
+
+// mayGreet reports whether a line that was cut short could have become a greeting.
+func mayGreet(begun []byte) bool {
+	return bytes.HasPrefix(begun, []byte("SSH-")) || bytes.HasPrefix([]byte("SSH-"), begun)
 }
 
 // message reads a message of the key exchange.
@@ -202,7 +213,9 @@ func (e *exchange) refusal() error {
 	case e.err != nil:
 		return e.err
 	case e.greeting == "" && len(e.said) > 0:
-		return notGreeted(string(e.said))
+		return notGreeted(string(e.said) + string(e.begun))
+	case e.greeting == "" && !mayGreet(e.begun):
+		return notGreeted(string(e.begun))
 	}
 	return nil
 }
@@ -222,7 +235,11 @@ func notGreeted(said string) error {
 	case slices.Contains(lines, saysStartups):
 		step = "ssh_startups"
 	}
-	return failed(step, fmt.Errorf("in place of a greeting the instance says %q", shorten(said)))
+	text := shorten(said)
+	if text == "" {
+		text = said[:min(len(said), 20)] // control characters, which are quoted
+	}
+	return failed(step, fmt.Errorf("in place of a greeting the instance says %q", text))
 }
 
 // Greeting reads an sshd's greeting, on one line. It returns a *runner.Failure if the server says something else and ends, as

@@ -45,7 +45,7 @@ var fixes = map[string]string{
 }
 
 // final are the steps that fail again until somebody has mended the row, the instance or the gateway.
-var final = []string{"ssh_auth", "ssh_denied", "ssh_hostkey", "ssh_handshake"}
+var final = []string{"ssh_auth", "ssh_denied", "ssh_greeting", "ssh_hostkey", "ssh_handshake"}
 
 func failed(step string, err error) *runner.Failure {
 	return &runner.Failure{Step: step, Sentence: sentences[step], Fix: fixes[step], Final: slices.Contains(final, step), Err: err}

@@ -273,9 +273,9 @@ func (g *gate) told(to destination, err error) error {
 	}
 	g.refused[of] = now
 	if s := g.sums[to.instance]; s != nil {
-		costs := refusedCosts
-		if cause.Step == "ssh_hostkey" || cause.Step == "ssh_handshake" { // before sshd was asked to let anybody in
-			costs = time.Second
+		costs := time.Second // where sshd was not asked to let anybody in
+		if cause.Step == "ssh_auth" || cause.Step == "ssh_denied" {
+			costs = refusedCosts
 		}
 		s.over = g.now().Add(max(s.over.Sub(g.now()), 0) + costs)
 	}

@@ -93,7 +93,10 @@ var shortTypes = map[string][]string{
 }
 
 // consolePrefix is what an instance's console has before a line of cloud-init or of Amazon Linux.
-var consolePrefix = regexp.MustCompile(`^(\[ *\d{1,9}\.\d{1,9}\] )?(<\d{1,3}>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d )?(ec2|cloud-init):( |$)`)
+var consolePrefix = regexp.MustCompile(`^(\[ *\d{1,9}\.\d{1,9}\] )?((<\d{1,3}>)?[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d ([\w.-]{1,64} )?)?(ec2|cloud-init)(\[\d{1,9}\])?:( |$)`)
+
+// eachKey matches where a key or a fingerprint begins.
+var eachKey = regexp.MustCompile(`(ssh-rsa|ssh-ed25519|ecdsa-sha2-nistp\d+)\s+AAAA|SHA256:`)
 
 // aroundKeys are the lines around the keys and fingerprints in the console of an EC2 instance.
 var aroundKeys = []string{
@@ -125,12 +128,15 @@ func readHostKeys(text, instance string) (hostKeys, error) {
 	var revoked []ssh.PublicKey
 	var scanned string // the host of all lines that name one but the instance
 	number := 0
-	for line := range strings.Lines(text) {
+	for line := range strings.Lines(strings.TrimPrefix(text, "\ufeff")) {
 		number++
 		line = strings.TrimSpace(line)
 		line = strings.TrimPrefix(line, consolePrefix.FindString(line))
 		if line == "" || strings.HasPrefix(line, "#") || slices.Contains(aroundKeys, line) {
 			continue
+		}
+		if len(eachKey.FindAllStringIndex(line, 2)) > 1 {
+			return nil, fmt.Errorf("line %d has more than one key; write each on a line of its own", number)
 		}
 		if bad, ok := cutMarker(line, "@revoked"); ok {
 			_, key, err := hostKeyLine(bad, "", true)
@@ -164,7 +170,10 @@ func readHostKeys(text, instance string) (hostKeys, error) {
 	for _, key := range revoked {
 		keys = slices.DeleteFunc(keys, func(entry string) bool { return hostKeys{entry}.have(key) })
 	}
-	if len(keys) == 0 {
+	switch {
+	case len(keys) == 0 && len(revoked) == 0:
+		return nil, errors.New("it holds no key; " + putHostKey)
+	case len(keys) == 0:
 		return nil, errors.New("it holds no key that is not revoked; " + putHostKey)
 	}
 	return keys, nil
@@ -198,7 +207,7 @@ func fingerprintLine(line string) (entry string, ok bool, err error) {
 		return "", false, nil
 	}
 	if b, err := base64.RawStdEncoding.Strict().DecodeString(strings.TrimRight(m[1], "=")); err != nil || len(b) != 32 {
-		return "", false, errors.New("has a fingerprint that is not whole")
+		return "", false, errors.New(`has a fingerprint that is not whole, or something right behind it; 43 characters follow "SHA256:", and then a blank or nothing`)
 	}
 	entry = "SHA256:" + strings.TrimRight(m[1], "=")
 	if m[2] == "" {
@@ -235,11 +244,11 @@ func hostKeyLine(line, instance string, anyHost bool) (host string, key ssh.Publ
 	}
 	b, err := base64.StdEncoding.Strict().DecodeString(fields[1])
 	if err != nil {
-		return "", nil, errors.New("has a key that is not in base64, or not whole")
+		return "", nil, errors.New("has a key that is not in base64, or not whole; " + putHostKey)
 	}
 	public, err := ssh.ParsePublicKey(b)
 	if err != nil || public.Type() != fields[0] {
-		return "", nil, errors.New("has a key that is not whole, or of another type than it says")
+		return "", nil, errors.New("has a key that is not whole, or of another type than it says; " + putHostKey)
 	}
 	return host, public, nil
 }

@@ -102,6 +102,7 @@ func sessionFault(stderr string) error {
 // Causes of a failed login.
 var (
 	errAuth    = errors.New("the instance refused the key: it is over 60 s old, the OS user is wrong, or the instance lacks ec2-instance-connect")
+	errMore    = errors.New("sshd asks the account for more than a key, or for something in its place")
 	errHostKey = errors.New("the instance's host key is not the one that is known for it: if the instance was made anew, correct host_key in the workspace's row or forget the kept key (termgw hostkeys forget)")
 	errNoMatch = errors.New("the instance's sshd and the gateway's ssh have no algorithm in common")
 )
@@ -139,7 +140,13 @@ func loginFault(log, stderr string) *runner.Failure {
 			if !known.form.MatchString(line) {
 				continue
 			}
+			wants := wantsMore.FindStringSubmatch(line)
 			switch {
+			case wants != nil && !strings.Contains(wants[1], "publickey"):
+				f := failed(known.step, fmt.Errorf("%w: %w", errMore, said))
+				f.Sentence = "The instance's sshd asks this account for " + wants[1] + ", beside a key or in its place. Let it take a key alone: PubkeyAuthentication yes and AuthenticationMethods publickey in sshd's configuration on the instance."
+				f.Fix = f.Sentence
+				return f
 			case known.step == "ssh_hostkey":
 				return failed(known.step, known.err) // ssh's advice is about a file that the gateway has removed
 			case known.err != nil:
@@ -149,11 +156,7 @@ func loginFault(log, stderr string) *runner.Failure {
 			default:
 				said = fmt.Errorf("sshd, or the tunnel to it, closed the connection: %w", said)
 			}
-			f := failed(known.step, said)
-			if wants := wantsMore.FindStringSubmatch(line); wants != nil && !strings.Contains(wants[1], "publickey") {
-				f.Fix = "sshd asks this account for " + wants[1] + ", beside a key or in its place. Let it take a key alone: PubkeyAuthentication yes and AuthenticationMethods publickey in sshd's configuration on the instance."
-			}
-			return f
+			return failed(known.step, said)
 		}
 	}
 	if strings.TrimSpace(log) == "" {
@@ -162,9 +165,13 @@ func loginFault(log, stderr string) *runner.Failure {
 	return failed("ssh", said)
 }
 
-// shorten returns the end of a program's output, where the reason is, on one line and
-// without control characters.
+// shorten returns a program's output on one line, without secrets and control characters: all of it, or the beginning and
+// the end.
 func shorten(s string) string {
+	const begin, end = 100, 200
 	s = scrub(s)
-	return strings.ToValidUTF8(s[max(0, len(s)-300):], "")
+	if len(s) <= begin+end {
+		return s
+	}
+	return strings.ToValidUTF8(s[:begin], "") + " … " + strings.ToValidUTF8(s[len(s)-end:], "")
 }

@@ -97,9 +97,9 @@ func (t *sshTerminal) handshake() (got []byte, err error) {
 		}
 	}
 	if toldPlace.Match(got) {
-		return got, failed("shell", errors.New("the container's shell prints without end before it starts"))
+		return got, failed("shell", fmt.Errorf("the container's shell prints more than %d bytes before it starts", openingLimit))
 	}
-	return got, t.request.accountFault("it prints without end", got)
+	return got, t.request.accountFault(fmt.Sprintf("it printed more than %d bytes before", openingLimit), got)
 }
 
 // late returns the meaning of a handshake that was cut short: the first part that has
