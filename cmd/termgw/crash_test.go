@@ -13,7 +13,7 @@ import (
 // TestKilledGateway: no engine ends a shell when its client goes, so the next gateway does, and spares who lives.
 func TestKilledGateway(t *testing.T) {
 	t.Parallel()
-	const sessions, containers = 100, 4
+	const sessions, containers = 48, 4
 	p := newPlatform(t)
 	var boxes []*box
 	for i := range containers {

@@ -56,6 +56,9 @@ const shortPing = 4 * time.Second
 // has much else to do is no fault of what starts there.
 const asProgram = "TEST_AS_TERMGW"
 
+// raceExit in the environment makes a program with the race detector end at once: it would wait for a second.
+const raceExit = "GORACE=atexit_sleep_ms=0"
+
 // child is a running termgw.
 type child struct {
 	cmd    *exec.Cmd
@@ -74,7 +77,7 @@ func command(tb testing.TB, environ []string, args ...string) *exec.Cmd {
 	}
 	cmd := exec.Command(path, args...)
 	cmd.Args[0] = "termgw"
-	cmd.Env = append([]string{asProgram + "=" + patience.String(), "PATH=" + os.Getenv("PATH"), "HOME=" + tb.TempDir(), "TMPDIR=" + shortTempDir(tb)}, environ...)
+	cmd.Env = append([]string{asProgram + "=" + patience.String(), raceExit, "PATH=" + os.Getenv("PATH"), "HOME=" + tb.TempDir(), "TMPDIR=" + shortTempDir(tb)}, environ...)
 	return cmd
 }
 

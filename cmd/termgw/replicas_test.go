@@ -155,7 +155,7 @@ func (p *platform) query(tb testing.TB, query string, into ...any) {
 }
 
 // site is three gateways at work, and who has a terminal there. Its parts are played one after the other, on the same
-// terminals: opening a thousand is what takes the time.
+// terminals: opening them is what takes the time.
 type site struct {
 	*platform
 	*replicas
@@ -169,7 +169,8 @@ type site struct {
 
 const (
 	perSubject = 8
-	workspaces = 10 // a shell's end looks at all processes of its container
+	workspaces = 10  // a shell's end looks at all processes of its container
+	tickets    = 200 // so that a gateway that drains has more terminals than end at once
 )
 
 func TestReplicas(t *testing.T) {
@@ -183,7 +184,7 @@ func TestReplicas(t *testing.T) {
 		play func(*site, testing.TB)
 	}{
 		{"one is killed", (*site).kill},
-		{"500 tickets, each shown to all three at once", (*site).showEverywhere},
+		{fmt.Sprint(tickets, " tickets, each shown to all three at once"), (*site).showEverywhere},
 		{"orders cut all that they name, and nobody else", (*site).revoke},
 		{"what the killed one had is ended by others", (*site).outlive},
 		{"all three restart in turn", func(s *site, tb testing.TB) { s.roll(tb) }},
@@ -249,11 +250,10 @@ func (s *site) kill(tb testing.TB) {
 }
 
 func (s *site) showEverywhere(tb testing.TB) {
-	const tickets = 500
 	opened := countTerminals(tb, env.Docker(tb), s.boxes)
 	var mu sync.Mutex
 	spread(tb, tickets, 8, func(i int) {
-		workspace, subject := fmt.Sprint("ws", i%workspaces), fmt.Sprint("person", i%100)
+		workspace, subject := fmt.Sprint("ws", i%workspaces), fmt.Sprint("person", i%(tickets/5))
 		raw := s.ticketOf(tb, workspace, subject)
 		var (
 			three [3]*tty
@@ -347,7 +347,7 @@ func (s *site) revoke(tb testing.TB) {
 		defer mu.Unlock()
 		s.seats = append(s.seats, seat)
 	})
-	sessions := []string{s.seats[3].session, s.seats[250].session, s.seats[499].session}
+	sessions := []string{s.seats[3].session, s.seats[tickets/2].session, s.seats[tickets-1].session}
 	named := func(seat *seat) bool {
 		return slices.Contains([]string{"ws1", "ws3", "ws5"}, seat.workspace) || strings.HasPrefix(seat.subject, "person2") ||
 			seat.instance != "" || slices.Contains(sessions, seat.session)
