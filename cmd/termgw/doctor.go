@@ -269,7 +269,16 @@ func (d *doctor) finish() error {
 }
 
 func (d *doctor) target() runner.Target {
-	return runner.Target{Session: d.session, WorkspaceID: d.workspace.ID, Subject: operator(), Attributes: d.workspace.Attributes, Log: d.log}
+	return runner.Target{Session: d.session, WorkspaceID: d.workspace.ID, Subject: doctorSubject(), Attributes: d.workspace.Attributes, Log: d.log}
+}
+
+// notInIdentity matches what AWS takes in no source identity (AssumeRole), of 64 characters at most.
+var notInIdentity = regexp.MustCompile(`[^A-Za-z0-9_+=,.@-]`)
+
+// doctorSubject returns who runs the doctor, as a row with source_identity may tell AWS.
+func doctorSubject() string {
+	who := notInIdentity.ReplaceAllString(operator(), "-")
+	return who[:min(len(who), 64)]
 }
 
 // open starts the shell at the first call; every call returns the result of the first.

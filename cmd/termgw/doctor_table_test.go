@@ -355,7 +355,7 @@ func brokenSetUps(t *testing.T) []broken {
 		},
 		{
 			what: "sshd does not run", set: onInstance(func(i *awsplay.Instance) { i.Target = "127.0.0.1:1" }),
-			step: "tunnel security_group", cause: "Unable to connect to target", fix: "network ACLs and sshd",
+			step: "tunnel security_group", cause: "Unable to connect to target", fix: "network ACLs, sshd",
 		},
 		{
 			what: "The tunnel is silent: nothing answers in it", slow: 20 * time.Second, set: answers(func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }),

@@ -728,7 +728,9 @@ func testRoles(t *testing.T, environ func(*cloud) []string) {
 			if request == "request_tunnel" && t.Name() == "TestRemoteRoles/AWS_CLI" {
 				continue // the CLI does not tell it
 			}
-			if !slices.ContainsFunc(aws.Requests(), func(r awsplay.Request) bool { return r.ID == got[request] && (request == "request_role" || r.SourceIdentity == test.who) }) {
+			if !slices.ContainsFunc(aws.Requests(), func(r awsplay.Request) bool {
+				return r.ID == got[request] && (request == "request_role" || r.SourceIdentity == test.who)
+			}) {
 				t.Errorf("AWS made no %s %q", request, got[request])
 			}
 		}

@@ -101,6 +101,15 @@ func (c *Config) openInstanceKind(ctx context.Context, parts placeParts) (*insta
 	})
 }
 
+// Find asks AWS for the way to an instance.
+func (t *tunnels) Find(ctx context.Context, r instance.TunnelRequest) (runner.Trail, error) {
+	route, err := t.aws.Locate(ctx, asked(r))
+	if err != nil {
+		return refusedTrail(trailOf(route), err), told(err)
+	}
+	return trailOf(route), nil
+}
+
 // Open finds the instance, takes a lease of one of its endpoint's tunnels, and opens the
 // tunnel while AWS puts the key on the instance.
 func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.Tunnel, error) {

@@ -116,7 +116,7 @@ var details = map[Detail]struct {
 	TunnelQuota:          {passing, "All tunnels of the EC2 Instance Connect Endpoint are in use: close a terminal and try again."},
 	TunnelCommand:        {passing, "The AWS CLI carries no tunnel: check that it trusts and reaches the endpoint (SSL_CERT_FILE, HTTPS_PROXY, DNS)."},
 	NoTunnelCommand:      {final, "The gateway's AWS CLI is missing or opens no tunnels: put version 2.12 or later into its PATH, or set TERMGW_EICE_TUNNEL to native."},
-	TargetUnreachable:    {passing, "The endpoint cannot reach the instance's port 22. If the instance is starting or rebooting, try again in a minute; else check both security groups, network ACLs and sshd."},
+	TargetUnreachable:    {passing, "The endpoint cannot reach the instance's port 22. If the instance is starting or rebooting, try again in a minute; else check both security groups, network ACLs, sshd, and endpoint_id in the workspace's row."},
 	TunnelCut:            {passing, "The connection to the instance broke: open the terminal again."},
 	TunnelExpired:        {passing, "The tunnel's longest life is over: open the terminal again."},
 }

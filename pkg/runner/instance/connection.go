@@ -1,6 +1,7 @@
 package instance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,14 +39,17 @@ type connection struct {
 	lost error
 
 	// Kind's mutex guards the rest.
-	used, limit int
+	used, limit int                // sessions that are reserved, and how many may be
+	asking, has int                // terminals that sshd is asked for, and that it has opened
+	settled     chan struct{}      // closed once none is asked for; nil: nobody waits for that
 	over        bool               // no new sessions
 	needed      context.CancelFunc // ends linger; nil: it never ran
 }
 
+// newConnection makes a connection. The caller holds the mutex.
 func (k *Kind) newConnection(to destination) *connection {
 	c := &connection{
-		kind: k, to: to, serial: k.sockets.serial(), limit: sessionLimit,
+		kind: k, to: to, serial: k.sockets.serial(), limit: cmp.Or(k.limits[to], sessionLimit),
 		ready: make(chan struct{}), gone: make(chan struct{}), trail: runner.Trail{},
 	}
 	c.control = k.path(c.serial + ".ctl")
@@ -89,23 +93,36 @@ func (c *connection) live() {
 	c.kind.gate.closed(c.to)
 }
 
-// pacedLogin opens the connection when the gate lets it. The host keys are asked for before: a refusal of a host key is over
-// once another is known.
+// pacedLogin opens the connection when the gate lets it. The host keys and the way to the instance are asked for before: a
+// refusal of a host key is over once another is known, and others need not wait for AWS's answers to this one.
 func (c *connection) pacedLogin() (*login, error) {
-	ctx, cancel := context.WithTimeoutCause(c.ctx, loginTime(c.kind.cfg.Timing), errSlow)
-	known, err := c.knownHostKeys(ctx)
-	cancel()
+	to, known, err := c.prepare()
 	if err != nil {
 		return nil, err
 	}
-	to := c.to
-	to.hostKey = known.String()
 	leave, err := c.kind.gate.pass(c.ctx, to)
 	if err != nil {
 		return nil, err
 	}
 	l, err := c.login(known)
 	return l, leave(err)
+}
+
+// prepare returns the destination as the gate has it, with all known host keys.
+func (c *connection) prepare() (to destination, known hostKeys, err error) {
+	ctx, cancel := context.WithTimeoutCause(c.ctx, loginTime(c.kind.cfg.Timing), errSlow)
+	defer cancel()
+	if known, err = c.knownHostKeys(ctx); err != nil {
+		return to, nil, err
+	}
+	to = c.to
+	to.hostKey = known.String()
+	if err := c.kind.gate.paused(to); err != nil {
+		return to, nil, err
+	}
+	trail, err := c.kind.cfg.Tunnels.Find(ctx, to.tunnelRequest(""))
+	c.trail.Add(trail)
+	return to, known, err
 }
 
 // keep renews the connection's lease until its end, gives a silent connection up, and returns why it ended.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,9 +18,16 @@ import (
 // and the steps before that one have been seen to work.
 func (k *Kind) Steps(t runner.Target, open func(context.Context) error) []runner.Step {
 	r, err := k.request(t)
-	if err != nil {
-		return []runner.Step{{Name: "instance", Run: func(context.Context) (string, error) { return "", err }}}
+	if err == nil {
+		return r.steps(open)
 	}
+	malformed := runner.Step{Name: "instance", Run: func(context.Context) (string, error) { return "", err }}
+	others := (&request{kind: k, target: cmp.Or(t.Attributes["remote_target"], k.cfg.Target)}).steps(open) // for their names
+	return append([]runner.Step{malformed}, slices.DeleteFunc(others, func(s runner.Step) bool { return s.Name == malformed.Name })...)
+}
+
+func (r *request) steps(open func(context.Context) error) []runner.Step {
+	k := r.kind
 	var seen look
 	steps := append(k.cfg.Tunnels.Steps(r.to.tunnelRequest("")),
 		runner.Step{Name: "login", Fix: fixes["pty"], Run: func(ctx context.Context) (string, error) {

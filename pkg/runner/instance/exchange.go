@@ -148,7 +148,8 @@ var takenGreeting = regexp.MustCompile(`^SSH-(2\.0|1\.99)-`)
 
 // mayGreet reports whether a line that was cut short could have become a greeting.
 func mayGreet(begun []byte) bool {
-	return bytes.HasPrefix(begun, []byte("SSH-")) || bytes.HasPrefix([]byte("SSH-"), begun)
+	const first = "SSH-"
+	return strings.HasPrefix(first, string(begun[:min(len(begun), len(first))]))
 }
 
 // message reads a message of the key exchange.

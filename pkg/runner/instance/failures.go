@@ -16,7 +16,7 @@ var sentences = map[string]string{
 	"os_user":        "The OS user configured for this workspace is not a valid user name: correct os_user in the workspace's row.",
 	"remote_target":  "The workspace's remote_target is neither container nor host: correct it in the workspace's row.",
 	"ssh":            "The gateway's own ssh failed or was ended: open the terminal again. The gateway's log has its last words.",
-	"ssh_auth":       "The instance refused the gateway's key. Check the OS user (os_user in the workspace's row, TERMGW_EICE_OS_USER), that the account is neither locked, expired nor kept out by AllowUsers, that its login shell exists, and that the instance's image has ec2-instance-connect.",
+	"ssh_auth":       "The instance refused the gateway's key. Check the OS user (os_user in the workspace's row, TERMGW_EICE_OS_USER), that the account is neither locked, expired nor kept out by AllowUsers, that its login shell exists, that sshd takes Ed25519 or RSA keys of 2048 bits (PubkeyAcceptedAlgorithms, RequiredRSASize), and that the instance's image has ec2-instance-connect.",
 	"ssh_hostkey":    "The instance's host key is not the one that is known for it. If the instance was made anew, correct host_key in the workspace's row, or run `termgw hostkeys forget INSTANCE_ID`. If not, find out who answers.",
 	"ssh_handshake":  "The instance's sshd and the gateway's ssh have no algorithm in common: update the older one of the two.",
 	"ssh_penalty":    "The instance's sshd takes no connections for now: it refuses the endpoint's address for some minutes after failed logins (PerSourcePenalties), or too many log in at once (MaxStartups). Try again in a few minutes.",
@@ -39,7 +39,7 @@ var fixes = map[string]string{
 	"ssh_closed":   "Go by what the cause quotes of the server, and by sshd's own log on the instance (`journalctl -u ssh -u sshd`): an account that has expired, a login that is not allowed now, an sshd that ended.",
 	"ssh_denied":   "Look into sshd's own log on the instance (`journalctl -u ssh -u sshd`). If PAM denies the account: `sudo chage -E -1 USER` for one that has expired, /etc/nologin, /etc/security/access.conf, `sudo faillock --user USER --reset`.",
 	"ssh_sessions": "Check MaxSessions in sshd's configuration on the instance, and sshd's own log (`journalctl -u ssh -u sshd`).",
-	"ssh_penalty":  "Let PerSourcePenaltyExemptList in sshd's configuration on the instance hold the endpoint's subnet, from which all terminals come. Correct os_user in the rows whose logins fail. Check MaxStartups.",
+	"ssh_penalty":  "Let PerSourcePenaltyExemptList in sshd's configuration on the instance hold the endpoint's subnet, from which all terminals come. Correct os_user in the rows whose logins fail. Check MaxStartups and PerSourceMaxStartups.",
 	"ssh_startups": "Check MaxStartups in sshd's configuration on the instance, and who keeps connections to it open without a login.",
 	"account":      "Log in to the instance as USER and see what comes before a prompt: its login shell (`getent passwd USER`), what its .bashrc and the like start or wait for (exec, exit, read), ForceCommand in sshd's configuration, command= in authorized_keys.",
 }

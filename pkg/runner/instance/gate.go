@@ -127,12 +127,12 @@ func (g *gate) pass(ctx context.Context, to destination) (leave func(error) erro
 func (g *gate) enter(to destination) (own *try, wait func(context.Context) error, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if err := g.pause(to); err != nil {
+		return nil, nil, err
+	}
 	most := mostPenalty
-	if r := g.last(to); r != nil {
-		if left := r.until.Sub(g.now()); left > 0 {
-			return nil, nil, r.tell(left)
-		}
-		most = refusedCosts // accounts that nobody has tried go first
+	if g.last(to) != nil {
+		most = refusedCosts // accounts that were not refused go first
 	}
 	l := g.logins[to.account()]
 	switch {
@@ -190,6 +190,23 @@ func waitForOthers(left <-chan struct{}, runsDown time.Duration) func(context.Co
 		}
 		return nil
 	}
+}
+
+// paused returns the cause of the last refusal while the pause after it lasts, else nil.
+func (g *gate) paused(to destination) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.pause(to)
+}
+
+// pause is paused. The caller holds the mutex.
+func (g *gate) pause(to destination) error {
+	if r := g.last(to); r != nil {
+		if left := r.until.Sub(g.now()); left > 0 {
+			return r.tell(left)
+		}
+	}
+	return nil
 }
 
 // last returns the refusal that a login to a destination meets, or nil. The caller holds the mutex.

@@ -380,6 +380,47 @@ func TestGateKeys(t *testing.T) {
 	}
 }
 
+// waitingTunnels are an instance's, whose AWS answers a row with a role late.
+type waitingTunnels struct {
+	*instance
+	answers chan struct{}
+}
+
+func (w waitingTunnels) Find(ctx context.Context, r TunnelRequest) (runner.Trail, error) {
+	if r.Role == "" {
+		return nil, nil
+	}
+	select {
+	case <-w.answers:
+	case <-ctx.Done():
+	}
+	return nil, errOfAWS
+}
+
+// TestRemoteWaitsForNoOthersAWS: a login waits for another of its account, and not for what AWS answers to the other.
+func TestRemoteWaitsForNoOthersAWS(t *testing.T) {
+	t.Parallel()
+	i := newInstance(t, nil)
+	slow := waitingTunnels{i, make(chan struct{})}
+	r := i.remote(t, Config{Tunnels: slow})
+	hangs := i.target(t, "")
+	hangs.Attributes["role_arn"] = "arn:aws:iam::111111111111:role/slow"
+	var waits sync.WaitGroup
+	waits.Go(func() {
+		if _, err := r.Start(t.Context(), hangs, shelltest.DefaultSize); !errors.Is(err, errOfAWS) {
+			t.Errorf("told %v", err)
+		}
+	})
+	shelltest.Eventually(t, "it has begun", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.conns) == 1
+	})
+	shelltest.Open(t, shelltest.By(r), i.target(t, "")).End(t)
+	close(slow.answers)
+	waits.Wait()
+}
+
 // penalisingRelay lies before a real sshd and refuses as one since OpenSSH 9.8 does, from the failed logins in sshd's log.
 type penalisingRelay struct {
 	i     *instance

@@ -26,6 +26,9 @@ import (
 
 // Tunnels opens the way to an instance's sshd.
 type Tunnels interface {
+	// Find finds the way to an instance, which Open then knows. It brings no byte to the
+	// instance. The request has no key.
+	Find(context.Context, TunnelRequest) (runner.Trail, error)
 	// Open has the instance accept the request's key and opens a tunnel. Start
 	// returns its errors unchanged. The context bounds the opening alone.
 	Open(context.Context, TunnelRequest) (Tunnel, error)
@@ -157,6 +160,7 @@ type Kind struct {
 
 	mu     sync.Mutex
 	conns  map[destination][]*connection
+	limits map[destination]int // sessions that an sshd opens on a connection, where it is known to be fewer than sessionLimit
 	closed bool
 }
 
@@ -195,7 +199,7 @@ func Open(cfg Config) (*Kind, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kind{cfg: cfg, ssh: program, version: version, sockets: s, gate: newGate(cfg.Now), conns: map[destination][]*connection{}}
+	k := &Kind{cfg: cfg, ssh: program, version: version, sockets: s, gate: newGate(cfg.Now), conns: map[destination][]*connection{}, limits: map[destination]int{}}
 	k.ends = runner.NewEnds(runner.EndsConfig{Timing: &k.cfg.Timing, For: endFor, RetryMost: max(cfg.Timing.Retry, endPause)})
 	k.ctx, k.stop = context.WithCancel(context.Background())
 	k.wg.Go(s.watch)
@@ -406,6 +410,7 @@ func (k *Kind) over(ctx context.Context, r *request, do func(*connection) error)
 		case doErr == nil:
 			return nil
 		case errors.Is(doErr, errRefused):
+			k.settle(ctx, c)
 			k.refused(c, false)
 		case errors.Is(doErr, errGone):
 			select {

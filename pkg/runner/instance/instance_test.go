@@ -294,7 +294,9 @@ func TestRemoteConcurrentStarts(t *testing.T) {
 		{"one connection", nil, 10, 1, 1},
 		{"the eleventh", nil, 11, 2, 2},
 		{"three", nil, 25, 3, 3},
-		{"an sshd that allows two", []string{"MaxSessions 2"}, 5, 3, 5},
+		{"an sshd that allows two", []string{"MaxSessions 2"}, 5, 3, 4},
+		{"an sshd that allows one", []string{"MaxSessions 1", "MaxStartups 100"}, 12, 12, 12},
+		{"an sshd that allows four", []string{"MaxSessions 4", "MaxStartups 100"}, 30, 8, 10},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			i := newInstance(t, nil, c.lines...)

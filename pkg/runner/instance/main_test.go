@@ -91,6 +91,8 @@ func (i *instance) write(tb testing.TB, name, text string) {
 	}
 }
 
+func (i *instance) Find(context.Context, TunnelRequest) (runner.Trail, error) { return nil, nil }
+
 func (i *instance) Open(ctx context.Context, r TunnelRequest) (Tunnel, error) {
 	i.mu.Lock()
 	err, delay, life, command := i.err, i.delay, i.life, i.command
@@ -244,7 +246,9 @@ func (i *instance) remote(tb testing.TB, cfg Config, edits ...func(*Config)) *Ki
 	for _, edit := range edits {
 		edit(&cfg)
 	}
-	cfg.Tunnels, cfg.HostKeys = i, &i.keys
+	if cfg.HostKeys = &i.keys; cfg.Tunnels == nil {
+		cfg.Tunnels = i
+	}
 	cfg.Timing.Grace = cmp.Or(cfg.Timing.Grace, shelltest.Timing.Grace)
 	cfg.Timing.Retry = cmp.Or(cfg.Timing.Retry, shelltest.Timing.Retry)
 	cfg.Timing.Start = cmp.Or(cfg.Timing.Start, shelltest.Timing.Start)

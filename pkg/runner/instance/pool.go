@@ -188,11 +188,65 @@ func (c *connection) wanted(ctx context.Context) bool {
 	}
 }
 
+// asks notes that sshd is asked for a terminal. The caller calls answered.
+func (k *Kind) asks(c *connection) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	c.asking++
+}
+
+// answered notes sshd's answer. Once sshd has refused a terminal, the connection gets no more.
+func (k *Kind) answered(c *connection, opened, refused bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	c.asking--
+	switch {
+	case opened:
+		c.has++
+	case refused:
+		c.limit = min(c.limit, c.used-1)
+	}
+	if c.asking == 0 && c.settled != nil {
+		close(c.settled)
+		c.settled = nil
+	}
+}
+
+// hasClosed notes that a terminal that was opened is closed.
+func (k *Kind) hasClosed(c *connection) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	c.has--
+}
+
+// settle waits until sshd has answered for all terminals that were asked for: then it is known how many sshd opens.
+func (k *Kind) settle(ctx context.Context, c *connection) {
+	k.mu.Lock()
+	if c.asking == 0 {
+		k.mu.Unlock()
+		return
+	}
+	if c.settled == nil {
+		c.settled = make(chan struct{})
+	}
+	settled := c.settled
+	k.mu.Unlock()
+	select {
+	case <-settled:
+	case <-ctx.Done():
+	}
+}
+
 // refused gives back a session that sshd did not open: sshd's limit is lower than
-// assumed. A connection that is gone, or that has no other session, gets no more.
+// assumed, and the destination's next connections have the lower one. A connection that is
+// gone, or that has no session, gets no more.
 func (k *Kind) refused(c *connection, gone bool) {
 	k.mu.Lock()
 	c.limit = min(c.limit, c.used-1)
+	if c.has > 0 && !gone {
+		c.limit = c.has
+		k.limits[c.to] = c.limit
+	}
 	c.over = c.over || gone || c.limit == 0
 	k.mu.Unlock()
 	k.release(c)
@@ -216,6 +270,7 @@ func (k *Kind) forget(c *connection) {
 	k.conns[c.to] = slices.DeleteFunc(k.conns[c.to], func(other *connection) bool { return other == c })
 	if len(k.conns[c.to]) == 0 {
 		delete(k.conns, c.to)
+		delete(k.limits, c.to)
 	}
 }
 

@@ -29,12 +29,14 @@ type sshTerminal struct {
 // errGone if another connection may do what this one cannot.
 func (c *connection) open(ctx context.Context, r *request, size terminal.Size, command string) (*sshTerminal, error) {
 	opening, stopWatch := c.watchOpening(ctx)
+	c.kind.asks(c)
 	opened, err := c.openChannel(opening, size, command)
+	c.kind.answered(c, err == nil, errors.Is(err, errRefused))
 	stopWatch()
 	switch {
 	case ctx.Err() != nil: // over a connection that went silent, say
 		if opened != nil {
-			c.close(opened)
+			c.closeOpened(opened)
 		}
 		return nil, failed("ssh_timeout", fmt.Errorf("opening a session: %w", context.Cause(ctx)))
 	case errors.Is(err, errGone), errors.Is(err, errRefused):
@@ -51,13 +53,19 @@ func (c *connection) open(ctx context.Context, r *request, size terminal.Size, c
 		err = t.late(got, context.Cause(ctx))
 	}
 	if err != nil {
-		c.close(opened)
+		c.closeOpened(opened)
 		if toldPlace.Match(got) && !errors.Is(err, errNoShell) && !errors.Is(err, runner.ErrNotRunning) {
 			c.kind.ends.PutOff(t.request.end(false, t.request.sweepElsewhere), err)
 		}
 		return nil, err
 	}
 	return t, nil
+}
+
+// closeOpened closes the channel of a terminal that sshd has opened.
+func (c *connection) closeOpened(ch *channel) {
+	c.close(ch)
+	c.kind.hasClosed(c)
 }
 
 // What remote.sh reports, in this order; an error instead of what follows.
@@ -248,7 +256,7 @@ func exitBySignal(name string) *terminal.Exit {
 // connection, but not a silent one.
 func (t *sshTerminal) Close() error {
 	t.closing.Store(true)
-	t.conn.close(t.channel)
+	t.conn.closeOpened(t.channel)
 	r, k := &t.request, t.conn.kind
 	var own atomic.Bool // the session on this connection is still reserved
 	own.Store(true)

@@ -35,7 +35,11 @@ func sshVersion(program string) (string, error) {
 	}
 	said := strings.TrimSpace(stdout + stderr)
 	m := sshRelease.FindStringSubmatch(said)
-	if m == nil {
+	switch {
+	case m != nil:
+	case strings.HasPrefix(said, "No user exists for uid"):
+		return "", fmt.Errorf("ssh runs for no user without an entry in /etc/passwd: %.100q", runner.OneLine(said))
+	default:
 		return "", fmt.Errorf("%s is not OpenSSH's client, of which %d.%d or later is needed: `ssh -V` says %.100q", program, leastSSH[0], leastSSH[1], runner.OneLine(said))
 	}
 	major, _ := strconv.Atoi(m[1])

@@ -17,6 +17,7 @@ func TestSSHVersion(t *testing.T) {
 		{"OpenSSH_7.3p1, OpenSSL 1.0.2k-fips", "", "is OpenSSH_7.3p1, which is too old"},
 		{"OpenSSH_6.6.1p1, OpenSSL 1.0.1e-fips", "", "is OpenSSH_6.6.1p1, which is too old"},
 		{"Dropbear v2024.86", "", `not OpenSSH's client, of which 7.4 or later is needed: ` + "`ssh -V` says \"Dropbear v2024.86\""},
+		{"No user exists for uid 12345", "", "/etc/passwd"},
 		{"", "", "not OpenSSH's client"},
 	} {
 		program := filepath.Join(t.TempDir(), "ssh")
