@@ -215,10 +215,17 @@ test(
     const asking = await makeFolder(t, ASK);
     await shell.type(asking.command);
     await asking.goesOn(1);
-    const shown = await asking.goesOn(QUESTIONS);
-    await shell.hide();
-    const hidden = await asking.goesOn(QUESTIONS, MOST_SLOWER * shown);
-    t.diagnostic(`${QUESTIONS} answers in ${shown} ms shown, in ${hidden} ms hidden`);
+    // A busy machine may have slowed one of the two down.
+    for (let tries = 1, told = ""; ; tries++) {
+      assert.ok(tries <= 3, told);
+      const shown = await asking.goesOn(QUESTIONS);
+      await shell.hide();
+      const hidden = await asking.goesOn(QUESTIONS);
+      told = `${QUESTIONS} answers in ${shown} ms shown, in ${hidden} ms hidden`;
+      t.diagnostic(told);
+      if (hidden < MOST_SLOWER * shown) break;
+      await shell.show();
+    }
   },
 );
 
