@@ -71,10 +71,12 @@ test-web: setup web build
 test-bench: setup web
 endef
 
-# Most tests wait: two packages at a time keep two processors busy.
+# Most tests wait: two packages at a time keep two processors busy. The longest come first: none is left alone at the end.
+packages = ./cmd/termgw ./pkg/runner/instance ./pkg/runner/docker ./pkg/store ./...
+
 .PHONY: test-go
 test-go:
-	@scripts/go-test -p 2 -timeout 40m ./...
+	@scripts/go-test -p 2 -timeout 40m $(packages)
 
 .PHONY: quick
 quick: export phases = $(quick_phases)
@@ -95,7 +97,7 @@ test-short:
 
 .PHONY: test-race
 test-race:
-	@scripts/go-test -race -count=1 -p 2 -timeout 40m ./...
+	@scripts/go-test -race -count=1 -p 2 -timeout 40m $(packages)
 
 # The race detector compiles another body of its system calls.
 .PHONY: test-plain
