@@ -45,7 +45,7 @@ type cloud struct {
 	*awsplay.Server
 	sshd  *testenv.SSHD
 	ahead atomic.Int64 // of the played AWS's clock, in ns
-	slow  atomic.Bool  // logins come a minute late
+	slow  atomic.Bool  // logins come when the pushed key is too old
 
 	mu  sync.Mutex
 	ids []string // of instances
@@ -73,7 +73,8 @@ func (p *platform) remoteColumns(tb testing.TB) {
 		awsAccount, "arn:aws", "X-Amz-", "PRIVATE KEY")
 }
 
-// newAWS starts AWS, with an endpoint and no sshd. The config's account, credentials and clock are set here.
+// newAWS starts AWS, with an endpoint and no sshd. The config's account, credentials and clock are set here, and how long a
+// pushed key is good: a busy machine needs more than AWS's minute for a login.
 func newAWS(tb testing.TB, cfg awsplay.Config, endpointID string) *cloud {
 	tb.Helper()
 	curl, err := exec.LookPath("curl")
@@ -84,7 +85,7 @@ func newAWS(tb testing.TB, cfg awsplay.Config, endpointID string) *cloud {
 		tb.Skip("needs curl, by which sshd asks for pushed keys: apt-get install curl")
 	}
 	c := &cloud{curl: curl}
-	cfg.Account, cfg.Credentials = awsAccount, awsKeys
+	cfg.Account, cfg.Credentials, cfg.KeyLife = awsAccount, awsKeys, patience
 	cfg.Now = func() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) }
 	c.Server, err = awsplay.New(cfg)
 	if err != nil {
@@ -158,7 +159,7 @@ func (c *cloud) authorizedKeys(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.slow.Load() {
-		c.ahead.Store(int64(time.Minute))
+		c.ahead.Store(int64(patience))
 	}
 	for _, id := range c.ids {
 		for _, line := range c.AuthorizedKeys(id, strings.TrimPrefix(r.URL.Path, "/")) {

@@ -41,6 +41,7 @@ type Config struct {
 	Account     string // default 123456789012; error messages hold it, and a gateway must not show it
 	Credentials Credentials
 	Now         func() time.Time // default time.Now
+	KeyLife     time.Duration    // how long a pushed key allows logins; default 60 s, AWS's
 	Log         *slog.Logger     // nil: silent
 }
 
@@ -150,6 +151,7 @@ const maxBody = 64 << 10
 func New(cfg Config) (*Server, error) {
 	cfg.Region = cmp.Or(cfg.Region, "us-east-1")
 	cfg.Account = cmp.Or(cfg.Account, "123456789012")
+	cfg.KeyLife = cmp.Or(cfg.KeyLife, 60*time.Second)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}

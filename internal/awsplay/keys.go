@@ -11,9 +11,6 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// keyLife is how long a pushed key allows logins.
-const keyLife = 60 * time.Second
-
 // login is the account that a key is for.
 type login struct{ instance, user string }
 
@@ -93,7 +90,7 @@ func (s *Server) push(account, instance, user, key string) *denial {
 		return &denial{http.StatusForbidden, "AccessDeniedException", s.unauthorised("ec2-instance-connect:SendSSHPublicKey")}
 	}
 	at := login{instance, user}
-	s.keys[at] = append(s.keys[at], pushed{key, s.cfg.Now().Add(keyLife)})
+	s.keys[at] = append(s.keys[at], pushed{key, s.cfg.Now().Add(s.cfg.KeyLife)})
 	return nil
 }
 
