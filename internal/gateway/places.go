@@ -18,7 +18,7 @@ const (
 	// sparePlaces are the places that stay free of tunnels whose terminal could share another tunnel.
 	sparePlaces = eice.MaxTunnels / 4
 	// placeTries bounds how often a place is asked for: another replica may take the place that was vacated.
-	placeTries = 3
+	placeTries = 5
 	// noteTime bounds a note in the store for which nobody waits.
 	noteTime = 2 * time.Second
 )

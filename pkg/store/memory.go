@@ -211,14 +211,16 @@ func (m *Memory) IdleTunnel(_ context.Context, lease string) (wanted bool, err e
 
 // VacateTunnel does what Postgres.VacateTunnel does.
 func (m *Memory) VacateTunnel(ctx context.Context, endpoint, _ string) (vacated bool, err error) {
-	asked := m.wantTunnel(endpoint)
-	if asked == "" {
-		return false, nil
-	}
-	return untilVacated(ctx, func() (bool, error) {
+	return vacate(ctx, func() (string, error) { return m.wantTunnel(endpoint), nil }, func(lease string) (string, error) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		return m.tunnels[asked] == nil, nil
+		switch p := m.tunnels[lease]; {
+		case p == nil:
+			return tunnelGone, nil
+		case m.c.Now().Sub(p.idleAt) < notedFor:
+			return tunnelIdle, nil
+		}
+		return tunnelUsed, nil
 	})
 }
 

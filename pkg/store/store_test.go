@@ -515,6 +515,18 @@ func testStore(t *testing.T, newLimited func(*testing.T, Limits) storeUnderTest)
 		if free, err := s.FreeTunnels(t.Context(), "eice-1", 20); free != 19 || err != nil {
 			t.Errorf("%d places are free: %v", free, err)
 		}
+		// One that has got a terminal again right after its note is left, and another one asked.
+		again, err := s.AcquireTunnel(t.Context(), "eice-3", "i-again", "gw-1", 20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.IdleTunnel(t.Context(), again); err != nil {
+			t.Fatal(err)
+		}
+		take("behind it", "eice-3", "gw-1")
+		if !vacate("eice-3", "gw-1") || !has("behind it") {
+			t.Error("the one behind it did not end")
+		}
 		if vacate("eice-1", "gw-1") || has("elsewhere") {
 			t.Error("another endpoint's tunnel ended")
 		}

@@ -30,11 +30,21 @@ const wantSQL = `UPDATE termgw.tunnels SET wanted_at = now() WHERE id = (
   ORDER BY replica = $2 DESC, acquired_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
 ) RETURNING id`
 
-const goneSQL = `SELECT NOT EXISTS (SELECT FROM termgw.tunnels WHERE id = $1)`
+const stateSQL = `SELECT COALESCE((SELECT CASE WHEN idle_at > now() - make_interval(secs => $2) THEN 'idle' ELSE 'used' END
+FROM termgw.tunnels WHERE id = $1), 'gone')`
+
+// What has become of an idle tunnel that was asked for its place.
+const (
+	tunnelGone = "gone"
+	tunnelIdle = "idle"
+	tunnelUsed = "used" // it has a terminal again, or takes its time to end
+)
 
 const (
 	// idleFor is how long a note of IdleTunnel counts, which is repeated twice a second.
 	idleFor = 2 * time.Second
+	// notedFor is how long after a note a tunnel that was asked for its place counts as idle.
+	notedFor = 1200 * time.Millisecond
 	// wantedFor is how long a wanted tunnel has to end. vacatePoll is the interval between looks whether it has.
 	wantedFor  = 3 * time.Second
 	vacatePoll = 50 * time.Millisecond
@@ -104,40 +114,45 @@ func (p *Postgres) IdleTunnel(ctx context.Context, lease string) (wanted bool, e
 }
 
 // VacateTunnel asks an idle tunnel of an endpoint for its place, the replica's own before others', and waits until the place
-// is free. It reports false if there is none to ask, at once, or if it is not free within three seconds.
+// is free; one that has got a terminal meanwhile is left, and another one asked. It reports false if there is none to ask, at
+// once, or if no place is free within three seconds.
 func (p *Postgres) VacateTunnel(ctx context.Context, endpoint, replica string) (vacated bool, err error) {
-	const op = "asking for a tunnel's place"
-	var lease string
-	err = p.one(ctx, wantSQL, []any{text(endpoint), text(replica), idleFor.Seconds(), wantedFor.Seconds()}, &lease)
-	switch {
-	case errors.Is(err, errNoRow):
-		return false, nil
-	case err != nil:
-		return false, unavailable(op, err)
-	}
-	vacated, err = untilVacated(ctx, func() (gone bool, err error) {
-		err = p.one(ctx, goneSQL, []any{lease}, &gone)
-		return gone, err
+	vacated, err = vacate(ctx, func() (lease string, err error) {
+		err = p.one(ctx, wantSQL, []any{text(endpoint), text(replica), idleFor.Seconds(), wantedFor.Seconds()}, &lease)
+		if errors.Is(err, errNoRow) {
+			return "", nil
+		}
+		return lease, err
+	}, func(lease string) (state string, err error) {
+		err = p.one(ctx, stateSQL, []any{lease, notedFor.Seconds()}, &state)
+		return state, err
 	})
-	return vacated, unavailable(op, err)
+	return vacated, unavailable("asking for a tunnel's place", err)
 }
 
-// untilVacated waits until gone reports true, for wantedFor at most.
-func untilVacated(ctx context.Context, gone func() (bool, error)) (bool, error) {
+// vacate asks idle tunnels, one after the other, until one has given its place, for wantedFor at most. want asks one, and
+// returns "" if there is none.
+func vacate(ctx context.Context, want func() (lease string, err error), stateOf func(lease string) (string, error)) (bool, error) {
 	late := time.NewTimer(wantedFor)
 	defer late.Stop()
 	tick := time.NewTicker(vacatePoll)
 	defer tick.Stop()
 	for {
-		if is, err := gone(); is || err != nil {
-			return is, err
+		lease, err := want()
+		if lease == "" || err != nil {
+			return false, err
 		}
-		select {
-		case <-tick.C:
-		case <-late.C:
-			return false, nil
-		case <-ctx.Done():
-			return false, context.Cause(ctx)
+		for state := tunnelIdle; state == tunnelIdle; {
+			if state, err = stateOf(lease); state == tunnelGone || err != nil {
+				return err == nil, err
+			}
+			select {
+			case <-tick.C:
+			case <-late.C:
+				return false, nil
+			case <-ctx.Done():
+				return false, context.Cause(ctx)
+			}
 		}
 	}
 }
