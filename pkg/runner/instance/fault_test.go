@@ -293,7 +293,11 @@ func TestRemoteHungContainer(t *testing.T) {
 			); err != nil {
 				t.Fatal(err)
 			}
-			r := i.remote(t, Config{})
+			var timing runner.Timing
+			if !c.opens {
+				timing = wholeStart
+			}
+			r := i.remote(t, Config{Timing: timing})
 			neighbour := shelltest.Open(t, shelltest.By(r), i.target(t, ""))
 			want := i.target(t, "hung")
 			want.Attributes["remote_target"] = TargetContainer

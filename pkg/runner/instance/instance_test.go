@@ -695,7 +695,7 @@ func TestRemoteErrors(t *testing.T) {
 			}
 			var timing runner.Timing
 			if c.slow {
-				timing.Start = 10 * time.Second
+				timing = wholeStart
 			}
 			r := i.remote(t, Config{Timing: timing})
 			began := time.Now()

@@ -239,6 +239,9 @@ func (k *keptKeys) KeepHostKey(_ context.Context, instance, key string) (string,
 	return k.keys[instance], nil
 }
 
+// wholeStart is the timing of tests that wait for the whole time of a start.
+var wholeStart = runner.Timing{Start: 15 * time.Second}
+
 // remote is the kind of terminals on the instance, closed at the test's end.
 func (i *instance) remote(tb testing.TB, cfg Config, edits ...func(*Config)) *Kind {
 	tb.Helper()
