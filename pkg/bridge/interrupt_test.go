@@ -68,6 +68,34 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
+// A flood that comes in pieces, as from an engine that does not always have the processor, is skipped as one that comes at once.
+func TestInterruptOfAFloodWithGaps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		term := newTerm()
+		term.tells = true
+		s := startInBubble(t, setup{term: term, noAck: true, opt: Options{Ready: someReady}})
+		flood := strings.Repeat("y\r\n", initialWindow)
+		term.print([]byte(flood))
+		s.waitBytes(t, initialWindow)
+		synctest.Wait()
+		s.input(t, "\x03")
+		term.until(t, "the key", func() bool { return len(term.events) > 0 })
+		for range 5 {
+			time.Sleep(150 * time.Millisecond)
+			term.print([]byte(flood))
+		}
+		time.Sleep(150 * time.Millisecond)
+		term.print([]byte("^C\r\n$ "))
+		synctest.Wait()
+		s.ackAll(t)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := string(s.out); !strings.HasSuffix(got, "y\r\n^C\r\n$ ") || len(got) > initialWindow+100 {
+			t.Errorf("%d bytes came, and at last %q", len(got), got[max(0, len(got)-20):])
+		}
+	})
+}
+
 // What the shell prints before it ends comes, also when it ends while it is read ahead.
 func TestInterruptThenTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -14,9 +14,10 @@ import (
 // dropped.
 const (
 	// lookTime bounds the search for an echo.
-	lookTime = time.Second
-	// lookQuiet is the silence after which all output is taken to have come.
-	lookQuiet = 50 * time.Millisecond
+	lookTime = 2 * time.Second
+	// lookQuiet is the silence after which all output is taken to have come: an engine that has the processor back after a
+	// while, or a slow tunnel, makes gaps in a flood. The client has something to render meanwhile.
+	lookQuiet = 250 * time.Millisecond
 	// maxAhead bounds the output that is read ahead, in bytes.
 	maxAhead = 4 << 20
 	// farBehind is the output, in bytes, that a client has not rendered when an

@@ -112,17 +112,27 @@ func (p *Postgres) Finish(ctx context.Context, sessionID string, e End) error {
 	return unavailable("recording a session's end", err)
 }
 
+// writeEnd writes an end. One that the database does not take as it is, is written without what the instance or the
+// container has told; one that it does not take so either is dropped with a line in the log. So no end holds up the others.
 func (p *Postgres) writeEnd(ctx context.Context, id string, e ended) error {
-	var code any
-	if e.ExitCode != nil {
-		code = int64(*e.ExitCode)
-	}
 	age := max(0, p.now().Sub(e.at).Seconds())
 	trail, err := trailJSON(e.Trail)
 	if err != nil {
 		return err
 	}
-	return p.one(ctx, finishSQL, []any{text(id), text(e.Reason), code, e.BytesIn, e.BytesOut, age, trail})
+	var code any
+	if e.ExitCode != nil && *e.ExitCode == int(int32(*e.ExitCode)) { //nolint:gosec // it is compared
+		code = int64(*e.ExitCode)
+	}
+	if err = p.one(ctx, finishSQL, []any{text(id), text(e.Reason), code, e.BytesIn, e.BytesOut, age, trail}); !ofRow(err) {
+		return err
+	}
+	p.log.Warn("the database does not take a session's end: it is recorded without exit code, bytes and trail", "session", id, "err", err)
+	if err = p.one(ctx, finishSQL, []any{text(id), text(e.Reason), nil, int64(0), int64(0), age, nil}); !ofRow(err) {
+		return err
+	}
+	p.log.Error("the database does not take a session's end: it is not recorded", "session", id, "reason", e.Reason, "err", err)
+	return nil
 }
 
 const traceSQL = `UPDATE termgw.sessions SET trail = $2::jsonb WHERE id = $1`

@@ -396,6 +396,35 @@ func TestEndsWhileTheDatabaseIsAway(t *testing.T) {
 	}
 }
 
+// An end that the database does not take, by what it says or by a trigger of the operator's, holds up no other.
+func TestEndsThatAreNotTaken(t *testing.T) {
+	t.Parallel()
+	dsn := database(t, textWorkspaces)
+	db := sqlDB(t, dsn)
+	p := open(t, PostgresConfig{URL: dsn})
+	openAll(t, p, "gw-1", claims("s1", "ws-local"), claims("s2", "ws-local"), claims("s3", "ws-local"), claims("s4", "ws-local"))
+	if _, err := db.Exec(`CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			IF NEW.id = 's3' OR NEW.exit_code = 77 THEN RAISE 'not this one'; END IF;
+			RETURN NEW;
+		END $$;
+		CREATE TRIGGER refuse BEFORE UPDATE ON termgw.sessions FOR EACH ROW EXECUTE FUNCTION public.refuse()`); err != nil {
+		t.Fatal(err)
+	}
+	for id, code := range map[string]int{"s1": 1<<32 - 1, "s2": 77, "s3": 1, "s4": 4} {
+		if err := p.Finish(t.Context(), id, End{Reason: "exit", ExitCode: &code, BytesOut: 9}); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := p.Flush(t.Context()); err != nil || p.Unwritten() != 0 {
+		t.Errorf("%v, %d wait", err, p.Unwritten())
+	}
+	var got string
+	err := db.QueryRow(`SELECT string_agg(concat_ws(' ', id, end_reason, exit_code, bytes_out), ', ' ORDER BY id) FROM termgw.sessions`).Scan(&got)
+	if want := "s1 exit 9, s2 exit 0, s3 0, s4 exit 4 9"; err != nil || got != want {
+		t.Errorf("%q, want %q: %v", got, want, err)
+	}
+}
+
 // An end that was written and whose answer was lost is written again, and stays as it was.
 func TestEndWrittenTwice(t *testing.T) {
 	t.Parallel()

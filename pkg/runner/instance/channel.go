@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -225,7 +226,7 @@ func (c *channel) awaitOpen() error {
 
 // confirmed notes sshd's confirmation of the channel, and reports whether the message is one.
 func (c *channel) confirmed(message []byte) bool {
-	if message[0] != msgChannelConfirmation || len(message) < 17 {
+	if message[0] != msgChannelConfirmation || len(message) < 17 || binary.BigEndian.Uint32(message[13:]) == 0 { // no input at all
 		return false
 	}
 	c.open, c.peer = true, binary.BigEndian.Uint32(message[5:])
@@ -446,7 +447,7 @@ func (c *channel) handleRequest(body []byte) {
 	switch request.Kind {
 	case "exit-status":
 		if len(request.Rest) >= 4 {
-			c.exit.Store(exitOf(int(binary.BigEndian.Uint32(request.Rest))))
+			c.exit.Store(exitOf(int(min(binary.BigEndian.Uint32(request.Rest), 255)))) // no process has more
 		}
 	case "exit-signal":
 		var by struct {
@@ -454,7 +455,7 @@ func (c *channel) handleRequest(body []byte) {
 			Rest   []byte `ssh:"rest"`
 		}
 		if ssh.Unmarshal(request.Rest, &by) == nil {
-			c.exit.Store(exitBySignal("SIG" + by.Signal))
+			c.exit.Store(exitBySignal("SIG" + strings.TrimPrefix(by.Signal, "SIG")))
 		}
 	default:
 		if request.Reply {

@@ -5,15 +5,18 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"io"
 	"net"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
 
 	"github.com/molecule-ai/termgw/internal/shelltest"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 // TestRemoteFloodUnread: of a flood that nobody reads no more is under way than a terminal's first window, and the
@@ -160,6 +163,49 @@ func TestChannelOutputThatCannotBe(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestChannelExit: what an instance says of its shell's end is an exit that a process can have.
+func TestChannelExit(t *testing.T) {
+	t.Parallel()
+	request := func(kind string, rest []byte) []byte {
+		return append([]byte{msgChannelRequest, 0, 0, 0, 0}, ssh.Marshal(struct {
+			Kind  string
+			Reply bool
+			Rest  []byte `ssh:"rest"`
+		}{kind, false, rest})...)
+	}
+	signal := func(name string) []byte {
+		return request("exit-signal", ssh.Marshal(struct {
+			Name              string
+			Core              bool
+			Message, Language string
+		}{name, false, "", ""}))
+	}
+	for _, c := range []struct {
+		says []byte
+		want terminal.Exit
+	}{
+		{request("exit-status", []byte{0, 0, 0, 7}), terminal.Exit{Code: 7}},
+		{request("exit-status", []byte{0xff, 0xff, 0xff, 0xff}), terminal.Exit{Code: 255}},
+		{request("exit-status", []byte{0, 0, 1, 44}), terminal.Exit{Code: 255}},
+		{signal("TERM"), terminal.Exit{Code: 143, Signal: "SIGTERM"}},
+		{signal("SIGKILL"), terminal.Exit{Code: 137, Signal: "SIGKILL"}},
+		{signal("\x1b]0;x\a\n<script>"), terminal.Exit{Code: 255}},
+		{signal(""), terminal.Exit{Code: 255}},
+		{signal(strings.Repeat("A", 10_000)), terminal.Exit{Code: 255}},
+	} {
+		ch, peer := playedSSH(t)
+		if _, err := peer.Write(packets(c.says, []byte{msgChannelClose, 0, 0, 0, 0})); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ch.Read(make([]byte, 10)); !errors.Is(err, io.EOF) {
+			t.Errorf("Read returns %v", err)
+		}
+		if got := ch.exit.Load(); got == nil || *got != c.want {
+			t.Errorf("%.60q becomes %+v, want %+v", c.says, got, c.want)
+		}
 	}
 }
 

@@ -455,6 +455,9 @@ func (l *login) fault(ctx context.Context) error {
 		return failed("ssh", err)
 	}
 	_ = l.logEnd.Close() // ssh's end is closed
+	if l.ssh.Status.Signaled() {
+		return failed("ssh", fmt.Errorf("ssh was ended by %s", unix.SignalName(l.ssh.Status.Signal())))
+	}
 	err := loginFault(l.log.textWithin(busyTime), l.said.text())
 	if err.Final {
 		return err

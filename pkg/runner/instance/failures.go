@@ -62,7 +62,9 @@ func malformed(step, format string, args ...any) *runner.Failure {
 func (r *request) noDocker(err error) *runner.Failure {
 	f := failed("docker", err)
 	words := err.Error()
-	f.Final = dockerFinal.MatchString(words)
+	if f.Final = dockerFinal.MatchString(words); f.Final {
+		f.Sentence = "The account " + r.to.user + " cannot use Docker on the instance. Whoever runs the instance has to install Docker there, and to let the account use it."
+	}
 	switch user := r.to.user; {
 	case r.sudo:
 		f.Fix = "Check that sudo and Docker are installed on the instance and that Docker runs, and let sudo run it without a password (in /etc/sudoers.d: `" + user + " ALL=(root) NOPASSWD: /usr/bin/docker`, and `Defaults:" + user + " !requiretty`): `sudo -n docker info` as that user."

@@ -99,7 +99,7 @@ func TestRemoteFaults(t *testing.T) {
 		}{
 			{"the connection's ssh is killed", func(t *testing.T, _ *instance, r *Kind, _ *shelltest.Session) {
 				killOne(t, r.sockets.dir+"/1.key")
-			}, "ssh_closed"},
+			}, "ssh"},
 			{"the connection's ssh is told to end", func(t *testing.T, _ *instance, r *Kind, _ *shelltest.Session) {
 				if err := unix.Kill(children(t, r.sockets.dir+"/1.key")[0], unix.SIGTERM); err != nil {
 					t.Fatal(err)

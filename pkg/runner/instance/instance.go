@@ -417,6 +417,7 @@ func (k *Kind) over(ctx context.Context, r *request, do func(*connection) error)
 			case <-c.gone:
 				err = c.lost
 			default:
+				err = failed("ssh", doErr)
 			}
 			k.refused(c, true)
 		default:

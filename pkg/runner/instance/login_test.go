@@ -185,7 +185,7 @@ func TestRemoteBanner(t *testing.T) {
 	}
 	killOne(t, r.sockets.dir+"/1.key")
 	broken(t, s)
-	shelltest.WantStep(t, s.ReadErr, "ssh_closed")
+	shelltest.WantStep(t, s.ReadErr, "ssh")
 	s.Closed = true
 	_ = s.Close() // which may put the end off
 }

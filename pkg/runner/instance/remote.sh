@@ -371,6 +371,8 @@ case $mode in
 choose | direct)
 	tell runs
 	has "${docker%% *}" || fail docker "there is no ${docker%% *} command on the instance"
+	# What sweeps has no terminal, so sudo has to do without.
+	[ "$sudo" != true ] || said=$( (apart $docker --version) </dev/null 2>&1) || fail docker "$said"
 	[ "$mode" = direct ] || choose "$@"
 	tell in "$container"
 	guard find 0

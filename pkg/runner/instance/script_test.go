@@ -120,7 +120,7 @@ func TestRemoteScriptTrustsNoWord(t *testing.T) {
 			t.Run(name+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
 				for _, words := range hostile {
-					dir := t.TempDir()
+					dir := scratch(t)
 					if err := os.WriteFile(filepath.Join(dir, "7"), nil, 0o600); err != nil { // what ? matches
 						t.Fatal(err)
 					}
@@ -153,7 +153,7 @@ func TestRemoteScriptTrustsNoWord(t *testing.T) {
 		} {
 			t.Run(name+"/guard/"+words, func(t *testing.T) {
 				t.Parallel()
-				dir := t.TempDir()
+				dir := scratch(t)
 				if err := os.WriteFile(filepath.Join(dir, "7"), nil, 0o600); err != nil {
 					t.Fatal(err)
 				}
@@ -170,6 +170,17 @@ func TestRemoteScriptTrustsNoWord(t *testing.T) {
 			})
 		}
 	}
+}
+
+// scratch makes a folder for a script, of which a command that was killed last may still write there for a moment.
+func scratch(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "script")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { shelltest.Eventually(t, "the folder is gone", func() bool { return os.RemoveAll(dir) == nil }) })
+	return dir
 }
 
 // TestRemoteScriptSweepsAgain: while nothing answers, as in a container that is
@@ -199,7 +210,7 @@ func TestRemoteScriptSweepsAgain(t *testing.T) {
 			}
 			t.Run(name+"/"+what, func(t *testing.T) {
 				t.Parallel()
-				dir := t.TempDir()
+				dir := scratch(t)
 				if err := os.WriteFile(filepath.Join(dir, "inspects"), []byte(c.inspects), 0o600); err != nil {
 					t.Fatal(err)
 				}
@@ -245,7 +256,7 @@ func TestRemoteScriptIsBounded(t *testing.T) {
 		} {
 			t.Run(name+"/"+what, func(t *testing.T) {
 				t.Parallel()
-				dir := t.TempDir()
+				dir := scratch(t)
 				inspects := map[string]string{
 					"has a silent engine": "echo $$ >pid; exec sleep 1000", "has an engine that cannot be told to end": "echo $$ >pid; trap '' HUP INT TERM; while :; do sleep 1; done",
 					"has an engine that says it all the time": "echo $$ >pid; exec yes no",

@@ -203,7 +203,7 @@ func (t *sshTerminal) fault(err error) error {
 	case t.closing.Load():
 		return io.EOF
 	case errors.Is(err, io.EOF) && t.exit.Load() == nil:
-		return failed("ssh", errors.New("the instance's sshd closed the session"))
+		return failed("ssh_closed", errors.New("the instance's sshd closed the session, and told no exit status"))
 	case errors.Is(err, io.EOF):
 		return io.EOF
 	case t.conn.isGone():
@@ -245,8 +245,11 @@ func exitOf(code int) *terminal.Exit {
 	return &terminal.Exit{Code: code, Signal: runner.SignalOf(code)}
 }
 
-// exitBySignal returns the Exit of a shell that a signal ended.
+// exitBySignal returns the Exit of a shell that a signal ended. A name that the instance made up is none.
 func exitBySignal(name string) *terminal.Exit {
+	if unix.SignalNum(name) == 0 {
+		return &terminal.Exit{Code: 255}
+	}
 	return &terminal.Exit{Code: 128 + int(unix.SignalNum(name)), Signal: name}
 }
 

@@ -204,6 +204,17 @@ func TestDockerBySudo(t *testing.T) {
 		}
 	}
 	i.wantTerminals(t, containerNameOf(t, engine, id), id, map[string]string{"docker_sudo": "t"})
+
+	// A sudo that wants a terminal would open one, and end nothing.
+	i.sudoers(t, docker+"\nDefaults:"+i.sshd.User+" requiretty")
+	target := i.target(t, id)
+	target.Attributes["docker_sudo"] = "true"
+	_, err = r.Start(t.Context(), target, shelltest.DefaultSize)
+	shelltest.WantStep(t, err, "docker")
+	var failed *runner.Failure
+	if !errors.As(err, &failed) || !failed.Final || !strings.Contains(err.Error(), "tty") || !strings.Contains(failed.Sentence, "cannot use Docker") {
+		t.Errorf("told %v, %+v", err, failed)
+	}
 }
 
 // TestPodmanShim: Podman's docker command, which says what it is and gives names without a slash.

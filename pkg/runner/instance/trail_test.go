@@ -66,7 +66,7 @@ func TestTrailOfARefusedLogin(t *testing.T) {
 	i.push = func(string) error { return nil } // the key does not reach the instance
 	_, trail, err := traced(t, i.remote(t, Config{}), i.target(t, ""))
 	shelltest.WantStep(t, err, "ssh_auth")
-	if trail["key"] == "" || trail["key_refused"] == "" || trail["key_refused"] == trail["key"] || trail["tunnel"] != "lease-2" || // with a key of the other type
+	if trail["key"] == "" || trail["key_refused"] == "" || trail["key_refused"] == trail["key"] || trail["tunnel"] != "lease-1" || trail["tunnel_2"] != "lease-2" || // with a key of the other type
 		trail["os_user"] != i.sshd.User {
 		t.Errorf("the trail is %v", trail)
 	}
