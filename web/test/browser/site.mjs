@@ -199,14 +199,26 @@ async function startLine(t, to) {
   };
 }
 
-/** @returns {Promise<number>} */
+/**
+ * A port on which nothing listens. It is below those that the kernel gives to outgoing connections (ip_local_port_range in
+ * ip(7), from 32768 by default): none begins there before the server listens.
+ *
+ * @returns {Promise<number>}
+ */
 async function freePort() {
-  const server = createServer();
-  await new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(undefined)));
-  const { port } = /** @type {import("node:net").AddressInfo} */ (server.address());
-  server.close();
-  await once(server, "close");
-  return port;
+  for (;;) {
+    const port = 16_384 + Math.floor(16_384 * Math.random());
+    const server = createServer();
+    const isFree = once(server, "listening").then(
+      () => true,
+      () => false,
+    );
+    server.listen(port, "127.0.0.1");
+    if (!(await isFree)) continue;
+    server.close();
+    await once(server, "close");
+    return port;
+  }
 }
 
 /**
