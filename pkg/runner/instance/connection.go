@@ -96,11 +96,13 @@ func (c *connection) live() {
 // pacedLogin opens the connection when the gate lets it. The host keys and the way to the instance are asked for before: a
 // refusal of a host key is over once another is known, and others need not wait for AWS's answers to this one.
 func (c *connection) pacedLogin() (*login, error) {
-	to, known, err := c.prepare()
+	ctx, cancel := context.WithTimeoutCause(c.ctx, loginTime(c.kind.cfg.Timing), errSlow)
+	defer cancel()
+	to, known, err := c.prepare(ctx)
 	if err != nil {
 		return nil, err
 	}
-	leave, err := c.kind.gate.pass(c.ctx, to)
+	leave, err := c.kind.gate.pass(ctx, to)
 	if err != nil {
 		return nil, err
 	}
@@ -109,9 +111,7 @@ func (c *connection) pacedLogin() (*login, error) {
 }
 
 // prepare returns the destination as the gate has it, with all known host keys.
-func (c *connection) prepare() (to destination, known hostKeys, err error) {
-	ctx, cancel := context.WithTimeoutCause(c.ctx, loginTime(c.kind.cfg.Timing), errSlow)
-	defer cancel()
+func (c *connection) prepare(ctx context.Context) (to destination, known hostKeys, err error) {
 	if known, err = c.knownHostKeys(ctx); err != nil {
 		return to, nil, err
 	}
@@ -246,6 +246,7 @@ func (c *connection) try(ctx context.Context, a attempt, known hostKeys) (l *log
 	l = &login{}
 	l.exchange = &exchange{
 		algorithms: func(hostKeys []string) error {
+			c.kind.gate.greeted(c.to.instance, l.exchange.greets())
 			// An sshd in FIPS mode has no Ed25519 at all.
 			if a.key == keyEd25519 && !slices.Contains(hostKeys, ssh.KeyAlgoED25519) {
 				return errOther

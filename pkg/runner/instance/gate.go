@@ -37,7 +37,7 @@ const (
 	// rememberFor is as long as sshd's longest penalty, which our own tries may have caused: so long after a pause the cause
 	// of the first refusal is told instead of what follows from it.
 	rememberFor = 10 * time.Minute
-	// mostRemembered bounds the refusals that are remembered, and the instances whose type of key is.
+	// mostRemembered bounds what is remembered: refusals, instances, accounts.
 	mostRemembered = 10_000
 )
 
@@ -57,9 +57,11 @@ type gate struct {
 	now func() time.Time
 
 	mu      sync.Mutex
-	logins  map[account]*logins // accounts with a login under way, or a connection
-	sums    map[string]*sum     // by instance
-	left    chan struct{}       // closed when a login ends, and made anew
+	logins  map[account]*logins  // accounts with a login under way, or a connection
+	proven  map[account]struct{} // accounts that have logged in, and were not refused since
+	sums    map[string]*sum      // by instance
+	mild    map[string]struct{}  // instances whose sshd has no penalties
+	left    chan struct{}        // closed when a login ends, and made anew
 	refused map[refusalOf]*refusal
 	takes   map[string]keyType // by instance: the type of key that it has taken
 }
@@ -70,17 +72,23 @@ type logins struct {
 	open   int  // connections: it is known that the account can log in, and others wait for nothing
 }
 
-// sum is what sshd has added up, as far as this gateway's logins go.
+// sum is what an sshd has added up, as far as this gateway's logins go, and the logins that wait because of that.
 type sum struct {
 	over   time.Time // when it has run down
 	trying int       // logins that may be refused
+	fresh  []*turn   // logins of accounts that were not refused
+	again  []*turn   // logins of others, which go after those
 }
+
+// turn is a login's place among those that wait.
+type turn struct{ to destination }
 
 // try is a login that others wait for.
 type try struct {
-	to   destination
-	done chan struct{} // closed once err is set
-	err  error
+	to      destination
+	counted bool          // among the instance's trying
+	done    chan struct{} // closed once err is set
+	err     error
 }
 
 // refusalOf names what is refused: the account, or the host key together with the known ones, of the row or kept.
@@ -96,7 +104,10 @@ type refusal struct {
 }
 
 func newGate(now func() time.Time) *gate {
-	return &gate{now: now, logins: map[account]*logins{}, sums: map[string]*sum{}, left: make(chan struct{}), refused: map[refusalOf]*refusal{}, takes: map[string]keyType{}}
+	return &gate{
+		now: now, logins: map[account]*logins{}, proven: map[account]struct{}{}, sums: map[string]*sum{}, mild: map[string]struct{}{},
+		left: make(chan struct{}), refused: map[refusalOf]*refusal{}, takes: map[string]keyType{},
+	}
 }
 
 // refusalsOf are the refusals that a login to a destination may meet.
@@ -108,13 +119,15 @@ func refusalsOf(to destination) (ofAccount, ofHostKey refusalOf) {
 // at once if the account is known to be able to log in. While the pause after a refusal lasts, it returns the cause of that.
 // The caller calls leave with the login's result, and returns what leave returns.
 func (g *gate) pass(ctx context.Context, to destination) (leave func(error) error, err error) {
+	own := &turn{to}
+	defer g.leaveQueue(own)
 	for {
-		own, wait, err := g.enter(to)
+		try, wait, err := g.enter(own)
 		if err != nil {
 			return nil, err
 		}
 		if wait == nil {
-			return func(err error) error { return g.leave(to, own, err) }, nil
+			return func(err error) error { return g.leave(to, try, err) }, nil
 		}
 		if err := wait(ctx); err != nil {
 			return nil, err
@@ -124,15 +137,12 @@ func (g *gate) pass(ctx context.Context, to destination) (leave func(error) erro
 
 // enter lets a login through: own is the one that others wait for, if they do. Or it returns what to wait for, whose error
 // is the answer to this login too.
-func (g *gate) enter(to destination) (own *try, wait func(context.Context) error, err error) {
+func (g *gate) enter(t *turn) (own *try, wait func(context.Context) error, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	to := t.to
 	if err := g.pause(to); err != nil {
 		return nil, nil, err
-	}
-	most := mostPenalty
-	if g.last(to) != nil {
-		most = refusedCosts // accounts that were not refused go first
 	}
 	l := g.logins[to.account()]
 	switch {
@@ -141,18 +151,80 @@ func (g *gate) enter(to destination) (own *try, wait func(context.Context) error
 	case l != nil:
 		return nil, nil, nil
 	}
-	s := g.sums[to.instance]
-	if s == nil {
-		s = &sum{}
-		g.sums[to.instance] = s
-	}
-	if left := s.over.Sub(g.now()); max(left, 0)+time.Duration(s.trying+1)*refusedCosts > most {
-		return nil, waitForOthers(g.left, left), nil
-	}
-	s.trying++
 	own = &try{to: to, done: make(chan struct{})}
+	_, mild := g.mild[to.instance]
+	_, proven := g.proven[to.account()]
+	if own.counted = !mild && !proven; own.counted {
+		if wait = g.await(t); wait != nil {
+			return nil, wait, nil
+		}
+		g.sums[to.instance].trying++
+	}
 	g.logins[to.account()] = &logins{trying: own}
 	return own, nil, nil
+}
+
+// await returns what a login waits for so that a refusal of all that are under way would not bring the penalty about; nil:
+// for nothing. The caller holds the mutex.
+func (g *gate) await(t *turn) func(context.Context) error {
+	s := g.sums[t.to.instance]
+	if s == nil {
+		s = &sum{}
+		g.sums[t.to.instance] = s
+	}
+	queue, before := &s.fresh, 0
+	if g.last(t.to) != nil {
+		queue, before = &s.again, len(s.fresh)
+	}
+	if !slices.Contains(*queue, t) {
+		*queue = append(*queue, t)
+	}
+	left := max(s.over.Sub(g.now()), 0)
+	if before+slices.Index(*queue, t) > 0 || left+time.Duration(s.trying+1)*refusedCosts > mostPenalty {
+		return waitForOthers(g.left, left)
+	}
+	return nil
+}
+
+// leaveQueue ends a login's wait.
+func (g *gate) leaveQueue(t *turn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s := g.sums[t.to.instance]; s != nil {
+		is := func(other *turn) bool { return other == t }
+		s.fresh, s.again = slices.DeleteFunc(s.fresh, is), slices.DeleteFunc(s.again, is)
+	}
+	g.wake()
+	g.tidy(t.to.account())
+}
+
+// wake has all logins that wait for others look again. The caller holds the mutex.
+func (g *gate) wake() {
+	close(g.left)
+	g.left = make(chan struct{})
+}
+
+// greeted notes by an sshd's greeting whether it has penalties.
+func (g *gate) greeted(instance, greeting string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if penalises.MatchString(greeting) {
+		delete(g.mild, instance)
+		return
+	}
+	note(g.mild, instance, struct{}{})
+	g.wake()
+}
+
+// note puts a value into a map of at most mostRemembered, in the place of any other if it is full.
+func note[K comparable, V any](m map[K]V, key K, value V) {
+	if _, ok := m[key]; !ok && len(m) >= mostRemembered {
+		for other := range m {
+			delete(m, other)
+			break
+		}
+	}
+	m[key] = value
 }
 
 // wait waits for another login of the account.
@@ -244,6 +316,7 @@ func (g *gate) leave(to destination, own *try, err error) error {
 			g.logins[to.account()] = l
 		}
 		l.open++
+		note(g.proven, to.account(), struct{}{})
 		ofAccount, ofHostKey := refusalsOf(to)
 		delete(g.refused, ofAccount)
 		delete(g.refused, ofHostKey)
@@ -254,10 +327,11 @@ func (g *gate) leave(to destination, own *try, err error) error {
 		l.trying = nil
 		own.err = err
 		close(own.done)
-		g.sums[to.instance].trying--
+		if own.counted {
+			g.sums[to.instance].trying--
+		}
 	}
-	close(g.left)
-	g.left = make(chan struct{})
+	g.wake()
 	g.tidy(to.account())
 	return err
 }
@@ -293,6 +367,7 @@ func (g *gate) told(to destination, err error) error {
 		costs := time.Second // where sshd was not asked to let anybody in
 		if cause.Step == "ssh_auth" || cause.Step == "ssh_denied" {
 			costs = refusedCosts
+			delete(g.proven, to.account())
 		}
 		s.over = g.now().Add(max(s.over.Sub(g.now()), 0) + costs)
 	}
@@ -312,15 +387,20 @@ func (g *gate) tidy(of account) {
 	if l := g.logins[of]; l != nil && l.trying == nil && l.open == 0 {
 		delete(g.logins, of)
 	}
-	if s := g.sums[of.instance]; s != nil && s.trying == 0 && !g.now().Before(s.over) {
+	if s := g.sums[of.instance]; s != nil && s.idle(g.now()) {
 		delete(g.sums, of.instance)
 	}
+}
+
+// idle reports whether a sum is as if it had never been.
+func (s *sum) idle(now time.Time) bool {
+	return s.trying == 0 && len(s.fresh)+len(s.again) == 0 && !now.Before(s.over)
 }
 
 // forget forgets refusals if too many are remembered: those that are over, and else the oldest. The caller holds the mutex.
 func (g *gate) forget() {
 	if len(g.sums) > mostRemembered {
-		maps.DeleteFunc(g.sums, func(_ string, s *sum) bool { return s.trying == 0 && !g.now().Before(s.over) })
+		maps.DeleteFunc(g.sums, func(_ string, s *sum) bool { return s.idle(g.now()) })
 	}
 	if len(g.refused) <= mostRemembered {
 		return
@@ -354,11 +434,5 @@ func (g *gate) keyFor(to destination) (t keyType, known bool) {
 func (g *gate) hasTaken(instance string, t keyType) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if _, ok := g.takes[instance]; !ok && len(g.takes) >= mostRemembered {
-		for any := range g.takes {
-			delete(g.takes, any)
-			break
-		}
-	}
-	g.takes[instance] = t
+	note(g.takes, instance, t)
 }

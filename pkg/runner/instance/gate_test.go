@@ -343,6 +343,7 @@ func TestGateToldInTheQueue(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
+		g.greeted("i-1", "SSH-2.0-OpenSSH_10.0")
 		_, err := g.pass(ctx, destination{instance: "i-1", user: "c"})
 		var told *runner.Failure
 		if !errors.As(err, &told) || told.Final || !strings.Contains(told.Sentence, "other OS users") {
@@ -350,6 +351,22 @@ func TestGateToldInTheQueue(t *testing.T) {
 		}
 		if _, through := goes(t, g, destination{instance: "i-2", user: "c"}, nil); !through {
 			t.Error("another instance is held up")
+		}
+		if len(g.sums["i-1"].fresh) > 0 {
+			t.Error("one that has left is in the queue")
+		}
+		var after sync.WaitGroup
+		after.Go(func() {
+			if _, through := goes(t, g, destination{instance: "i-1", user: "d"}, nil); !through {
+				t.Error("an sshd without penalties lets others wait")
+			}
+		})
+		synctest.Wait()
+		began := time.Now()
+		g.greeted("i-1", "SSH-2.0-OpenSSH_9.2")
+		after.Wait()
+		if waited := time.Since(began); waited > 0 {
+			t.Errorf("it goes through after %s", waited)
 		}
 	})
 }
