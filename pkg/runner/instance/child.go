@@ -1,6 +1,7 @@
 package instance
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -92,15 +93,21 @@ func logPipe(path string) (pipe, end *os.File, err error) {
 type tail struct {
 	pipe *os.File
 	done chan struct{}
+	sees func(debug string) // if not nil, is called with the lines of debugging, which are not kept
 
 	mu   sync.Mutex
 	last []byte
+	line []byte // begun, where lines are looked at
+	rest bool   // the line goes on one of debugging that was too long
 }
 
 const tailLength = 4 << 10
 
-func newTail(pipe *os.File) *tail {
-	t := &tail{pipe: pipe, done: make(chan struct{})}
+func newTail(pipe *os.File) *tail { return newLog(pipe, nil) }
+
+// newLog is newTail for ssh's log at level DEBUG1.
+func newLog(pipe *os.File, sees func(debug string)) *tail {
+	t := &tail{pipe: pipe, done: make(chan struct{}), sees: sees}
 	go t.read() // ends with close
 	return t
 }
@@ -111,10 +118,38 @@ func (t *tail) read() {
 	for {
 		n, err := t.pipe.Read(buf)
 		t.mu.Lock()
-		t.last = append(t.last, buf[:n]...)
+		t.take(buf[:n], err != nil)
 		t.last = append(t.last[:0], t.last[max(0, len(t.last)-tailLength):]...)
 		t.mu.Unlock()
 		if err != nil {
+			return
+		}
+	}
+}
+
+// take keeps what was read, of lines of debugging nothing. The lock is held.
+func (t *tail) take(p []byte, end bool) {
+	if t.sees == nil {
+		t.last = append(t.last, p...)
+		return
+	}
+	t.line = append(t.line, p...)
+	for {
+		n := bytes.IndexByte(t.line, '\n') + 1
+		if n == 0 && !end && len(t.line) < tailLength {
+			return
+		}
+		if n == 0 {
+			n = len(t.line)
+		}
+		line := t.line[:n]
+		if debug, ok := bytes.CutPrefix(line, []byte("debug1: ")); ok || t.rest {
+			t.sees(string(debug))
+			t.rest = !bytes.HasSuffix(line, []byte("\n"))
+		} else {
+			t.last = append(t.last, line...)
+		}
+		if t.line = append(t.line[:0], t.line[n:]...); len(t.line) == 0 {
 			return
 		}
 	}

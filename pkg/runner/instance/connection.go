@@ -10,6 +10,8 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -178,16 +180,17 @@ func (c *connection) removeFiles() {
 
 // login holds the parts of a connection.
 type login struct {
-	key      *loginKey
-	ssh, cli *runner.Process // cli: the command that carries the tunnel; nil: Tunnel.Conn does
-	pump     *pump           // between ssh and the tunnel; nil: there is no tunnel yet
-	said     *tail           // ssh's stderr: what a server prints, its banner, say
-	log      *tail           // ssh's own messages
-	logEnd   *os.File        // of the pipe for log, to which ssh writes too
-	exchange *exchange       // what the server said before it encrypted
-	cliSaid  *tail
-	explain  func(said string) error // Tunnel's; may be nil
-	ended    func()                  // Tunnel's; may be nil
+	key       *loginKey
+	ssh, cli  *runner.Process // cli: the command that carries the tunnel; nil: Tunnel.Conn does
+	pump      *pump           // between ssh and the tunnel; nil: there is no tunnel yet
+	said      *tail           // ssh's stderr: what a server prints, its banner, say
+	log       *tail           // ssh's own messages
+	logEnd    *os.File        // of the pipe for log, to which ssh writes too
+	exchange  *exchange       // what the server said before it encrypted
+	noEd25519 atomic.Bool     // the server says that it takes no such key of a user
+	cliSaid   *tail
+	explain   func(said string) error // Tunnel's; may be nil
+	ended     func()                  // Tunnel's; may be nil
 }
 
 var errSlow = errors.New("it took too long")
@@ -221,7 +224,7 @@ func (c *connection) login(known hostKeys) (*login, error) {
 			c.trail.Set(runner.TrailKeyRefused, l.key.fingerprint())
 			a.key, a.known = a.key.other(), true
 			continue
-		case runner.StepOf(err) == "ssh_auth" && !errors.Is(err, errMore) && !a.known && !penalises.MatchString(l.exchange.greets()):
+		case runner.StepOf(err) == "ssh_auth" && !errors.Is(err, errMore) && !a.known && c.mayTryOther(l):
 			c.trail.Set(runner.TrailKeyRefused, l.key.fingerprint())
 			a.key, a.known = a.key.other(), true
 		case runner.StepOf(err) == "ssh_hostkey" && known.mayBeOther() && l.exchange.shown() != nil && len(a.without)+1 < len(hostKeyTypes):
@@ -234,6 +237,19 @@ func (c *connection) login(known hostKeys) (*login, error) {
 		if first == nil {
 			first = err
 		}
+	}
+}
+
+// mayTryOther reports whether a login that was refused is tried with the other type of key: where that costs no penalty, or the
+// server says that it is of use. Who runs the doctor is there to see.
+func (c *connection) mayTryOther(l *login) bool {
+	return l.noEd25519.Load() || c.kind.thorough.Load() || !penalises.MatchString(l.exchange.greets())
+}
+
+// sees is called with what ssh logs of its own work.
+func (l *login) sees(debug string) {
+	if m := keysTaken.FindStringSubmatch(debug); m != nil && !slices.Contains(strings.Split(m[1], ","), ssh.KeyAlgoED25519) {
+		l.noEd25519.Store(true)
 	}
 }
 
@@ -333,7 +349,7 @@ func (c *connection) startSSH(l *login, hostKeyAlgorithms string) (near *os.File
 		_ = near.Close()
 		return nil, failed("ssh", err)
 	}
-	l.log, l.logEnd = newTail(messages), end
+	l.log, l.logEnd = newLog(messages, l.sees), end
 	argv := append([]string{c.kind.ssh}, masterArgs(c.control, c.to.user, c.to.instance,
 		c.kind.path(c.serial+".key"), c.knownHosts(), log, hostKeyAlgorithms, c.kind.cfg.Timing)...)
 	p, stderr, err := startChild(argv, sshEnv, far, far)

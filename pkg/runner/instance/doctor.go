@@ -17,6 +17,7 @@ import (
 // container. Each step reports its own part alone: an error of the opening belongs to the step of the part that failed,
 // and the steps before that one have been seen to work.
 func (k *Kind) Steps(t runner.Target, open func(context.Context) error) []runner.Step {
+	k.thorough.Store(true)
 	r, err := k.request(t)
 	if err == nil {
 		return r.steps(open)

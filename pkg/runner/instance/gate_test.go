@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -394,6 +395,42 @@ func TestGateKeys(t *testing.T) {
 		if penalises.MatchString(greeting) != want {
 			t.Errorf("%q: penalties %t", greeting, !want)
 		}
+	}
+}
+
+// TestOtherKey: the other type of key is tried at once where that brings no penalty about, or the server's own list says so.
+func TestOtherKey(t *testing.T) {
+	t.Parallel()
+	const all = "kex_ext_info_client_parse: server-sig-algs=<ssh-ed25519,sk-ssh-ed25519@openssh.com,rsa-sha2-512>"
+	for _, c := range []struct {
+		greeting, debug string
+		doctor, want    bool
+	}{
+		{"SSH-2.0-OpenSSH_9.2", all, false, true},
+		{"SSH-2.0-OpenSSH_10.0p2", all, false, false},
+		{"SSH-2.0-OpenSSH_10.0p2", all, true, true},
+		{"SSH-2.0-OpenSSH_10.0p2", "kex_input_ext_info: server-sig-algs=<sk-ssh-ed25519@openssh.com,rsa-sha2-512,rsa-sha2-256>", false, true},
+		{"SSH-2.0-OpenSSH_10.0p2", "Authentications that can continue: publickey", false, false},
+	} {
+		l := &login{exchange: &exchange{greeting: c.greeting}}
+		read, write, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.log = newLog(read, l.sees)
+		_, err = io.WriteString(write, "debug1: Connecting\ndebug1: "+c.debug+"\nPermission denied\ndebug1: "+strings.Repeat("x", 2*tailLength)+"\nthe end")
+		if err != nil || write.Close() != nil {
+			t.Fatal(err)
+		}
+		if got := l.log.text(); !strings.HasPrefix(got, "Permission denied\n") || !strings.HasSuffix(got, "the end") || strings.Contains(got, "debug1") {
+			t.Errorf("the log has %.200q", got)
+		}
+		conn := &connection{kind: &Kind{}}
+		conn.kind.thorough.Store(c.doctor)
+		if got := conn.mayTryOther(l); got != c.want {
+			t.Errorf("%+v: %t", c, got)
+		}
+		l.log.close()
 	}
 }
 

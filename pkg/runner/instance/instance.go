@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/molecule-ai/termgw/pkg/runner"
@@ -157,6 +158,8 @@ type Kind struct {
 	stop    context.CancelFunc
 	ctx     context.Context // ends with Close
 	wg      sync.WaitGroup
+
+	thorough atomic.Bool // a doctor's
 
 	mu     sync.Mutex
 	conns  map[destination][]*connection

@@ -39,7 +39,7 @@ func sshCommon(control, user, instance string) []string {
 func masterArgs(control, user, instance, agent, knownHosts, log, hostKeyAlgorithms string, timing runner.Timing) []string {
 	return append(sshCommon(control, user, instance),
 		"-M", "-N", "-T", "-E", log,
-		"-o", "LogLevel=INFO", // the level of the message that a server does not answer
+		"-o", "LogLevel=DEBUG1", // tells what keys of users the server takes (keysTaken)
 		"-o", "ProxyCommand=-",
 		"-o", "ControlPersist=no",
 		"-o", "ConnectTimeout="+runner.WholeSeconds(timing.Start),
@@ -127,6 +127,10 @@ var loginForms = []struct {
 
 // wantsMore has the ways to log in that a server still takes after the key.
 var wantsMore = regexp.MustCompile(`Permission denied \(([a-z0-9@.,-]+)\)\.$`)
+
+// keysTaken matches the line of ssh's log with the types of users' keys that an sshd takes (RFC 8308, section 3.1). An sshd
+// since OpenSSH 9.6, and so one that has penalties, leaves out what PubkeyAcceptedAlgorithms does.
+var keysTaken = regexp.MustCompile(`server-sig-algs=<([^>]*)>`)
 
 // loginFault returns why a connection's ssh ended, by its messages and by what it and the server printed.
 func loginFault(log, stderr string) *runner.Failure {

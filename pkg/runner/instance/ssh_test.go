@@ -19,7 +19,7 @@ func TestSSHArguments(t *testing.T) {
 	}
 	master := func(hostKeys string) []string {
 		return slices.Concat(common, []string{
-			"-M", "-N", "-T", "-E", "/d/1.log", "-o", "LogLevel=INFO", "-o", "ProxyCommand=-", "-o", "ControlPersist=no", "-o", "ConnectTimeout=15",
+			"-M", "-N", "-T", "-E", "/d/1.log", "-o", "LogLevel=DEBUG1", "-o", "ProxyCommand=-", "-o", "ControlPersist=no", "-o", "ConnectTimeout=15",
 			"-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=19", "-o", "IdentityAgent=/d/1.key", "-o", "IdentityFile=none",
 			"-o", "PreferredAuthentications=publickey", "-o", "UserKnownHostsFile=/d/1.known", "-o", "GlobalKnownHostsFile=none",
 			"-o", "HostKeyAlgorithms=" + hostKeys, "-o", "StrictHostKeyChecking=yes", "-o", "UpdateHostKeys=no", "-o", "HashKnownHosts=no", "-o", "CheckHostIP=no",
