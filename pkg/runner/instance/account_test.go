@@ -136,7 +136,8 @@ func TestDenial(t *testing.T) {
 		step     string
 		final    bool
 	}{
-		{shown, "Connection closed by UNKNOWN port 65535", "", "ssh_denied", true},
+		{shown, "Connection closed by UNKNOWN port 65535", "", "ssh_denied", false},
+		{shown, "Connection closed by UNKNOWN port 65535", "Authorised use only. In case of a fire shutdown the host.\r\nYour account has expired; please contact your system administrator.\r\n", "ssh_denied", true},
 		{shown, "Connection closed by UNKNOWN port 65535", "Your account has expired; please contact your system administrator.", "ssh_denied", true},
 		{shown, "Connection closed by UNKNOWN port 65535", "\"System is booting up. Unprivileged users are not permitted to log in yet.\"", "ssh_denied", false},
 		{shown, "Connection closed by UNKNOWN port 65535", "The system is going down for maintenance", "ssh_denied", false},
@@ -145,7 +146,7 @@ func TestDenial(t *testing.T) {
 	} {
 		l := &login{exchange: c.exchange}
 		var told *runner.Failure
-		if err := l.denial(loginFault(c.log, c.pam)); !errors.As(err, &told) || told.Step != c.step || told.Final != c.final {
+		if err := l.denial(loginFault(c.log, c.pam), c.pam); !errors.As(err, &told) || told.Step != c.step || told.Final != c.final {
 			t.Errorf("%q: %+v", c.pam, told)
 		}
 	}

@@ -322,7 +322,8 @@ func (c *connection) try(ctx context.Context, a attempt, known hostKeys) (l *log
 	select {
 	case <-appeared:
 	case <-l.ssh.Exited:
-		return l, l.denial(l.fault(ctx))
+		err := l.fault(ctx)
+		return l, l.denial(err, l.said.text())
 	case <-ctx.Done():
 		return l, l.fault(ctx)
 	}
@@ -496,22 +497,27 @@ func (l *login) fault(ctx context.Context) error {
 	return err
 }
 
-// denial returns the meaning of a login's fault: an sshd that hangs up once it has shown its host key keeps the account out.
-func (l *login) denial(err error) error {
+// denial returns the meaning of a login's fault: an sshd that hangs up once it has shown its host key keeps the account out,
+// or was ended at that moment. What PAM says comes as a banner does.
+func (l *login) denial(err error, said string) error {
 	if runner.StepOf(err) != "ssh_closed" || l.exchange.shown() == nil {
 		return err
 	}
 	f := failed("ssh_denied", fmt.Errorf("in the middle of the login: %w", err))
-	if comesOrGoes.MatchString(err.Error()) {
-		f.Final = false
+	f.Final = accountOver.MatchString(said)
+	if comesOrGoes.MatchString(said) {
 		f.Sentence = "The instance lets nobody in for now, because it starts or shuts down: try again in a minute."
 		f.Fix = "Wait until the instance has started. If it has, remove /etc/nologin and /run/nologin there."
 	}
 	return f
 }
 
-// comesOrGoes matches what PAM says of an instance that starts or shuts down (pam_nologin(8), systemd-user-sessions(8)).
-var comesOrGoes = regexp.MustCompile(`(?i)system is (booting up|going down|shutting down)|shutdown`)
+// What PAM says, as whole lines, of an instance that starts or shuts down (pam_nologin(8), with the words of systemd and
+// shutdown(8)), and of an account that is over (pam_unix(8), pam_faillock(8)).
+var (
+	comesOrGoes = regexp.MustCompile(`(?m)^"?(The s|S)ystem is (booting up|going down|shutting down)\b`)
+	accountOver = regexp.MustCompile(`(?m)^(Your account has expired|Account (is )?(locked|expired|disabled))\b`)
+)
 
 // cliFault returns the meaning of the last words of a tunnel's command. With a wrong
 // certificate or name, the AWS CLI prints nothing and does not end.

@@ -25,7 +25,7 @@ var sentences = map[string]string{
 	"ssh_timeout":    "The instance's sshd does not answer. Check that sshd runs on the instance and is not overloaded, and that no firewall swallows the bytes.",
 	"ssh_closed":     "The instance's sshd hung up, or the tunnel to it did: open the terminal again. If it goes on, check sshd's own log on the instance.",
 	"tunnel_stalled": "The connection to the instance went silent: open the terminal again.",
-	"ssh_denied":     "The instance's sshd ended the login, as it does where the OS user's account has expired or is kept out: check the account (chage -l), /etc/nologin and PAM's rules on the instance. sshd's own log has the cause.",
+	"ssh_denied":     "The instance's sshd ended the login, as it does where the OS user's account has expired or is kept out, or where sshd itself was ended. If it goes on, check the account (chage -l), /etc/nologin and PAM's rules on the instance; sshd's own log has the cause.",
 	"ssh_sessions":   "The instance's sshd opens no session. Check MaxSessions in its configuration.",
 	"docker_sudo":    "The workspace's docker_sudo is neither true nor false: correct it in the workspace's row.",
 	"account":        "The account %s on the instance does not run what the gateway asks of it. Whoever runs the instance has to look at the account's login shell, its start files (.bashrc), the age of its password, and ForceCommand and PermitTTY in sshd's configuration.",
@@ -44,8 +44,12 @@ var fixes = map[string]string{
 	"account":      "Log in to the instance as USER and see what comes before a prompt: its login shell (`getent passwd USER`), what its .bashrc and the like start or wait for (exec, exit, read), ForceCommand in sshd's configuration, command= in authorized_keys.",
 }
 
-// final are the steps that fail again until somebody has mended the row, the instance or the gateway.
-var final = []string{"ssh_auth", "ssh_denied", "ssh_greeting", "ssh_hostkey", "ssh_handshake"}
+var (
+	// final are the steps that fail again until somebody has mended the row, the instance or the gateway.
+	final = []string{"ssh_auth", "ssh_greeting", "ssh_hostkey", "ssh_handshake"}
+	// refusals are the steps after which a login is not tried again at once.
+	refusals = append([]string{"ssh_denied"}, final...)
+)
 
 func failed(step string, err error) *runner.Failure {
 	return &runner.Failure{Step: step, Sentence: sentences[step], Fix: fixes[step], Final: slices.Contains(final, step), Err: err}

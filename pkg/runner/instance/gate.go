@@ -344,7 +344,7 @@ func (g *gate) told(to destination, err error) error {
 	}
 	last := g.last(to)
 	switch {
-	case slices.Contains(final, cause.Step):
+	case slices.Contains(refusals, cause.Step):
 	case last != nil && slices.Contains(follows, cause.Step):
 		cause = last.cause
 	default:
@@ -357,6 +357,10 @@ func (g *gate) told(to destination, err error) error {
 	pause := firstPause
 	if last != nil {
 		pause = longPause
+		if cause.Step == "ssh_denied" && last.cause.Step == cause.Step && cause.Sentence == sentences[cause.Step] {
+			again := *cause
+			cause, again.Final = &again, true // sshd was not ended twice
+		}
 	}
 	now := &refusal{cause: cause, until: g.now().Add(pause), count: 1}
 	if last != nil {

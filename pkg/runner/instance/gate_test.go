@@ -372,6 +372,28 @@ func TestGateToldInTheQueue(t *testing.T) {
 	})
 }
 
+// TestGateOfDenials: an sshd that hangs up in the middle of a login was ended, or keeps the account out; twice, it keeps it out.
+func TestGateOfDenials(t *testing.T) {
+	t.Parallel()
+	clock := newClock()
+	g := newGate(clock.Now)
+	boots := failed("ssh_denied", io.EOF)
+	boots.Sentence = "it boots"
+	for n, c := range []struct {
+		err   error
+		final bool
+	}{{failed("ssh_denied", io.EOF), false}, {failed("ssh_denied", io.EOF), true}, {nil, false}, {boots, false}, {boots, false}, {failed("ssh_denied", io.EOF), true}} {
+		var told *runner.Failure
+		if err, through := goes(t, g, destination{instance: "i-1", user: "u"}, c.err); !through || errors.As(err, &told) && told.Final != c.final {
+			t.Errorf("%d: %+v", n, told)
+		}
+		if c.err == nil {
+			g.closed(destination{instance: "i-1", user: "u"})
+		}
+		clock.add(longPause)
+	}
+}
+
 // TestGateKeys: an account that is refused is tried with the other type of key next, and another account is not.
 func TestGateKeys(t *testing.T) {
 	t.Parallel()
