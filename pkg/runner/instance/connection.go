@@ -1,7 +1,6 @@
 package instance
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,17 +40,18 @@ type connection struct {
 	lost error
 
 	// Kind's mutex guards the rest.
-	used, limit int                // sessions that are reserved, and how many may be
-	asking, has int                // terminals that sshd is asked for, and that it has opened
-	settled     chan struct{}      // closed once none is asked for; nil: nobody waits for that
-	over        bool               // no new sessions
-	needed      context.CancelFunc // ends linger; nil: it never ran
+	used, asking int // sessions that are reserved, and terminals among them that sshd is asked for
+	has, turned  int // terminals that it has opened, and refused, while they are reserved
+	bound        bound
+	settled      chan struct{}      // closed once none is asked for; nil: nobody waits for that
+	over         bool               // no new sessions
+	needed       context.CancelFunc // ends linger; nil: it never ran
 }
 
 // newConnection makes a connection. The caller holds the mutex.
 func (k *Kind) newConnection(to destination) *connection {
 	c := &connection{
-		kind: k, to: to, serial: k.sockets.serial(), limit: cmp.Or(k.limits[to], sessionLimit),
+		kind: k, to: to, serial: k.sockets.serial(), bound: k.bounds[to],
 		ready: make(chan struct{}), gone: make(chan struct{}), trail: runner.Trail{},
 	}
 	c.control = k.path(c.serial + ".ctl")

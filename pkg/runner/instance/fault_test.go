@@ -320,8 +320,8 @@ func TestRemoteHungContainer(t *testing.T) {
 			r.mu.Lock()
 			for _, conns := range r.conns {
 				for _, c := range conns {
-					if c.over || c.limit != sessionLimit {
-						t.Errorf("the connection takes %d sessions, over %t", c.limit, c.over)
+					if c.over || c.bound != (bound{}) {
+						t.Errorf("the connection takes %+v sessions, over %t", c.bound, c.over)
 					}
 				}
 			}

@@ -135,7 +135,7 @@ func readHostKeys(text, instance string) (hostKeys, error) {
 		if line == "" || strings.HasPrefix(line, "#") || slices.Contains(aroundKeys, line) {
 			continue
 		}
-		if len(eachKey.FindAllStringIndex(line, 2)) > 1 {
+		if hasMany(line) {
 			return nil, fmt.Errorf("line %d has more than one key; write each on a line of its own", number)
 		}
 		if bad, ok := cutMarker(line, "@revoked"); ok {
@@ -177,6 +177,15 @@ func readHostKeys(text, instance string) (hostKeys, error) {
 		return nil, errors.New("it holds no key that is not revoked; " + putHostKey)
 	}
 	return keys, nil
+}
+
+// hasMany reports whether a line has several keys, which a table or a shell has joined. A key's own fingerprint behind it is
+// a comment.
+func hasMany(line string) bool {
+	if _, key, err := hostKeyLine(line, "", true); err == nil {
+		line = strings.ReplaceAll(line, ssh.FingerprintSHA256(key), "")
+	}
+	return len(eachKey.FindAllStringIndex(line, 2)) > 1
 }
 
 // cutMarker returns the line without its marker, a word of its own.

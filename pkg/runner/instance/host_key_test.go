@@ -22,7 +22,7 @@ func TestReadHostKeys(t *testing.T) {
 	t.Parallel()
 	const instance = "i-0123456789abcdef0"
 	for _, text := range []string{
-		edKey, edKey + " root@ip-10-0-0-5", "\t" + edKey + "  \r\n\r\n", strings.Replace(edKey, " ", "\t", 1),
+		edKey, edKey + " root@ip-10-0-0-5", edKey + " " + fingerprint(edKey), "\ufeff" + edKey, "\t" + edKey + "  \r\n\r\n", strings.Replace(edKey, " ", "\t", 1),
 		instance + " " + edKey, "10.0.0.5 " + edKey, "fd00::5 " + edKey, "[10.0.0.5]:2222 " + edKey, "localhost " + edKey,
 		"# 10.0.0.5:22 SSH-2.0-OpenSSH_9.6\n" + edKey, edKey + "\n" + edKey,
 		edKey + "\n@revoked * " + ecKey, "@revoked " + ecKey + "\n" + edKey, edKey + "\n" + ecKey + "\n@revoked\t10.0.0.9,other.example  " + ecKey + " lost",
@@ -48,7 +48,8 @@ func TestReadHostKeys(t *testing.T) {
 		console + "ec2: \n" + console + "ec2: ####\n" + console + "ec2: -----BEGIN SSH HOST KEY FINGERPRINTS-----\n" +
 			console + "ec2: 1024 " + somePrint + " root@x (DSA)\n" + console + "ec2: 256 " + somePrint + " root@x (ECDSA)\n" +
 			console + "ec2: -----END SSH HOST KEY FINGERPRINTS-----\n": {somePrint + " ECDSA"},
-		"[   21.098765] cloud-init: 256 " + somePrint + " root@x (ED25519)\nec2: " + edKey: {somePrint + " ED25519", edKey},
+		"[   13.1] cloud-init[2089]: 256 " + somePrint + " root@x (ED25519)\nNov 30 10:00:00 ip-10-0-0-5 ec2: " + edKey: {somePrint + " ED25519", edKey},
+		"[   21.098765] cloud-init: 256 " + somePrint + " root@x (ED25519)\nec2: " + edKey:                              {somePrint + " ED25519", edKey},
 	} {
 		if keys, err := readHostKeys(text, instance); err != nil || !slices.Equal(keys, want) || !slices.Equal(parsedHostKeys(keys.String()), want) {
 			t.Errorf("%q: %q, %v; want %q", text, keys, err, want)

@@ -163,7 +163,7 @@ type Kind struct {
 
 	mu     sync.Mutex
 	conns  map[destination][]*connection
-	limits map[destination]int // sessions that an sshd opens on a connection, where it is known to be fewer than sessionLimit
+	bounds map[destination]bound
 	closed bool
 }
 
@@ -202,7 +202,7 @@ func Open(cfg Config) (*Kind, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kind{cfg: cfg, ssh: program, version: version, sockets: s, gate: newGate(cfg.Now), conns: map[destination][]*connection{}, limits: map[destination]int{}}
+	k := &Kind{cfg: cfg, ssh: program, version: version, sockets: s, gate: newGate(cfg.Now), conns: map[destination][]*connection{}, bounds: map[destination]bound{}}
 	k.ends = runner.NewEnds(runner.EndsConfig{Timing: &k.cfg.Timing, For: endFor, RetryMost: max(cfg.Timing.Retry, endPause)})
 	k.ctx, k.stop = context.WithCancel(context.Background())
 	k.wg.Go(s.watch)

@@ -334,6 +334,58 @@ func TestRemoteConcurrentStarts(t *testing.T) {
 	}
 }
 
+// TestBoundOfSessions: what a refusal tells of sshd's limit.
+func TestBoundOfSessions(t *testing.T) {
+	t.Parallel()
+	clock := newClock()
+	newKind := func() *Kind {
+		k := &Kind{cfg: Config{Now: clock.Now}, conns: map[destination][]*connection{}, bounds: map[destination]bound{}}
+		k.ctx, k.stop = context.WithCancel(t.Context())
+		return k
+	}
+	asked := func(k *Kind, c *connection, opened bool) {
+		k.mu.Lock()
+		k.take(c)
+		k.mu.Unlock()
+		k.asks(c)
+		k.answered(c, opened, !opened)
+	}
+	for _, c := range []struct {
+		name                 string
+		open, ending, refuse int
+		own, next            int
+		over                 bool
+	}{
+		{"four at once", 4, 0, 6, 4, 4, false},
+		{"some are ending", 2, 3, 1, 5, sessionLimit, false},
+		{"none", 0, 0, 1, 0, sessionLimit, true},
+	} {
+		k := newKind()
+		conn := &connection{kind: k, hangUp: func() {}, ctx: k.ctx}
+		for range c.open + c.ending {
+			asked(k, conn, true)
+		}
+		for range c.ending {
+			k.hasClosed(conn) // and is swept
+		}
+		for range c.refuse {
+			asked(k, conn, false)
+		}
+		for range c.refuse {
+			k.refused(conn, false)
+		}
+		if own, next := conn.bound.at(clock.Now()), k.bounds[conn.to].at(clock.Now()); own != c.own || next != c.next || conn.over != c.over {
+			t.Errorf("%s: %d sessions, %d on the next connection, over %t", c.name, own, next, conn.over)
+		}
+		clock.add(boundFor)
+		if own := conn.bound.at(clock.Now()); own != sessionLimit {
+			t.Errorf("%s: %d sessions later", c.name, own)
+		}
+		k.stop()
+		k.wg.Wait()
+	}
+}
+
 // TestRemoteConnectionEnds: after its last terminal, and a while.
 func TestRemoteConnectionEnds(t *testing.T) {
 	t.Parallel()

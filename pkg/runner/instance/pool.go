@@ -113,7 +113,7 @@ func (k *Kind) share(to destination, d time.Duration) (*connection, error) {
 // least d; nil: there is none. The caller holds the mutex.
 func (k *Kind) longest(to destination, d time.Duration) (best *connection) {
 	for _, c := range k.conns[to] {
-		if left := c.lifeLeft(); c.used < c.limit && !c.over && left >= d && (best == nil || left > best.lifeLeft()) {
+		if left := c.lifeLeft(); c.used < c.bound.at(k.cfg.Now()) && !c.over && left >= d && (best == nil || left > best.lifeLeft()) {
 			best = c
 		}
 	}
@@ -204,7 +204,8 @@ func (k *Kind) answered(c *connection, opened, refused bool) {
 	case opened:
 		c.has++
 	case refused:
-		c.limit = min(c.limit, c.used-1)
+		c.turned++
+		c.bound = c.bound.lower(c.used-1, k.cfg.Now())
 	}
 	if c.asking == 0 && c.settled != nil {
 		close(c.settled)
@@ -238,18 +239,42 @@ func (k *Kind) settle(ctx context.Context, c *connection) {
 }
 
 // refused gives back a session that sshd did not open: sshd's limit is lower than
-// assumed, and the destination's next connections have the lower one. A connection that is
-// gone, or that has no session, gets no more.
+// assumed. A connection that is gone, or that has no session, gets no more. Where all that
+// are reserved are terminals, the limit is known, and the destination's next connections have it too.
 func (k *Kind) refused(c *connection, gone bool) {
 	k.mu.Lock()
-	c.limit = min(c.limit, c.used-1)
-	if c.has > 0 && !gone {
-		c.limit = c.has
-		k.limits[c.to] = c.limit
+	now := k.cfg.Now()
+	c.bound = c.bound.lower(c.used-1, now)
+	if !gone && c.has > 0 && c.used == c.has+c.turned {
+		c.bound = bound{}.lower(c.has, now)
+		k.bounds[c.to] = c.bound
 	}
-	c.over = c.over || gone || c.limit == 0
+	if c.turned > 0 {
+		c.turned--
+	}
+	c.over = c.over || gone || c.bound.at(now) == 0
 	k.mu.Unlock()
 	k.release(c)
+}
+
+// bound is how many sessions an sshd opens on a connection, as it has shown by a refusal. Zero is sessionLimit.
+type bound struct {
+	limit int
+	until time.Time
+}
+
+// boundFor is how long a bound counts: sshd may have been busy with sessions that were ending.
+const boundFor = 30 * time.Second
+
+func (b bound) at(now time.Time) int {
+	if now.Before(b.until) {
+		return b.limit
+	}
+	return sessionLimit
+}
+
+func (b bound) lower(limit int, now time.Time) bound {
+	return bound{min(b.at(now), limit), now.Add(boundFor)}
 }
 
 // retire keeps new sessions off a connection.
@@ -270,7 +295,7 @@ func (k *Kind) forget(c *connection) {
 	k.conns[c.to] = slices.DeleteFunc(k.conns[c.to], func(other *connection) bool { return other == c })
 	if len(k.conns[c.to]) == 0 {
 		delete(k.conns, c.to)
-		delete(k.limits, c.to)
+		delete(k.bounds, c.to)
 	}
 }
 
