@@ -71,6 +71,25 @@ func TestRemoteFloodClosed(t *testing.T) {
 	}
 }
 
+// TestRemoteManyClose: terminals that are closed together, with the sweeps of their ends, leave the connection to a neighbour.
+func TestRemoteManyClose(t *testing.T) {
+	t.Parallel()
+	i := newInstance(t, nil, "MaxSessions 30")
+	r := i.remote(t, Config{})
+	neighbour := shelltest.Open(t, shelltest.By(r), i.target(t, ""))
+	for range 4 {
+		var closing sync.WaitGroup
+		for range sessionLimit - 1 {
+			s := shelltest.Open(t, shelltest.By(r), i.target(t, ""))
+			closing.Go(func() { s.End(t) })
+		}
+		closing.Wait()
+		neighbour.Send(t, "echo t=$((6*7))\n")
+		neighbour.Expect(t, "t=42")
+	}
+	neighbour.End(t)
+}
+
 // TestRemoteInput: input arrives whole and in order, however much waits for the program to read.
 func TestRemoteInput(t *testing.T) {
 	t.Parallel()
@@ -115,7 +134,7 @@ func playedSSH(t *testing.T) (c *channel, ssh net.Conn) {
 		)...))
 	})
 	conn := &connection{kind: &Kind{}, control: socket}
-	if c, err = conn.openChannel(t.Context(), shelltest.DefaultSize, "true"); err != nil {
+	if c, err = conn.openChannel(t.Context(), &shelltest.DefaultSize, "true"); err != nil {
 		t.Fatal(err)
 	}
 	played.Wait()

@@ -90,22 +90,22 @@ func (r *request) look(ctx context.Context) (look, error) {
 	defer cancel()
 	seen := look{}
 	err := r.kind.over(ctx, r, func(c *connection) error {
-		argv := append([]string{r.kind.ssh}, sessionArgs(c.control, c.to.user, c.to.instance, r.command(false, "look"))...)
-		stdout, stderr, status, err := output(ctx, argv)
-		for _, m := range toldLook.FindAllStringSubmatch(stdout, -1) {
+		said, exit, err := c.run(ctx, r.command(false, "look"))
+		for _, m := range toldLook.FindAllStringSubmatch(said, -1) {
 			seen[m[1]] = shorten(m[2])
 		}
 		switch {
 		case len(seen) > 0: // without what docker says, if nothing ends a docker that hangs: sudo's
 			r.kind.release(c)
 			return nil
+		case errors.Is(err, errRefused), errors.Is(err, errGone):
+			return err
 		case err != nil:
-			return r.accountFault("what looks at the instance has no end", []byte(stdout), err)
+			return r.accountFault("what looks at the instance has no end", []byte(said), err)
+		case exit == nil:
+			return r.accountFault("what looks at the instance ended", []byte(said))
 		}
-		if fault := sessionFault(stderr); status.ExitStatus() == 255 && fault != nil {
-			return fault
-		}
-		return r.accountFault(fmt.Sprintf("what looks at the instance ended with exit code %d", status.ExitStatus()), []byte(stdout+stderr))
+		return r.accountFault(fmt.Sprintf("what looks at the instance ended with exit code %d", exit.Code), []byte(said))
 	})
 	return seen, err
 }

@@ -64,14 +64,6 @@ func masterArgs(control, user, instance, agent, knownHosts, log, hostKeyAlgorith
 	)
 }
 
-// sessionArgs returns the arguments of an ssh that runs a command over an existing
-// connection. If the connection is gone, ssh opens its own, to a program that ends at
-// once.
-func sessionArgs(control, user, instance, command string) []string {
-	args := append(sshCommon(control, user, instance), "-o", "ControlMaster=no", "-o", "ProxyCommand=false", "-o", "LogLevel=ERROR", "-T")
-	return append(args, "--", instance, command)
-}
-
 var errNoShell = errors.New("no such shell")
 
 // Errors of a session that ssh could not open.
@@ -79,25 +71,6 @@ var (
 	errRefused = errors.New("sshd opens no more sessions on this connection")
 	errGone    = errors.New("the connection is gone")
 )
-
-// Messages of an ssh that runs a command over a connection (mux.c), as whole lines. Such a line may also be the account's: what
-// a remote program prints comes to ssh's stderr, where there is no pty. It gains no more than a refused session does.
-var (
-	refusedForm = regexp.MustCompile(`(?m)^mux_client_request_session: session request failed: Session open refused by peer\r?$`)
-	goneForm    = regexp.MustCompile(`(?m)^(mux_client_\w+: .*|muxclient: .*|Control socket connect\(.*\): .*` +
-		`|(kex|ssh)_exchange_identification: .*|Connection (closed|reset) by UNKNOWN port 65535)\r?$`) // the last two: of the program that ends at once
-)
-
-// sessionFault returns why ssh could not open a session; nil if it could.
-func sessionFault(stderr string) error {
-	switch {
-	case refusedForm.MatchString(stderr):
-		return errRefused
-	case goneForm.MatchString(stderr):
-		return errGone
-	}
-	return nil
-}
 
 // Causes of a failed login.
 var (

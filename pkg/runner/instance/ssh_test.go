@@ -1,7 +1,6 @@
 package instance
 
 import (
-	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -27,13 +26,9 @@ func TestSSHArguments(t *testing.T) {
 			"--", "i-0123456789abcdef0",
 		})
 	}
-	session := slices.Concat(common, []string{
-		"-o", "ControlMaster=no", "-o", "ProxyCommand=false", "-o", "LogLevel=ERROR", "-T", "--", "i-0123456789abcdef0", "exec 'x'",
-	})
 	const control, user, instance = "/d/1.ctl", "ec2-user", "i-0123456789abcdef0"
 	for name, c := range map[string]struct{ got, want []string }{
 		"the connection": {masterArgs(control, user, instance, "/d/1.key", "/d/1.known", "/d/1.log", "rsa-sha2-256", runner.Timing{}.WithDefaults()), master("rsa-sha2-256")},
-		"a command":      {sessionArgs(control, user, instance, "exec 'x'"), session},
 	} {
 		if !slices.Equal(c.got, c.want) {
 			t.Errorf("%s: %q, want %q", name, c.got, c.want)
@@ -83,24 +78,5 @@ func TestLoginFault(t *testing.T) {
 			t.Errorf("%s is told as %q", want, err.Sentence)
 		}
 		told[err.Sentence] = want
-	}
-}
-
-// What an ssh says that opens a session, and not what an account prints that looks like it.
-func TestSessionFault(t *testing.T) {
-	t.Parallel()
-	for said, want := range map[string]error{
-		"mux_client_request_session: session request failed: Session open refused by peer\r\nkex_exchange_identification: Connection closed by remote host\r\n": errRefused,
-		"Control socket connect(/d/1.ctl): Connection refused\r\n":                                                                     errGone,
-		"mux_client_hello_exchange: write packet: Broken pipe\r\n":                                                                     errGone,
-		"mux_client_request_session: read from master failed: Connection reset by peer\r\nConnection closed by UNKNOWN port 65535\r\n": errGone,
-		"bash: open refused by peer":               nil,
-		"the master of the house":                  nil,
-		"rsync: Connection closed unexpectedly":    nil,
-		"channel 3: open failed: connect failed: ": nil,
-	} {
-		if got := sessionFault(said); !errors.Is(got, want) || (got == nil) != (want == nil) {
-			t.Errorf("%q becomes %v, want %v", said, got, want)
-		}
 	}
 }

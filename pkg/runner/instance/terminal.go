@@ -30,7 +30,7 @@ type sshTerminal struct {
 func (c *connection) open(ctx context.Context, r *request, size terminal.Size, command string) (*sshTerminal, error) {
 	opening, stopWatch := c.watchOpening(ctx)
 	c.kind.asks(c)
-	opened, err := c.openChannel(opening, size, command)
+	opened, err := c.openChannel(opening, &size, command)
 	c.kind.answered(c, err == nil, errors.Is(err, errRefused))
 	stopWatch()
 	switch {
@@ -324,30 +324,28 @@ func (c *connection) sweep(ctx context.Context, r *request, keepDetached bool) (
 	defer stop()
 	silent := c.listen()
 	command := r.command(keepDetached, "end", "container="+r.container, "shell="+r.shell, "sid="+r.sid, "start="+r.start)
-	argv := append([]string{c.kind.ssh}, sessionArgs(c.control, c.to.user, c.to.instance, command)...)
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 400*time.Millisecond) {
-		stdout, stderr, status, err := output(ctx, argv)
+		said, exit, err := c.run(ctx, command)
 		if errors.Is(err, context.DeadlineExceeded) && (silent() || !c.answers()) {
 			c.kind.retire(c)
 		}
-		if err != nil {
+		switch {
+		case err == nil:
+			last := lastLine(said)
+			if s, ok := runner.ReadSwept(last); ok && exit != nil && exit.Code == 0 {
+				return s, nil
+			}
+			if last == "nonsense" {
+				return runner.Swept{}, &runner.Misconduct{Err: errors.New("sweeping: the container on the instance does not answer as it should")}
+			}
+			return runner.Swept{}, fmt.Errorf("sweeping: the instance answered %q", shorten(said))
+		case !errors.Is(err, errRefused):
 			return runner.Swept{}, fmt.Errorf("sweeping: %w", err)
-		}
-		last := lastLine(stdout)
-		if s, ok := runner.ReadSwept(last); ok && status.ExitStatus() == 0 {
-			return s, nil
-		}
-		if last == "nonsense" {
-			return runner.Swept{}, &runner.Misconduct{Err: errors.New("sweeping: the container on the instance does not answer as it should")}
-		}
-		fault := sessionFault(stderr)
-		if status.ExitStatus() != 255 || !errors.Is(fault, errRefused) {
-			return runner.Swept{}, fmt.Errorf("sweeping: %w", errors.Join(fault, fmt.Errorf("the instance answered %q", shorten(stdout+" "+stderr))))
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return runner.Swept{}, fmt.Errorf("sweeping: %w", fault)
+			return runner.Swept{}, fmt.Errorf("sweeping: %w", err)
 		}
 	}
 }
