@@ -262,9 +262,12 @@ apart() {
 guard() {
 	has sleep || return # it would never rest
 	exec 4<&0
-	apart /bin/sh -c 'eval "$1"' termgw "$self" "$sweep" mode=watch target="$target" session="$session" sudo="$sudo" \
-		keep_detached="$keep_detached" grace="$grace" lease="$lease" retry="$retry" \
-		container="$container" shell="$shell" sid="$1" start="$2" pid="$$" </dev/null >/dev/null 2>&1 &
+	{
+		trap '' HUP INT TERM TSTP # a hang-up may come before it has its session
+		apart /bin/sh -c 'eval "$1"' termgw "$self" "$sweep" mode=watch target="$target" session="$session" sudo="$sudo" \
+			keep_detached="$keep_detached" grace="$grace" lease="$lease" retry="$retry" \
+			container="$container" shell="$shell" sid="$1" start="$2" pid="$$"
+	} </dev/null >/dev/null 2>&1 &
 	exec 4<&-
 }
 
