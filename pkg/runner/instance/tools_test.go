@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/molecule-ai/termgw/internal/shelltest"
 	"github.com/molecule-ai/termgw/internal/testenv"
@@ -149,7 +150,25 @@ func (i *instance) wantTerminals(t *testing.T, container, id string, row map[str
 			t.Fatal(err)
 		}
 		s.Send(t, "until stty size | grep -q '^43 132$'; do sleep 0.05; done; echo host=$(hostname)\n")
+		// docker listens for sizes some time after the shell has started, on a busy machine after more than what guards a
+		// terminal waits for: then the person drags the window again.
+		seen := make(chan struct{})
+		var drags sync.WaitGroup
+		drags.Go(func() {
+			for {
+				select {
+				case <-time.After(20 * time.Second):
+					_, _ = s.Resize(terminal.Size{Cols: 131, Rows: 43}), s.Resize(terminal.Size{Cols: 132, Rows: 43})
+				case <-seen:
+					return
+				case <-t.Context().Done():
+					return
+				}
+			}
+		})
 		s.Expect(t, "host="+id[:12])
+		close(seen)
+		drags.Wait()
 		s.Ready(t, shelltest.Job("bg", "$SIG{HUP}=sub{}")+" &")
 		s.Closed = true
 		if err := s.Close(); err != nil {
