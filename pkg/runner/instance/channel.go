@@ -180,9 +180,9 @@ const mostSaid = 64 << 10
 // run runs a command without a pty and without input, and returns what it printed, on stderr too, and how it ended; nil: sshd
 // has not told. The error is as openChannel's, or errGone.
 //
-// An ssh that opened the session would do as well, but for a fault of OpenSSH's (10.0 and before): while it has one, it may
-// take the close of another channel for one of its own, closes that one again later, and sshd then ends the connection. Its
-// control channel notes its session's local number where others have sshd's number (channel_by_remote_id in channels.c).
+// An ssh that opened the session would do as well, but for a fault of OpenSSH's (seen with 9.2, no longer in 10.5): while it
+// has one, it may take the close of another channel for one of its own, closes that one again later, and sshd then ends the
+// connection. Its control channel notes its session's local number where others have sshd's number (remote_id in mux.c).
 func (c *connection) run(ctx context.Context, command string) (said string, exit *terminal.Exit, err error) {
 	ch, err := c.openChannel(ctx, nil, command)
 	if err != nil {
