@@ -103,26 +103,28 @@ func (c *Config) openInstanceKind(ctx context.Context, parts placeParts) (*insta
 
 // Find asks AWS for the way to an instance.
 func (t *tunnels) Find(ctx context.Context, r instance.TunnelRequest) (runner.Trail, error) {
+	_, trail, err := t.find(ctx, r)
+	return trail, err
+}
+
+func (t *tunnels) find(ctx context.Context, r instance.TunnelRequest) (eice.Route, runner.Trail, error) {
 	route, err := t.aws.Locate(ctx, asked(r))
-	if err != nil {
-		return refusedTrail(trailOf(route), err), told(err)
-	}
-	return trailOf(route), nil
+	return route, refusedTrail(trailOf(route), err), told(err)
 }
 
 // Open finds the instance, takes a lease of one of its endpoint's tunnels, and opens the
 // tunnel while AWS puts the key on the instance.
 func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.Tunnel, error) {
-	route, err := t.aws.Locate(ctx, asked(r))
+	route, trail, err := t.find(ctx, r)
 	if err != nil {
-		return instance.Tunnel{Trail: refusedTrail(trailOf(route), err)}, told(err)
+		return instance.Tunnel{Trail: trail}, err
 	}
 	place, err := t.acquire(ctx, route.EndpointID, r.InstanceID)
 	if err != nil {
-		return instance.Tunnel{Trail: trailOf(route)}, err
+		return instance.Tunnel{Trail: trail}, err
 	}
 	tunnel := instance.Tunnel{
-		Expires: time.Now().Add(eice.MaxTunnel - sweepTime), Trail: trailOf(route),
+		Expires: time.Now().Add(eice.MaxTunnel - sweepTime), Trail: trail,
 		Ended: place.release, Room: place.room, Idle: place.idle,
 	}
 	tunnel.Trail.Add(place.trail())

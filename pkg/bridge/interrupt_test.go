@@ -68,18 +68,25 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
+// interruptedFlood prints a flood to a client that acknowledges nothing, and types Ctrl-C once the window is full.
+func interruptedFlood(t *testing.T) (term *fakeTerm, s *harness, flood string) {
+	t.Helper()
+	term = newTerm()
+	term.tells = true
+	s = startInBubble(t, setup{term: term, noAck: true, opt: Options{Ready: someReady}})
+	flood = strings.Repeat("y\r\n", initialWindow)
+	term.print([]byte(flood))
+	s.waitBytes(t, initialWindow)
+	synctest.Wait()
+	s.input(t, "\x03")
+	term.until(t, "the key", func() bool { return len(term.events) > 0 })
+	return term, s, flood
+}
+
 // A flood that comes in pieces, as from an engine that does not always have the processor, is skipped as one that comes at once.
 func TestInterruptOfAFloodWithGaps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		term := newTerm()
-		term.tells = true
-		s := startInBubble(t, setup{term: term, noAck: true, opt: Options{Ready: someReady}})
-		flood := strings.Repeat("y\r\n", initialWindow)
-		term.print([]byte(flood))
-		s.waitBytes(t, initialWindow)
-		synctest.Wait()
-		s.input(t, "\x03")
-		term.until(t, "the key", func() bool { return len(term.events) > 0 })
+		term, s, flood := interruptedFlood(t)
 		for range 5 {
 			time.Sleep(150 * time.Millisecond)
 			term.print([]byte(flood))
@@ -99,15 +106,7 @@ func TestInterruptOfAFloodWithGaps(t *testing.T) {
 // What the shell prints before it ends comes, also when it ends while it is read ahead.
 func TestInterruptThenTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		term := newTerm()
-		term.tells = true
-		s := startInBubble(t, setup{term: term, noAck: true, opt: Options{Ready: someReady}})
-		flood := strings.Repeat("y\r\n", initialWindow)
-		term.print([]byte(flood))
-		s.waitBytes(t, initialWindow)
-		synctest.Wait()
-		s.input(t, "\x03")
-		term.until(t, "the key", func() bool { return len(term.events) > 0 })
+		term, s, flood := interruptedFlood(t)
 		term.print([]byte("last words"))
 		term.quit(terminal.Exit{Code: 130})
 		synctest.Wait()

@@ -259,10 +259,9 @@ func (c *Client) meaning(op operation, r refusal) Detail {
 	if r.status >= http.StatusInternalServerError {
 		return Fault
 	}
-	if r.code == noJSON || r.code == "" || code == "UnknownError" {
-		if op == openTunnel || op.refused == Account {
-			return Answer // a proxy's: AWS has a code for each refusal
-		}
+	noCode := r.code == noJSON || r.code == "" || code == "UnknownError"
+	if noCode && (op == openTunnel || op.refused == Account) {
+		return Answer // a proxy's: AWS has a code for each refusal
 	}
 	return op.refused
 }

@@ -19,8 +19,12 @@ var sshEnv = []string{"PATH=/usr/local/bin:/usr/bin:/bin", "TERM=xterm-256color"
 // does so sooner (Timing.Patience).
 func aliveCount(t runner.Timing) int { return int(t.Lease/t.Alive) + 1 }
 
-// sshCommon returns the arguments of every ssh. User and instance are validated.
-func sshCommon(control, user, instance string) []string {
+// masterArgs returns the arguments of a connection's ssh, which speaks on its stdin
+// and stdout (ProxyCommand=-): the tunnel costs no process, no
+// port, and no socket that another program could connect to.
+// Its own messages go to log: its stderr has what a server prints, too. User and
+// instance are validated.
+func masterArgs(control, user, instance, agent, knownHosts, log, hostKeyAlgorithms string, timing runner.Timing) []string {
 	return []string{
 		"-F", "none", "-S", control, "-e", "none", "-l", user,
 		"-o", "BatchMode=yes",
@@ -29,28 +33,19 @@ func sshCommon(control, user, instance string) []string {
 		"-o", "ForwardX11=no",
 		"-o", "PermitLocalCommand=no",
 		"-o", "HostKeyAlias=" + instance,
-	}
-}
-
-// masterArgs returns the arguments of a connection's ssh, which speaks on its stdin
-// and stdout (ProxyCommand=-): the tunnel costs no process, no
-// port, and no socket that another program could connect to.
-// Its own messages go to log: its stderr has what a server prints, too.
-func masterArgs(control, user, instance, agent, knownHosts, log, hostKeyAlgorithms string, timing runner.Timing) []string {
-	return append(sshCommon(control, user, instance),
 		"-M", "-N", "-T", "-E", log,
 		"-o", "LogLevel=DEBUG1", // tells what keys of users the server takes (keysTaken)
 		"-o", "ProxyCommand=-",
 		"-o", "ControlPersist=no",
-		"-o", "ConnectTimeout="+runner.WholeSeconds(timing.Start),
-		"-o", "ServerAliveInterval="+runner.WholeSeconds(timing.Alive),
+		"-o", "ConnectTimeout=" + runner.WholeSeconds(timing.Start),
+		"-o", "ServerAliveInterval=" + runner.WholeSeconds(timing.Alive),
 		"-o", fmt.Sprintf("ServerAliveCountMax=%d", aliveCount(timing)),
-		"-o", "IdentityAgent="+agent,
+		"-o", "IdentityAgent=" + agent,
 		"-o", "IdentityFile=none",
 		"-o", "PreferredAuthentications=publickey",
-		"-o", "UserKnownHostsFile="+knownHosts,
+		"-o", "UserKnownHostsFile=" + knownHosts,
 		"-o", "GlobalKnownHostsFile=none",
-		"-o", "HostKeyAlgorithms="+hostKeyAlgorithms,
+		"-o", "HostKeyAlgorithms=" + hostKeyAlgorithms,
 		"-o", "StrictHostKeyChecking=yes",
 		"-o", "UpdateHostKeys=no",
 		"-o", "HashKnownHosts=no",
@@ -61,7 +56,7 @@ func masterArgs(control, user, instance, agent, knownHosts, log, hostKeyAlgorith
 		"-o", "IgnoreUnknown=ObscureKeystrokeTiming",
 		"-o", "ObscureKeystrokeTiming=no",
 		"--", instance,
-	)
+	}
 }
 
 var errNoShell = errors.New("no such shell")
