@@ -114,7 +114,27 @@ func (d *Docker) RunContainerWith(tb testing.TB, name string, configure func(*cl
 	if _, err := cli.ContainerStart(tb.Context(), created.ID, client.ContainerStartOptions{}); err != nil {
 		tb.Fatalf("starting the container %q: %v", name, err)
 	}
+	waitForFirstProcess(tb, cli, created.ID)
 	return created.ID
+}
+
+// waitForFirstProcess waits until a container's first process is its own program: for some milliseconds after its start
+// it is still runc, which catches signals that the program does not.
+func waitForFirstProcess(tb testing.TB, cli *client.Client, containerID string) {
+	tb.Helper()
+	for deadline := time.Now().Add(stopTimeout); ; time.Sleep(pollInterval) {
+		inspected, err := cli.ContainerInspect(tb.Context(), containerID, client.ContainerInspectOptions{})
+		if err != nil {
+			tb.Fatalf("looking at the container %s: %v", containerID, err)
+		}
+		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", inspected.Container.State.Pid)) // of no process: it has ended
+		if err != nil || !strings.HasPrefix(string(name), "runc:") {
+			return
+		}
+		if time.Now().After(deadline) {
+			tb.Fatalf("the first process of the container %s was still runc after %s", containerID, stopTimeout)
+		}
+	}
 }
 
 // Pause pauses a container, and tries again if the engine gives up because a process does not freeze at once.
