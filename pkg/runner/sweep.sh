@@ -159,12 +159,14 @@ scan() {
 }
 
 # signal NAME: sends it to all that are to end. A stopped process hears only
-# after SIGCONT. $seen collects whom we met, but for the shell.
+# after SIGCONT. $seen collects whom we met, but for the shell. $took is 1 if the
+# signal could be sent to one of them.
 seen=' '
 signal() {
+	took=0
 	for pid in $end; do
 		case $1$seen in HUP*" $pid "*) continue ;; esac # some programs count
-		kill -s "$1" "$pid" && kill -s CONT "$pid"
+		kill -s "$1" "$pid" && took=1 && kill -s CONT "$pid"
 		case $seen in *" $pid "*) continue ;; esac
 		[ "$pid" = "$sid" ] || seen="$seen$pid "
 	done 2>/dev/null
@@ -295,8 +297,10 @@ while [ -n "$end" ] && [ "$now" -lt "$deadline" ] && pause; do
 	now
 	scan
 done
-deadline=$((now + 100)) # a killed process may take a while, on a busy machine
-while [ -n "$end" ] && [ "$now" -lt "$deadline" ]; do
+deadline=$((now + 100))
+latest=$((now + 500)) # a killed process may take a while, on a busy machine
+took=0
+while [ -n "$end" ] && { [ "$now" -lt "$deadline" ] || { [ "$took" = 1 ] && [ "$now" -lt "$latest" ]; }; }; do
 	signal KILL
 	pause
 	now

@@ -181,6 +181,31 @@ func TestSweepYieldsToTheLivingAlone(t *testing.T) {
 	}
 }
 
+// A process that was killed is waited for, where the machine is so busy that it takes seconds to die, and is not left.
+func TestSweepWaitsForTheKilled(t *testing.T) {
+	t.Parallel()
+	const lateKill = `kill() {
+	case $2 in
+	KILL) [ "$killing" = 1 ] || { killing=1; (sleep 2; command kill -s KILL "$3") >/dev/null & } ;;
+	*) command kill "$@" ;;
+	esac
+}
+`
+	for _, shell := range sweepShells() {
+		t.Run(strings.Join(shell, " "), func(t *testing.T) {
+			t.Parallel()
+			s := shelltest.Open(t, shelltest.By(ending(t)), shelltest.NewTarget(t, ""))
+			sid, start := leader(t, s.ID)
+			s.Ready(t, "setsid "+shelltest.Job("late", "$SIG{HUP}=sub{}")+" &")
+			said := runScript(t, shell, lateKill+runner.SweepScript, runner.Sweep{SID: sid, Start: start, Session: s.ID, Grace: time.Second}.Args())
+			if said != "1 0 0" {
+				t.Errorf("it said %q", said)
+			}
+			shelltest.WantLiving(t, s.ID)
+		})
+	}
+}
+
 // TestSweepSparesABusyJob: what a sweep reads of a process can change while it reads, as
 // the state does of one that works and waits in turns.
 func TestSweepSparesABusyJob(t *testing.T) {

@@ -99,7 +99,7 @@ func (t *execTerminal) sweepAll(ctx context.Context, keepDetached bool) (runner.
 		root, rootErr := t.sweep(ctx, "0", keepDetached, false)
 		var own runner.Swept
 		own, err = t.sweep(ctx, "", keepDetached, false)
-		swept.Killed, swept.Left = root.Killed+own.Killed, own.Left
+		swept.Killed, swept.Left = swept.Killed+root.Killed+own.Killed, own.Left
 		if err == nil && swept.Left > 0 {
 			err = rootErr
 		}
