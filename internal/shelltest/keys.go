@@ -18,10 +18,11 @@ type typist struct {
 	out     []byte
 }
 
-func (p *typist) Begin()                {}
-func (p *typist) Notice(session.Notice) {}
-func (p *typist) Ending()               {}
-func (p *typist) Exited(terminal.Exit)  {}
+func (p *typist) Begin(*session.Attachment, session.Resumed) {}
+func (p *typist) Notice(session.Notice)                      {}
+func (p *typist) Ending()                                    {}
+func (p *typist) Exited(terminal.Exit)                       {}
+func (p *typist) TakenOver()                                 {}
 
 func (p *typist) Output(_ int64, b []byte) error {
 	p.mu.Lock()

@@ -9,6 +9,7 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -18,13 +19,20 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// Causes of a session's end, by its client.
+// Causes of a session's end, by its client. After ErrLost and ErrAway a session may go
+// on without the client (session.Options.Resume).
 var (
 	ErrClosed     = errors.New("the client closed the connection")
+	ErrAway       = fmt.Errorf("%w: its page went away", ErrClosed)
+	ErrEnded      = errors.New("the client ended the session")
 	ErrLost       = errors.New("the client's connection is lost")
 	ErrTooLarge   = errors.New("a message over the limit")
 	ErrBadMessage = errors.New("a message that breaks the protocol")
 )
+
+// ErrTakenOver is the cause of a bridge's end when another client has resumed its
+// session.
+var ErrTakenOver = errors.New("the session was resumed from another connection")
 
 const (
 	// maxMessages bounds the control messages that wait for a client that does
@@ -46,6 +54,10 @@ type Options struct {
 	// bytes sent and not yet acknowledged. Both may be nil.
 	RTT     func(time.Duration)
 	Backlog func(delta int)
+	// Gone is called once, in a goroutine of its own, when the session goes on without
+	// this client: the cause is ErrAway, ErrLost or ErrTakenOver. The caller then closes
+	// the bridge. To be set where the session may be resumed.
+	Gone func(b *Bridge, cause error)
 }
 
 // Bridge is the owner of a session (session.Client). The caller closes the bridge
@@ -55,15 +67,18 @@ type Options struct {
 // which the session calls Output.
 type Bridge struct {
 	ws      *Socket
-	session *session.Attachment
+	session *session.Attachment // set by Begin
 	opt     Options
 	v1      bool
 	wg      sync.WaitGroup // every goroutine of the bridge
 	gone    chan struct{}  // closed when the WebSocket can no longer be read
 	small   [headroom + smallOutput]byte
 
+	left sync.Once // calls Gone
+
 	mu       sync.Mutex
-	ending   bool // the session was cut, or is over: messages of the client are dropped
+	begun    bool // messages may be sent
+	ending   bool // the session was cut, or is over, or goes on without the client: messages of the client are dropped
 	window   window
 	messages []message // to send, oldest first
 	telling  bool      // sendMessages runs
@@ -74,19 +89,48 @@ type Bridge struct {
 // New gives a session its owner. The WebSocket speaks termgw.v1 if that
 // subprotocol was negotiated, else raw mode.
 func New(ws *Socket, s *session.Session, opt Options) *Bridge {
-	b := &Bridge{ws: ws, opt: opt, v1: ws.v1(), gone: make(chan struct{})}
-	if b.v1 {
-		b.window.limit = initialWindow
-	}
-	b.session = s.Attach(b, b.window.limit, opt.Ready.Mode == "ro")
-	ws.pong = b.pong
+	b := newBridge(ws, opt)
+	s.Attach(b, b.window.limit, b.readOnly())
 	return b
 }
 
-// Begin sends the first message, and lets the client speak.
-func (b *Bridge) Begin() {
+// Resume gives a session another owner, which speaks termgw.v1 and has the output up
+// to the offset from; a negative one says that it has none. The error is that of
+// session.Resume, after which the WebSocket is as it was.
+func Resume(ws *Socket, s *session.Session, opt Options, from int64) (*Bridge, error) {
+	opt.Ready.resumed = true
+	b := newBridge(ws, opt)
+	if err := s.Resume(b, b.window.limit, b.readOnly(), from); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func newBridge(ws *Socket, opt Options) *Bridge {
+	b := &Bridge{ws: ws, opt: opt, v1: ws.V1(), gone: make(chan struct{})}
 	if b.v1 {
-		_ = b.ws.wire.send(opText, framed(encodeReady(b.opt.Ready))) // the reader finds a client that is gone
+		b.window.limit = initialWindow
+	}
+	return b
+}
+
+func (b *Bridge) readOnly() bool { return b.opt.Ready.Mode == "ro" }
+
+// Begin sends the first message, and lets the client speak.
+func (b *Bridge) Begin(a *session.Attachment, at session.Resumed) {
+	b.session, b.ws.pong = a, b.pong
+	if b.v1 {
+		_ = b.ws.wire.send(opText, framed(encodeReady(b.opt.Ready, at))) // the reader finds a client that is gone
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ending { // Close may run already
+		return
+	}
+	b.window.begin(at.Output)
+	b.begun = true
+	if len(b.messages) > 0 {
+		b.startTelling()
 	}
 	b.wg.Go(b.readClient)
 	b.startPings()
@@ -169,7 +213,19 @@ func (b *Bridge) Ending() {
 	_ = b.ws.wire.SetWriteDeadline(time.Now().Add(flushTime)) // of a write that waits already, too
 }
 
-// Exited sends the exit message.
+// TakenOver gives the client little time for what is still sent, and ends the bridge.
+func (b *Bridge) TakenOver() {
+	b.Ending()
+	b.leave(ErrTakenOver)
+}
+
+// leave has Gone called: the session goes on without this client.
+func (b *Bridge) leave(cause error) {
+	b.left.Do(func() { go b.opt.Gone(b, cause) }) // the caller of Gone joins the bridge
+}
+
+// Exited sends the exit message. Where the client may come back, the close frame follows,
+// and its answer tells the session that the client has heard.
 func (b *Bridge) Exited(e terminal.Exit) {
 	if b.v1 {
 		_ = b.ws.wire.send(opText, framed(encodeExit(e)))
@@ -177,6 +233,14 @@ func (b *Bridge) Exited(e terminal.Exit) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.ending = true
+	if b.opt.Gone == nil {
+		return
+	}
+	b.tell(opClose, closing(websocket.StatusNormalClosure, "exit"))
+	b.wg.Go(func() {
+		b.awaitAnswer(context.Background())
+		b.lost(fmt.Errorf("%w: it did not answer the end", ErrLost)) // unless it did
+	})
 }
 
 // Notice sends a notice; in raw mode, nothing.

@@ -31,13 +31,23 @@ func (b *Bridge) readClient() {
 			if _, err := io.Copy(io.Discard, r); err != nil {
 				return
 			}
+		case websocket.CloseStatus(err) == websocket.StatusGoingAway:
+			b.lost(ErrAway)
+			return
 		case websocket.CloseStatus(err) != -1:
 			b.session.Detach(ErrClosed)
 			return
 		default:
-			b.session.Detach(fmt.Errorf("%w: %w", ErrLost, err))
+			b.lost(fmt.Errorf("%w: %w", ErrLost, err))
 			return
 		}
+	}
+}
+
+// lost says that the client is lost, who may come back.
+func (b *Bridge) lost(cause error) {
+	if b.session.Leave(cause) {
+		b.leave(cause)
 	}
 }
 
@@ -100,15 +110,18 @@ func (b *Bridge) receiveControl(p []byte) error {
 	case "resize":
 		b.session.Resize(m.Size)
 	case "ping":
+		given := b.session.Given()
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if len(b.messages) < maxMessages && !b.ending {
-			b.tell(opText, encodePong(m.ID))
+			b.tell(opText, encodePong(m.ID, given))
 		}
 	case "ack":
 		return b.acknowledge(m.Bytes)
 	case "hidden":
 		b.hide(m.Hidden)
+	case "end":
+		b.session.Detach(ErrEnded)
 	}
 	return nil
 }

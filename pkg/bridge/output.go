@@ -41,14 +41,18 @@ type message struct {
 	payload []byte
 }
 
-// tell queues a message, and does not wait for a client that does not read. The lock
-// is held.
+// tell queues a message, and does not wait for a client that does not read, nor for
+// Begin. The lock is held.
 func (b *Bridge) tell(op byte, payload []byte) {
 	b.messages = append(b.messages, message{op, payload})
-	if !b.telling {
-		b.telling = true
-		b.wg.Go(b.sendMessages)
+	if b.begun && !b.telling {
+		b.startTelling()
 	}
+}
+
+func (b *Bridge) startTelling() {
+	b.telling = true
+	b.wg.Go(b.sendMessages)
 }
 
 // sendMessages sends messages until there are none.

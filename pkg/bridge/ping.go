@@ -16,13 +16,11 @@ type pings struct {
 }
 
 // startPings sends the first ping at once: its round trip, measured before output
-// floods the connection, tells the window how far the client is.
+// floods the connection, tells the window how far the client is. The lock is held.
 func (b *Bridge) startPings() {
 	if b.opt.PingInterval == 0 {
 		return
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.wg.Add(1)
 	b.pings.armed = true
 	b.pings.timer = time.AfterFunc(0, b.ping)
@@ -42,7 +40,7 @@ func (b *Bridge) stopPings() {
 func (b *Bridge) ping() {
 	defer b.wg.Done()
 	if lost := b.nextPing(); lost != nil {
-		b.session.Detach(lost)
+		b.lost(lost)
 	}
 }
 

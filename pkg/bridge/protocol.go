@@ -30,6 +30,8 @@ type Ready struct {
 	Mode        string // "rw" or "ro"
 	IdleTimeout time.Duration
 	MaxSession  time.Duration
+	Resume      time.Duration // how long the shell waits for its person; 0: it does not
+	resumed     bool
 }
 
 // Error is the message that tells a client why it is refused or cut. It is
@@ -54,7 +56,17 @@ func (e Error) Encode(v1 bool) []byte {
 	}{"error", e})
 }
 
-func encodeReady(r Ready) []byte {
+func encodeReady(r Ready, at session.Resumed) []byte {
+	type resume struct {
+		Resume  int64 `json:"resume"`
+		Resumed bool  `json:"resumed"`
+		Output  int64 `json:"output"`
+		Input   int64 `json:"input"`
+	}
+	var comes *resume
+	if r.Resume > 0 {
+		comes = &resume{int64(r.Resume / time.Second), r.resumed, at.Output, at.Input}
+	}
 	return encode(struct {
 		Type        string `json:"type"`
 		Session     string `json:"session"`
@@ -64,9 +76,10 @@ func encodeReady(r Ready) []byte {
 		Window      int    `json:"window"`
 		IdleTimeout int64  `json:"idle_timeout"`
 		MaxSession  int64  `json:"max_session"`
+		*resume
 	}{
 		"ready", r.Session, r.Workspace, r.Target, r.Mode, initialWindow,
-		int64(r.IdleTimeout / time.Second), int64(r.MaxSession / time.Second),
+		int64(r.IdleTimeout / time.Second), int64(r.MaxSession / time.Second), comes,
 	})
 }
 
@@ -87,11 +100,12 @@ func encodeNotice(n session.Notice) []byte {
 	}{"notice", n.Code, n.Seconds(), n.Message})
 }
 
-func encodePong(id json.Number) []byte {
+func encodePong(id json.Number, input int64) []byte {
 	return encode(struct {
-		Type string      `json:"type"`
-		ID   json.Number `json:"id"`
-	}{"pong", id})
+		Type  string      `json:"type"`
+		ID    json.Number `json:"id"`
+		Input int64       `json:"input"`
+	}{"pong", id, input})
 }
 
 // encode marshals a message of this file's own types, none of which can fail.
@@ -184,6 +198,8 @@ func parseAnyControl(p []byte) (control, error) {
 			return control{}, errors.New("hidden: hidden must be true or false")
 		}
 		return control{Type: typ, Hidden: *hidden}, nil
+	case "end":
+		return control{Type: typ}, nil
 	default:
 		return control{}, nil
 	}

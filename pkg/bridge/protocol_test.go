@@ -171,7 +171,7 @@ func TestUnknownMessagesAreIgnored(t *testing.T) {
 func TestNamesAreExact(t *testing.T) {
 	s := start(t, setup{opt: Options{Ready: someReady}})
 	s.control(t, `{"type":"ping","id":8,"ID":"x","Type":"dance"}`)
-	s.waitText(t, `{"type":"pong","id":8}`)
+	s.waitText(t, `{"type":"pong","id":8,`)
 	s.control(t, `{"type":"resize","cols":80,"rows":24,"Cols":0,"ROWS":0}`)
 	s.barrier(t, "1")
 	s.term.until(t, "the size", func() bool { return len(s.term.events) > 0 })
@@ -214,7 +214,7 @@ func TestSubprotocolIsExact(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := strings.Join(w.Header().Values("Sec-WebSocket-Protocol"), ","); got != c.want || ws.v1() != (c.want != "") {
+		if got := strings.Join(w.Header().Values("Sec-WebSocket-Protocol"), ","); got != c.want || ws.V1() != (c.want != "") {
 			t.Errorf("%q is answered by %q", c.offered, got)
 		}
 		if got := r.Header.Values("Sec-WebSocket-Protocol"); !slices.Equal(got, c.offered) {
@@ -229,7 +229,7 @@ func TestPongCarriesTheIDAsWritten(t *testing.T) {
 	s := start(t, setup{opt: Options{Ready: someReady}})
 	for _, id := range []string{"7", "0", "-1", "12345678901234567890123", "1.50", "1E5"} {
 		s.control(t, `{"type":"ping", "id": `+id+` }`)
-		s.waitText(t, `{"type":"pong","id":`+id+`}`)
+		s.waitText(t, `{"type":"pong","id":`+id+`,`)
 	}
 }
 
@@ -289,7 +289,7 @@ func TestBadMessagesEndTheSession(t *testing.T) {
 	t.Run("control at the limit", func(t *testing.T) {
 		s := start(t, setup{opt: Options{Ready: someReady}})
 		s.control(t, big(MaxControl))
-		s.waitText(t, `{"type":"pong","id":1}`)
+		s.waitText(t, `{"type":"pong","id":1,`)
 	})
 }
 
@@ -408,10 +408,11 @@ func FuzzParseControl(f *testing.F) {
 				t.Errorf("more than whether the page is hidden: %+v", m)
 			}
 		case "ping":
-			pong := encodePong(m.ID)
+			pong := encodePong(m.ID, 1)
 			if len(m.ID) == 0 || len(m.ID) > 32 || !json.Valid(pong) || !strings.Contains(string(p), string(m.ID)) {
 				t.Errorf("id %q, pong %s", m.ID, pong)
 			}
+		case "end":
 		default:
 			t.Errorf("type %q", m.Type)
 		}

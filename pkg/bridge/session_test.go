@@ -312,10 +312,11 @@ func decode(t testing.TB, s string) (m map[string]any) {
 	return m
 }
 
+// waitText waits for a message, or one that begins so.
 func (p *peer) waitText(t testing.TB, want string) {
 	t.Helper()
 	p.until(t, "the message "+want, func() bool {
-		return slices.ContainsFunc(p.frames, func(f frame) bool { return f.text == want })
+		return slices.ContainsFunc(p.frames, func(f frame) bool { return strings.HasPrefix(f.text, want) })
 	})
 }
 
@@ -328,7 +329,7 @@ func (p *peer) waitBytes(t testing.TB, n int64) {
 func (p *peer) barrier(t testing.TB, id string) {
 	t.Helper()
 	p.control(t, `{"type":"ping","id":`+id+`}`)
-	p.waitText(t, `{"type":"pong","id":`+id+`}`)
+	p.waitText(t, `{"type":"pong","id":`+id+`,`)
 }
 
 // closed waits for the close frame and returns its code and reason.

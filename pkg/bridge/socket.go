@@ -42,7 +42,7 @@ func Accept(w http.ResponseWriter, r *http.Request) (*Socket, error) {
 	}
 	ws.SetReadLimit(-1) // the bridge has limits of its own, and tells them by an error message
 	s.ws, s.wire = ws, h.wire
-	if !s.v1() {
+	if !s.V1() {
 		s.wire.limitUnsent()
 	}
 	return s, nil
@@ -111,7 +111,7 @@ func (s *Socket) CloseNow() { _ = s.ws.CloseNow() }
 func (s *Socket) farewell(code websocket.StatusCode, e Error) {
 	now := time.Now()
 	_ = s.wire.SetWriteDeadline(now.Add(flushTime))
-	err := s.wire.send(opText, framed(e.Encode(s.v1())))
+	err := s.wire.send(opText, framed(e.Encode(s.V1())))
 	if err == nil {
 		err = s.wire.send(opClose, framed(closing(code, e.Code)))
 	}
@@ -137,4 +137,5 @@ func closing(code websocket.StatusCode, reason string) []byte {
 	return append(binary.BigEndian.AppendUint16(nil, uint16(code)), reason...) //nolint:gosec // RFC 6455, 7.4: 16 bits
 }
 
-func (s *Socket) v1() bool { return s.ws.Subprotocol() == Subprotocol }
+// V1 reports whether the client speaks termgw.v1, or else raw mode.
+func (s *Socket) V1() bool { return s.ws.Subprotocol() == Subprotocol }

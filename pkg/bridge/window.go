@@ -29,7 +29,8 @@ const rateInterval = 20 * time.Millisecond
 // without rendering: acknowledgements cannot tell a slow renderer from a long way.
 type window struct {
 	limit       int   // bytes; 0: no acknowledgement is expected
-	sent, acked int64 // bytes since the start
+	sent, acked int64 // offsets in the session's output
+	from        int64 // the offset where the client begins
 
 	rtt  time.Duration // the smallest of rtts; 0: not known yet
 	rtts [3]time.Duration
@@ -56,6 +57,9 @@ func (w *window) backlog() int {
 	return int(w.sent - w.acked)
 }
 
+// begin notes where the client begins: it has the output up to there.
+func (w *window) begin(at int64) { w.sent, w.acked, w.from = at, at, at }
+
 // send notes that n bytes are sent.
 func (w *window) send(n int) {
 	w.slack = w.slack || w.sent == w.acked
@@ -73,8 +77,12 @@ func (w *window) pong(rtt time.Duration) {
 	}
 }
 
-// ack notes that the client has rendered total bytes since the start.
+// ack notes that the client has rendered the output up to the offset total. A client
+// that comes back may still be rendering what it has.
 func (w *window) ack(now time.Time, total int64) error {
+	if total < w.from && w.acked == w.from {
+		return nil
+	}
 	if total < w.acked {
 		return errAckFalls
 	}

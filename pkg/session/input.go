@@ -3,7 +3,6 @@ package session
 // typeMessage gives the terminal a whole message of input, and returns how many
 // bytes were written or queued. The lock is held.
 func (s *Session) typeMessage(p []byte) int {
-	s.awaitSize()
 	s.interrupt(p)
 	n := 0
 	if !s.typist {
@@ -26,12 +25,17 @@ func (s *Session) queueInput(p []byte, last bool) int {
 	s.full = n < len(p)
 	if last || n < len(p) {
 		s.toType = s.input.size()
-		if s.toType > 0 && !s.typist {
-			s.typist = true
-			s.wg.Go(s.typeInput)
-		}
+		s.startTyping()
 	}
 	return n
+}
+
+// startTyping has queued input typed that is whole. The lock is held.
+func (s *Session) startTyping() {
+	if s.toType > 0 && !s.typist && !s.over {
+		s.typist = true
+		s.wg.Go(s.typeInput)
+	}
 }
 
 // typeInput writes queued input to the terminal until no whole message is left.

@@ -185,6 +185,16 @@ func (s *Session) Warn(code, message string, left time.Duration) {
 	}
 }
 
+// tellAgain has a new owner told what the last may not have heard. The lock is held.
+func (s *Session) tellAgain() {
+	for _, limit := range s.life.limits {
+		limit.told = 0
+	}
+	if s.life.started && len(s.life.limits) > 0 {
+		s.life.alarm.ring(0)
+	}
+}
+
 // tick announces and ends.
 func (s *Session) tick() {
 	defer s.wg.Done()
@@ -211,7 +221,7 @@ func (s *Session) announce(now time.Time) (cause error) {
 			continue
 		case ended:
 			return limit.cause
-		case notice != nil:
+		case notice != nil && s.owner != nil:
 			s.owner.client.Notice(*notice)
 		}
 		if next.IsZero() || at.Before(next) {

@@ -6,9 +6,6 @@ import (
 	"slices"
 )
 
-// maxKept bounds the output that is kept for slow observers, in bytes.
-const maxKept = 1 << 20
-
 // Errors of Observe.
 var (
 	ErrBehind  = errors.New("the observer is too far behind")
@@ -36,11 +33,11 @@ type observer struct {
 func (s *Session) Observe(ctx context.Context, o Observer, from int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if from > s.printed || from < s.printed && (len(s.observers) == 0 || from < s.keptFrom) {
-		return ErrNotKept
+	if !s.keeps() {
+		s.kept.begin(s.printed)
 	}
-	if len(s.observers) == 0 {
-		s.keptFrom = from
+	if from > s.printed || from < s.kept.from {
+		return ErrNotKept
 	}
 	me := &observer{at: from}
 	s.observers = append(s.observers, me)
@@ -78,7 +75,7 @@ func (s *Session) show(o Observer, me *observer) error {
 	piece := blocks.Get().(*block)
 	defer blocks.Put(piece)
 	at := me.at
-	n := copy(piece[:], s.kept.from(int(at-s.keptFrom)))
+	n := copy(piece[:], s.kept.at(at))
 	s.mu.Unlock()
 	err := o.Output(at, piece[:n])
 	s.mu.Lock()
@@ -87,25 +84,43 @@ func (s *Session) show(o Observer, me *observer) error {
 	return err
 }
 
-// keep keeps output for the observers. When there is no room, the observers that are
-// furthest behind are dropped. The lock is held.
+// keeps reports whether output is kept. The lock is held.
+func (s *Session) keeps() bool { return s.mayResume() || len(s.observers) > 0 }
+
+// keep keeps output for who may ask for it. Where a client can come back there is
+// room (awaitRoom); else, when there is none, the observers that are furthest behind
+// are dropped. The lock is held.
 func (s *Session) keep(p []byte) {
-	for p = p[s.kept.push(p):]; len(p) > 0 && len(s.observers) > 0; p = p[s.kept.push(p):] {
-		for _, o := range s.observers {
-			o.behind = o.behind || o.at == s.keptFrom
+	if s.mayResume() {
+		s.kept.mustAdd(p)
+	} else {
+		for p = p[s.kept.add(p):]; len(p) > 0 && s.dropSlowest(); p = p[s.kept.add(p):] {
 		}
-		s.observers = slices.DeleteFunc(s.observers, func(o *observer) bool { return o.behind })
 		s.forget()
 	}
 	s.observing.Broadcast()
 }
 
-// forget drops the output that every observer was given. The lock is held.
+// dropSlowest drops the observers that are furthest behind, if they are all that the
+// oldest kept output is for, and reports whether there were any. The lock is held.
+func (s *Session) dropSlowest() bool {
+	before := len(s.observers)
+	for _, o := range s.observers {
+		o.behind = o.behind || o.at == s.kept.from
+	}
+	s.observers = slices.DeleteFunc(s.observers, func(o *observer) bool { return o.behind })
+	s.forget()
+	return len(s.observers) < before
+}
+
+// forget drops the output that nobody may ask for any more. The lock is held.
 func (s *Session) forget() {
-	oldest := s.keptFrom + int64(s.kept.size())
+	oldest := s.kept.to
+	if s.opt.Resume > 0 && !s.over {
+		oldest = s.held
+	}
 	for _, o := range s.observers {
 		oldest = min(oldest, o.at)
 	}
-	s.kept.drop(int(oldest - s.keptFrom))
-	s.keptFrom = oldest
+	s.kept.forget(oldest)
 }

@@ -68,11 +68,11 @@ func (s *Session) carryLarge(waitedFor []byte, room int) (n int, err error) {
 func (s *Session) mayGather() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.ending && !s.typed && (!s.owner.acks || s.owner.behind() > 0)
+	return !s.ending && !s.typed && (s.owner == nil || !s.owner.acks || s.owner.behind() > 0)
 }
 
-// awaitRoom waits until the owner takes output and returns how many bytes, or the
-// echo of an interrupt that was typed meanwhile.
+// awaitRoom waits until output may be read and returns how many bytes, or the echo of
+// an interrupt that was typed meanwhile.
 func (s *Session) awaitRoom() (room int, echo []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -80,30 +80,69 @@ func (s *Session) awaitRoom() (room int, echo []byte) {
 		if echo, s.echo = s.echo, nil; echo != nil {
 			return 0, echo
 		}
-		// When choked, acknowledgements are stuck behind input that the program does
-		// not read, perhaps because the program's output is not read.
-		if s.ending || s.choked {
-			return blockSize, nil
-		}
-		if room := s.owner.allows - s.printed; room > 0 {
-			return int(min(room, blockSize)), nil
+		if room := s.room(); room > 0 {
+			return room, nil
 		}
 		s.output.Wait()
 	}
 }
 
-// print gives the owner a piece of output, and keeps the piece for the observers.
+// room returns how many bytes of output the owner takes, and can be kept if the owner
+// may be lost. An owner that is given what is kept, and one that is lost, hold nothing
+// back until that is full. The lock is held.
+func (s *Session) room() int {
+	if s.ending {
+		return blockSize
+	}
+	room := int64(blockSize)
+	// When choked, acknowledgements are stuck behind input that the program does not
+	// read, perhaps because the program's output is not read.
+	if a := s.owner; a != nil && !a.behindKept && !s.choked {
+		room = min(room, a.allows-s.printed)
+	}
+	if !s.mayResume() || room <= 0 {
+		return int(room)
+	}
+	for s.kept.room() == 0 {
+		switch {
+		case s.kept.from < s.held && s.dropSlowest():
+		case s.choked && s.held < s.offered: // the oldest is lost to an owner that would ask for it
+			s.held = min(s.held+blockSize, s.offered)
+			s.forget()
+		default:
+			return 0
+		}
+	}
+	return int(min(room, int64(s.kept.room())))
+}
+
+// print gives the owner a piece of output, and keeps the piece for who may ask for it.
 func (s *Session) print(p []byte) {
 	s.mu.Lock()
 	at := s.printed
-	if len(s.observers) > 0 {
+	if s.keeps() {
 		s.keep(p)
 	}
 	s.printed += int64(len(p))
 	s.typed = false
+	var owner Client
+	if a := s.owner; a != nil && !a.behindKept { // else catchUp gives it
+		owner = a.client
+		s.offered = s.printed
+	}
 	s.mu.Unlock()
 	s.count(0, len(p))
-	if s.owner.client.Output(at, p) == nil {
-		s.sent += int64(len(p))
+	if owner != nil && owner.Output(at, p) == nil {
+		s.mu.Lock()
+		s.took(at, len(p))
+		s.mu.Unlock()
+	}
+}
+
+// took counts output that an owner took, once. The lock is held.
+func (s *Session) took(at int64, n int) {
+	if end := at + int64(n); end > s.sentTo {
+		s.sent += end - max(at, s.sentTo)
+		s.sentTo = end
 	}
 }

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"errors"
 	"math"
 	"time"
 
@@ -10,8 +11,8 @@ import (
 // Client is the owner's side of a session, called by the session: one call at a
 // time, but for Notice and Ending, which may come at any time.
 type Client interface {
-	// Begin is called first, by Run.
-	Begin()
+	// Begin is called first, by Run or after Resume, and says where the owner begins.
+	Begin(a *Attachment, at Resumed)
 	// Output takes the output that begins at offset at, and returns when the client
 	// has taken p or is known to take nothing. After an error further output is
 	// offered all the same.
@@ -21,12 +22,23 @@ type Client interface {
 	// Ending says that the session was cut: from now on Output waits for the client
 	// briefly, also an Output that waits already. Ending does not wait.
 	Ending()
-	// Exited follows the last output of a shell that ended by itself.
+	// Exited follows the last output of a shell that ended by itself. Where an owner may
+	// come back, the session waits until this one has heard it (Attachment.Detach), or is
+	// lost.
 	Exited(e terminal.Exit)
+	// TakenOver says that another client is the owner now, and that the session calls
+	// this one no more. An Output that waits is of no use. TakenOver does not wait.
+	TakenOver()
 }
 
+// Errors of Resume.
+var (
+	ErrOver  = errors.New("the session is over")
+	ErrAhead = errors.New("that output was never sent")
+)
+
 // Attachment is the session's side, called by the owner. Its methods may be called
-// before Run, and after Run, when they do nothing.
+// before Run, and after Run or when another owner was attached, when they do nothing.
 type Attachment struct {
 	session  *Session
 	client   Client
@@ -34,9 +46,10 @@ type Attachment struct {
 	answers  answers // with the session's lock
 
 	// With the session's lock:
-	acks   bool
-	acked  int64 // the offset up to which the client has rendered the output
-	allows int64 // the offset up to which the client takes output
+	acks       bool
+	acked      int64 // the offset up to which the client has rendered the output
+	allows     int64 // the offset up to which the client takes output
+	behindKept bool  // catchUp gives it what is kept, and carryOutput nothing
 }
 
 // Attach gives the session its owner, before Run. The owner takes window bytes
@@ -44,14 +57,108 @@ type Attachment struct {
 // and holds the program back only by the time that Output takes. The input of a
 // readOnly owner is dropped.
 func (s *Session) Attach(c Client, window int, readOnly bool) *Attachment {
-	a := &Attachment{session: s, client: c, readOnly: readOnly, acks: window > 0, allows: int64(window)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.attach(c, window, readOnly, 0)
+}
+
+// attach makes a client the owner, which gets the output from an offset on. The lock
+// is held.
+func (s *Session) attach(c Client, window int, readOnly bool, from int64) *Attachment {
+	a := &Attachment{session: s, client: c, readOnly: readOnly, acks: window > 0, acked: from, allows: from + int64(window)}
 	if !a.acks {
 		a.allows = math.MaxInt64
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.owner = a
 	return a
+}
+
+// Resumed is where an owner goes on.
+type Resumed struct {
+	Output int64 // the offset of the next byte that the owner is given
+	Input  int64 // bytes of input that were taken from owners before it
+}
+
+// Resume gives a session that runs another owner, in place of one that is lost or is
+// still there (Client.TakenOver). The owner has the output up to the offset from: it is
+// given the rest, and nothing twice. If from is negative, or the output there is no
+// longer kept, the owner is given what is kept, and then the program draws its screen
+// anew. The owner is called from now on, by Begin first. The error is ErrOver or ErrAhead.
+func (s *Session) Resume(c Client, window int, readOnly bool, from int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed || s.ending || s.opt.Resume == 0:
+		return ErrOver
+	case from > s.offered:
+		return ErrAhead
+	}
+	if old := s.owner; old != nil {
+		s.leave()
+		old.client.TakenOver()
+	}
+	s.waiting.stop()
+	at := max(from, s.kept.from)
+	a := s.attach(c, window, readOnly, at)
+	a.behindKept = true
+	s.held = max(s.held, at)
+	s.forget()
+	where := Resumed{Output: at, Input: s.taken}
+	s.wg.Go(func() { s.catchUp(a, where) })
+	s.tellAgain()
+	if at != from {
+		s.sizes.redraw = true
+		s.giveSize(true)
+	}
+	return nil
+}
+
+// leave parts the session from its owner. The lock is held.
+func (s *Session) leave() {
+	s.owner, s.echo, s.choked = nil, nil, false
+	s.toType = s.input.size() // also a part of a message, the rest of which comes in another message, if at all
+	s.startTyping()
+	s.queue.Broadcast()
+	s.output.Broadcast()
+}
+
+// catchUp gives a new owner the output that is kept, until there is no more, and the
+// owner is given output as it is printed.
+func (s *Session) catchUp(a *Attachment, where Resumed) {
+	a.client.Begin(a, where)
+	at := where.Output
+	piece := blocks.Get().(*block)
+	defer blocks.Put(piece)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer s.output.Broadcast()
+	for s.owner == a {
+		room := a.allows - at
+		if s.ending {
+			room = blockSize
+		}
+		n := copy(piece[:], s.kept.at(at))
+		switch {
+		case n == 0:
+			a.behindKept = false
+			return
+		case room <= 0:
+			s.output.Wait()
+			continue
+		}
+		n = int(min(int64(n), room))
+		s.offered = max(s.offered, at+int64(n))
+		s.mu.Unlock()
+		err := a.client.Output(at, piece[:n])
+		s.mu.Lock()
+		if err == nil {
+			s.took(at, n)
+		} else if s.ending {
+			a.behindKept = false
+			return
+		}
+		at += int64(n)
+	}
 }
 
 // behind returns how many bytes of output the client was given and has not
@@ -69,12 +176,65 @@ func (a *Attachment) Acknowledge(rendered int64, window int) {
 	s := a.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.owner != a {
+		return
+	}
 	a.acked, a.allows = rendered, rendered+int64(window)
-	s.output.Signal()
+	if s.mayResume() && rendered > s.held {
+		s.held = min(rendered, s.offered)
+		s.forget()
+	}
+	s.output.Broadcast()
 }
 
-// Detach says that the client is gone, or is to go, and why.
-func (a *Attachment) Detach(cause error) { a.session.End(cause) }
+// Detach says that the client is gone, or is to go, and why: the session ends.
+func (a *Attachment) Detach(cause error) {
+	s := a.session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.owner == a {
+		s.end(cause)
+	}
+}
+
+// Leave says that the client is lost, and why. The session waits for another for
+// Options.Resume, and then ends with that cause. Leave reports whether the session
+// goes on without the client; if not it ends now.
+func (a *Attachment) Leave(cause error) (goesOn bool) {
+	s := a.session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.owner != a:
+		return true
+	case !s.mayResume() || s.closed:
+		s.end(cause)
+		return false
+	}
+	s.leave()
+	s.lost, s.until = cause, time.Now().Add(s.opt.Resume)
+	s.waiting.ring(s.opt.Resume)
+	return true
+}
+
+// giveUp ends a session whose owner was lost, and for which no other came in time.
+func (s *Session) giveUp() {
+	defer s.wg.Done()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waiting.set = false
+	if s.owner != nil || s.over {
+		return
+	}
+	if left := time.Until(s.until); left > 0 { // an owner came and was lost while this waited for the lock
+		s.waiting.ring(left)
+		return
+	}
+	s.end(s.lost)
+}
+
+// mayResume reports whether an owner that is lost may come back. The lock is held.
+func (s *Session) mayResume() bool { return s.opt.Resume > 0 && !s.ending }
 
 // Resize gives the terminal a size, at once or soon (resizeEvery). The size that
 // the terminal has costs nothing.
@@ -82,9 +242,15 @@ func (a *Attachment) Resize(size terminal.Size) {
 	s := a.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.owner != a {
+		return
+	}
 	s.sizes.wanted = size
 	s.giveSize(false)
 }
+
+// types reports whether the client's input goes to the terminal. The lock is held.
+func (a *Attachment) types() bool { return a.session.owner == a && !a.session.ending && !a.readOnly }
 
 // Type gives the terminal a whole message of input, and returns how many bytes were
 // taken: fewer than all when the program does not read and the input queue is full.
@@ -95,8 +261,12 @@ func (a *Attachment) Type(p []byte) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := len(p)
-	if !s.ending && !a.readOnly && n > 0 {
+	if n > 0 && a.types() {
+		s.awaitSize()
+	}
+	if n > 0 && a.types() { // not taken over meanwhile
 		n = s.typeMessage(p)
+		s.taken += int64(n)
 	}
 	a.noteInput(p[:n], n == len(p))
 	return n
@@ -109,8 +279,9 @@ func (a *Attachment) TypePart(p []byte, last bool) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := len(p)
-	if !s.ending && !a.readOnly {
+	if a.types() {
 		n = s.queueInput(p, last)
+		s.taken += int64(n)
 	}
 	a.noteInput(p[:n], last && n == len(p))
 	return n
@@ -122,19 +293,29 @@ func (a *Attachment) AwaitInput() {
 	s := a.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.full && !s.ending {
+	for s.full && !s.ending && s.owner == a {
 		s.choked = true
-		s.output.Signal()
+		s.output.Broadcast()
 		s.queue.Wait()
 	}
-	s.choked = false
+	if s.owner == a {
+		s.choked = false
+	}
+}
+
+// Given returns how many bytes of input the terminal was given, of all owners.
+func (a *Attachment) Given() int64 {
+	s := a.session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bytesIn
 }
 
 // noteInput notes a part of a message of input that was taken. What the terminal
 // answers by itself keeps no session from being idle. The lock is held.
 func (a *Attachment) noteInput(p []byte, last bool) {
 	s := a.session
-	if s.ending {
+	if s.ending || s.owner != a {
 		return
 	}
 	s.typed = s.typed || len(p) > 0

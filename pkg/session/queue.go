@@ -14,7 +14,7 @@ var blocks = sync.Pool{New: func() any { return new(block) }}
 
 // Budget bounds the memory in which all sessions of a process hold bytes: input
 // that programs have not read, output that was read ahead of an interrupt, and
-// output that observers have not been given.
+// output that a client may still ask for.
 //
 // A holder, a person say, may take more for as long as the budget has more left than
 // the holder has (dynamic thresholds: Choudhury and Hahne, 1998). So n holders that take
@@ -42,6 +42,27 @@ func (b *Budget) take(holder string) bool {
 	b.held[holder] = held
 	b.left -= blockSize
 	return true
+}
+
+// has reports whether the holder may have a block.
+func (b *Budget) has(holder string) bool {
+	if b == nil {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.held[holder]+blockSize <= b.left
+}
+
+// overdraw takes a block that others have taken meanwhile.
+func (b *Budget) overdraw(holder string) {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.held[holder] += blockSize
+	b.left -= blockSize
 }
 
 func (b *Budget) giveBack(holder string) {

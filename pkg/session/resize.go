@@ -24,6 +24,7 @@ const (
 // resizing gives sizes to the terminal, one at a time.
 type resizing struct {
 	wanted, given terminal.Size
+	redraw        bool // the program is to draw its screen anew: it gets another size first
 	pace          *rate.Limiter
 	last          time.Time     // when the latest size was given
 	running       chan struct{} // closed when the terminal has taken a size; nil: none is on the way
@@ -38,7 +39,8 @@ func newResizing(first terminal.Size) resizing {
 // size that input waits for. The lock is held.
 func (s *Session) giveSize(early bool) {
 	z := &s.sizes
-	if s.ending || z.wanted == z.given || z.running != nil {
+	size := z.next()
+	if s.ending || size == z.given || z.running != nil {
 		return // the goroutine that gives a size looks for a newer one
 	}
 	now := time.Now()
@@ -53,8 +55,8 @@ func (s *Session) giveSize(early bool) {
 		}
 		return
 	}
-	size, running := z.wanted, make(chan struct{})
-	z.given, z.last, z.running = size, now, running
+	running := make(chan struct{})
+	z.given, z.last, z.running, z.redraw = size, now, running, false
 	s.wg.Go(func() {
 		err := s.term.Resize(size)
 		s.mu.Lock()
@@ -68,6 +70,23 @@ func (s *Session) giveSize(early bool) {
 		}
 		s.giveSize(false)
 	})
+}
+
+// next returns the size that the terminal gets next.
+func (z *resizing) next() terminal.Size {
+	if !z.redraw || z.wanted.Rows == 0 {
+		return z.wanted
+	}
+	other := z.wanted
+	if other.Rows > 1 {
+		other.Rows--
+	} else {
+		other.Rows++
+	}
+	if z.redraw = other != z.given; !z.redraw { // the wanted size is another already
+		return z.wanted
+	}
+	return other
 }
 
 func (s *Session) giveLater() {

@@ -94,8 +94,9 @@ func (o *owner) Output(at int64, p []byte) error {
 	return nil
 }
 
-func (o *owner) Begin()        {}
-func (o *owner) Notice(Notice) {}
+func (o *owner) Begin(*Attachment, Resumed) {}
+func (o *owner) Notice(Notice)              {}
+func (o *owner) TakenOver()                 {}
 
 func (o *owner) Ending() {
 	o.mu.Lock()
