@@ -49,6 +49,7 @@ type environment struct {
 	PingInterval            string `split_words:"true" default:"25s" desc:"Two unanswered pings: the client is gone"`
 	IdleTimeout             string `split_words:"true" default:"30m" desc:"A terminal without input for so long is closed"`
 	MaxSession              string `split_words:"true" default:"8h" desc:"Longest life of a terminal"`
+	Resume                  string `split_words:"true" default:"0s" desc:"Longest time that a shell waits for its person when the connection is lost; 0: it ends with it"`
 	MaxSessions             string `split_words:"true" default:"0" desc:"Terminals at once on this replica; 0: as many as its descriptors allow (ulimit -n)"`
 	MaxSessionsPerWorkspace string `split_words:"true" default:"0" desc:"Terminals at once in one workspace, over all replicas; 0: no limit"`
 	MaxSessionsPerSubject   string `split_words:"true" default:"0" desc:"Terminals at once of one person, over all replicas; 0: no limit"`
@@ -98,6 +99,7 @@ func (e environment) parse() (gateway.Config, []error) {
 			PingInterval:   p.duration("PING_INTERVAL", e.PingInterval, 100*time.Millisecond, time.Hour),
 			IdleTimeout:    p.duration("IDLE_TIMEOUT", e.IdleTimeout, time.Second, 7*24*time.Hour),
 			MaxSession:     p.duration("MAX_SESSION", e.MaxSession, time.Second, 7*24*time.Hour),
+			Resume:         p.duration("RESUME", e.Resume, 0, 7*24*time.Hour),
 		},
 		Listen: e.Listen, AdminListen: e.AdminListen,
 		DatabaseURL: e.DatabaseURL, WorkspacesFile: e.WorkspacesFile, WorkspaceQuery: e.WorkspaceQuery,

@@ -28,6 +28,7 @@ var defaults = map[string]string{
 	"TERMGW_PING_INTERVAL":   "25s",
 	"TERMGW_IDLE_TIMEOUT":    "30m",
 	"TERMGW_MAX_SESSION":     "8h",
+	"TERMGW_RESUME":          "0s",
 	"TERMGW_DRAIN_TIMEOUT":   "30s",
 	"TERMGW_MAX_SESSIONS":    "0",
 
@@ -103,6 +104,7 @@ func TestConfigurationFaults(t *testing.T) {
 		"TERMGW_PING_INTERVAL=1ms",
 		"TERMGW_IDLE_TIMEOUT=-5m",
 		"TERMGW_MAX_SESSION=forever",
+		"TERMGW_RESUME=-1s",
 		"TERMGW_DRAIN_TIMEOUT=2h",
 		"TERMGW_MAX_SESSIONS=-1",
 		"TERMGW_KEEP_DETACHED=maybe",

@@ -102,6 +102,8 @@ type sessionJSON struct {
 	Client    string     `json:"client"`
 	Started   time.Time  `json:"started"`
 	LastSeen  time.Time  `json:"last_seen"`
+	Waiting   bool       `json:"waiting,omitempty"` // for its person
+	Resumes   int        `json:"resumes,omitempty"`
 	Ended     *time.Time `json:"ended,omitempty"`
 	Reason    string     `json:"reason,omitempty"`
 	ExitCode  *int       `json:"exit_code,omitempty"`
@@ -118,7 +120,7 @@ func sessionsJSON(out io.Writer, list []store.Record) error {
 		line := sessionJSON{
 			Session: r.ID, Workspace: r.WorkspaceID, Subject: r.Subject, Mode: string(r.Mode),
 			Target: targetOf(r), Instance: r.InstanceID, Replica: r.Replica, Client: r.ClientAddr,
-			Started: r.Started.UTC(), LastSeen: r.LastSeen.UTC(),
+			Started: r.Started.UTC(), LastSeen: r.LastSeen.UTC(), Waiting: r.Waiting, Resumes: r.Resumes,
 			Reason: r.Reason, ExitCode: r.ExitCode, Trail: r.Trail,
 		}
 		if !r.Ended.IsZero() {
@@ -150,7 +152,7 @@ func sessionsTable(out io.Writer, list []store.Record, all bool) error {
 		}
 		_, _ = fmt.Fprintln(table, strings.Join(cells, "\t")) // Flush returns the error
 	}
-	head := []string{"SESSION", "WORKSPACE", "WHO", "TARGET", "REPLICA", "CLIENT", "SINCE", "LAST SEEN"}
+	head := []string{"SESSION", "WORKSPACE", "WHO", "TARGET", "REPLICA", "CLIENT", "SINCE", "LAST SEEN", "STATE"}
 	if all {
 		head = append(head, "ENDED", "WHY")
 	}
@@ -160,7 +162,7 @@ func sessionsTable(out io.Writer, list []store.Record, all bool) error {
 		if r.InstanceID != "" {
 			target = r.InstanceID
 		}
-		cells := []string{r.ID, r.WorkspaceID, r.Subject, target, r.Replica, r.ClientAddr, moment(r.Started), moment(r.LastSeen)}
+		cells := []string{r.ID, r.WorkspaceID, r.Subject, target, r.Replica, r.ClientAddr, moment(r.Started), moment(r.LastSeen), stateOf(r)}
 		if all {
 			cells = append(cells, moment(r.Ended), r.Reason)
 		}
@@ -178,6 +180,17 @@ func targetOf(r store.Record) string {
 		return "remote"
 	}
 	return "local"
+}
+
+// stateOf is what a session that lives does: a person is there, or it waits for one.
+func stateOf(r store.Record) string {
+	switch {
+	case !r.Ended.IsZero():
+		return ""
+	case r.Waiting:
+		return "waiting"
+	}
+	return "open"
 }
 
 func moment(t time.Time) string {

@@ -243,16 +243,16 @@ func TestSessionsTable(t *testing.T) {
 	code := 7
 	began := time.Date(2026, 1, 2, 3, 4, 5, 600, time.FixedZone("", 3600))
 	list := []store.Record{
-		{ID: "ONE", WorkspaceID: "ws", Subject: "\x1b[2J\tann\r\nlee", Mode: ticket.ReadOnly, Replica: "r\u202e1", ClientAddr: "::1", Started: began, LastSeen: began.Add(time.Second)},
+		{ID: "ONE", WorkspaceID: "ws", Waiting: true, Resumes: 2, Subject: "\x1b[2J\tann\r\nlee", Mode: ticket.ReadOnly, Replica: "r\u202e1", ClientAddr: "::1", Started: began, LastSeen: began.Add(time.Second)},
 		{ID: "TWO", WorkspaceID: "ws", Subject: "", Mode: ticket.ReadWrite, InstanceID: "i-1", Replica: "r2", Started: began, LastSeen: began, Ended: began.Add(time.Minute), Reason: "exit", ExitCode: &code, BytesOut: 9},
 	}
 	var table bytes.Buffer
 	if err := sessionsTable(&table, list, true); err != nil {
 		t.Fatal(err)
 	}
-	want := `SESSION  WORKSPACE  WHO            TARGET  REPLICA  CLIENT  SINCE                 LAST SEEN             ENDED                 WHY
-ONE      ws         ?[2J ann  lee  local   r?1      ::1     2026-01-02T02:04:05Z  2026-01-02T02:04:06Z  -                     -
-TWO      ws         -              i-1     r2       -       2026-01-02T02:04:05Z  2026-01-02T02:04:05Z  2026-01-02T02:05:05Z  exit
+	want := `SESSION  WORKSPACE  WHO            TARGET  REPLICA  CLIENT  SINCE                 LAST SEEN             STATE    ENDED                 WHY
+ONE      ws         ?[2J ann  lee  local   r?1      ::1     2026-01-02T02:04:05Z  2026-01-02T02:04:06Z  waiting  -                     -
+TWO      ws         -              i-1     r2       -       2026-01-02T02:04:05Z  2026-01-02T02:04:05Z  -        2026-01-02T02:05:05Z  exit
 `
 	if table.String() != want {
 		t.Errorf("got:\n%s\nwant:\n%s", table.String(), want)

@@ -77,6 +77,7 @@ type MintCmd struct {
 	TTL        time.Duration `name:"ttl" default:"60s" help:"Life of the ticket (${default}); a gateway refuses more than its TERMGW_TICKET_MAX_TTL."`
 	Mode       string        `enum:"rw,ro" default:"rw" help:"rw, or ro: what the person types is dropped."`
 	MaxSession time.Duration `placeholder:"DURATION" help:"Longest life of the session; the gateway's own limit holds anyway."`
+	Resume     time.Duration `placeholder:"DURATION" help:"How long the shell waits for its person when the connection is lost; the gateway's TERMGW_RESUME caps it."`
 	Issuer     string        `placeholder:"ISS" help:"The iss claim, where the gateway asks for one."`
 	Audience   string        `default:"termgw" help:"The aud claim (${default})."`
 }
@@ -104,6 +105,7 @@ func (c *MintCmd) Run(std *stdio) error {
 		WorkspaceID: c.Workspace,
 		Mode:        ticket.Mode(c.Mode),
 		MaxSession:  c.MaxSession,
+		Resume:      c.Resume,
 	})
 	if err != nil {
 		return err

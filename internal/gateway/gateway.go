@@ -247,7 +247,7 @@ func (g *gateway) open(ctx context.Context) error {
 		promauto.With(g.reg).NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "termgw_orders_age_seconds", Help: "How long ago the orders to cut sessions were last read.",
 		}, func() float64 { return shared.OrdersAge().Seconds() })
-		r := &reaper{store: shared, places: places, replica: g.Replica, log: g.Log}
+		r := &reaper{store: shared, places: places, replica: g.Replica, waiting: func() []string { return g.router.Waiting() }, log: g.Log}
 		g.jobs = append(g.jobs, shared.Run, r.beat, r.reap, r.purge, func(ctx context.Context) error {
 			return shared.Watch(ctx, func(revocation store.Revocation, ids []string) {
 				g.Log.Info("sessions are revoked", "order", revocation.ID, "sessions", ids)

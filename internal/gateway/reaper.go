@@ -49,7 +49,7 @@ const (
 // that no replica could close is closed after a day.
 type reaper struct {
 	store interface {
-		Heartbeat(ctx context.Context, replica string) error
+		Heartbeat(ctx context.Context, replica string, waiting []string) error
 		Abandoned(ctx context.Context, silence time.Duration, leaveOut []string) ([]store.Abandoned, error)
 		CloseAbandoned(ctx context.Context, reason string, silence time.Duration) error
 		Finish(ctx context.Context, sessionID string, end store.End) error
@@ -57,6 +57,7 @@ type reaper struct {
 	}
 	places  runner.Places
 	replica string
+	waiting func() []string // the ids of the sessions that wait for their persons
 	log     *slog.Logger
 
 	skipped sync.Map // skipped, by the workspace's id
@@ -69,7 +70,7 @@ type reaper struct {
 func (r *reaper) beat(ctx context.Context) error {
 	failed := false
 	for {
-		err := r.store.Heartbeat(ctx, r.replica)
+		err := r.store.Heartbeat(ctx, r.replica, r.waiting())
 		wait := beatEvery
 		if err != nil {
 			wait = beatAgain

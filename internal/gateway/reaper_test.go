@@ -28,7 +28,7 @@ type reaperStore struct {
 	away      func(since time.Duration) bool // the database
 }
 
-func (s *reaperStore) Heartbeat(context.Context, string) error {
+func (s *reaperStore) Heartbeat(context.Context, string, []string) error {
 	since := time.Since(s.began)
 	s.beats = append(s.beats, since)
 	if s.away(since) {
@@ -79,7 +79,7 @@ func (r *reaping) Reap(ctx context.Context, t runner.Target) error {
 func TestReaperEndsOnlyWhatIsOver(t *testing.T) {
 	t.Parallel()
 	var s reaperStore
-	r := &reaper{store: &s, places: runner.Places{{Name: "local", Kind: &reaping{}}}, replica: "r", log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	r := &reaper{store: &s, places: runner.Places{{Name: "local", Kind: &reaping{}}}, replica: "r", waiting: func() []string { return nil }, log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	for _, id := range []string{"elsewhere", "failing", "here"} {
 		r.end(t.Context(), store.Abandoned{SessionID: id, Workspace: store.Workspace{ID: "of-" + id}})
 	}
@@ -99,7 +99,7 @@ func TestReaperLeavesAloneWhatIsElsewhere(t *testing.T) {
 		for range 100 {
 			s.abandoned = append(s.abandoned, store.Abandoned{SessionID: "elsewhere", Workspace: store.Workspace{ID: "away"}})
 		}
-		r := &reaper{store: &s, places: runner.Places{{Name: "local", Kind: &docker}}, replica: "r", log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+		r := &reaper{store: &s, places: runner.Places{{Name: "local", Kind: &docker}}, replica: "r", waiting: func() []string { return nil }, log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*lookAgain)
 		defer cancel()
 		if err := r.reap(ctx); err != nil {
@@ -133,7 +133,7 @@ func TestReaperWaitsForNoWorkspace(t *testing.T) {
 			s.abandoned = append(s.abandoned, store.Abandoned{SessionID: "hangs", Workspace: store.Workspace{ID: fmt.Sprint("bad", n%10)}})
 		}
 		s.abandoned = append(s.abandoned, store.Abandoned{SessionID: "here", Workspace: store.Workspace{ID: "good"}})
-		r := &reaper{store: &s, places: runner.Places{{Name: "local", Kind: &docker}}, replica: "r", log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+		r := &reaper{store: &s, places: runner.Places{{Name: "local", Kind: &docker}}, replica: "r", waiting: func() []string { return nil }, log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- r.reap(ctx) }()
@@ -159,7 +159,7 @@ func TestBeatsAgainSoonAfterAFault(t *testing.T) {
 		s := reaperStore{began: time.Now(), away: func(since time.Duration) bool {
 			return since > 15*time.Second && since < 23500*time.Millisecond || since == 44*time.Second
 		}}
-		r := &reaper{store: &s, replica: "r", log: slog.New(slog.NewTextHandler(&log, nil))}
+		r := &reaper{store: &s, replica: "r", waiting: func() []string { return nil }, log: slog.New(slog.NewTextHandler(&log, nil))}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		if err := r.beat(ctx); err != nil {

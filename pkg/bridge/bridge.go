@@ -78,6 +78,7 @@ type Bridge struct {
 
 	mu       sync.Mutex
 	begun    bool // messages may be sent
+	closed   bool // Close was called
 	ending   bool // the session was cut, or is over, or goes on without the client: messages of the client are dropped
 	window   window
 	messages []message // to send, oldest first
@@ -94,16 +95,13 @@ func New(ws *Socket, s *session.Session, opt Options) *Bridge {
 	return b
 }
 
-// Resume gives a session another owner, which speaks termgw.v1 and has the output up
-// to the offset from; a negative one says that it has none. The error is that of
-// session.Resume, after which the WebSocket is as it was.
-func Resume(ws *Socket, s *session.Session, opt Options, from int64) (*Bridge, error) {
+// Resume gives a session another owner, which speaks termgw.v1, has a size, unless that
+// is zero, and has the output up to the offset from; a negative one says that it has
+// none. The error is that of session.Resume, after which the WebSocket is as it was.
+func Resume(ws *Socket, s *session.Session, opt Options, size terminal.Size, from int64) error {
 	opt.Ready.resumed = true
 	b := newBridge(ws, opt)
-	if err := s.Resume(b, b.window.limit, b.readOnly(), from); err != nil {
-		return nil, err
-	}
-	return b, nil
+	return s.Resume(b, b.window.limit, b.readOnly(), size, from)
 }
 
 func newBridge(ws *Socket, opt Options) *Bridge {
@@ -124,7 +122,7 @@ func (b *Bridge) Begin(a *session.Attachment, at session.Resumed) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.ending { // Close may run already
+	if b.closed { // taken over meanwhile
 		return
 	}
 	b.window.begin(at.Output)
@@ -142,7 +140,7 @@ func (b *Bridge) Begin(a *session.Attachment, at session.Resumed) {
 // that it needs for all that was sent (awaitAnswer), until ctx ends.
 func (b *Bridge) Close(ctx context.Context, code websocket.StatusCode, e *Error) {
 	b.mu.Lock()
-	b.ending = true
+	b.ending, b.closed = true, true
 	b.stopPings()
 	b.observeBacklog(-b.window.backlog())
 	b.mu.Unlock()
@@ -204,6 +202,9 @@ func (b *Bridge) awaitAnswer(ctx context.Context) {
 		}
 	}
 }
+
+// Drop ends the connection without a word to the client, who is gone.
+func (b *Bridge) Drop() { b.ws.CloseNow() }
 
 // Ending gives the client little time for what is still sent.
 func (b *Bridge) Ending() {

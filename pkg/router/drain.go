@@ -77,14 +77,14 @@ func (s *sessions) drain(hurry <-chan struct{}, grace time.Duration, log *slog.L
 	return nil
 }
 
-// refuse lets no session in any more, ends sessions that have no shell yet, and returns when to cut the others, in order.
+// refuse lets no session in any more, ends sessions that have no shell yet or nobody there, and returns when to cut the others, in order.
 func (s *sessions) refuse(now time.Time, grace time.Duration) (cutTimes []cutTime) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.draining = ErrDraining
 	step := min(batchTime, batchesTime/time.Duration(1+len(s.live)/batchSize))
 	for id, l := range s.live {
-		if l.warn == nil {
+		if l.warn == nil || l.req != nil && l.req.session.Waits() { // nobody comes back to a replica that drains
 			l.cancel(ErrDraining)
 			continue
 		}
@@ -111,7 +111,7 @@ func (s *sessions) cutOff(id string) {
 	}
 }
 
-func (s *sessions) none() bool { return len(s.live) == 0 }
+func (s *sessions) none() bool { return len(s.live) == 0 && s.leaving == 0 }
 
 func (s *sessions) mayCut() bool { return s.cut < endingAtOnce }
 

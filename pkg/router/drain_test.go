@@ -124,7 +124,7 @@ func TestAddRacesDrain(t *testing.T) {
 				return
 			}
 			defer s.remove(id)
-			if err := s.opened(id, func(time.Duration) {}); err != nil && !errors.Is(err, ErrDraining) {
+			if err := s.opened(id, func(time.Duration) {}, nil); err != nil && !errors.Is(err, ErrDraining) {
 				t.Errorf("opened: %v", err)
 			}
 			<-ctx.Done()
@@ -167,7 +167,7 @@ func (e *ends) stay(t *testing.T, s *sessions, wg *sync.WaitGroup, n int, takes 
 			defer e.mu.Unlock()
 			e.told[id] = time.Now().Add(left)
 		}
-		if err := s.opened(id, warn); err != nil {
+		if err := s.opened(id, warn, nil); err != nil {
 			t.Fatal(err)
 		}
 		wg.Go(func() {
@@ -320,7 +320,7 @@ func TestDrainEndsWithTheLast(t *testing.T) {
 			if _, err := s.add(id); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.opened(id, func(time.Duration) {}); err != nil {
+			if err := s.opened(id, func(time.Duration) {}, nil); err != nil {
 				t.Fatal(err)
 			}
 		}

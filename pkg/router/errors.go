@@ -27,6 +27,7 @@ var (
 	errTwoTickets   = errors.New("two different tickets")
 	errMismatch     = errors.New("the ticket is for another workspace")
 	errOverloaded   = errors.New("at the limit of sessions")
+	errOver         = errors.New("the session ended while it was resumed") // the ticket is spent
 
 	// ErrDraining is the cause of a session that is cut, or refused, because
 	// its replica drains.
@@ -104,6 +105,10 @@ var outcomes = []outcome{
 		message: "The ticket for this terminal was used before. Open the terminal again to get a fresh one.",
 	},
 	{
+		is: errOver, code: "ticket_used", close: 4409, retry: true,
+		message: "The shell ended just now. Open the terminal again to get a new one.",
+	},
+	{
 		is: store.ErrRevoked, code: "revoked", close: 4423,
 		message: "Access to this terminal was withdrawn. Ask your administrator if you need it back.",
 	},
@@ -158,6 +163,11 @@ var outcomes = []outcome{
 		is: session.ErrTunnel, code: "tunnel_expired", close: 4504, retry: true,
 		message: "AWS ends a tunnel after an hour, and this terminal's was over. Open a new one to go on.",
 	},
+	{
+		is: bridge.ErrTakenOver, code: "taken_over", close: 4412,
+		message: "This terminal goes on in another window or on another device, where you opened it last.",
+	},
+	{is: bridge.ErrEnded, code: "client_closed"},
 	{is: bridge.ErrClosed, code: "client_closed"},
 	{is: bridge.ErrLost, code: "client_lost"},
 }

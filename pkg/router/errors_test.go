@@ -71,6 +71,7 @@ func TestOutcomesKeepTheContract(t *testing.T) {
 		"too_many_sessions":     {4429, true},
 		"tunnel_expired":        {4504, true},
 		"revoked":               {4423, false},
+		"taken_over":            {4412, false},
 		"backend_failed":        {4502, true},
 		"store_unavailable":     {4503, true},
 		"keys_unavailable":      {4503, true},

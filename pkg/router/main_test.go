@@ -315,7 +315,9 @@ func (p *peer) rest() (f farewell) {
 		case opBinary:
 			f.binary = append(f.binary, string(payload))
 		case opClose:
-			f.code, f.reason = int(binary.BigEndian.Uint16(payload)), string(payload[2:])
+			if len(payload) >= 2 {
+				f.code, f.reason = int(binary.BigEndian.Uint16(payload)), string(payload[2:])
+			}
 			p.send(opClose, string(payload))
 		}
 	}

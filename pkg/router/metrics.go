@@ -19,7 +19,9 @@ type Metrics struct {
 	storeSeconds *prometheus.HistogramVec
 	draining     prometheus.Gauge
 	revocation   prometheus.Histogram
-	ready        *prometheus.GaugeVec // collected by Router.Collect
+	resumes      *prometheus.CounterVec
+	ready        *prometheus.GaugeVec // collected by Router.Collect, as is waiting
+	waiting      prometheus.Gauge
 }
 
 // NewMetrics registers the router's metrics, except termgw_ready: the Router is its collector.
@@ -64,11 +66,17 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "termgw_revocation_seconds", Help: "From a revocation's row to the end of a session that it cuts here: the shell is gone, and its client is told.",
 			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}),
+		resumes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "termgw_resumes_total", Help: "Requests to come back to a session: resumed, taken over from a connection that was still thought open, gone, or refused.",
+		}, []string{"outcome"}),
+		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "termgw_sessions_waiting", Help: "Terminals that wait for their persons, of those that are open now.",
+		}),
 		ready: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "termgw_ready", Help: "1 while a part is as it should be. Of them, store, keys and orders decide /readyz.",
 		}, []string{"part"}),
 	}
-	reg.MustRegister(m.active, m.total, m.duration, m.startSeconds, bytes, m.rejections, m.backlog, m.rttSeconds, m.storeSeconds, m.draining, m.revocation)
+	reg.MustRegister(m.active, m.total, m.duration, m.startSeconds, bytes, m.rejections, m.backlog, m.rttSeconds, m.storeSeconds, m.draining, m.revocation, m.resumes)
 	return m
 }
 

@@ -145,8 +145,12 @@ func (p *parts) tell(log *slog.Logger, part string, err error) {
 	}
 }
 
-// Describe and Collect make the router the collector of termgw_ready, from the answers of /readyz.
-func (rt *Router) Describe(descs chan<- *prometheus.Desc) { rt.Metrics.ready.Describe(descs) }
+// Describe and Collect make the router the collector of termgw_ready, from the answers of /readyz, and of
+// termgw_sessions_waiting.
+func (rt *Router) Describe(descs chan<- *prometheus.Desc) {
+	rt.Metrics.ready.Describe(descs)
+	rt.Metrics.waiting.Describe(descs)
+}
 
 // Collect sends the parts' states, at most a second old.
 func (rt *Router) Collect(metrics chan<- prometheus.Metric) {
@@ -159,4 +163,6 @@ func (rt *Router) Collect(metrics chan<- prometheus.Metric) {
 		rt.Metrics.ready.WithLabelValues(part).Set(value)
 	}
 	rt.Metrics.ready.Collect(metrics)
+	rt.Metrics.waiting.Set(float64(len(rt.Waiting())))
+	rt.Metrics.waiting.Collect(metrics)
 }

@@ -34,6 +34,9 @@ type Verifier interface {
 type Store interface {
 	// Redeem spends the ticket and returns the workspace, or does neither.
 	Redeem(context.Context, ticket.Claims, store.Session) (store.Workspace, error)
+	// Resume spends the ticket for a session that lives, of the ticket's person and
+	// workspace, or does nothing: store.ErrGone says that there is none.
+	Resume(ctx context.Context, c ticket.Claims, sessionID, replica, clientAddr string) error
 	// Trace records what others' logs know a live session by.
 	Trace(ctx context.Context, sessionID string, trail map[string]string) error
 	// Finish records a session's end.
@@ -60,6 +63,7 @@ type Config struct {
 	PingInterval time.Duration
 	IdleTimeout  time.Duration
 	MaxSession   time.Duration
+	Resume       time.Duration // the longest time that a shell waits for its person; 0: it ends with the connection
 	MaxSessions  int    // at once on this replica; 0: no limit
 	HeldBytes    int64  // the bytes that all sessions together may hold, see session.Budget; 0: no limit
 	Replica      string // the name of this process in the audit trail
@@ -118,6 +122,9 @@ func (rt *Router) Cut(ids []string, age time.Duration) {
 		rt.live.end(id, cause)
 	}
 }
+
+// Waiting returns the ids of the sessions that wait for their persons.
+func (rt *Router) Waiting() []string { return rt.live.waiting() }
 
 // notFound answers a request for an unknown path or method. notFound logs nothing.
 func (rt *Router) notFound(w http.ResponseWriter, r *http.Request) {

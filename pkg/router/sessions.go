@@ -16,6 +16,7 @@ type sessions struct {
 	released int // the sessions in live that have no slot any more
 	draining error
 	cut      int           // the sessions in live that drain has cut
+	leaving  int           // clients that sessions go on without, and whose connections are not closed yet
 	gone     chan struct{} // of a draining replica: closed when the next session leaves
 }
 
@@ -24,6 +25,7 @@ type live struct {
 	cancel context.CancelCauseFunc
 	warn   func(left time.Duration) // announces the end; nil: there is no shell yet
 	cut    bool                     // by drain
+	req    *request                 // that opened it; nil: there is no shell yet, or nobody can come back to it
 
 	released bool // the slot is free again; the client may still have output or an error to receive
 }
@@ -48,16 +50,61 @@ func (s *sessions) add(id string) (context.Context, error) {
 	return ctx, nil
 }
 
-// opened notes that a session has its shell, and how its client is warned. opened
-// returns an error if the replica began to drain meanwhile.
-func (s *sessions) opened(id string, warn func(left time.Duration)) error {
+// opened notes that a session has its shell, how its client is warned, and the request
+// that opened it, if its person may come back. opened returns an error if the replica
+// began to drain meanwhile.
+func (s *sessions) opened(id string, warn func(left time.Duration), req *request) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.draining != nil {
 		return s.draining
 	}
-	s.live[id].warn = warn
+	s.live[id].warn, s.live[id].req = warn, req
 	return nil
+}
+
+// resumable returns the request that opened a session to which its person may come back;
+// nil if there is none.
+func (s *sessions) resumable(id string) *request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.live[id]; l != nil && s.draining == nil {
+		return l.req
+	}
+	return nil
+}
+
+// waiting returns the ids of the sessions that wait for their persons.
+func (s *sessions) waiting() (ids []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, l := range s.live {
+		if l.req != nil && l.req.session.Waits() {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// leave counts a client that a session goes on without, until left is called.
+func (s *sessions) leave() (left func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leaving++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.leaving--
+		s.tell()
+	}
+}
+
+// tell wakes a drain that waits. The lock is held.
+func (s *sessions) tell() {
+	if s.draining != nil {
+		close(s.gone)
+		s.gone = make(chan struct{})
+	}
 }
 
 // release gives a session's slot back, if the session has one: the session is refused,
@@ -88,10 +135,7 @@ func (s *sessions) remove(id string) {
 	if l.released {
 		s.released--
 	}
-	if s.draining != nil {
-		close(s.gone)
-		s.gone = make(chan struct{})
-	}
+	s.tell()
 }
 
 // end ends a session, if it is of this replica.

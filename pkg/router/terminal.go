@@ -33,6 +33,11 @@ type request struct {
 	started     time.Time
 	admitted    bool             // the ticket is spent
 	recorded    bool             // the audit trail has, or may have, a row without an end
+	comeback    comeback
+	sized       bool             // the query has a size
+	claims      ticket.Claims    // of the ticket that opened the session: issuer, subject and workspace
+	longest     time.Duration    // the session's longest life
+	resume      time.Duration    // how long the session waits for its person
 	session     *session.Session // nil: there is no shell yet
 	trail       runner.Trail     // what others' logs know the session by
 	traced      bool             // the audit trail has it
@@ -59,18 +64,18 @@ func (req *request) terminal(ws *bridge.Socket, claims ticket.Claims, size termi
 		req.log = req.logger().With("subject", claims.Subject)
 	}
 
-	b, err := req.open(ctx, ws, claims, workspace, size)
-	if err != nil {
+	if err := req.open(ctx, ws, claims, workspace, size); err != nil {
 		req.finish(store.End{Reason: outcomeOf(err).code})
 		return err
 	}
-	go req.carry(ctx, ws, b)
+	go req.carry(ctx, ws)
 	return nil
 }
 
-// carry runs the session, records its end and tells the client. carry has a goroutine
-// of its own: starting a shell leaves a stack that is larger than a session needs.
-func (req *request) carry(ctx context.Context, ws *bridge.Socket, b *bridge.Bridge) {
+// carry runs the session, records its end and tells the client that is there then. carry
+// has a goroutine of its own: starting a shell leaves a stack that is larger than a session
+// needs.
+func (req *request) carry(ctx context.Context, ws *bridge.Socket) {
 	defer req.live.remove(req.id)
 	defer req.Metrics.left(req.target)
 	defer req.recovered(ws)
@@ -84,14 +89,16 @@ func (req *request) carry(ctx context.Context, ws *bridge.Socket, b *bridge.Brid
 	if errors.As(sum.Cause, &revoked) {
 		req.Metrics.revoked(time.Since(revoked.written))
 	}
-	if end.close == 0 {
-		ws.CloseNow() // there is no message to send
-	}
-	if sum.Cause == nil {
-		b.Close(ctx, end.close, nil)
-	} else {
-		e := end.tell(sum.Cause)
-		b.Close(ctx, end.close, &e)
+	if b, ok := sum.Owner.(*bridge.Bridge); ok { // else nobody is there
+		switch e := end.tell(sum.Cause); {
+		case sum.Cause == nil, errors.Is(sum.Cause, bridge.ErrEnded):
+			b.Close(ctx, exited.close, nil)
+		case end.close == 0:
+			b.Drop() // there is no message to send
+			b.Close(ctx, 0, nil)
+		default:
+			b.Close(ctx, end.close, &e)
+		}
 	}
 	req.session.Join()
 	req.logEnd(sum.Cause)
@@ -140,15 +147,18 @@ func (req *request) serve(ws *bridge.Socket, claims ticket.Claims, size terminal
 		}
 	}()
 	defer req.recovered(ws)
+	found := false
 	if err == nil {
+		found, err = req.comeBack(ws, claims, size)
+	}
+	if err == nil && !found {
 		err = req.terminal(ws, claims, size)
+		goesOn = err == nil
 	}
 	if err != nil {
 		req.live.release(req.id)
 		req.refuse(ws, err)
-		return
 	}
-	goesOn = true
 }
 
 func (req *request) logger() *slog.Logger {
@@ -184,7 +194,12 @@ func (req *request) checkTicket() (claims ticket.Claims, size terminal.Size, err
 		req.Metrics.rejections.WithLabelValues(outcomeOf(err).code).Inc()
 		return claims, size, err
 	}
-	size, err = firstSize(req.http.URL.Query())
+	query := req.http.URL.Query()
+	req.sized = query.Has("cols") || query.Has("rows")
+	req.comeback, err = comebackOf(query)
+	if err == nil {
+		size, err = firstSize(query)
+	}
 	return claims, size, err
 }
 
@@ -206,35 +221,51 @@ func (req *request) redeem(ctx context.Context, claims ticket.Claims) (store.Wor
 }
 
 // open starts a shell, and attaches the client to its session.
-func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.Claims, w store.Workspace, size terminal.Size) (*bridge.Bridge, error) {
+func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.Claims, w store.Workspace, size terminal.Size) error {
 	term, err := req.start(ctx, claims, w, size)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	longest := req.MaxSession
-	if d := claims.MaxSession; d > 0 && (longest == 0 || d < longest) {
-		longest = d
+	req.claims = ticket.Claims{Issuer: claims.Issuer, Subject: claims.Subject, WorkspaceID: claims.WorkspaceID}
+	req.longest = req.MaxSession
+	if d := claims.MaxSession; d > 0 && (req.longest == 0 || d < req.longest) {
+		req.longest = d
+	}
+	var mayResume *request
+	if ws.V1() {
+		if req.resume = min(claims.Resume, req.Resume); req.resume > 0 {
+			mayResume = req
+		}
 	}
 	req.session = session.New(term, session.Options{
-		Size: size, IdleTimeout: req.IdleTimeout, MaxSession: longest,
+		Size: size, IdleTimeout: req.IdleTimeout, MaxSession: req.longest, Resume: req.resume,
 		Budget: req.budget, Holder: claims.Subject, Count: req.Metrics.carried,
 	})
-	b := bridge.New(ws, req.session, bridge.Options{
-		Ready: bridge.Ready{
-			Session: req.id, Workspace: req.workspaceID, Target: req.target, Mode: string(claims.Mode),
-			IdleTimeout: req.IdleTimeout, MaxSession: longest,
-		},
-		PingInterval: req.PingInterval, RTT: req.Metrics.rtt, Backlog: req.Metrics.backlogged,
-	})
+	bridge.New(ws, req.session, req.clientOptions(claims.Mode))
 	warn := func(left time.Duration) { req.session.Warn(outcomeOf(ErrDraining).code, drainNotice, left) }
-	if err := req.live.opened(req.id, warn); err != nil {
+	if err := req.live.opened(req.id, warn, mayResume); err != nil {
 		req.session.Close()
-		return nil, err
+		return err
 	}
 	req.log.Info("session started", "target", req.target, "after", time.Since(req.started).String(), "trail", req.trail)
 	req.trace(ctx)
 	req.Metrics.started(req.target, time.Since(req.started))
-	return b, nil
+	return nil
+}
+
+// clientOptions are the settings of a client of the session.
+func (req *request) clientOptions(mode ticket.Mode) bridge.Options {
+	o := bridge.Options{
+		Ready: bridge.Ready{
+			Session: req.id, Workspace: req.workspaceID, Target: req.target, Mode: string(mode),
+			IdleTimeout: req.IdleTimeout, MaxSession: req.longest, Resume: req.resume,
+		},
+		PingInterval: req.PingInterval, RTT: req.Metrics.rtt, Backlog: req.Metrics.backlogged,
+	}
+	if req.resume > 0 {
+		o.Gone = req.goneOn
+	}
+	return o
 }
 
 // start starts a shell in the place that the workspace's row is of.

@@ -83,8 +83,8 @@ type Resumed struct {
 // still there (Client.TakenOver). The owner has the output up to the offset from: it is
 // given the rest, and nothing twice. If from is negative, or the output there is no
 // longer kept, the owner is given what is kept, and then the program draws its screen
-// anew. The owner is called from now on, by Begin first. The error is ErrOver or ErrAhead.
-func (s *Session) Resume(c Client, window int, readOnly bool, from int64) error {
+// anew, and in any case it gets the size, unless that is zero. The owner is called from now on, by Begin first. The error is ErrOver or ErrAhead.
+func (s *Session) Resume(c Client, window int, readOnly bool, size terminal.Size, from int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -106,11 +106,19 @@ func (s *Session) Resume(c Client, window int, readOnly bool, from int64) error 
 	where := Resumed{Output: at, Input: s.taken}
 	s.wg.Go(func() { s.catchUp(a, where) })
 	s.tellAgain()
-	if at != from {
-		s.sizes.redraw = true
-		s.giveSize(true)
+	if size.Rows > 0 {
+		s.sizes.wanted = size
 	}
+	s.sizes.redraw = s.sizes.redraw || at != from
+	s.giveSize(s.sizes.redraw)
 	return nil
+}
+
+// Waits reports whether the session has no owner, and waits for one.
+func (s *Session) Waits() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.owner == nil && !s.ending
 }
 
 // leave parts the session from its owner. The lock is held.

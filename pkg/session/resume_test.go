@@ -206,7 +206,7 @@ func (c *connection) TakenOver() { close(c.over) }
 
 // resume has the person come back on another connection.
 func (p *person) resume(c *connection, from int64) error {
-	if err := p.session.Resume(c, 64<<10, false, from); err != nil {
+	if err := p.session.Resume(c, 64<<10, false, terminal.Size{}, from); err != nil {
 		return err
 	}
 	<-c.begun
@@ -434,7 +434,7 @@ func TestResumeRefuses(t *testing.T) {
 		done := make(chan Summary, 1)
 		go func() { done <- s.Run(t.Context()); s.Join() }()
 		<-c.begun
-		if err := s.Resume(c, 64<<10, false, 0); !errors.Is(err, ErrOver) {
+		if err := s.Resume(c, 64<<10, false, terminal.Size{}, 0); !errors.Is(err, ErrOver) {
 			t.Errorf("a session that does not wait: %v", err)
 		}
 		if c.a.Leave(errCut) {

@@ -353,7 +353,7 @@ func TestRowsFromBeforeBounds(t *testing.T) {
 		e := p.sessions.begin(claims("t", "w"), Session{ID: fmt.Sprintf("odd-%d-0", i), Replica: "gw-old"}, time.Now())
 		p.sessions.open(e, time.Now())
 	}
-	if err := p.Heartbeat(t.Context(), "gw-old"); err != nil {
+	if err := p.Heartbeat(t.Context(), "gw-old", nil); err != nil {
 		t.Errorf("heartbeat: %v", err)
 	}
 	list, err := p.Sessions(t.Context(), SessionFilter{All: true})

@@ -260,7 +260,7 @@ func TestSilenceAfterFailover(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("when what is abandoned was to be closed", ErrLimit)
-	if err := p.Heartbeat(t.Context(), "gw-1"); err != nil {
+	if err := p.Heartbeat(t.Context(), "gw-1", nil); err != nil {
 		t.Fatal(err)
 	}
 	expect("after it", ErrLimit)

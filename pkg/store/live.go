@@ -37,7 +37,7 @@ type Abandoned struct {
 // that others took for lost while this replica was paused is live again. The rest of the columns change only then, so
 // the update stays off the indexes.
 const heartbeatSQL = `WITH s AS (
-  UPDATE termgw.sessions SET last_seen_at = now(), ended_at = NULL, end_reason = NULL
+  UPDATE termgw.sessions SET last_seen_at = now(), ended_at = NULL, end_reason = NULL, waiting = id = ANY ($4)
   WHERE id = ANY ($2) AND replica = $1 AND (ended_at IS NULL OR end_reason = '` + ReasonLost + `')
 ), t AS (
   UPDATE termgw.tunnels SET renewed_at = now() WHERE id = ANY ($3) AND replica = $1
@@ -128,11 +128,11 @@ func (p *Postgres) silence() float64 {
 	return seconds
 }
 
-// Heartbeat notes that this process's sessions and tunnels are live, those under the given replica's name. Call it every
-// third of DeadAfter, from the start on, and soon again after a failure.
-func (p *Postgres) Heartbeat(ctx context.Context, replica string) error {
+// Heartbeat notes that this process's sessions and tunnels are live, those under the given replica's name, and which of the
+// sessions wait for their persons. Call it every third of DeadAfter, from the start on, and soon again after a failure.
+func (p *Postgres) Heartbeat(ctx context.Context, replica string, waiting []string) error {
 	var server string
-	err := p.one(ctx, heartbeatSQL, []any{text(replica), pq.Array(p.sessions.ids()), pq.Array(p.leases.ids())}, &server)
+	err := p.one(ctx, heartbeatSQL, []any{text(replica), pq.Array(p.sessions.ids()), pq.Array(p.leases.ids()), pq.Array(append([]string{}, waiting...))}, &server)
 	p.steady.note(server, err == nil, p.now())
 	return unavailable("noting that sessions are live", err)
 }

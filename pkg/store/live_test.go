@@ -55,7 +55,7 @@ func TestAbandoned(t *testing.T) {
 	if _, err := db.Exec(`UPDATE termgw.sessions SET last_seen_at = now() - interval '2 minutes'`); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Heartbeat(t.Context(), "gw-alive"); err != nil {
+	if err := p.Heartbeat(t.Context(), "gw-alive", nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := abandoned(); len(got) != 0 {

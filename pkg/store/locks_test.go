@@ -141,7 +141,7 @@ func TestBadRowStopsNoClosing(t *testing.T) {
 	if n := p.outbox.size(); n != 0 {
 		t.Errorf("%d ends were not written", n)
 	}
-	if err := p.Heartbeat(t.Context(), "gw-dead"); err != nil {
+	if err := p.Heartbeat(t.Context(), "gw-dead", nil); err != nil {
 		t.Error(err)
 	}
 	if err := p.CloseAbandoned(t.Context(), ReasonLost, time.Minute); err != nil {

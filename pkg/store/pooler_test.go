@@ -70,7 +70,7 @@ func TestBehindPgBouncer(t *testing.T) {
 							if err != nil {
 								t.Errorf("acquire: %v", err)
 							}
-							if err := p.Heartbeat(t.Context(), "gw-1"); err != nil {
+							if err := p.Heartbeat(t.Context(), "gw-1", nil); err != nil {
 								t.Errorf("heartbeat: %v", err)
 							}
 							if list, err := p.Sessions(t.Context(), SessionFilter{SessionID: id}); err != nil || len(list) != 1 || list[0].ID != id {

@@ -417,7 +417,7 @@ func unavailable(op string, err error) error {
 	switch {
 	case pe != nil && pe.Code == "42P01" && strings.Contains(pe.Message, `"termgw.`):
 		return fmt.Errorf("%s: %w: the schema is missing or old, run `termgw migrate`: %w", op, ErrUnavailable, err)
-	case pe != nil && pe.Code == "42703" && (strings.Contains(pe.Message, `of relation "`) || strings.Contains(pe.Message, "row_id") || strings.Contains(pe.Message, "sessions.kind") || strings.Contains(pe.Message, "sessions.trail") || strings.Contains(pe.Message, "tunnels.wanted_at")),
+	case pe != nil && pe.Code == "42703" && (strings.Contains(pe.Message, `of relation "`) || strings.Contains(pe.Message, "row_id") || strings.Contains(pe.Message, "sessions.kind") || strings.Contains(pe.Message, "sessions.trail") || strings.Contains(pe.Message, "sessions.waiting") || strings.Contains(pe.Message, "tunnels.wanted_at")),
 		pe != nil && pe.Code == "42883" && strings.Contains(pe.Message, "function termgw."):
 		return fmt.Errorf("%s: %w: the schema is old, run `termgw migrate`: %w", op, ErrUnavailable, err)
 	case pe != nil && pe.Code == "25006":

@@ -777,6 +777,7 @@ func TestOldSchema(t *testing.T) {
 		`ALTER TABLE termgw.revocations DROP COLUMN row_id`,
 		`ALTER TABLE termgw.sessions DROP COLUMN kind`,
 		`ALTER TABLE termgw.sessions DROP COLUMN trail`,
+		`ALTER TABLE termgw.sessions DROP COLUMN waiting`,
 		`ALTER TABLE termgw.tunnels DROP COLUMN wanted_at`,
 		`DROP FUNCTION termgw.over_limit`,
 		`DROP FUNCTION termgw.normal_id`,

@@ -24,12 +24,12 @@ func (c *clock) advance(d time.Duration) { c.offset.Add(int64(d)) }
 func steadily(t *testing.T, p *Postgres, c *clock, replica string, d time.Duration) {
 	t.Helper()
 	for range int(d/(10*time.Second)) + 1 {
-		if err := p.Heartbeat(t.Context(), replica); err != nil {
+		if err := p.Heartbeat(t.Context(), replica, nil); err != nil {
 			t.Fatal(err)
 		}
 		c.advance(10 * time.Second)
 	}
-	if err := p.Heartbeat(t.Context(), replica); err != nil {
+	if err := p.Heartbeat(t.Context(), replica, nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -156,7 +156,7 @@ func TestDeadReplicaStopsCounting(t *testing.T) {
 	// Whoever was out of touch cannot tell the dead from those that were out of touch too.
 	c.advance(31 * time.Second)
 	refused("after a pause")
-	if err := p.Heartbeat(t.Context(), "gw-1"); err != nil {
+	if err := p.Heartbeat(t.Context(), "gw-1", nil); err != nil {
 		t.Fatal(err)
 	}
 	refused("just back")
@@ -168,7 +168,7 @@ func TestDeadReplicaStopsCounting(t *testing.T) {
 	openAll(t, p, "gw-1", claims("l1", "ws-local"))
 
 	// It was only paused. What it has counts again from its next heartbeat on, and nobody is cut for that.
-	if err := dead.Heartbeat(t.Context(), "gw-dead"); err != nil {
+	if err := dead.Heartbeat(t.Context(), "gw-dead", nil); err != nil {
 		t.Fatal(err)
 	}
 	refused("back from a pause")
@@ -237,7 +237,7 @@ func TestLongDeadStaysDead(t *testing.T) {
 	heard(2*time.Hour + 10*time.Minute)
 	expect(p, "dead before the outage", false)
 	// In touch for a moment, and away again: not enough to be judged by.
-	if err := p.Heartbeat(t.Context(), "gw-1"); err != nil {
+	if err := p.Heartbeat(t.Context(), "gw-1", nil); err != nil {
 		t.Fatal(err)
 	}
 	c.advance(time.Hour)
@@ -306,7 +306,7 @@ func TestPausedReplicaComesBack(t *testing.T) {
 	if err := paused.Finish(t.Context(), "remote2", End{Reason: "exit", ExitCode: &code}); err != nil {
 		t.Fatal(err)
 	}
-	if err := paused.Heartbeat(t.Context(), "gw-paused"); err != nil {
+	if err := paused.Heartbeat(t.Context(), "gw-paused", nil); err != nil {
 		t.Fatal(err)
 	}
 	expect("back", map[string]string{"remote": "live", "remote2": "exit t 7", "local": "live"})
@@ -333,7 +333,7 @@ func TestHeartbeatNotesOnlyItsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	execSQL(t, dsn, `UPDATE termgw.sessions SET last_seen_at = now() - interval '1 hour'`)
-	if err := p.Heartbeat(t.Context(), "gw-1"); err != nil {
+	if err := p.Heartbeat(t.Context(), "gw-1", nil); err != nil {
 		t.Fatal(err)
 	}
 	var noted string

@@ -17,6 +17,8 @@ type Record struct {
 	InstanceID               string // empty: on none
 	Replica, ClientAddr      string
 	Started, LastSeen        time.Time
+	Resumes                  int  // how often its person has come back to it
+	Waiting                  bool // it waits for its person, as of the last heartbeat
 	Trail                    map[string]string // what others' logs know the session by
 
 	// Zero while it lasts.
@@ -50,7 +52,7 @@ func (f SessionFilter) limit() int {
 const sessionColumns = `SELECT id, workspace_id, subject, mode, sessions.kind, instance_id, replica, client_addr,
   greatest(least(started_at, '9999-12-31Z'), '1970-01-01Z'), greatest(least(last_seen_at, '9999-12-31Z'), '1970-01-01Z'),
   CASE WHEN ended_at IS NOT NULL THEN greatest(least(ended_at, '9999-12-31Z'), '1970-01-01Z') END,
-  COALESCE(end_reason, ''), exit_code, bytes_in, bytes_out,
+  COALESCE(end_reason, ''), exit_code, bytes_in, bytes_out, resumes, waiting AND ended_at IS NULL,
   CASE WHEN jsonb_typeof(sessions.trail) = 'object' AND octet_length(sessions.trail::text) <= 16384
     THEN (SELECT jsonb_object_agg(key, value) FROM jsonb_each_text(sessions.trail) WHERE value IS NOT NULL) END
 FROM termgw.sessions `
@@ -90,7 +92,7 @@ func (p *Postgres) listSessions(ctx context.Context, query string, args []any) (
 			trail sql.NullString
 		)
 		err := rows.Scan(&r.ID, &r.WorkspaceID, &r.Subject, &r.Mode, &r.Kind, &r.InstanceID, &r.Replica, &r.ClientAddr, &r.Started, &r.LastSeen,
-			&ended, &r.Reason, &code, &r.BytesIn, &r.BytesOut, &trail)
+			&ended, &r.Reason, &code, &r.BytesIn, &r.BytesOut, &r.Resumes, &r.Waiting, &trail)
 		if err == nil && trail.Valid {
 			err = json.Unmarshal([]byte(trail.String), &r.Trail)
 		}

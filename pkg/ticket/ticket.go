@@ -82,6 +82,9 @@ type Claims struct {
 	WorkspaceID string
 	Mode        Mode
 	MaxSession  time.Duration // in whole seconds; 0: not given. Verify takes more than 7 days as 7 days
+	// Resume is how long the shell waits for its person after the connection was lost, in whole
+	// seconds; 0: it does not wait. Verify takes more than 7 days as 7 days.
+	Resume time.Duration
 }
 
 // wireClaims are Claims as JSON (RFC 7519). A nil pointer is an absent claim, unlike a
@@ -97,11 +100,12 @@ type wireClaims struct {
 	WorkspaceID string           `json:"workspace_id,omitempty"`
 	Mode        *Mode            `json:"mode,omitempty"`
 	MaxSession  *int64           `json:"max_session,omitempty"`
+	Resume      *int64           `json:"resume,omitempty"`
 }
 
 // claimNames are the JSON names of wireClaims.
 var claimNames = []string{
-	"iss", "aud", "sub", "jti", "iat", "nbf", "exp", "workspace_id", "mode", "max_session",
+	"iss", "aud", "sub", "jti", "iat", "nbf", "exp", "workspace_id", "mode", "max_session", "resume",
 }
 
 // MarshalJSON returns the claims as in a ticket's payload.
@@ -122,6 +126,10 @@ func (c Claims) MarshalJSON() ([]byte, error) {
 	if c.MaxSession != 0 {
 		seconds := int64(c.MaxSession / time.Second)
 		wire.MaxSession = &seconds
+	}
+	if c.Resume != 0 {
+		seconds := int64(c.Resume / time.Second)
+		wire.Resume = &seconds
 	}
 	return json.Marshal(wire)
 }
@@ -162,6 +170,12 @@ func (w wireClaims) claims() (Claims, error) {
 		}
 		c.MaxSession = time.Duration(min(*w.MaxSession, int64(maxSessionLimit/time.Second))) * time.Second
 	}
+	if w.Resume != nil {
+		if *w.Resume < 0 {
+			return Claims{}, errors.New("resume is out of range")
+		}
+		c.Resume = time.Duration(min(*w.Resume, int64(maxSessionLimit/time.Second))) * time.Second
+	}
 	return c, nil
 }
 
@@ -196,11 +210,16 @@ func (c Claims) check() error {
 	if c.Mode != ReadWrite && c.Mode != ReadOnly {
 		return errors.New("mode is neither rw nor ro")
 	}
-	if c.MaxSession < 0 || c.MaxSession > maxSessionLimit {
-		return errors.New("max_session is out of range")
-	}
-	if c.MaxSession%time.Second != 0 {
-		return errors.New("max_session is not in whole seconds")
+	for _, seconds := range []struct {
+		name  string
+		value time.Duration
+	}{{"max_session", c.MaxSession}, {"resume", c.Resume}} {
+		if seconds.value < 0 || seconds.value > maxSessionLimit {
+			return errors.New(seconds.name + " is out of range")
+		}
+		if seconds.value%time.Second != 0 {
+			return errors.New(seconds.name + " is not in whole seconds")
+		}
 	}
 	switch {
 	case c.IssuedAt.IsZero():

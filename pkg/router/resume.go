@@ -1,0 +1,119 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/session"
+	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/terminal"
+	"github.com/molecule-ai/termgw/pkg/ticket"
+)
+
+// comeback is what a request says of the session that its person comes back to.
+type comeback struct {
+	session string // the id; empty: none
+	output  int64  // the output bytes that the client has; negative: none
+}
+
+// comebackOf returns the resume and output of the query.
+func comebackOf(query url.Values) (comeback, error) {
+	c := comeback{session: query.Get("resume"), output: -1}
+	if c.session == "" || !query.Has("output") {
+		return c, nil
+	}
+	n, err := strconv.ParseUint(query.Get("output"), 10, 63)
+	if err != nil {
+		return c, fmt.Errorf("%w: output must be a whole number, 0 or more", bridge.ErrBadMessage)
+	}
+	c.output = int64(n) //nolint:gosec // 63 bits
+	return c, nil
+}
+
+// Outcomes of a request to resume, for termgw_resumes_total.
+const (
+	resumeDone    = "resumed"
+	resumeTaken   = "taken_over" // from a connection that was still thought open
+	resumeGone    = "gone"       // there is no such session: a new shell was opened, or refused
+	resumeRefused = "refused"
+)
+
+// comeBack gives a client the session that it asks for, if that is on this replica and of
+// its person and workspace; else the request opens a new shell, and the ticket is not
+// spent.
+func (req *request) comeBack(ws *bridge.Socket, claims ticket.Claims, size terminal.Size) (found bool, err error) {
+	asked := req.comeback.session
+	if asked == "" || !ws.V1() {
+		return false, nil
+	}
+	outcome := resumeRefused
+	defer func() { req.Metrics.resumes.WithLabelValues(outcome).Inc() }()
+	first := req.live.resumable(asked)
+	if first == nil || first.claims.Subject != claims.Subject || first.claims.Issuer != claims.Issuer ||
+		first.claims.WorkspaceID != claims.WorkspaceID && first.workspaceID != claims.WorkspaceID {
+		outcome = resumeGone
+		return false, nil
+	}
+	err = req.spend(claims, asked)
+	if errors.Is(err, store.ErrGone) {
+		outcome = resumeGone
+		return false, nil
+	}
+	if err != nil {
+		return true, err
+	}
+	req.admitted = true
+	req.log = req.Log.With("session", asked, "workspace", first.workspaceID, "client", req.client, "subject", claims.Subject)
+	waited := first.session.Waits()
+	if !req.sized {
+		size = terminal.Size{}
+	}
+	err = bridge.Resume(ws, first.session, first.clientOptions(claims.Mode), size, req.comeback.output)
+	switch {
+	case errors.Is(err, session.ErrAhead):
+		return true, fmt.Errorf("%w: output: %w", bridge.ErrBadMessage, err)
+	case err != nil:
+		return true, fmt.Errorf("%w: %w", errOver, err)
+	case waited:
+		outcome = resumeDone
+	default:
+		outcome = resumeTaken
+	}
+	req.log.Info("session resumed", "outcome", outcome, "after", time.Since(req.started).String())
+	return true, nil
+}
+
+// spend spends the ticket for a session that lives.
+func (req *request) spend(claims ticket.Claims, sessionID string) error {
+	defer req.Metrics.timeStore("resume", time.Now())
+	err := req.Store.Resume(context.Background(), claims, sessionID, req.Replica, req.client) // bounded by the store
+	if errors.Is(err, store.ErrUsed) || errors.Is(err, store.ErrRevoked) {
+		req.Metrics.rejections.WithLabelValues(outcomeOf(err).code).Inc()
+	}
+	if errors.Is(err, store.ErrUnavailable) {
+		req.parts.doubt()
+	}
+	return err
+}
+
+// goneOn ends the connection of a client without which its session goes on.
+func (req *request) goneOn(b *bridge.Bridge, cause error) {
+	defer req.live.leave()()
+	end := outcomeOf(cause)
+	req.log.Info("session goes on without its client", "code", end.code, "err", cause)
+	if req.live.isDraining() {
+		req.live.end(req.id, ErrDraining) // nobody comes back to it
+	}
+	if end.close == 0 {
+		b.Drop()
+		b.Close(context.Background(), 0, nil)
+		return
+	}
+	e := end.tell(cause)
+	b.Close(context.Background(), end.close, &e)
+}

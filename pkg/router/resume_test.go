@@ -1,0 +1,331 @@
+package router
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/molecule-ai/termgw/pkg/ticket"
+)
+
+// resumable is a gateway whose shells wait for their persons.
+func resumable(t testing.TB, edits ...func(*Config)) *gateway {
+	g := open(t, append(edits, func(c *Config) { c.Resume = time.Hour })...)
+	g.reg.MustRegister(g.Router)
+	return g
+}
+
+func waits(c *ticket.Claims) { c.Resume = time.Hour }
+
+// resumes asks for a session.
+func (g *gateway) resumes(t testing.TB, id, output string, edits ...func(*ticket.Claims)) *peer {
+	t.Helper()
+	q := "resume=" + id
+	if output != "" {
+		q += "&output=" + output
+	}
+	return g.ask(t, requestFor("ws-1", g.ticket("ws-1", append([]func(*ticket.Claims){waits}, edits...)...), v1, query(q)))
+}
+
+// opened opens a terminal that waits for its person, with some output and input.
+func (g *gateway) opened(t testing.TB, edits ...func(*ticket.Claims)) (p *peer, shell start, id string) {
+	t.Helper()
+	p = g.ask(t, requestFor("ws-1", g.ticket("ws-1", append([]func(*ticket.Claims){waits}, edits...)...), v1))
+	ready := p.message("ready")
+	shell = <-g.local.asked
+	p.send(opBinary, "abc")
+	if got := <-shell.typed; got != "abc" {
+		t.Fatalf("typed %q", got)
+	}
+	shell.out <- "hello"
+	p.output("hello")
+	return p, shell, ready["session"].(string)
+}
+
+// output reads output, pings left out.
+func (p *peer) output(want string) {
+	p.t.Helper()
+	for got := ""; got != want; {
+		op, payload, err := p.next()
+		switch {
+		case err != nil || op != opPing && op != opBinary || !strings.HasPrefix(want, got+string(payload)) && op == opBinary:
+			p.t.Fatalf("want output %q, got opcode %d %q after %q, %v", want, op, payload, got, err)
+		case op == opBinary:
+			got += string(payload)
+		}
+	}
+}
+
+// reset loses the connection.
+func (p *peer) reset() {
+	_ = p.conn.(*net.TCPConn).SetLinger(0)
+	_ = p.conn.Close()
+}
+
+func (p *peer) closes(code uint16) {
+	p.t.Helper()
+	p.send(opClose, string(binary.BigEndian.AppendUint16(nil, code)))
+}
+
+func (g *gateway) waiting(t testing.TB, n int) {
+	t.Helper()
+	for end := time.Now().Add(patience); len(g.Waiting()) != n; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d sessions wait, want %d", len(g.Waiting()), n)
+		}
+	}
+}
+
+func wantResumed(t testing.TB, ready map[string]any, resumed bool, output, input int) {
+	t.Helper()
+	if ready["resumed"] != resumed || ready["output"] != float64(output) || ready["input"] != float64(input) || ready["resume"] != 3600.0 {
+		t.Errorf("ready says %v", ready)
+	}
+}
+
+// A shell waits for its person when the connection is lost or the page goes away, and for
+// nothing else.
+func TestResume(t *testing.T) {
+	for name, leave := range map[string]func(*peer){
+		"reset":      (*peer).reset,
+		"FIN":        func(p *peer) { _ = p.conn.Close() },
+		"going away": func(p *peer) { p.closes(1001) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := resumable(t)
+			p, shell, id := g.opened(t)
+			leave(p)
+			g.waiting(t, 1)
+			g.wantMetric(1, "termgw_sessions_waiting")
+			g.wantMetric(1, "termgw_sessions_active", "target=local")
+			shell.out <- " and"
+			shell.out <- " more"
+
+			p = g.resumes(t, id, "3")
+			ready := p.message("ready")
+			wantResumed(t, ready, true, 3, 3)
+			if ready["session"] != id {
+				t.Errorf("another session: %v", ready)
+			}
+			p.output("lo and more")
+			p.send(opBinary, "def")
+			if got := <-shell.typed; got != "def" {
+				t.Errorf("typed %q", got)
+			}
+			shell.out <- "!"
+			p.output("!")
+			g.waiting(t, 0)
+			shell.exit.Code = 5
+			shell.quit()
+			if exit := p.message("exit"); exit["code"] != 5.0 {
+				t.Errorf("exit %v", exit)
+			}
+			if f := p.rest(); f.code != 1000 {
+				t.Errorf("closed with %+v", f)
+			}
+			g.over(t)
+			if end := g.store.end(id); end.Reason != "exit" || end.BytesIn != 6 || end.BytesOut != int64(len("hello and more!")) {
+				t.Errorf("recorded %+v", end)
+			}
+			g.wantMetric(1, "termgw_resumes_total", "outcome=resumed")
+			g.wantMetric(1, "termgw_sessions_total", "code=exit", "target=local")
+			g.wantMetric(0, "termgw_backlog_bytes")
+		})
+	}
+	for name, leave := range map[string]func(*peer){
+		"normal closure": func(p *peer) { p.closes(1000) },
+		"no code":        func(p *peer) { p.send(opClose, "") },
+		"its own code":   func(p *peer) { p.closes(4321) },
+		"end":            func(p *peer) { p.send(opText, `{"type":"end"}`) },
+		"nonsense":       func(p *peer) { p.send(opText, `{"type":7}`) },
+	} {
+		t.Run("not after "+name, func(t *testing.T) {
+			g := resumable(t)
+			p, shell, id := g.opened(t)
+			leave(p)
+			<-shell.over
+			p.rest()
+			g.over(t)
+			p = g.resumes(t, id, "5")
+			wantResumed(t, p.message("ready"), false, 0, 0)
+			g.wantMetric(1, "termgw_resumes_total", "outcome=gone")
+		})
+	}
+}
+
+// The person comes back by another connection while the old one is thought open.
+func TestTakenOver(t *testing.T) {
+	g := resumable(t)
+	old, shell, id := g.opened(t)
+	p := g.resumes(t, id, "5")
+	wantResumed(t, p.message("ready"), true, 5, 3)
+	if f := old.rest(); f.code != 4412 || f.reason != "taken_over" || len(f.text) != 1 || !strings.Contains(f.text[0], `"retryable":false`) {
+		t.Errorf("the old one is told %+v", f)
+	}
+	shell.out <- "x"
+	p.output("x")
+	g.wantMetric(1, "termgw_resumes_total", "outcome=taken_over")
+}
+
+// Who has lost the screen gets what is kept, which is what nobody has acknowledged.
+func TestResumeWithoutOutput(t *testing.T) {
+	g := resumable(t)
+	p, shell, id := g.opened(t)
+	p.send(opText, `{"type":"ack","bytes":2}`)
+	p.send(opText, `{"type":"ping","id":1}`)
+	p.message("pong")
+	p.reset()
+	g.waiting(t, 1)
+	for _, output := range []string{"", "1"} { // that is no longer kept
+		p := g.resumes(t, id, output)
+		wantResumed(t, p.message("ready"), true, 2, 3)
+		p.output("llo")
+		p.reset()
+		g.waiting(t, 1)
+	}
+	shell.quit()
+}
+
+// What is refused costs the waiting session nothing.
+func TestResumeRefused(t *testing.T) {
+	g := resumable(t)
+	p, shell, id := g.opened(t)
+	p.reset()
+	g.waiting(t, 1)
+
+	for _, output := range []string{"-1", "6", "99999999999999999999", "9223372036854775807", "x", "1e3", "%20"} {
+		if reason, code := g.resumes(t, id, output).outcome(); code != 4400 || reason != "bad_message" {
+			t.Errorf("output %s: closed with %d %s", output, code, reason)
+		}
+	}
+	used := g.ticket("ws-1", waits)
+	g.ask(t, requestFor("ws-1", used, v1)).closes(1000)
+	if reason, code := g.ask(t, requestFor("ws-1", used, v1, query("resume="+id))).outcome(); code != 4409 {
+		t.Errorf("a used ticket: closed with %d %s", code, reason)
+	}
+	for name, ask := range map[string]*ask{
+		"another person's":   requestFor("ws-1", g.ticket("ws-1", waits, func(c *ticket.Claims) { c.Subject = "bob" }), v1, query("resume="+id)),
+		"another platform's": requestFor("ws-1", g.ticket("ws-1", waits, func(c *ticket.Claims) { c.Issuer = "https://elsewhere" }), v1, query("resume="+id)),
+		"another workspace":  requestFor("ws-2", g.ticket("ws-2", waits), v1, query("resume="+id)),
+		"never opened":       requestFor("ws-1", g.ticket("ws-1", waits), v1, query("resume=AAAAAAAAAAAAAAAAAAAAAAAAAA")),
+		"nonsense":           requestFor("ws-1", g.ticket("ws-1", waits), v1, query("resume=%00%ff"+strings.Repeat("x", 5000))),
+	} {
+		other := g.ask(t, ask)
+		ready := other.message("ready")
+		wantResumed(t, ready, false, 0, 0)
+		if ready["session"] == id {
+			t.Errorf("%s: it is the same session", name)
+		}
+		other.closes(1000)
+		other.rest()
+	}
+	raw := g.ask(t, requestFor("ws-1", g.ticket("ws-1", waits), query("resume="+id)))
+	raw.closes(1000)
+	raw.rest()
+
+	p = g.resumes(t, id, "5")
+	wantResumed(t, p.message("ready"), true, 5, 3)
+	shell.quit()
+}
+
+// Both the ticket and the gateway have to allow it, and the client has to speak termgw.v1.
+func TestNoResume(t *testing.T) {
+	for name, c := range map[string]struct {
+		gateway time.Duration
+		ticket  time.Duration
+		raw     bool
+	}{
+		"the gateway does not": {0, time.Hour, false},
+		"the ticket does not":  {time.Hour, 0, false},
+		"raw":                  {time.Hour, time.Hour, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := open(t, func(o *Config) { o.Resume = c.gateway })
+			edits := []func(*ask){v1}
+			if c.raw {
+				edits = nil
+			}
+			p := g.ask(t, requestFor("ws-1", g.ticket("ws-1", func(o *ticket.Claims) { o.Resume = c.ticket }), edits...))
+			if !c.raw {
+				if ready := p.message("ready"); ready["resume"] != nil || ready["output"] != nil {
+					t.Errorf("ready says %v", ready)
+				}
+			}
+			shell := <-g.local.asked
+			p.reset()
+			<-shell.over
+			g.over(t)
+		})
+	}
+}
+
+// A wait has its end, a revocation cuts it, and a replica that drains waits for nobody.
+func TestWaitEnds(t *testing.T) {
+	for name, c := range map[string]struct {
+		resume time.Duration
+		end    func(g *gateway, id string)
+		reason string
+	}{
+		"its time is over": {time.Second, func(*gateway, string) {}, "client_lost"},
+		"revoked":          {time.Hour, func(g *gateway, id string) { g.Cut([]string{id}, 0) }, "revoked"},
+		"draining": {time.Hour, func(g *gateway, _ string) {
+			if err := g.Drain(g.t.Context(), time.Hour); err != nil {
+				g.t.Error(err)
+			}
+		}, "draining"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := open(t, func(o *Config) { o.Resume = c.resume })
+			p, shell, id := g.opened(t)
+			p.reset()
+			c.end(g, id)
+			<-shell.over
+			g.over(t)
+			if end := g.store.end(id); end.Reason != c.reason {
+				t.Errorf("recorded %+v", end)
+			}
+		})
+	}
+}
+
+// Two connections come back at once: one has the session, and the other is told so.
+func TestResumeTwiceAtOnce(t *testing.T) {
+	g := resumable(t)
+	p, shell, id := g.opened(t)
+	p.reset()
+	g.waiting(t, 1)
+	outcomes := make(chan string, 2)
+	peers := make(chan *peer, 2)
+	for range 2 {
+		go func() {
+			p := g.resumes(t, id, "5")
+			peers <- p
+			for {
+				op, payload, err := p.next()
+				switch {
+				case err != nil:
+					outcomes <- "lost"
+					return
+				case op == opBinary:
+					outcomes <- string(payload)
+					return
+				case op == opClose:
+					outcomes <- fmt.Sprint(binary.BigEndian.Uint16(payload))
+					return
+				}
+			}
+		}()
+	}
+	if first := <-outcomes; first != "4412" {
+		t.Errorf("the first that ends: %s", first)
+	}
+	shell.out <- "x"
+	if second := <-outcomes; second != "x" {
+		t.Errorf("the other: %s", second)
+	}
+	(<-peers).reset()
+	(<-peers).reset()
+}

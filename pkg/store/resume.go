@@ -1,0 +1,78 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+
+	"github.com/molecule-ai/termgw/pkg/ticket"
+)
+
+// ErrGone is the error of Resume for a session that does not live, or is another person's.
+var ErrGone = errors.New("no such session lives")
+
+// resumeSQL is one statement, as redeemSQL is. The ticket is not spent where there is no such session, and is where an order
+// covers it.
+const resumeSQL = `WITH live AS MATERIALIZED (
+  SELECT s.id, s.workspace_id, s.instance_id FROM termgw.sessions s
+  WHERE s.id = $1 AND s.issuer = $2 AND s.subject = $3 AND s.replica = $4 AND s.ended_at IS NULL FOR UPDATE
+), spent AS (
+  INSERT INTO termgw.spent_tickets AS t (issuer, jti, attempt, expires_at)
+  SELECT $2, $5::text, $6::text, $7::timestamptz FROM live
+  ON CONFLICT (issuer, jti) DO UPDATE SET attempt = t.attempt WHERE t.attempt = excluded.attempt
+  RETURNING true
+), verdict AS MATERIALIZED (
+  SELECT live.id, EXISTS (SELECT FROM spent) AS first, EXISTS (
+      SELECT FROM termgw.revocations r
+      WHERE r.created_at >= $8::timestamptz
+        AND (r.workspace_id IS NULL OR r.workspace_id IN ($9::text, live.workspace_id) OR r.row_id = live.workspace_id)
+        AND (r.subject IS NULL OR r.subject = $3)
+        AND (r.session_id IS NULL OR r.session_id = live.id)
+        AND (r.instance_id IS NULL OR r.instance_id = live.instance_id)
+    ) AS revoked
+  FROM live
+), resumed AS (
+  UPDATE termgw.sessions s SET resumes = s.resumes + 1, waiting = false, client_addr = $10
+  FROM verdict v WHERE s.id = v.id AND v.first AND NOT v.revoked
+  RETURNING true
+)
+SELECT count(*) = 1, COALESCE(bool_and(first), false), COALESCE(bool_or(revoked), false) FROM verdict`
+
+// Resume spends the ticket for a session of this replica that lives and is the ticket's person's, and notes in the session's row
+// where the person is now. Whether the session is of the ticket's workspace the caller knows. The error is ErrGone, and the ticket is not
+// spent, if there is no such session; else ErrUsed, ErrRevoked or ErrUnavailable, as Redeem's.
+func (p *Postgres) Resume(ctx context.Context, claims ticket.Claims, sessionID, replica, clientAddr string) error {
+	const op = "resuming a session"
+	var live, first, revoked bool
+	err := p.one(ctx, resumeSQL, []any{
+		text(sessionID), text(claims.Issuer), text(claims.Subject), text(replica), text(claims.ID), rand.Text(), claims.Expires,
+		claims.IssuedAt, text(claims.WorkspaceID), text(clientAddr),
+	}, &live, &first, &revoked)
+	switch {
+	case err != nil:
+		return unavailable(op, err)
+	case !live:
+		return fmt.Errorf("%s: %w", op, ErrGone)
+	case !first:
+		return fmt.Errorf("%s: %w", op, ErrUsed)
+	case revoked:
+		return fmt.Errorf("%s: %w", op, ErrRevoked)
+	}
+	return nil
+}
+
+// Resume does what Postgres.Resume does.
+func (m *Memory) Resume(_ context.Context, claims ticket.Claims, sessionID, _, _ string) error {
+	const op = "resuming a session"
+	m.mu.Lock()
+	s, live := m.sessions[sessionID]
+	m.mu.Unlock()
+	switch {
+	case !live || s.subject != claims.Subject:
+		return fmt.Errorf("%s: %w", op, ErrGone)
+	case claims.IssuedAt.Before(m.c.Since), !m.spend(ticketKey{claims.Issuer, claims.ID}, claims.Expires):
+		return fmt.Errorf("%s: %w", op, ErrUsed)
+	}
+	return nil
+}
