@@ -58,6 +58,9 @@ type Options struct {
 	// this client: the cause is ErrAway, ErrLost or ErrTakenOver. The caller then closes
 	// the bridge. To be set where the session may be resumed.
 	Gone func(b *Bridge, cause error)
+	// ExitClose is the close code that says so when the shell ended by itself. To be set
+	// with Gone.
+	ExitClose websocket.StatusCode
 }
 
 // Bridge is the owner of a session (session.Client). The caller closes the bridge
@@ -237,7 +240,7 @@ func (b *Bridge) Exited(e terminal.Exit) {
 	if b.opt.Gone == nil {
 		return
 	}
-	b.tell(opClose, closing(websocket.StatusNormalClosure, "exit"))
+	b.tell(opClose, closing(b.opt.ExitClose, "exit"))
 	b.wg.Go(func() {
 		b.awaitAnswer(context.Background())
 		b.lost(fmt.Errorf("%w: it did not answer the end", ErrLost)) // unless it did

@@ -64,9 +64,9 @@ type Config struct {
 	IdleTimeout  time.Duration
 	MaxSession   time.Duration
 	Resume       time.Duration // the longest time that a shell waits for its person; 0: it ends with the connection
-	MaxSessions  int    // at once on this replica; 0: no limit
-	HeldBytes    int64  // the bytes that all sessions together may hold, see session.Budget; 0: no limit
-	Replica      string // the name of this process in the audit trail
+	MaxSessions  int           // at once on this replica; 0: no limit
+	HeldBytes    int64         // the bytes that all sessions together may hold, see session.Budget; 0: no limit
+	Replica      string        // the name of this process in the audit trail
 
 	Log     *slog.Logger
 	Metrics *Metrics

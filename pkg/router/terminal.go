@@ -31,8 +31,8 @@ type request struct {
 	log         *slog.Logger
 	target      string // the name of the workspace's place; "none" until the row was read
 	started     time.Time
-	admitted    bool             // the ticket is spent
-	recorded    bool             // the audit trail has, or may have, a row without an end
+	admitted    bool // the ticket is spent
+	recorded    bool // the audit trail has, or may have, a row without an end
 	comeback    comeback
 	sized       bool             // the query has a size
 	claims      ticket.Claims    // of the ticket that opened the session: issuer, subject and workspace
@@ -263,7 +263,7 @@ func (req *request) clientOptions(mode ticket.Mode) bridge.Options {
 		PingInterval: req.PingInterval, RTT: req.Metrics.rtt, Backlog: req.Metrics.backlogged,
 	}
 	if req.resume > 0 {
-		o.Gone = req.goneOn
+		o.Gone, o.ExitClose = req.goneOn, exited.close
 	}
 	return o
 }

@@ -136,7 +136,7 @@ func TestHeartbeatsStayOffTheIndexes(t *testing.T) {
 	}
 	beat := func() {
 		t.Helper()
-		if err := p.Heartbeat(t.Context(), "gw-1"); err != nil {
+		if err := p.Heartbeat(t.Context(), "gw-1", nil); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -17,8 +17,8 @@ type Record struct {
 	InstanceID               string // empty: on none
 	Replica, ClientAddr      string
 	Started, LastSeen        time.Time
-	Resumes                  int  // how often its person has come back to it
-	Waiting                  bool // it waits for its person, as of the last heartbeat
+	Resumes                  int               // how often its person has come back to it
+	Waiting                  bool              // it waits for its person, as of the last heartbeat
 	Trail                    map[string]string // what others' logs know the session by
 
 	// Zero while it lasts.

@@ -22,6 +22,7 @@ type storeUnderTest interface {
 	Ping(ctx context.Context) error
 	Close() error
 	AcquireTunnel(ctx context.Context, endpoint, instanceID, replica string, limit int) (string, error)
+	Resume(ctx context.Context, claims ticket.Claims, sessionID, replica, clientAddr string) error
 	FreeTunnels(ctx context.Context, endpoint string, limit int) (int, error)
 	IdleTunnel(ctx context.Context, lease string) (bool, error)
 	VacateTunnel(ctx context.Context, endpoint, replica string) (bool, error)
@@ -245,6 +246,76 @@ func testStore(t *testing.T, newLimited func(*testing.T, Limits) storeUnderTest)
 		// The subjects' limit is the tighter one: 10 sessions in all, in two workspaces with room for 14.
 		if won["p0"] != 5 || won["p1"] != 5 || won["ws-local"] > 7 || won["ws-remote"] > 7 {
 			t.Errorf("opened: %v", won)
+		}
+	})
+
+	t.Run("resume", func(t *testing.T) {
+		s := newStore(t)
+		redeemed(t, s, as("ann", "t1", "ws-local"), session("s1"), nil)
+		redeemed(t, s, as("ann", "t2", "ws-local"), session("s2"), nil)
+		if err := s.Finish(t.Context(), "s2", End{Reason: "exit"}); err != nil {
+			t.Fatal(err)
+		}
+		replica := session("").Replica
+		for _, c := range []struct {
+			name   string
+			claims ticket.Claims
+			id     string
+			want   error
+		}{
+			{"its person", as("ann", "t3", "ws-local"), "s1", nil},
+			{"with a used ticket", as("ann", "t3", "ws-local"), "s1", ErrUsed},
+			{"with the ticket that opened it", as("ann", "t1", "ws-local"), "s1", ErrUsed},
+			{"another person", as("bob", "t4", "ws-local"), "s1", ErrGone},
+			{"an ended one", as("ann", "t5", "ws-local"), "s2", ErrGone},
+			{"none", as("ann", "t6", "ws-local"), "s\x00\xff", ErrGone},
+			{"again", as("ann", "t7", "ws-local"), "s1", nil},
+		} {
+			if err := s.Resume(t.Context(), c.claims, c.id, replica, "2001:db8::7"); !errors.Is(err, c.want) {
+				t.Errorf("%s: %v, want %v", c.name, err, c.want)
+			}
+		}
+		for _, id := range []string{"t4", "t5", "t6"} { // what found no session has spent nothing
+			redeemed(t, s, as("ann", id, "ws-local"), session("of-"+id), nil)
+		}
+		shared, ok := s.(*Postgres)
+		if !ok {
+			return
+		}
+		if err := shared.Resume(t.Context(), as("ann", "t8", "ws-local"), "s1", "another", ""); !errors.Is(err, ErrGone) {
+			t.Errorf("of another replica: %v", err)
+		}
+		record := func() Record {
+			t.Helper()
+			list, err := shared.Sessions(t.Context(), SessionFilter{SessionID: "s1"})
+			if err != nil || len(list) != 1 {
+				t.Fatalf("%+v, %v", list, err)
+			}
+			return list[0]
+		}
+		if r := record(); r.Resumes != 2 || r.Waiting || r.ClientAddr != "2001:db8::7" {
+			t.Errorf("recorded %+v", r)
+		}
+		for _, waits := range []bool{true, false} {
+			var waiting []string
+			if waits {
+				waiting = []string{"s1"}
+			}
+			if err := shared.Heartbeat(t.Context(), replica, waiting); err != nil {
+				t.Fatal(err)
+			}
+			if r := record(); r.Waiting != waits {
+				t.Errorf("recorded %+v", r)
+			}
+		}
+		for i, order := range []Revocation{{SessionID: "s1"}, {Subject: "ann"}, {WorkspaceID: "ws-local"}} {
+			c := as("ann", fmt.Sprint("late", i), "ws-local")
+			if _, _, err := shared.Revoke(t.Context(), order); err != nil {
+				t.Fatal(err)
+			}
+			if err := shared.Resume(t.Context(), c, "s1", replica, ""); !errors.Is(err, ErrRevoked) {
+				t.Errorf("with %+v: %v", order, err)
+			}
 		}
 	})
 

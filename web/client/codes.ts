@@ -112,6 +112,12 @@ const table = {
     title: "Session time is over",
     message: "The session reached its longest life. Reconnect to start another.",
   },
+  taken_over: {
+    close: 4412,
+    retry: "never",
+    title: "Goes on elsewhere",
+    message: "This terminal goes on in another window or on another device. Reconnect to open a new one here.",
+  },
   revoked: {
     close: 4423,
     retry: "never",

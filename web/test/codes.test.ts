@@ -18,6 +18,7 @@ const contract: [close: number, code: string, retry: Retry][] = [
   [4408, "idle_timeout", "fresh_ticket"],
   [4409, "ticket_used", "fresh_ticket"],
   [4410, "session_expired", "fresh_ticket"],
+  [4412, "taken_over", "never"],
   [4423, "revoked", "never"],
   [4429, "too_many_sessions", "later"],
   [4502, "backend_failed", "now"],
