@@ -41,6 +41,11 @@ type Config struct {
 	// Cols and Rows are the terminal's first size, each 1 to 1000; a value outside
 	// becomes the nearest inside. If either is 0 the gateway's default holds, 80 by 24.
 	Cols, Rows int
+	// Resume is the session to go on with, by Ready.Session of an earlier connection; empty:
+	// a new shell. Output is how many bytes of its output the caller has, from the
+	// beginning (Conn.Output); negative: none are left. Ready tells what came of it.
+	Resume string
+	Output int64
 	// Notice is called for each notice, in order. While Notice runs nothing else is
 	// received. Nil: notices are dropped.
 	Notice func(Notice)
@@ -60,6 +65,13 @@ type Ready struct {
 	// Limits of the session; 0: none.
 	IdleTimeout time.Duration // the longest time without input
 	MaxSession  time.Duration // the longest life
+
+	// Resume is how long the shell waits for its person when the connection is lost; 0: it
+	// does not, and the next fields mean nothing.
+	Resume  time.Duration
+	Resumed bool  // this is the session that Config.Resume named, and not a new shell
+	Output  int64 // the offset of the first byte that Read returns, in the session's output
+	Input   int64 // how many bytes of input the gateway has taken on all connections
 }
 
 // ReadOnly reports whether the session takes no input: in every mode but "rw".
@@ -119,12 +131,18 @@ func Dial(ctx context.Context, config Config) (*Conn, error) {
 	if !ticketForm.MatchString(config.Ticket) {
 		return nil, errors.New("the ticket is no JWT: a ticket is letters, digits, dots, dashes and underscores")
 	}
+	query := target.Query()
 	if config.Cols != 0 && config.Rows != 0 {
-		query := target.Query()
 		query.Set("cols", strconv.Itoa(dimension(config.Cols)))
 		query.Set("rows", strconv.Itoa(dimension(config.Rows)))
-		target.RawQuery = query.Encode()
 	}
+	if config.Resume != "" {
+		query.Set("resume", config.Resume)
+		if config.Output >= 0 {
+			query.Set("output", strconv.FormatInt(config.Output, 10))
+		}
+	}
+	target.RawQuery = query.Encode()
 	c := newConn(config.Notice)
 	if c.ws, err = c.upgrade(ctx, target, config); err != nil {
 		return nil, err

@@ -52,10 +52,11 @@ type Conn struct {
 	closing bool // by Close
 	output  bytes.Buffer
 
-	returned, rendered, acked int64 // bytes of output; returned: by the last Read
-	resized                   bool  // cols and rows are not sent yet
-	cols, rows                int
-	asked                     []chan<- time.Duration // calls of Ping whose ping is not sent yet
+	rendered, acked int64 // offsets in the session's output
+	returned        int64 // bytes of output, by the last Read
+	resized         bool  // cols and rows are not sent yet
+	cols, rows      int
+	asked           []chan<- time.Duration // calls of Ping whose ping is not sent yet
 
 	sending  bool   // a message is being sent
 	sent     int64  // bytes; guarded by sending
@@ -111,6 +112,14 @@ func (c *Conn) Read(p []byte) (int, error) {
 	c.returned = int64(n)
 	c.changed.Broadcast()
 	return n, nil
+}
+
+// Output is the offset after the last byte that Read has returned, in the session's output.
+// With Config.Output it is where another connection goes on.
+func (c *Conn) Output() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rendered + c.returned
 }
 
 // Write sends input to the terminal. Write waits while the gateway takes no input,

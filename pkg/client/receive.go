@@ -102,6 +102,10 @@ func (c *Conn) receiveControl(r io.Reader) error {
 		Mode        string `json:"mode"`
 		IdleTimeout int64  `json:"idle_timeout"`
 		MaxSession  int64  `json:"max_session"`
+		Resume      int64  `json:"resume"`
+		Resumed     bool   `json:"resumed"`
+		Output      int64  `json:"output"`
+		Input       int64  `json:"input"`
 		Seconds     int64  `json:"seconds"`
 
 		Code      json.RawMessage `json:"code"` // a number in exit, a word elsewhere
@@ -115,7 +119,11 @@ func (c *Conn) receiveControl(r io.Reader) error {
 	_ = json.Unmarshal(m.Code, &word)
 	switch m.Type {
 	case "ready":
-		c.open(Ready{m.Session, m.Workspace, m.Target, m.Mode, seconds(m.IdleTimeout), seconds(m.MaxSession)})
+		c.open(Ready{
+			Session: m.Session, Workspace: m.Workspace, Target: m.Target, Mode: m.Mode,
+			IdleTimeout: seconds(m.IdleTimeout), MaxSession: seconds(m.MaxSession),
+			Resume: seconds(m.Resume), Resumed: m.Resumed, Output: max(m.Output, 0), Input: max(m.Input, 0),
+		})
 	case "pong":
 		c.pong(m.ID)
 	case "notice":
@@ -161,6 +169,7 @@ func (c *Conn) open(ready Ready) {
 	case <-c.opened: // the first counts
 	default:
 		c.ready = ready
+		c.rendered, c.acked = ready.Output, ready.Output
 		close(c.opened)
 	}
 }
