@@ -50,6 +50,7 @@ type environment struct {
 	IdleTimeout             string `split_words:"true" default:"30m" desc:"A terminal without input for so long is closed"`
 	MaxSession              string `split_words:"true" default:"8h" desc:"Longest life of a terminal"`
 	Resume                  string `split_words:"true" default:"0s" desc:"Longest time that a shell waits for its person when the connection is lost; 0: it ends with it"`
+	AdvertiseURL            string `split_words:"true" desc:"Where other replicas reach this one, http(s)://host:port; empty: only this replica resumes its sessions"`
 	MaxSessions             string `split_words:"true" default:"0" desc:"Terminals at once on this replica; 0: as many as its descriptors allow (ulimit -n)"`
 	MaxSessionsPerWorkspace string `split_words:"true" default:"0" desc:"Terminals at once in one workspace, over all replicas; 0: no limit"`
 	MaxSessionsPerSubject   string `split_words:"true" default:"0" desc:"Terminals at once of one person, over all replicas; 0: no limit"`
@@ -99,6 +100,7 @@ func (e environment) parse() (gateway.Config, []error) {
 			PingInterval:   p.duration("PING_INTERVAL", e.PingInterval, 100*time.Millisecond, time.Hour),
 			IdleTimeout:    p.duration("IDLE_TIMEOUT", e.IdleTimeout, time.Second, 7*24*time.Hour),
 			MaxSession:     p.duration("MAX_SESSION", e.MaxSession, time.Second, 7*24*time.Hour),
+			AdvertiseURL:   strings.TrimSuffix(e.AdvertiseURL, "/"),
 			Resume:         p.duration("RESUME", e.Resume, 0, 7*24*time.Hour),
 		},
 		Listen: e.Listen, AdminListen: e.AdminListen,
@@ -121,6 +123,11 @@ func (e environment) parse() (gateway.Config, []error) {
 		"is for a gateway without a database, but TERMGW_DATABASE_URL is set too")
 	p.require("TICKET_JWKS", e.TicketJWKS != "", "is required: a JWK Set, a file or an https URL")
 	p.require("TICKET_AUDIENCE", e.TicketAudience != "", "must not be empty (default "+ticket.DefaultAudience+")")
+	if c.AdvertiseURL != "" {
+		u, err := url.Parse(c.AdvertiseURL)
+		p.require("ADVERTISE_URL", err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil &&
+			u.Path == "" && u.RawQuery == "" && u.Fragment == "", "want http(s)://host:port, as other replicas reach this one")
+	}
 	for _, o := range c.AllowedOrigins {
 		u, err := url.Parse(o)
 		p.require("ALLOWED_ORIGINS", err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil &&

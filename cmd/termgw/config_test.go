@@ -29,6 +29,7 @@ var defaults = map[string]string{
 	"TERMGW_IDLE_TIMEOUT":    "30m",
 	"TERMGW_MAX_SESSION":     "8h",
 	"TERMGW_RESUME":          "0s",
+	"TERMGW_ADVERTISE_URL":   "",
 	"TERMGW_DRAIN_TIMEOUT":   "30s",
 	"TERMGW_MAX_SESSIONS":    "0",
 
@@ -105,6 +106,7 @@ func TestConfigurationFaults(t *testing.T) {
 		"TERMGW_IDLE_TIMEOUT=-5m",
 		"TERMGW_MAX_SESSION=forever",
 		"TERMGW_RESUME=-1s",
+		"TERMGW_ADVERTISE_URL=10.0.0.7:8080",
 		"TERMGW_DRAIN_TIMEOUT=2h",
 		"TERMGW_MAX_SESSIONS=-1",
 		"TERMGW_KEEP_DETACHED=maybe",

@@ -86,12 +86,38 @@ func (l *cable) cut(reset bool) {
 // and nothing comes twice.
 func TestCuts(t *testing.T) {
 	t.Parallel()
+	t.Run("one replica", func(t *testing.T) {
+		t.Parallel()
+		p := newPlatform(t)
+		p.cuts(t, "one", p.serve(t, "TERMGW_RESUME=1h").address)
+	})
+	t.Run("three behind nginx", func(t *testing.T) {
+		t.Parallel()
+		p := newPlatform(t)
+		var addresses []string
+		var gateways []*served
+		for range 3 {
+			address := ownHost() + ":8080"
+			gateways = append(gateways, p.serve(t, "TERMGW_RESUME=1h", "TERMGW_LISTEN="+address, "TERMGW_ADVERTISE_URL=http://"+address))
+			addresses = append(addresses, address)
+		}
+		p.cuts(t, "three", startNginx(t, addresses)[0])
+		passed := 0.0
+		for _, g := range gateways {
+			passed += g.metric(t, `termgw_resumes_total{outcome="passed_on"}`)
+		}
+		if passed == 0 {
+			t.Error("no connection was passed on")
+		}
+	})
+}
+
+func (p *platform) cuts(t *testing.T, workspace, gateway string) {
+	t.Helper()
 	const cuts, lines, typing = 60, 300_000, 200 << 10
-	p := newPlatform(t)
-	p.workspace(t, "ws", "")
-	b := newBox(t, env.Docker(t), "ws")
-	g := p.serve(t, "TERMGW_RESUME=1h")
-	line := newCable(t, g.address)
+	p.workspace(t, workspace, "")
+	b := newBox(t, env.Docker(t), workspace)
+	line := newCable(t, gateway)
 
 	command := fmt.Sprintf("bash -c 'stty raw -echo; printf REA; printf DY.; exec 3<&0; "+
 		"head -c %d <&3 | sha256sum >/tmp/in & seq 1 %d; wait; cat /tmp/in'; exit 7\r", typing, lines)
@@ -111,8 +137,8 @@ func TestCuts(t *testing.T) {
 	buf := make([]byte, 10_000)
 	for done := 0; ; {
 		c, err := client.Dial(t.Context(), client.Config{
-			URL: "ws://" + line.Addr().String() + "/workspaces/ws/terminal", Resume: session, Output: int64(output.Len()),
-			Ticket: p.ticket(t, "ws", func(c *ticket.Claims) { c.Resume = time.Hour }),
+			URL: "ws://" + line.Addr().String() + "/workspaces/" + workspace + "/terminal", Resume: session, Output: int64(output.Len()),
+			Ticket: p.ticket(t, workspace, func(c *ticket.Claims) { c.Resume = time.Hour }),
 		})
 		if refused := (*client.Error)(nil); errors.As(err, &refused) {
 			t.Fatal(err)
@@ -172,7 +198,7 @@ func TestCuts(t *testing.T) {
 	b.empty(t)
 	var resumes, rows int
 	p.query(t, "SELECT max(resumes), count(*) FROM termgw.sessions", &resumes, &rows)
-	if r := p.lastRow(t, "ws"); r.reason != "exit" || rows != 1 || resumes < cuts/2 {
+	if r := p.lastRow(t, workspace); r.reason != "exit" || rows != 1 || resumes < cuts/2 {
 		t.Errorf("recorded %+v, %d rows, %d resumes", r, rows, resumes)
 	}
 }

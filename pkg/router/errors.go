@@ -27,6 +27,7 @@ var (
 	errTwoTickets   = errors.New("two different tickets")
 	errMismatch     = errors.New("the ticket is for another workspace")
 	errOverloaded   = errors.New("at the limit of sessions")
+	errNotHeld      = errors.New("another replica passed a request on for a session that is not here")
 	errOver         = errors.New("the session ended while it was resumed") // the ticket is spent
 
 	// ErrDraining is the cause of a session that is cut, or refused, because
@@ -70,6 +71,10 @@ var outcomes = []outcome{
 	{
 		is: errOrigin, code: "origin_not_allowed", status: http.StatusForbidden,
 		message: "Pages of this origin may not open terminals here. An operator can allow it in TERMGW_ALLOWED_ORIGINS, or name the proxy in TERMGW_TRUSTED_PROXIES if it is the gateway's own.",
+	},
+	{
+		is: errNotHeld, code: "not_held", status: http.StatusConflict,
+		message: "This gateway does not hold the session that the request was passed on for.",
 	},
 	{
 		is: errRate, code: "rate_limited", status: http.StatusTooManyRequests,

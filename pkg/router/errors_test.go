@@ -76,7 +76,7 @@ func TestOutcomesKeepTheContract(t *testing.T) {
 		"store_unavailable":     {4503, true},
 		"keys_unavailable":      {4503, true},
 	}
-	statuses := map[string]int{"not_found": 404, "upgrade_required": 426, "bad_handshake": 400, "origin_not_allowed": 403, "rate_limited": 429}
+	statuses := map[string]int{"not_found": 404, "upgrade_required": 426, "bad_handshake": 400, "origin_not_allowed": 403, "not_held": 409, "rate_limited": 429}
 	silent := map[string]bool{"client_closed": true, "client_lost": true}
 
 	seen := map[string]bool{}

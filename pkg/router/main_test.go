@@ -374,7 +374,8 @@ type spyStore struct {
 	atEnd   func()                      // in Finish, before the store; may be nil
 	pingErr error
 
-	traceErr error // of Trace
+	traceErr error        // of Trace
+	holder   store.Holder // of a session on another replica; zero: none
 
 	mu       sync.Mutex
 	sessions []store.Session
@@ -414,6 +415,13 @@ func (s *spyStore) Finish(ctx context.Context, id string, end store.End) error {
 	s.ends[id] = end
 	s.mu.Unlock()
 	return s.Memory.Finish(ctx, id, end)
+}
+
+func (s *spyStore) HolderOf(context.Context, ticket.Claims, string, string) (store.Holder, error) {
+	if s.holder.URL == "" {
+		return store.Holder{}, store.ErrGone
+	}
+	return s.holder, nil
 }
 
 func (s *spyStore) Ping(context.Context) error { return s.pingErr }

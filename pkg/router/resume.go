@@ -41,6 +41,7 @@ const (
 	resumeTaken   = "taken_over" // from a connection that was still thought open
 	resumeGone    = "gone"       // there is no such session: a new shell was opened, or refused
 	resumeRefused = "refused"
+	resumePassed  = "passed_on" // to the replica that holds the session, which counts it too
 )
 
 // comeBack gives a client the session that it asks for, if that is on this replica and of

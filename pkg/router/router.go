@@ -37,6 +37,9 @@ type Store interface {
 	// Resume spends the ticket for a session that lives, of the ticket's person and
 	// workspace, or does nothing: store.ErrGone says that there is none.
 	Resume(ctx context.Context, c ticket.Claims, sessionID, replica, clientAddr string) error
+	// HolderOf returns how a connection is passed on to the replica that holds a session
+	// of the ticket's person, if that is not this one: else store.ErrGone.
+	HolderOf(ctx context.Context, c ticket.Claims, sessionID, replica string) (store.Holder, error)
 	// Trace records what others' logs know a live session by.
 	Trace(ctx context.Context, sessionID string, trail map[string]string) error
 	// Finish records a session's end.
@@ -64,6 +67,7 @@ type Config struct {
 	IdleTimeout  time.Duration
 	MaxSession   time.Duration
 	Resume       time.Duration // the longest time that a shell waits for its person; 0: it ends with the connection
+	AdvertiseURL string        // where other replicas reach this one, http(s)://host:port; empty: they do not
 	MaxSessions  int           // at once on this replica; 0: no limit
 	HeldBytes    int64         // the bytes that all sessions together may hold, see session.Budget; 0: no limit
 	Replica      string        // the name of this process in the audit trail
@@ -81,6 +85,7 @@ type Router struct {
 	parts     parts
 	budget    *session.Budget // nil: no limit
 	lines     *logline.Bound  // bounds the log's lines about refused requests
+	hops      *http.Transport // to other replicas
 
 	// handshakes paces well-made handshakes, others all requests that are refused
 	// before the upgrade: a page of a wrong origin must not use up the handshakes of
@@ -93,7 +98,7 @@ func New(cfg Config) *Router {
 	rt := &Router{
 		Config: cfg, mux: chi.NewRouter(), live: newSessions(cfg.MaxSessions),
 		lines: logline.NewBound(cfg.Log), handshakes: newPacer(time.Now), others: newPacer(time.Now), parts: parts{now: time.Now},
-		lingering: lingering{of: map[holder][]*connection{}},
+		lingering: lingering{of: map[holder][]*connection{}}, hops: newHops(),
 	}
 	for _, place := range cfg.Places {
 		cfg.Metrics.active.WithLabelValues(place.Name) // 0 from the start: an autoscaler takes a missing series as unknown

@@ -3,6 +3,7 @@ package router
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,6 +39,7 @@ type request struct {
 	claims      ticket.Claims    // of the ticket that opened the session: issuer, subject and workspace
 	longest     time.Duration    // the session's longest life
 	resume      time.Duration    // how long the session waits for its person
+	passing     store.Holder     // of the session, for other replicas
 	session     *session.Session // nil: there is no shell yet
 	trail       runner.Trail     // what others' logs know the session by
 	traced      bool             // the audit trail has it
@@ -55,6 +57,12 @@ func (req *request) terminal(ws *bridge.Socket, claims ticket.Claims, size termi
 		return err
 	}
 
+	if ws.V1() {
+		req.resume = min(claims.Resume, req.Resume)
+	}
+	if req.resume > 0 && req.AdvertiseURL != "" {
+		req.passing = store.Holder{URL: req.AdvertiseURL, Key: rand.Text()}
+	}
 	workspace, err := req.redeem(ctx, claims)
 	if err != nil {
 		return err
@@ -107,19 +115,31 @@ func (req *request) carry(ctx context.Context, ws *bridge.Socket) {
 // serveTerminal answers the terminal's endpoint. A browser cannot read why a handshake
 // failed, so most errors are sent after the upgrade.
 func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
-	addr := rt.clientAddr(r)
+	addr, passed := rt.passedOn(r)
+	if !passed {
+		addr = rt.clientAddr(r)
+	}
 	req := &request{
 		Router: rt, http: r, target: "none", started: time.Now(),
 		id: newSessionID(), workspaceID: strings.Clone(chi.URLParam(r, "workspace_id")), client: addrString(addr),
 	}
 	req.log = req.logger()
 	err := rt.checkRequest(r, req.workspaceID)
-	if !rt.allow(r, addr, err == nil) {
+	if err == nil && !passed {
+		err = rt.checkOrigin(r)
+	}
+	if err == nil && !passed && len(r.Header.Values(hopHeader)) > 0 {
+		err = errNotHeld
+	}
+	if !passed && !rt.allow(r, addr, err == nil) {
 		err = errRate
 	}
 	if err != nil {
 		req.notUpgraded(err)
 		problem(w, err)
+		return
+	}
+	if req.passOn(w, r) {
 		return
 	}
 	req.holder = holder{network: client(addr)}
@@ -208,7 +228,9 @@ func (req *request) checkTicket() (claims ticket.Claims, size terminal.Size, err
 func (req *request) redeem(ctx context.Context, claims ticket.Claims) (store.Workspace, error) {
 	defer req.Metrics.timeStore("redeem", time.Now())
 	req.recorded = true // possibly, even if Redeem panics
-	workspace, err := req.Store.Redeem(ctx, claims, store.Session{ID: req.id, Replica: req.Replica, ClientAddr: req.client})
+	workspace, err := req.Store.Redeem(ctx, claims, store.Session{
+		ID: req.id, Replica: req.Replica, ClientAddr: req.client, Holder: req.passing,
+	})
 	req.recorded, req.admitted = err == nil, err == nil
 	if errors.Is(err, store.ErrUsed) || errors.Is(err, store.ErrRevoked) {
 		req.Metrics.rejections.WithLabelValues(outcomeOf(err).code).Inc()
@@ -232,10 +254,8 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 		req.longest = d
 	}
 	var mayResume *request
-	if ws.V1() {
-		if req.resume = min(claims.Resume, req.Resume); req.resume > 0 {
-			mayResume = req
-		}
+	if req.resume > 0 {
+		mayResume = req
 	}
 	req.session = session.New(term, session.Options{
 		Size: size, IdleTimeout: req.IdleTimeout, MaxSession: req.longest, Resume: req.resume,

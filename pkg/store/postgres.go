@@ -181,7 +181,7 @@ func (p *Postgres) Redeem(ctx context.Context, claims ticket.Claims, s Session) 
 	defer p.sessions.drop(e)
 	err := p.one(ctx, p.redeem, []any{
 		id, issuer, jti, attempt, claims.Expires, id, claims.IssuedAt, subject, session, string(claims.Mode), replica, src,
-		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), silence, server, p.kinds,
+		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), silence, server, p.kinds, text(s.Holder.URL), text(s.Holder.Key),
 	}, &complete, new(any), &spent, &rows, &fits, &revoked, &over, &opened, &started,
 		&w.ID, attributes{&w})
 	switch {
@@ -231,7 +231,7 @@ func (p *Postgres) Ping(ctx context.Context) error {
 		"",
 		time.Time{},
 		"", "", "", "", "",
-		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), 0.0, "", "[]",
+		int64(p.limits.PerWorkspace), int64(p.limits.PerSubject), 0.0, "", "[]", "", "",
 	}, func(rows *sql.Rows) error {
 		columns, err := rows.Columns()
 		if err != nil {
@@ -417,7 +417,7 @@ func unavailable(op string, err error) error {
 	switch {
 	case pe != nil && pe.Code == "42P01" && strings.Contains(pe.Message, `"termgw.`):
 		return fmt.Errorf("%s: %w: the schema is missing or old, run `termgw migrate`: %w", op, ErrUnavailable, err)
-	case pe != nil && pe.Code == "42703" && (strings.Contains(pe.Message, `of relation "`) || strings.Contains(pe.Message, "row_id") || strings.Contains(pe.Message, "sessions.kind") || strings.Contains(pe.Message, "sessions.trail") || strings.Contains(pe.Message, "sessions.waiting") || strings.Contains(pe.Message, "tunnels.wanted_at")),
+	case pe != nil && pe.Code == "42703" && (strings.Contains(pe.Message, `of relation "`) || strings.Contains(pe.Message, "row_id") || strings.Contains(pe.Message, "sessions.kind") || strings.Contains(pe.Message, "sessions.trail") || strings.Contains(pe.Message, "sessions.waiting") || strings.Contains(pe.Message, "sessions.holder_url") || strings.Contains(pe.Message, "tunnels.wanted_at")),
 		pe != nil && pe.Code == "42883" && strings.Contains(pe.Message, "function termgw."):
 		return fmt.Errorf("%s: %w: the schema is old, run `termgw migrate`: %w", op, ErrUnavailable, err)
 	case pe != nil && pe.Code == "25006":

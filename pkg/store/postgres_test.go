@@ -778,6 +778,7 @@ func TestOldSchema(t *testing.T) {
 		`ALTER TABLE termgw.sessions DROP COLUMN kind`,
 		`ALTER TABLE termgw.sessions DROP COLUMN trail`,
 		`ALTER TABLE termgw.sessions DROP COLUMN waiting`,
+		`ALTER TABLE termgw.sessions DROP COLUMN holder_url`,
 		`ALTER TABLE termgw.tunnels DROP COLUMN wanted_at`,
 		`DROP FUNCTION termgw.over_limit`,
 		`DROP FUNCTION termgw.normal_id`,

@@ -68,8 +68,8 @@ const redeemSQL = `found AS (
     THEN termgw.over_limit($9::text, id, $8::text, $13::integer, $14::integer, $15::double precision + ` + strangeSQL + `) END AS over
   FROM verdict
 ), opened AS (
-  INSERT INTO termgw.sessions AS s (id, workspace_id, subject, issuer, jti, mode, instance_id, kind, replica, client_addr)
-  SELECT $9::text, judged.id, $8::text, $2::text, $3::text, $10::text, COALESCE(j->>'instance_id', ''), ` + kindSQL + `, $11::text, $12::text
+  INSERT INTO termgw.sessions AS s (id, workspace_id, subject, issuer, jti, mode, instance_id, kind, replica, client_addr, holder_url, holder_key)
+  SELECT $9::text, judged.id, $8::text, $2::text, $3::text, $10::text, COALESCE(j->>'instance_id', ''), ` + kindSQL + `, $11::text, $12::text, $18::text, $19::text
   FROM judged WHERE first AND n = 1 AND complete AND fits AND NOT revoked AND over IS NULL
   ON CONFLICT (id) DO UPDATE SET id = s.id WHERE s.issuer = excluded.issuer AND s.jti = excluded.jti
   RETURNING true
@@ -99,7 +99,7 @@ const (
   FROM (SELECT to_jsonb(termgw_ws.*) AS j FROM termgw_ws LIMIT 2) r`
 	probeSQL = `SELECT 0::bigint AS n, to_jsonb(r.*) AS j FROM (
     SELECT w.* FROM (VALUES (1)) AS one LEFT JOIN (
-      SELECT termgw_ws.* FROM termgw_ws, (SELECT tunnels.wanted_at FROM termgw.tunnels) AS tunnels, termgw.host_keys, termgw.locks, (SELECT sessions.trail, sessions.waiting FROM termgw.sessions) AS sessions LIMIT 0
+      SELECT termgw_ws.* FROM termgw_ws, (SELECT tunnels.wanted_at FROM termgw.tunnels) AS tunnels, termgw.host_keys, termgw.locks, (SELECT sessions.trail, sessions.waiting, sessions.holder_url FROM termgw.sessions) AS sessions LIMIT 0
     ) w ON true
   ) r`
 )

@@ -62,6 +62,31 @@ func (p *Postgres) Resume(ctx context.Context, claims ticket.Claims, sessionID, 
 	return nil
 }
 
+const holderSQL = `SELECT holder_url, holder_key FROM termgw.sessions
+WHERE id = $1 AND issuer = $2 AND subject = $3 AND replica <> $4 AND ended_at IS NULL AND last_seen_at > now() - make_interval(secs => $5)`
+
+// HolderOf returns the holder of a session that lives on another replica than this, and is the ticket's person's. The error is
+// ErrGone if there is none, or nobody passes connections on to it; else an ErrUnavailable.
+func (p *Postgres) HolderOf(ctx context.Context, claims ticket.Claims, sessionID, replica string) (Holder, error) {
+	const op = "looking for a session's holder"
+	var h Holder
+	err := p.one(ctx, holderSQL, []any{
+		text(sessionID), text(claims.Issuer), text(claims.Subject), text(replica), p.silence(),
+	}, &h.URL, &h.Key)
+	switch {
+	case errors.Is(err, errNoRow), err == nil && (h.URL == "" || h.Key == ""):
+		return Holder{}, fmt.Errorf("%s: %w", op, ErrGone)
+	case err != nil:
+		return Holder{}, unavailable(op, err)
+	}
+	return h, nil
+}
+
+// HolderOf returns ErrGone: there is no other replica.
+func (m *Memory) HolderOf(context.Context, ticket.Claims, string, string) (Holder, error) {
+	return Holder{}, ErrGone
+}
+
 // Resume does what Postgres.Resume does.
 func (m *Memory) Resume(_ context.Context, claims ticket.Claims, sessionID, _, _ string) error {
 	const op = "resuming a session"

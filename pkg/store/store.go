@@ -82,6 +82,13 @@ type Session struct {
 	ID         string
 	Replica    string
 	ClientAddr string
+	Holder     Holder
+}
+
+// Holder is how other replicas pass a connection on to the one that holds a session. The zero value: they do not.
+type Holder struct {
+	URL string // http(s)://host:port
+	Key string // by which a replica proves to the holder that it is one
 }
 
 // ReasonLost is the End.Reason of a session whose gateway is gone: nobody knows how it ended. It is not a code of the wire

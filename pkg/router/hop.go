@@ -1,0 +1,133 @@
+package router
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/store"
+)
+
+// A request to come back to a session may reach any replica. One that does not hold the
+// session passes the connection on to the one that does, as a reverse proxy; the ticket is
+// checked and spent there. What the holder has to know of the client, its address, comes
+// in a header that only replicas can write: it is signed with a key of the session's, which
+// stands in the session's row. A request with the header is never passed on, so there is no
+// loop, whatever the header says.
+const hopHeader = "Termgw-Hop"
+
+const (
+	// hopTime bounds the search for a holder and, again, its answer: a client that comes
+	// back has a new shell within 3 s where the holder is gone.
+	hopTime = 1300 * time.Millisecond
+	// hopLife is how long a hop header is good for: clocks may differ a little.
+	hopLife = 30 * time.Second
+)
+
+func newHops() *http.Transport {
+	t := &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: hopTime}).DialContext,
+		TLSHandshakeTimeout:   hopTime,
+		ResponseHeaderTimeout: hopTime,
+		DisableKeepAlives:     true,
+		Protocols:             new(http.Protocols),
+	}
+	t.Protocols.SetHTTP1(true) // a WebSocket begins with an upgrade, which HTTP/2 does not have
+	return t
+}
+
+// passOn passes a request on to the replica that holds the session to which it comes back,
+// and reports whether that has answered. It returns when the connection is over.
+func (req *request) passOn(w http.ResponseWriter, r *http.Request) bool {
+	asked := r.URL.Query().Get("resume")
+	if asked == "" || len(r.Header.Values(hopHeader)) > 0 || !headerHas(r.Header, "Sec-WebSocket-Protocol", bridge.Subprotocol) ||
+		req.live.resumable(asked) != nil {
+		return false
+	}
+	raw, err := ticketOf(r)
+	if err != nil {
+		return false
+	}
+	claims, err := req.Verifier.Verify(r.Context(), raw)
+	if err != nil || claims.WorkspaceID != req.workspaceID {
+		return false // and told after the upgrade
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), hopTime)
+	holder, err := req.Store.HolderOf(ctx, claims, asked, req.Replica)
+	cancel()
+	if err != nil {
+		if !errors.Is(err, store.ErrGone) {
+			req.log.Warn("no holder of a session was found", "resume", asked, "err", err)
+		}
+		return false
+	}
+	to, err := url.Parse(holder.URL)
+	if err != nil {
+		return false
+	}
+	answered := true
+	proxy := &httputil.ReverseProxy{
+		Transport: req.hops,
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.Out.URL.Scheme, p.Out.URL.Host, p.Out.Host = to.Scheme, to.Host, ""
+			p.Out.Header.Set(hopHeader, signHop(holder.Key, asked, req.client, time.Now()))
+		},
+		ModifyResponse: func(response *http.Response) error {
+			if response.StatusCode != http.StatusSwitchingProtocols {
+				return fmt.Errorf("the holder answers %s", response.Status)
+			}
+			req.Metrics.resumes.WithLabelValues(resumePassed).Inc()
+			return nil
+		},
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
+			req.log.Warn("a session's holder was not reached", "resume", asked, "holder", holder.URL, "err", err)
+			answered = false
+		},
+	}
+	proxy.ServeHTTP(w, r)
+	return answered
+}
+
+// signHop returns a hop header for a session and the client's address.
+func signHop(key, sessionID, client string, now time.Time) string {
+	until := strconv.FormatInt(now.Add(hopLife).Unix(), 10)
+	return until + ";" + client + ";" + hopMAC(key, sessionID, until, client)
+}
+
+func hopMAC(key, sessionID, until, client string) string {
+	mac := hmac.New(sha256.New, []byte(key))
+	fmt.Fprintf(mac, "termgw hop\n%s\n%s\n%s", sessionID, until, client)
+	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
+}
+
+// passedOn returns the client's address of a request that another replica has passed on to
+// this one, and whether it is one.
+func (rt *Router) passedOn(r *http.Request) (client netip.Addr, ok bool) {
+	values := r.Header.Values(hopHeader)
+	if len(values) != 1 {
+		return netip.Addr{}, false
+	}
+	asked := r.URL.Query().Get("resume")
+	first := rt.live.resumable(asked)
+	until, rest, _ := strings.Cut(values[0], ";")
+	addr, mac, _ := strings.Cut(rest, ";")
+	end, err := strconv.ParseInt(until, 10, 64)
+	if first == nil || first.passing.Key == "" || err != nil || time.Now().Unix() > end ||
+		!hmac.Equal([]byte(mac), []byte(hopMAC(first.passing.Key, asked, until, addr))) {
+		return netip.Addr{}, false
+	}
+	client, _ = netip.ParseAddr(addr) // invalid: the client has none
+	return client, true
+}
