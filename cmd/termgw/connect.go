@@ -32,6 +32,9 @@ func (ConnectCmd) Help() string {
 	return `The ticket is taken from TERMGW_TICKET, from --ticket-endpoint, or from the address's own ?ticket=
 (which other users of this machine can read in the process list).
 
+Where the gateway lets a shell wait for its person, and the ticket endpoint gives fresh tickets, a lost
+connection is made anew: what was typed meanwhile goes to the same shell.
+
 Enter ~ . leaves at once; Enter ~ ~ types a tilde. The exit status is the shell's, or 255 if
 there was none: no ticket, no gateway, refused, or ended by the gateway.`
 }
@@ -52,7 +55,7 @@ func (c *ConnectCmd) Run(ctx context.Context, std *stdio) error {
 }
 
 func (c *ConnectCmd) carry(ctx context.Context, std *stdio) error {
-	target, raw, err := c.ticket(ctx)
+	target, tickets, err := c.tickets(ctx)
 	if err != nil {
 		return err
 	}
@@ -62,41 +65,45 @@ func (c *ConnectCmd) carry(ctx context.Context, std *stdio) error {
 	if in != nil && out != nil && term.IsTerminal(int(in.Fd())) && term.IsTerminal(int(out.Fd())) {
 		t.tty = int(in.Fd())
 	}
-	config := client.Config{URL: target.String(), Ticket: raw, HTTPClient: ticketClient(), Notice: func(n client.Notice) {
+	config := client.Config{URL: target.String(), HTTPClient: ticketClient(), Notice: func(n client.Notice) {
 		t.say(cmp.Or(n.Message, n.Code))
 	}}
 	config.Cols, config.Rows = t.size()
-	conn, err := client.Dial(ctx, config)
+	session, err := client.Open(ctx, config, tickets, t.status)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close() }()
-	return t.run(ctx, conn)
+	defer func() { _ = session.Close() }()
+	return t.run(ctx, session)
 }
 
-// ticket returns the address without a ticket, since errors show the address, and the ticket.
-func (c *ConnectCmd) ticket(ctx context.Context) (*url.URL, string, error) {
+// errOneTicket is why a session with a single ticket ends with its connection.
+var errOneTicket = errors.New("another ticket would be needed to come back: give --ticket-endpoint")
+
+// tickets returns the address without a ticket, since errors show the address, and where
+// tickets come from.
+func (c *ConnectCmd) tickets(ctx context.Context) (*url.URL, func(context.Context) (string, error), error) {
 	target, err := url.Parse(c.URL)
 	if err != nil || target.Host == "" || target.Scheme != "ws" && target.Scheme != "wss" {
-		return nil, "", errors.New("the address must be like wss://HOST/workspaces/ID/terminal")
+		return nil, nil, errors.New("the address must be like wss://HOST/workspaces/ID/terminal")
 	}
 	query := target.Query()
-	raw := query.Get("ticket")
+	raw := cmp.Or(query.Get("ticket"), os.Getenv("TERMGW_TICKET"))
 	query.Del("ticket")
 	target.RawQuery = query.Encode()
-	if raw == "" {
-		raw = os.Getenv("TERMGW_TICKET")
+	switch {
+	case raw != "":
+		return target, func(context.Context) (string, error) {
+			var once string
+			if once, raw = raw, ""; once == "" {
+				return "", errOneTicket
+			}
+			return once, nil
+		}, nil
+	case c.TicketEndpoint != "":
+		return target, func(ctx context.Context) (string, error) { return fetchTicket(ctx, c.TicketEndpoint, target) }, nil
 	}
-	if raw == "" && c.TicketEndpoint != "" {
-		raw, err = fetchTicket(ctx, c.TicketEndpoint, target)
-		if err != nil {
-			return nil, "", err
-		}
-	}
-	if raw == "" {
-		return nil, "", errors.New("no ticket: set TERMGW_TICKET, or give --ticket-endpoint")
-	}
-	return target, raw, nil
+	return nil, nil, errors.New("no ticket: set TERMGW_TICKET, or give --ticket-endpoint")
 }
 
 // fetchTicket gets a ticket from the endpoint whose URL the file holds. Errors do not show
@@ -158,12 +165,13 @@ var errLeft = errors.New("left, by the escape sequence")
 // console is the person's side: standard input and output, and the tty if there is one.
 type console struct {
 	*stdio
+	waits  bool       // the person was told that the shell waits
 	tty    int        // file descriptor of the tty; -1: input or output is no tty
 	saying sync.Mutex // held while a message is printed
 }
 
 // run carries bytes both ways until one side ends.
-func (t *console) run(ctx context.Context, conn *client.Conn) error {
+func (t *console) run(ctx context.Context, conn *client.Session) error {
 	restore := func() {}
 	if t.tty >= 0 {
 		state, err := term.MakeRaw(t.tty)
@@ -206,7 +214,7 @@ func (t *console) run(ctx context.Context, conn *client.Conn) error {
 
 // typeInput sends standard input to the gateway. At the end of an input that is no tty
 // typeInput sends the end-of-file character, so that a shell fed by a pipe ends.
-func (t *console) typeInput(conn *client.Conn, leave context.CancelCauseFunc) {
+func (t *console) typeInput(conn *client.Session, leave context.CancelCauseFunc) {
 	escape := escape{active: t.tty >= 0, lineStart: true}
 	buf := make([]byte, 32<<10)
 	for {
@@ -276,7 +284,7 @@ func (e *escape) filter(p []byte) (send []byte, left bool) {
 
 // followSize sends the tty's size to the gateway at once, since the size may have changed
 // while the shell was started, and after each change until ctx ends.
-func (t *console) followSize(ctx context.Context, conn *client.Conn) {
+func (t *console) followSize(ctx context.Context, conn *client.Session) {
 	resized := make(chan os.Signal, 1)
 	signal.Notify(resized, syscall.SIGWINCH)
 	defer signal.Stop(resized)
@@ -312,6 +320,19 @@ func shown(s string) string {
 		s = strings.ToValidUTF8(s[:limit], "") + "…"
 	}
 	return printable(s)
+}
+
+// status tells the person what became of the connection, once for each change.
+func (t *console) status(s client.Status) {
+	switch {
+	case s.Waiting && !t.waits:
+		t.say(fmt.Sprintf("%v: your shell waits for %s, and this comes back by itself (Enter ~ . leaves)", s.Err, s.Left.Round(time.Second)))
+	case s.New:
+		t.say("the shell is gone: this is a new one")
+	case !s.Waiting:
+		t.say("here is your shell again")
+	}
+	t.waits = s.Waiting
 }
 
 // say prints a message to the person, apart from the shell's output.

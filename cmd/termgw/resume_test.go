@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	cryptorand "crypto/rand"
 	"crypto/sha256"
 	"errors"
@@ -200,5 +201,76 @@ func (p *platform) cuts(t *testing.T, workspace, gateway string) {
 	p.query(t, "SELECT max(resumes), count(*) FROM termgw.sessions", &resumes, &rows)
 	if r := p.lastRow(t, workspace); r.reason != "exit" || rows != 1 || resumes < cuts/2 {
 		t.Errorf("recorded %+v, %d rows, %d resumes", r, rows, resumes)
+	}
+}
+
+// TestSessionOverCuts: pkg/client comes back by itself.
+func TestSessionOverCuts(t *testing.T) {
+	t.Parallel()
+	const lines, typing = 200_000, 100 << 10
+	p := newPlatform(t)
+	p.workspace(t, "ws", "")
+	newBox(t, env.Docker(t), "ws")
+	line := newCable(t, p.serve(t, "TERMGW_RESUME=1h").address)
+	var resumed, lost int
+	s, err := client.Open(t.Context(), client.Config{URL: "ws://" + line.Addr().String() + "/workspaces/ws/terminal"},
+		func(context.Context) (string, error) {
+			return p.ticket(t, "ws", func(c *ticket.Claims) { c.Resume = time.Hour }), nil
+		}, func(status client.Status) {
+			switch {
+			case status.Waiting:
+				lost++
+			case status.New:
+				t.Error("a new shell")
+			default:
+				resumed++
+			}
+		})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	if _, err := fmt.Fprintf(s, "bash -c 'stty raw -echo; printf REA; printf DY.; exec 3<&0; "+
+		"head -c %d <&3 | sha256sum >/tmp/in & seq 1 %d; wait; cat /tmp/in'; exit 7\r", typing, lines); err != nil {
+		t.Fatal(err)
+	}
+	var want, output bytes.Buffer
+	for i := range lines {
+		fmt.Fprintln(&want, i+1)
+	}
+	secret := make([]byte, typing)
+	_, _ = cryptorand.Read(secret)
+	fmt.Fprintf(&want, "%x  -\n", sha256.Sum256(secret))
+	var typist sync.WaitGroup
+	defer typist.Wait()
+	began, cuts := -1, 0
+	buf := make([]byte, 5000)
+	for err == nil {
+		var n int
+		n, err = s.Read(buf)
+		output.Write(buf[:n])
+		if i := bytes.Index(output.Bytes(), []byte("READY.")); began < 0 && i >= 0 {
+			began = i + len("READY.")
+			typist.Go(func() {
+				for rest := secret; len(rest) > 0; {
+					n, err := s.Write(rest[:min(len(rest), 1+rand.IntN(3000))])
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					rest = rest[n:]
+				}
+			})
+		}
+		if got := output.Len() - began; began >= 0 && cuts < 20 && got > (cuts+1)*want.Len()/25 {
+			cuts++
+			line.cut(cuts%2 == 0)
+		}
+	}
+	if !errors.Is(err, io.EOF) || s.Exit().Code != 7 || lost == 0 || resumed == 0 {
+		t.Errorf("%v, exit %+v, lost %d times, resumed %d times", err, s.Exit(), lost, resumed)
+	}
+	if !bytes.HasPrefix(output.Bytes()[began:], want.Bytes()) {
+		t.Error("other output")
 	}
 }

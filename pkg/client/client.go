@@ -52,6 +52,8 @@ type Config struct {
 	// HTTPClient sends the request; nil: http.DefaultClient. CheckRedirect is not
 	// used: Dial follows no redirect, since the ticket is for the given address alone.
 	HTTPClient *http.Client
+
+	given func(input int64) // told how many bytes of input the terminal was given, of all connections; may be nil
 }
 
 // Ready is the gateway's message that the shell runs. Fields that the gateway left
@@ -144,6 +146,7 @@ func Dial(ctx context.Context, config Config) (*Conn, error) {
 	}
 	target.RawQuery = query.Encode()
 	c := newConn(config.Notice)
+	c.given = config.given
 	if c.ws, err = c.upgrade(ctx, target, config); err != nil {
 		return nil, err
 	}

@@ -38,6 +38,7 @@ const (
 type Conn struct {
 	ws     *websocket.Conn
 	notice func(Notice)
+	given  func(int64) // Config's; may be nil
 	loops  sync.WaitGroup
 	opened chan struct{} // closed when ready is set
 	done   chan struct{} // closed when end is set

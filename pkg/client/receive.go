@@ -126,6 +126,9 @@ func (c *Conn) receiveControl(r io.Reader) error {
 		})
 	case "pong":
 		c.pong(m.ID)
+		if c.given != nil {
+			c.given(max(m.Input, 0))
+		}
 	case "notice":
 		if c.notice != nil {
 			c.notice(Notice{Code: word, Left: seconds(m.Seconds), Message: m.Message})

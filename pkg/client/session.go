@@ -1,0 +1,297 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	// maxTyped bounds the input that is kept until the gateway has given it to the
+	// terminal, in bytes.
+	maxTyped = 1 << 20
+	// The pauses between two tries to come back. A gateway lets an address try 50 times a
+	// second.
+	againAfter = 100 * time.Millisecond
+	againMost  = 2 * time.Second
+)
+
+// Status is what is true of a Session whose connection was lost.
+type Status struct {
+	// Waiting says that the shell waits for its person, for Left. Else the session goes on.
+	Waiting bool
+	Left    time.Duration
+	// New says that the session goes on with a new shell: the one before is gone. What was
+	// typed for it and not taken is dropped.
+	New bool
+	Err error // why the connection was lost, or the last try failed
+}
+
+// Session is a terminal over connections that may be lost, where the gateway and the
+// tickets allow it (Ready.Resume). Its methods are those of Conn.
+type Session struct {
+	config  Config
+	tickets func(context.Context) (string, error)
+	status  func(Status)
+	ctx     context.Context // ends with Close
+	stop    context.CancelFunc
+
+	mu         sync.Mutex
+	conn       *Conn
+	typed      []byte // what may have to be sent again
+	from       int64  // the offset of its first byte, in all input
+	sent       int64  // the offset up to which input was sent on conn
+	sending    *Conn  // on which send runs
+	dials      int    // connections that were tried
+	cols, rows int
+	ended      error
+}
+
+// Open is Dial for a Session. Tickets gives a fresh ticket for each try, and status is told
+// when the connection is lost and when the session goes on; Read calls both. The caller closes the
+// Session. Config's Ticket, Resume and Output are not used.
+func Open(ctx context.Context, config Config, tickets func(context.Context) (string, error), status func(Status)) (*Session, error) {
+	s := &Session{config: config, tickets: tickets, status: status, cols: config.Cols, rows: config.Rows}
+	s.config.Resume = ""
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.conn = conn
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	return s, nil
+}
+
+func (s *Session) dial(ctx context.Context) (*Conn, error) {
+	config := s.config
+	s.mu.Lock()
+	s.dials++
+	dial := s.dials
+	s.mu.Unlock()
+	config.given = func(input int64) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.dials == dial { // else it may be of another shell
+			s.drop(input)
+		}
+	}
+	var err error
+	if config.Ticket, err = s.tickets(ctx); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	config.Cols, config.Rows = s.cols, s.rows
+	s.mu.Unlock()
+	return Dial(ctx, config)
+}
+
+// Ready returns the gateway's first message on the connection that there is.
+func (s *Session) Ready() Ready {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn.Ready()
+}
+
+// Read is Conn's Read, but for a lost connection: then Read comes back to the session, for
+// as long as its shell waits.
+func (s *Session) Read(p []byte) (int, error) {
+	for {
+		s.mu.Lock()
+		conn := s.conn
+		s.mu.Unlock()
+		n, err := conn.Read(p)
+		if err == nil {
+			return n, nil
+		}
+		var refused *Error
+		if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.As(err, &refused) || conn.Ready().Resume == 0 {
+			s.end(err)
+			return 0, err
+		}
+		if err := s.comeBack(conn, err); err != nil {
+			s.end(err)
+			return 0, err
+		}
+	}
+}
+
+// comeBack replaces a connection that was lost.
+func (s *Session) comeBack(lostConn *Conn, cause error) error {
+	ready := lostConn.Ready()
+	s.config.Resume, s.config.Output = ready.Session, lostConn.Output()
+	_ = lostConn.Close()
+	end := time.Now().Add(ready.Resume)
+	for pause := againAfter; ; pause = min(2*pause, againMost) {
+		left := time.Until(end)
+		if left <= 0 {
+			return cause
+		}
+		s.tell(Status{Waiting: true, Left: left, Err: cause})
+		conn, err := s.dial(s.ctx)
+		if err == nil {
+			s.take(conn)
+			return nil
+		}
+		if s.ctx.Err() != nil {
+			return net.ErrClosed
+		}
+		var refused *Error
+		if errors.As(err, &refused) && !refused.Retryable {
+			return err
+		}
+		cause = err
+		select {
+		case <-time.After(min(pause, left)):
+		case <-s.ctx.Done():
+			return net.ErrClosed
+		}
+	}
+}
+
+// take goes on with another connection: what was typed and not taken is sent again, to the
+// same shell only.
+func (s *Session) take(conn *Conn) {
+	ready := conn.Ready()
+	s.mu.Lock()
+	s.conn = conn
+	if !ready.Resumed {
+		s.typed, s.from = nil, 0
+	}
+	s.drop(ready.Input)
+	s.sent = s.from
+	rest := s.typed
+	s.mu.Unlock()
+	s.tell(Status{New: !ready.Resumed})
+	if len(rest) > 0 {
+		go s.send(conn) // Read has to go on meanwhile
+	}
+}
+
+// send sends what was typed and not sent on a connection yet, unless another does.
+func (s *Session) send(conn *Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sending == conn {
+		return
+	}
+	s.sending = conn
+	defer func() {
+		if s.sending == conn {
+			s.sending = nil
+		}
+	}()
+	for s.conn == conn && s.sent < s.from+int64(len(s.typed)) {
+		piece := s.typed[s.sent-s.from:]
+		piece = piece[:min(len(piece), inputMessage)]
+		s.sent += int64(len(piece))
+		s.mu.Unlock()
+		_, err := conn.Write(piece)
+		s.mu.Lock()
+		if err != nil {
+			return // Read comes back
+		}
+	}
+}
+
+// drop drops what the gateway has taken, up to an offset. The lock is held.
+func (s *Session) drop(taken int64) {
+	n := min(max(taken-s.from, 0), int64(len(s.typed)))
+	if n == 0 {
+		return
+	}
+	s.typed, s.from = append([]byte(nil), s.typed[n:]...), s.from+n
+	s.sent = max(s.sent, s.from)
+}
+
+// Write is Conn's Write, also while the connection is lost: what is typed then is kept,
+// and sent to the same shell. Write waits while a mebibyte is kept.
+func (s *Session) Write(p []byte) (n int, err error) {
+	for n < len(p) {
+		s.mu.Lock()
+		conn := s.conn
+		switch ready := conn.Ready(); {
+		case s.ended != nil:
+			defer s.mu.Unlock()
+			return n, s.ended
+		case ready.ReadOnly():
+			s.mu.Unlock()
+			return n, ErrReadOnly
+		case ready.Resume == 0: // nothing can be sent again
+			s.mu.Unlock()
+			m, err := conn.Write(p[n:])
+			return n + m, err
+		case len(s.typed) >= maxTyped:
+			s.mu.Unlock()
+			s.awaitRoom(conn)
+			continue
+		}
+		piece := p[n:min(len(p), n+maxTyped-len(s.typed))]
+		s.typed = append(s.typed, piece...)
+		s.mu.Unlock()
+		n += len(piece)
+		s.send(conn)
+	}
+	return n, nil
+}
+
+// askEvery is the pause between two questions of how much of the input the terminal was given.
+const askEvery = 50 * time.Millisecond
+
+// awaitRoom waits for room, or for askEvery.
+func (s *Session) awaitRoom(conn *Conn) {
+	ctx, cancel := context.WithTimeout(s.ctx, askEvery)
+	defer cancel()
+	if _, err := conn.Ping(ctx); err != nil {
+		<-ctx.Done() // it is lost, or slow
+		return
+	}
+	s.mu.Lock()
+	full := len(s.typed) >= maxTyped
+	s.mu.Unlock()
+	if full {
+		<-ctx.Done()
+	}
+}
+
+// Resize is Conn's Resize, also for the connections to come.
+func (s *Session) Resize(cols, rows int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cols, s.rows = cols, rows
+	s.conn.Resize(cols, rows)
+}
+
+// Exit is Conn's Exit.
+func (s *Session) Exit() Exit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn.Exit()
+}
+
+// Close ends the session, and its shell; one that waits, because the connection is lost,
+// ends when its time is over.
+func (s *Session) Close() error {
+	s.stop()
+	s.end(net.ErrClosed)
+	s.mu.Lock()
+	conn := s.conn
+	s.mu.Unlock()
+	return conn.Close()
+}
+
+func (s *Session) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended == nil {
+		s.ended = err
+	}
+}
+
+func (s *Session) tell(status Status) {
+	if s.status != nil {
+		s.status(status)
+	}
+}
