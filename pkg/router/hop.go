@@ -77,7 +77,7 @@ func (req *request) passOn(w http.ResponseWriter, r *http.Request) bool {
 	if err != nil {
 		return false
 	}
-	answered := true
+	passed := false
 	proxy := &httputil.ReverseProxy{
 		Transport: req.hops,
 		Rewrite: func(p *httputil.ProxyRequest) {
@@ -89,15 +89,15 @@ func (req *request) passOn(w http.ResponseWriter, r *http.Request) bool {
 				return fmt.Errorf("the holder answers %s", response.Status)
 			}
 			req.Metrics.resumes.WithLabelValues(resumePassed).Inc()
+			passed = true
 			return nil
 		},
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
 			req.log.Warn("a session's holder was not reached", "resume", asked, "holder", holder.URL, "err", err)
-			answered = false
 		},
 	}
 	proxy.ServeHTTP(w, r)
-	return answered
+	return passed
 }
 
 // signHop returns a hop header for a session and the client's address.

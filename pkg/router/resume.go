@@ -31,7 +31,7 @@ func comebackOf(query url.Values) (comeback, error) {
 	if err != nil {
 		return c, fmt.Errorf("%w: output must be a whole number, 0 or more", bridge.ErrBadMessage)
 	}
-	c.output = int64(n) //nolint:gosec // 63 bits
+	c.output = int64(n)
 	return c, nil
 }
 

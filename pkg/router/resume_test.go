@@ -202,7 +202,9 @@ func TestResumeRefused(t *testing.T) {
 		}
 	}
 	used := g.ticket("ws-1", waits)
-	g.ask(t, requestFor("ws-1", used, v1)).closes(1000)
+	first := g.ask(t, requestFor("ws-1", used, v1))
+	first.message("ready")
+	first.closes(1000)
 	if reason, code := g.ask(t, requestFor("ws-1", used, v1, query("resume="+id))).outcome(); code != 4409 {
 		t.Errorf("a used ticket: closed with %d %s", code, reason)
 	}
