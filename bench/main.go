@@ -78,6 +78,7 @@ var parts = []part{
 	{"container", (*bench).container},
 	{"idle", (*bench).idle},
 	{"replicas", (*bench).replicas},
+	{"resume", (*bench).resume},
 	{"remote", (*bench).remote},
 	{"slow", (*bench).slow},
 }

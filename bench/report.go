@@ -127,6 +127,16 @@ func (r *report) rows() []row {
 		row{"revocation, commit to close p50 / p99, ms", []string{"revoke_close-p50-ms", "revoke_close-p99-ms"}, "%.0f"},
 		row{"rolling restart, without a shell p50 / p99 / max, ms", []string{"rolling_down-p50-ms", "rolling_down-p99-ms", "rolling_down-max-ms"}, "%.0f"},
 		row{"the new shell after the notice's time, max, ms", []string{"rolling_late-max-ms"}, "%.0f"},
+		row{"cuts under a stream; bytes lost or twice", []string{"cuts_cuts", "cuts_bytes-lost-or-twice"}, "%.0f"},
+		row{"back after a cut p50 / p99 / max, ms", []string{"cuts_away-p50-ms", "cuts_away-p99-ms", "cuts_away-max-ms"}, "%.1f"},
+		row{"cuts, three replicas behind nginx; bytes lost or twice", []string{"nginx_cuts_cuts", "nginx_cuts_bytes-lost-or-twice"}, "%.0f"},
+		row{"back after such a cut p50 / p99 / max, ms", []string{"nginx_cuts_away-p50-ms", "nginx_cuts_away-p99-ms", "nginx_cuts_away-max-ms"}, "%.1f"},
+		row{"a round trip, p50; takeover of a half-open connection p50 / p99, ms", []string{"takeover_rtt-p50-ms", "takeover_takeover-p50-ms", "takeover_takeover-p99-ms"}, "%.1f"},
+		row{"beyond the round trip p50 / p99, ms", []string{"takeover_beyond-p50-ms", "takeover_beyond-p99-ms"}, "%.1f"},
+		row{"a key p50, direct / through another replica, µs", []string{"hop_direct-p50-µs", "hop_hop-p50-µs"}, "%.0f"},
+		row{"memory (PSS) of a connection that is passed on, KiB", []string{"hop_hop-kib"}, "%.0f"},
+		row{"memory (PSS) of a session, idle / waiting, KiB", []string{"waiting_idle-kib", "waiting_waiting-kib"}, "%.1f"},
+		row{"the same for 64 KiB printed while it waits; heap alone, KiB", []string{"waiting_printed-kib", "waiting_printed-heap-kib"}, "%.1f"},
 	)
 }
 

@@ -55,7 +55,7 @@ func (c *ConnectCmd) Run(ctx context.Context, std *stdio) error {
 }
 
 func (c *ConnectCmd) carry(ctx context.Context, std *stdio) error {
-	target, tickets, err := c.tickets(ctx)
+	target, tickets, err := c.tickets()
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ var errOneTicket = errors.New("another ticket would be needed to come back: give
 
 // tickets returns the address without a ticket, since errors show the address, and where
 // tickets come from.
-func (c *ConnectCmd) tickets(ctx context.Context) (*url.URL, func(context.Context) (string, error), error) {
+func (c *ConnectCmd) tickets() (*url.URL, func(context.Context) (string, error), error) {
 	target, err := url.Parse(c.URL)
 	if err != nil || target.Host == "" || target.Scheme != "ws" && target.Scheme != "wss" {
 		return nil, nil, errors.New("the address must be like wss://HOST/workspaces/ID/terminal")

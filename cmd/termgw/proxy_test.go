@@ -55,6 +55,13 @@ func (r *replicas) restart(tb testing.TB, i int) {
 // and of each alone.
 func startNginx(tb testing.TB, gateways []string) (fronts []string) {
 	tb.Helper()
+	_, fronts = nginxBefore(tb, gateways, "master_process off;")
+	return fronts
+}
+
+// nginxBefore starts an nginx before these gateways, with some lines of configuration.
+func nginxBefore(tb testing.TB, gateways []string, lines string) (child *child, fronts []string) {
+	tb.Helper()
 	nginx, err := exec.LookPath("nginx")
 	if err != nil {
 		nginx, err = exec.LookPath("/usr/sbin/nginx")
@@ -106,12 +113,12 @@ func startNginx(tb testing.TB, gateways []string) (fronts []string) {
 		fmt.Fprintf(&temps, "%s_temp_path %s;\n", name, filepath.Join(dir, name))
 	}
 	config := filepath.Join(dir, "nginx.conf")
-	err = os.WriteFile(config, []byte(fmt.Sprintf("daemon off; master_process off; pid %s; error_log stderr error;\n"+
-		"events { worker_connections 8192; }\nhttp {\naccess_log off;\n%s%s%s}\n", filepath.Join(dir, "pid"), &temps, &upstreams, &servers)), 0o600)
+	err = os.WriteFile(config, []byte(fmt.Sprintf("daemon off; %s pid %s; error_log stderr error;\n"+
+		"events { worker_connections 8192; }\nhttp {\naccess_log off;\n%s%s%s}\n", lines, filepath.Join(dir, "pid"), &temps, &upstreams, &servers)), 0o600)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	child := start(tb, exec.Command(nginx, "-p", dir, "-c", config, "-e", "stderr"))
+	child = start(tb, exec.Command(nginx, "-p", dir, "-c", config, "-e", "stderr"))
 	for _, front := range fronts {
 		eventually(tb, "nginx answers", func() bool {
 			select {
@@ -126,7 +133,7 @@ func startNginx(tb testing.TB, gateways []string) (fronts []string) {
 			return err == nil
 		})
 	}
-	return fronts
+	return child, fronts
 }
 
 var hosts atomic.Int64

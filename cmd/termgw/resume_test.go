@@ -10,7 +10,6 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
-	"net"
 	"sync"
 	"testing"
 	"time"
@@ -19,78 +18,15 @@ import (
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
 
-// cable is a TCP relay to a gateway that can be cut.
-type cable struct {
-	net.Listener
-	to string
-
-	mu    sync.Mutex
-	conns []net.Conn
-}
-
-func newCable(t *testing.T, to string) *cable {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	line := &cable{Listener: l, to: to}
-	var relays sync.WaitGroup
-	relays.Go(func() {
-		for {
-			from, err := l.Accept()
-			if err != nil {
-				return
-			}
-			relays.Go(func() { line.relay(&relays, from) })
-		}
-	})
-	t.Cleanup(func() {
-		_ = l.Close()
-		line.cut(false)
-		relays.Wait()
-	})
-	return line
-}
-
-func (l *cable) relay(relays *sync.WaitGroup, from net.Conn) {
-	to, err := net.Dial("tcp", l.to)
-	if err != nil {
-		_ = from.Close()
-		return
-	}
-	l.mu.Lock()
-	l.conns = append(l.conns, from, to)
-	l.mu.Unlock()
-	relays.Go(func() {
-		_, _ = io.Copy(from, to)
-		_ = from.Close()
-	})
-	_, _ = io.Copy(to, from)
-	_ = to.Close()
-}
-
-// cut ends all that is carried, by a FIN or a reset.
-func (l *cable) cut(reset bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, c := range l.conns {
-		if reset {
-			_ = c.(*net.TCPConn).SetLinger(0)
-		}
-		_ = c.Close()
-	}
-	l.conns = nil
-}
-
 // TestCuts: streams both ways, through a line that is cut again and again, lose nothing,
 // and nothing comes twice.
 func TestCuts(t *testing.T) {
 	t.Parallel()
+	short := stream{cuts: 60, lines: 300_000, typing: 200 << 10, cut: cutsOf}
 	t.Run("one replica", func(t *testing.T) {
 		t.Parallel()
 		p := newPlatform(t)
-		p.cuts(t, "one", p.serve(t, "TERMGW_RESUME=1h").address)
+		p.cuts(t, "one", p.serve(t, "TERMGW_RESUME=1h").address, short)
 	})
 	t.Run("three behind nginx", func(t *testing.T) {
 		t.Parallel()
@@ -102,7 +38,7 @@ func TestCuts(t *testing.T) {
 			gateways = append(gateways, p.serve(t, "TERMGW_RESUME=1h", "TERMGW_LISTEN="+address, "TERMGW_ADVERTISE_URL=http://"+address))
 			addresses = append(addresses, address)
 		}
-		p.cuts(t, "three", startNginx(t, addresses)[0])
+		p.cuts(t, "three", startNginx(t, addresses)[0], short)
 		passed := 0.0
 		for _, g := range gateways {
 			passed += g.metric(t, `termgw_resumes_total{outcome="passed_on"}`)
@@ -113,21 +49,30 @@ func TestCuts(t *testing.T) {
 	})
 }
 
-func (p *platform) cuts(t *testing.T, workspace, gateway string) {
-	t.Helper()
-	const cuts, lines, typing = 60, 300_000, 200 << 10
-	p.workspace(t, workspace, "")
-	b := newBox(t, env.Docker(t), workspace)
-	line := newCable(t, gateway)
+// stream is what is carried both ways while the line is cut.
+type stream struct {
+	cuts, lines, typing int // lines are printed, bytes are typed
+	cut                 func(line *cable, n int)
+}
+
+// cutsOf cuts in each way in turn.
+func cutsOf(line *cable, n int) { line.cut(everyCut[n%len(everyCut)]) }
+
+// cuts carries a stream through a line to a gateway, comes back after each cut, and returns how long the shell was away
+// each time. A byte that is lost, or comes twice, fails the test.
+func (p *platform) cuts(tb testing.TB, workspace, gateway string, s stream) (away []time.Duration) {
+	tb.Helper()
+	p.workspace(tb, workspace, "")
+	b := newBox(tb, env.Docker(tb), workspace)
+	line := newCable(tb, gateway, 0)
 
 	command := fmt.Sprintf("bash -c 'stty raw -echo; printf REA; printf DY.; exec 3<&0; "+
-		"head -c %d <&3 | sha256sum >/tmp/in & seq 1 %d; wait; cat /tmp/in'; exit 7\r", typing, lines)
-	secret := make([]byte, typing)
+		"head -c %d <&3 | sha256sum >/tmp/in & seq 1 %d; wait; cat /tmp/in'; exit 7\r", s.typing, s.lines)
+	secret := make([]byte, s.typing)
 	_, _ = cryptorand.Read(secret)
 	typed := append([]byte(command), secret...) // all input
-	may := len(command)                         // how much of it is typed for the time being
 	var want bytes.Buffer                       // the output from READY on
-	for i := range lines {
+	for i := range s.lines {
 		fmt.Fprintln(&want, i+1)
 	}
 	fmt.Fprintf(&want, "%x  -\n", sha256.Sum256(secret))
@@ -135,56 +80,85 @@ func (p *platform) cuts(t *testing.T, workspace, gateway string) {
 	var output bytes.Buffer // all of it, of all connections
 	began := -1             // the offset after READY
 	var session string
+	var cutOff time.Time // zero: never
 	buf := make([]byte, 10_000)
 	for done := 0; ; {
-		c, err := client.Dial(t.Context(), client.Config{
+		c, err := client.Dial(tb.Context(), client.Config{
 			URL: "ws://" + line.Addr().String() + "/workspaces/" + workspace + "/terminal", Resume: session, Output: int64(output.Len()),
-			Ticket: p.ticket(t, workspace, func(c *ticket.Claims) { c.Resume = time.Hour }),
+			Ticket: p.ticket(tb, workspace, func(c *ticket.Claims) { c.Resume = time.Hour }),
 		})
 		if refused := (*client.Error)(nil); errors.As(err, &refused) {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		if err != nil {
 			continue // it was cut
 		}
+		if !cutOff.IsZero() {
+			away = append(away, time.Since(cutOff))
+			cutOff = time.Time{}
+		}
+		// What is typed goes along with what was printed, so that cuts hit both.
+		may := func() int {
+			if began < 0 {
+				return len(command)
+			}
+			share := float64(output.Len()-began) / float64(want.Len())
+			return min(len(command)+64<<10+int(share*float64(s.typing)), len(typed))
+		}
 		ready := c.Ready()
-		if session != "" && (!ready.Resumed || ready.Session != session || ready.Output != int64(output.Len()) || ready.Input > int64(may)) {
-			t.Fatalf("with %d bytes of output and %d typed: %+v", output.Len(), may, ready)
+		if session != "" && (!ready.Resumed || ready.Session != session || ready.Output != int64(output.Len()) || ready.Input > int64(may())) {
+			tb.Fatalf("with %d bytes of output and %d typed: %+v", output.Len(), may(), ready)
 		}
 		session = ready.Session
+		allowed := make(chan int, 1) // the latest value of may
+		allowed <- may()
 		var typist sync.WaitGroup
-		typist.Go(func() { // what the gateway has not taken yet
-			for rest := typed[ready.Input:may]; len(rest) > 0; {
-				n, err := c.Write(rest[:min(len(rest), 1+rand.IntN(3000))])
-				if err != nil {
-					return
+		typist.Go(func() {
+			at := int(ready.Input) // what the gateway has not taken yet
+			for may := range allowed {
+				for at < may {
+					n, err := c.Write(typed[at:min(may, at+1+rand.IntN(3000))])
+					if err != nil {
+						return
+					}
+					at += n
 				}
-				rest = rest[n:]
 			}
 		})
-		cutAt := output.Len() + rand.IntN(want.Len()/cuts)
+		cutAt := output.Len() + rand.IntN(want.Len()/s.cuts)
 		for err == nil {
 			var n int
 			n, err = c.Read(buf[:1+rand.IntN(len(buf))])
 			output.Write(buf[:n])
 			if i := bytes.Index(output.Bytes(), []byte("READY.")); began < 0 && i >= 0 {
 				began = i + len("READY.")
-				may = len(typed)
-				cutAt = 0 // the rest is typed from the next connection on
 			}
+			select {
+			case <-allowed:
+			default:
+			}
+			allowed <- may()
 			// Not at the end: who has heard it does not come back, and the gateway would wait.
-			if began >= 0 && done < cuts && output.Len() >= cutAt && output.Len() < began+want.Len()*9/10 {
-				line.cut(done%2 == 0)
+			if began >= 0 && done < s.cuts && output.Len() >= cutAt && output.Len() < began+want.Len()*9/10 {
+				s.cut(line, done)
 				done++
 				cutAt = math.MaxInt
+				for err := error(nil); err == nil; { // a proxy may take its time
+					_, err = c.Ping(tb.Context())
+				}
+				cutOff = time.Now()
+				if done%4 > 0 {
+					break // what has come and was not read is lost, too
+				}
 			}
 		}
+		close(allowed)
 		exit := c.Exit()
 		_ = c.Close()
 		typist.Wait()
 		if errors.Is(err, io.EOF) {
-			if exit.Code != 7 || done < cuts/2 {
-				t.Errorf("exit %+v after %d cuts", exit, done)
+			if exit.Code != 7 || done < s.cuts/2 {
+				tb.Errorf("exit %+v after %d cuts", exit, done)
 			}
 			break
 		}
@@ -194,14 +168,15 @@ func (p *platform) cuts(t *testing.T, workspace, gateway string) {
 		for i < min(len(got), want.Len()) && got[i] == want.Bytes()[i] {
 			i++
 		}
-		t.Errorf("other output after %d of %d bytes", i, want.Len())
+		tb.Errorf("other output after %d of %d bytes", i, want.Len())
 	}
-	b.empty(t)
+	b.empty(tb)
 	var resumes, rows int
-	p.query(t, "SELECT max(resumes), count(*) FROM termgw.sessions", &resumes, &rows)
-	if r := p.lastRow(t, workspace); r.reason != "exit" || rows != 1 || resumes < cuts/2 {
-		t.Errorf("recorded %+v, %d rows, %d resumes", r, rows, resumes)
+	p.query(tb, "SELECT max(resumes), count(*) FROM termgw.sessions", &resumes, &rows)
+	if r := p.lastRow(tb, workspace); r.reason != "exit" || rows != 1 || resumes < s.cuts/2 {
+		tb.Errorf("recorded %+v, %d rows, %d resumes", r, rows, resumes)
 	}
+	return away
 }
 
 // TestSessionOverCuts: pkg/client comes back by itself.
@@ -211,7 +186,7 @@ func TestSessionOverCuts(t *testing.T) {
 	p := newPlatform(t)
 	p.workspace(t, "ws", "")
 	newBox(t, env.Docker(t), "ws")
-	line := newCable(t, p.serve(t, "TERMGW_RESUME=1h").address)
+	line := newCable(t, p.serve(t, "TERMGW_RESUME=1h").address, 0)
 	var resumed, lost int
 	s, err := client.Open(t.Context(), client.Config{URL: "ws://" + line.Addr().String() + "/workspaces/ws/terminal"},
 		func(context.Context) (string, error) {
@@ -264,7 +239,7 @@ func TestSessionOverCuts(t *testing.T) {
 		}
 		if got := output.Len() - began; began >= 0 && cuts < 20 && got > (cuts+1)*want.Len()/25 {
 			cuts++
-			line.cut(cuts%2 == 0)
+			cutsOf(line, cuts)
 		}
 	}
 	if !errors.Is(err, io.EOF) || s.Exit().Code != 7 || lost == 0 || resumed == 0 {
