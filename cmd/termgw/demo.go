@@ -38,7 +38,9 @@ func (DemoCmd) Help() string {
 machine, as you, and every running container if a Docker engine answers (DOCKER_HOST).
 
 Whoever has the printed address has a shell as you: it is served on loopback only, and each address
-carries a secret. The page's is good for one browser; a new one is printed when it was used.`
+carries a secret. The page's is good for one browser; a new one is printed when it was used.
+
+A shell waits a minute for its person: cut the network or reload the page, and it goes on.`
 }
 
 // Run serves the demo until a signal ends the process.
@@ -80,7 +82,7 @@ func (c *DemoCmd) Run(ctx context.Context, std *stdio, timing runner.Timing) (er
 		Config: router.Config{
 			Verifier: p.Verifier, Store: store.NewMemory(store.MemoryConfig{Lookup: p.Lookup}),
 			Places: runner.Places{{Name: "local", Column: demo.HostColumn, Kind: shell}, {Name: "local", Kind: containers}}, Docker: containers.Ping,
-			PingInterval: 25 * time.Second, IdleTimeout: 30 * time.Minute, MaxSession: 8 * time.Hour,
+			PingInterval: 25 * time.Second, IdleTimeout: 30 * time.Minute, MaxSession: 8 * time.Hour, Resume: demo.Resume,
 			Replica: "demo", Log: log,
 		},
 		Listener: listener, Front: p.Handler,

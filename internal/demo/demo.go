@@ -32,6 +32,9 @@ const (
 	HostColumn = "host"
 )
 
+// Resume is how long a shell of the demo waits for its person.
+const Resume = time.Minute
+
 // Platform mints tickets for this machine and for the containers of its engine.
 type Platform struct {
 	// Used is called with the page's new address when a browser has used the old address.
@@ -243,7 +246,9 @@ func (p *Platform) tickets(w http.ResponseWriter, r *http.Request) {
 		problemJSON(w, http.StatusBadRequest, `Send {"workspace":"host"}, or the id of another workspace.`)
 		return
 	}
-	raw, err := p.minter.Mint(ticket.Claims{Audience: []string{ticket.DefaultAudience}, Subject: "demo", WorkspaceID: body.Workspace, Mode: body.Mode})
+	raw, err := p.minter.Mint(ticket.Claims{
+		Audience: []string{ticket.DefaultAudience}, Subject: "demo", WorkspaceID: body.Workspace, Mode: body.Mode, Resume: Resume,
+	})
 	if err != nil {
 		problemJSON(w, http.StatusBadRequest, "No ticket can be minted for that workspace: an id is 1 to 128 letters, digits and ._-, and the mode is rw or ro.")
 		return

@@ -8,8 +8,7 @@ import type { SearchAddon } from "@xterm/addon-search";
 import { Unicode11Addon } from "@xterm/addon-unicode11";
 import { WebLinksAddon } from "@xterm/addon-web-links";
 import type { IDisposable, Terminal } from "@xterm/xterm";
-import type { EndCode } from "./codes.js";
-import { MAX_SIZE, type State, type TerminalConnection } from "./connection.js";
+import { MAX_SIZE, type Status, type TerminalConnection } from "./connection.js";
 import { guardOutput } from "./guard.js";
 import { Typing } from "./typing.js";
 
@@ -29,13 +28,6 @@ const LEAVE_ALTERNATE_SCREEN = "\x1b7\x1b[?1049l";
  * so does a Ctrl-C, at which bash leaves the paste that it reads.
  */
 const CONTROLS = /[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]/g;
-/** The ends that a network which is back may undo. */
-const OFFLINE = new Set<EndCode>([
-  "connection_lost",
-  "unreachable",
-  "no_answer",
-  "ticket_unavailable",
-]);
 /**
  * Bytes that xterm.js parses at once: between two pieces it lets the page's other terminals go on,
  * once it has worked for 12 ms.
@@ -46,6 +38,12 @@ const MAX_COPY = 1 << 20;
 /** What xterm.js answers to programs, and keys that run nothing; a paste in brackets is neither. */
 const NO_TEXT = /^\x1b(?!\[200~)/;
 const DIVIDER = "\r\n\x1b[2m── new session ──\x1b[0m\r\n\r\n";
+const GONE = "\r\n\x1b[2m── the shell is gone, this is a new one ──\x1b[0m\r\n\r\n";
+/**
+ * Before a program draws its screen anew: leaves a sequence that lost its end, the scrolling region,
+ * line drawing and colours, and clears the screen. Other modes are still the program's.
+ */
+const CLEAR = "\x18\x1b[r\x1b(B\x0f\x1b[m\x1b[H\x1b[2J";
 
 export interface AttachOptions {
   /**
@@ -145,12 +143,6 @@ export function attachTerminal(
   undo.push(followStatus(terminal, connection));
   undo.push(pasteText(terminal, element));
   undo.push(copyByKey(terminal, container));
-  const online = () => {
-    const { end, retryAt } = connection.status;
-    if (retryAt !== undefined && end && OFFLINE.has(end.code)) connection.connect();
-  };
-  window.addEventListener("online", online);
-  undo.push(() => window.removeEventListener("online", online));
 
   let renderer: "webgl" | "dom" = "dom";
   const wanted = options.renderer ?? "auto";
@@ -259,17 +251,25 @@ function render(terminal: Terminal, connection: TerminalConnection): () => void 
   };
 }
 
-/** Tells the terminal when a session begins and ends. */
+/** Tells the terminal when a shell begins and ends. */
 function followStatus(terminal: Terminal, connection: TerminalConnection): () => void {
-  let before: State = connection.status.state;
-  let sessions = before === "open" ? 1 : 0;
-  return connection.on("status", ({ state, ready, retryAt }) => {
-    const typing = state === "open" ? ready?.mode !== "ro" : state === "waiting" && !retryAt;
+  const isShown = ({ state, waitsUntil }: Status) => state === "open" || waitsUntil !== undefined;
+  let before = isShown(connection.status);
+  let shells = before ? 1 : 0;
+  return connection.on("status", (status) => {
+    const { state, ready, retryAt, shell } = status;
+    const typing = isShown(status) ? ready?.mode !== "ro" : state === "waiting" && !retryAt;
     terminal.options.disableStdin = !typing;
-    if (state === "open" && sessions++ > 0) terminal.write(DIVIDER);
-    // Behind what is still queued of this session, and before anything of the next.
-    if (before === "open" && state !== "open") terminal.write(LEAVE_ALTERNATE_SCREEN + RESET_MODES);
-    before = state;
+    const isGone = shell === "new";
+    // Behind what is still queued of the last shell, and before anything of the next.
+    if (isGone || (before && !isShown(status))) {
+      terminal.write(LEAVE_ALTERNATE_SCREEN + RESET_MODES);
+    }
+    if (isGone) terminal.write(GONE);
+    else if (state === "open" && !before && shells > 0) terminal.write(DIVIDER);
+    if (state === "open") shells++;
+    if (shell === "redrawn") terminal.write(CLEAR);
+    before = isShown(status);
   });
 }
 
@@ -287,9 +287,10 @@ function watchKeys(
   let isFollowing = false;
   /** The run of keys that is held; 0: none is. */
   let held = 0;
-  const unlisten = connection.on("status", ({ state }) => {
+  const unlisten = connection.on("status", ({ state, shell }) => {
     if (state === "connecting") isFollowing = before === "waiting";
-    held = state === "open" && isFollowing ? typing.run : 0;
+    const isOther = shell === undefined ? isFollowing : shell === "new";
+    held = state === "open" && isOther ? typing.run : 0;
     before = state;
   });
   return {

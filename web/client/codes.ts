@@ -116,7 +116,8 @@ const table = {
     close: 4412,
     retry: "never",
     title: "Goes on elsewhere",
-    message: "This terminal goes on in another window or on another device. Reconnect to open a new one here.",
+    message:
+      "This terminal goes on in another window or on another device. Reconnect to open a new one here.",
   },
   revoked: {
     close: 4423,
@@ -307,6 +308,18 @@ function retryOf(code: EndCode, { retryable }: ServerError): Retry {
   if (retryable === undefined) return retry;
   if (!retryable) return "never";
   return retry === "never" ? "fresh_ticket" : retry;
+}
+
+/** The ends by which a network is lost, and that say nothing of the shell. */
+const losses = new Set<EndCode>([
+  "connection_lost",
+  "unreachable",
+  "no_answer",
+  "ticket_unavailable",
+]);
+
+export function isLoss({ code }: EndReason): boolean {
+  return losses.has(code);
 }
 
 export function isEndCode(code: string): code is EndCode {

@@ -1,21 +1,36 @@
 /**
  * A workspace's terminal as one lasting thing: it asks the platform for a
- * ticket, opens a session with it, and another one with another ticket when the
- * gateway's table says that this is worth it. Knows nothing of xterm.js or of
- * the page: attach.ts joins it to a terminal.
+ * ticket, opens a shell with it, comes back to that shell with another ticket when the connection is
+ * lost and the shell waits, and opens another shell when the gateway's table says that this is worth
+ * it. Knows nothing of xterm.js: attach.ts joins it to a terminal.
  */
 import { isAnswer } from "./answers.js";
-import { type EndReason, isEndCode, localEnd, spentEnd } from "./codes.js";
+import { type EndReason, isEndCode, isLoss, localEnd, spentEnd } from "./codes.js";
 import { Events } from "./events.js";
 import type { Notice, Ready } from "./messages.js";
-import { counted, noFailures, plan } from "./retry.js";
+import { counted, noFailures, plan, quickWait } from "./retry.js";
 import { type Clock, type Output, Session, type Size, type Socket } from "./session.js";
+import { Shell } from "./shell.js";
 import { soon } from "./task.js";
 
 /** A JWT in its compact form (RFC 7519, section 3). */
 const TICKET = /^[\w-]+\.[\w-]+\.[\w-]+$/;
 /** The gateway gives a workspace 15 s to start a shell; beyond this nobody answers. */
 const CONNECT_MS = 30_000;
+/**
+ * While a shell waits, a try that gets no further for so long, or for so many round trips, has
+ * company: a network that is back answers only what is asked now. The first try goes on as well,
+ * since a slow network may need more time.
+ */
+const STUCK_MS = 500;
+const STUCK_TRIPS = 5;
+/** For so long the connection is tried that often; a network that is away longer is tried as others. */
+const QUICK_MS = 5 * 60_000;
+/**
+ * A try that was given up, or lost, may reach the gateway late and take the shell from the connection
+ * that has it. For so long `taken_over` is taken for that, and not for another window.
+ */
+const LATE_MS = 5_000;
 /** A session that was open for so long was a good one: the next wait is short again. */
 const STABLE_MS = 10_000;
 /**
@@ -29,8 +44,9 @@ export const MAX_SIZE = 1000;
  * - `idle`: not connected yet
  * - `connecting`: a ticket is asked for, or a shell is being started
  * - `open`: a shell is there
- * - `waiting`: the session ended, and another one is opened at `retryAt`, or when
- *   somebody types if that is undefined
+ * - `waiting`: the connection is lost, and the shell waits for another one until `waitsUntil`; or,
+ *   without that, the session ended, and another one is opened at `retryAt`, or when somebody types
+ *   if that is undefined
  * - `ended`: the session ended, and nothing happens until `connect`
  */
 export type State = "idle" | "connecting" | "open" | "waiting" | "ended";
@@ -38,12 +54,24 @@ export type State = "idle" | "connecting" | "open" | "waiting" | "ended";
 /** What a page shows; a new object at every change, never changed itself. */
 export interface Status {
   readonly state: State;
-  /** What the gateway said of the open session. */
+  /** What the gateway said of the session that is open, or whose shell waits. */
   readonly ready?: Ready;
-  /** Why the last session ended, until another one is open. */
+  /**
+   * `open`: it is the shell of before (`same`), or that one is gone and this is another (`new`).
+   * `redrawn` is `same`, but output between is lost, and the program draws its screen anew.
+   * Undefined: no shell waited.
+   */
+  readonly shell?: "same" | "redrawn" | "new";
+  /** Why the last session ended, or the last connection to it, until another one is open. */
   readonly end?: EndReason;
-  /** Sessions tried since one last stayed open, this one included. */
+  /** Connections tried since one last stayed open, this one included. */
   readonly attempt: number;
+  /**
+   * `waiting`: until when the shell waits for this connection, by `Date.now()`: as far as this page
+   * knows, since the gateway counts from when it lost the connection itself. What is typed meanwhile
+   * is kept for that shell.
+   */
+  readonly waitsUntil?: number;
   /** `waiting`: the time of the next attempt, by `Date.now()`; undefined: when somebody types. */
   readonly retryAt?: number;
 }
@@ -56,6 +84,8 @@ export interface ConnectionEvents {
   roundTrip: number;
   /** A session ended, or could not be opened; `status` tells how it goes on. */
   end: EndReason;
+  /** Bytes that were typed while the connection is away and are not kept: 1 MiB is kept already. */
+  inputRefused: number;
 }
 
 /** An end that is coming. */
@@ -86,6 +116,8 @@ export interface ConnectionConfig {
   clock?: Clock;
   /** Defaults to the browser's document. */
   page?: Page;
+  /** Tells by `online` that the network is back, and by `pageshow` that the page is. Defaults to window. */
+  window?: EventTarget;
   /** 0 to 1, for the waits between attempts. Defaults to Math.random. */
   random?: () => number;
 }
@@ -102,17 +134,37 @@ interface Attempt {
   stopTimer: () => void;
 }
 
+/** The connection to a shell is lost, which waits for another. */
+interface Away {
+  /** Why it was lost. */
+  end: EndReason;
+  /** Why the last try failed. */
+  last: EndReason;
+  /** By the clock. */
+  since: number;
+  /** When the shell ends, by `Date.now()`. */
+  until: number;
+}
+
 export class TerminalConnection extends Events<ConnectionEvents> {
   private readonly url: URL;
   private readonly ticket: ConnectionConfig["ticket"];
   private readonly openSocket: (url: string, protocols: string[]) => Socket;
   private readonly clock: Clock;
   private readonly page: Page | undefined;
+  private readonly window: EventTarget | undefined;
   private readonly random: () => number;
   private readonly encoder = new TextEncoder();
 
   private current: Status = { state: "idle", attempt: 0 };
-  private attempt: Attempt | undefined;
+  /** None, one, or while the shell waits two: the first and the latest. */
+  private attempts: Attempt[] = [];
+  private shell = new Shell();
+  private away: Away | undefined;
+  /** When a try was last left to itself. */
+  private lateAt = -LATE_MS;
+  private roundTrip = 0;
+  private stopListening: (() => void) | undefined;
   private stopWaiting: () => void = () => {};
   private failures = noFailures;
   private size: Size = { cols: 80, rows: 24 };
@@ -128,6 +180,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     this.openSocket = config.openSocket ?? browserSocket;
     this.clock = config.clock ?? browserClock;
     this.page = config.page ?? globalThis.document; // a server that renders a page has none
+    this.window = config.window ?? globalThis.window;
     this.random = config.random ?? Math.random;
   }
 
@@ -137,19 +190,25 @@ export class TerminalConnection extends Events<ConnectionEvents> {
 
   /** Opens a session now, if none is there: the first, the one waited for, or another after an end. */
   connect(): void {
-    if (this.attempt) return;
+    if (this.attempts.length > 0 && !this.away) return;
     // Asked for by a person: what failed before does not slow this one down.
     if (this.current.state !== "waiting") this.failures = noFailures;
     this.open();
   }
 
-  /** Ends the session, or the waiting for one; the gateway ends its shell. */
+  /**
+   * Ends the session, or the waiting for one; the gateway ends its shell. A shell whose connection is
+   * lost hears nothing of it, and ends when it has waited for long enough.
+   */
   close(): void {
     this.stopWaiting();
-    const { attempt } = this;
+    this.shell.endLeft();
+    const [attempt] = this.attempts;
     if (attempt?.session) attempt.session.finish(localEnd("closed"));
     else if (attempt) this.over(attempt, localEnd("closed"));
+    else if (this.away) this.ended(localEnd("closed"));
     else if (this.current.state === "waiting") {
+      this.stopListening?.();
       this.setStatus({ state: "ended", end: this.current.end ?? localEnd("closed"), attempt: 0 });
     }
   }
@@ -157,21 +216,27 @@ export class TerminalConnection extends Events<ConnectionEvents> {
   /**
    * Sends input. It is dropped in a read-only session and while none is open;
    * where one is only waited for until somebody types, it opens that, unless it is
-   * what the terminal answers a program by itself.
+   * what the terminal answers a program by itself. What is typed while a shell waits is kept for it.
    */
   send(input: string | Uint8Array): void {
     const { state, ready, retryAt } = this.current;
+    const isAway = this.shell.id !== undefined && state !== "open";
     const isTyped = !isAnswer(input);
     if (state === "waiting" && retryAt === undefined && isTyped) this.connect();
-    if (state !== "open" || ready?.mode === "ro" || input.length === 0) return;
+    if ((state !== "open" && !isAway) || ready?.mode === "ro" || input.length === 0) return;
+    const bytes = typeof input === "string" ? this.encoder.encode(input) : new Uint8Array(input);
+    if (isAway && !this.shell.input.hasRoom(bytes.length)) {
+      this.emit("inputRefused", bytes.length);
+      return;
+    }
+    this.shell.input.add(bytes);
+    if (isAway) return;
     if (isTyped) {
       this.inputAt = this.clock.now();
       this.mended(); // somebody is there, and sees what happens
       if (this.announced?.code === "idle_timeout") this.announced = undefined;
     }
-    this.attempt?.session?.send(
-      typeof input === "string" ? this.encoder.encode(input) : new Uint8Array(input),
-    );
+    this.session?.sendInput();
   }
 
   /** Tells the terminal's size, each side 1..1000; before `connect` it is the first size. */
@@ -181,7 +246,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     }
     if (cols === this.size.cols && rows === this.size.rows) return;
     this.size = { cols, rows };
-    this.attempt?.session?.resize(this.size);
+    for (const { session } of this.attempts) session?.resize(this.size);
   }
 
   /** The end that comes first, of those that are known; undefined: none is. */
@@ -202,41 +267,106 @@ export class TerminalConnection extends Events<ConnectionEvents> {
 
   /** Milliseconds for which the gateway has left a ping unanswered; 0: none is. */
   silence(): number {
-    const since = this.attempt?.session?.waitingSince;
+    const since = this.session?.waitingSince;
     return since === undefined ? 0 : this.clock.now() - since;
+  }
+
+  /** The session that is open, or that is being opened. */
+  private get session(): Session | undefined {
+    return this.attempts[0]?.session;
   }
 
   private open(): void {
     this.stopWaiting();
+    this.listen();
+    if (this.attempts.length > 1) this.abandon(this.attempts.pop());
     const cancel = new AbortController();
     const attempt: Attempt = {
       session: undefined,
       cancel,
       stopTimer: this.clock.after(CONNECT_MS, () => this.giveUp(attempt)),
     };
-    this.attempt = attempt;
+    this.attempts.push(attempt);
     this.failures = { ...this.failures, attempts: this.failures.attempts + 1 };
-    this.setStatus({
-      state: "connecting",
-      attempt: this.failures.attempts,
-      ...(this.current.end && { end: this.current.end }),
-    });
+    if (this.away) this.tellAway(this.away, this.giveCompany());
+    else {
+      this.setStatus({
+        state: "connecting",
+        attempt: this.failures.attempts,
+        ...(this.current.end && { end: this.current.end }),
+      });
+    }
     // Async, so that a callback that throws at once is told as one that rejects.
     (async () => this.ticket(cancel.signal))().then(
       (ticket) => this.dial(attempt, ticket),
-      (cause: unknown) => this.over(attempt, noTicket(cause)),
+      (cause: unknown) => this.over(attempt, noTicket(cause), !(cause instanceof TryAgain)),
+    );
+  }
+
+  /** A try got further: the network is there. */
+  private progressed(): void {
+    if (this.away) this.giveCompany();
+  }
+
+  /** Makes another try, unless this one gets further soon. */
+  private giveCompany(): number {
+    return this.wait(Math.max(STUCK_MS, STUCK_TRIPS * this.roundTrip), false);
+  }
+
+  /** Gives an attempt up for another one to the same shell. */
+  private abandon(attempt: Attempt | undefined): void {
+    if (!attempt) return;
+    attempt.stopTimer();
+    attempt.cancel.abort();
+    if (!attempt.session) return;
+    attempt.session.abandon();
+    this.lateAt = this.clock.now();
+  }
+
+  /** Comes back at once where the network or the page does. */
+  private listen(): void {
+    if (this.stopListening) return;
+    const { page, window } = this;
+    const cancel = new AbortController();
+    const { signal } = cancel;
+    this.stopListening = () => {
+      cancel.abort();
+      this.stopListening = undefined;
+    };
+    const shown = () => {
+      if (page?.hidden) return;
+      if (this.away) this.open();
+      else this.session?.probe();
+    };
+    page?.addEventListener("visibilitychange", shown, { signal });
+    window?.addEventListener("pageshow", shown, { signal });
+    window?.addEventListener(
+      "online",
+      () => {
+        const { state, end, retryAt } = this.current;
+        const isLost = state === "waiting" && retryAt !== undefined && end && isLoss(end);
+        if (this.away || isLost) this.open();
+        // The connection was of the network of before. If it still is there, nothing is lost by another.
+        else if (state === "open" && this.shell.id !== undefined) {
+          this.session?.finish(localEnd("connection_lost"));
+          this.open();
+        }
+      },
+      { signal },
     );
   }
 
   private dial(attempt: Attempt, ticket: string): void {
-    if (this.attempt !== attempt) return; // closed while the platform minted
+    if (!this.attempts.includes(attempt)) return; // closed while the platform minted
     if (!TICKET.test(ticket)) {
       this.over(attempt, localEnd("ticket_denied", "What the platform gave is no ticket."));
       return;
     }
     try {
-      attempt.session = new Session(this.url, ticket, this.size, this.openSocket, this.clock, {
-        ready: (ready) => this.opened(attempt, ready),
+      this.progressed();
+      const { url, shell, size, openSocket, clock } = this;
+      attempt.session = new Session(url, ticket, shell, size, openSocket, clock, {
+        ready: (shell, hasGap) => this.opened(attempt, shell, hasGap),
         output: (output) => this.emit("output", output),
         notice: (notice) => {
           const { code, seconds } = notice;
@@ -246,7 +376,11 @@ export class TerminalConnection extends Events<ConnectionEvents> {
           }
           this.emit("notice", notice);
         },
-        roundTrip: (ms) => this.emit("roundTrip", ms),
+        accepted: () => this.progressed(),
+        roundTrip: (ms) => {
+          this.roundTrip = ms;
+          this.emit("roundTrip", ms);
+        },
         end: (end) => this.over(attempt, end),
       });
     } catch {
@@ -260,15 +394,29 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     page?.addEventListener("visibilitychange", hide, { signal: attempt.cancel.signal });
   }
 
-  private opened(attempt: Attempt, ready: Ready): void {
+  private opened(attempt: Attempt, shell: Shell, hasGap: boolean): void {
+    const { shell: before, away } = this;
+    this.stopWaiting();
+    for (const other of this.attempts) if (other !== attempt) this.abandon(other);
+    this.attempts = [attempt];
+    this.shell = shell;
+    this.away = undefined;
     attempt.stopTimer();
     attempt.stopTimer = this.clock.after(STABLE_MS, () => {
       this.failures = { ...this.failures, attempts: 0 };
       attempt.stopTimer = this.clock.after(MENDED_MS - STABLE_MS, () => this.mended());
     });
     this.failures = { ...this.failures, refused: 0 };
-    this.openedAt = this.inputAt = this.clock.now();
-    this.setStatus({ state: "open", ready, attempt: this.failures.attempts });
+    if (shell !== before) this.openedAt = this.inputAt = this.clock.now();
+    const { attempts } = this.failures;
+    const status = { state: "open", ready: shell.ready as Ready, attempt: attempts } as const;
+    if (before.id === undefined) this.setStatus(status);
+    else if (shell === before) this.setStatus({ ...status, shell: hasGap ? "redrawn" : "same" });
+    else {
+      this.announced = undefined;
+      if (away) this.emit("end", away.end);
+      this.setStatus({ ...status, shell: "new" });
+    }
   }
 
   private mended(): void {
@@ -281,32 +429,97 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     else this.over(attempt, localEnd("ticket_unavailable"));
   }
 
-  private over(attempt: Attempt, end: EndReason): void {
-    if (this.attempt !== attempt) return;
-    this.attempt = undefined;
-    this.announced = undefined;
+  /** `isQuick`: the cause is a network, which may be back at any time. */
+  private over(attempt: Attempt, end: EndReason, isQuick = isLoss(end)): void {
+    const at = this.attempts.indexOf(attempt);
+    if (at < 0) return;
+    this.attempts.splice(at, 1);
     attempt.stopTimer();
     attempt.cancel.abort();
+    const isLate = this.clock.now() - this.lateAt < LATE_MS;
+    if (attempt.session && this.current.state !== "open") this.lateAt = this.clock.now();
+    if (end.code === "taken_over" && isLate && this.shell.id !== undefined) {
+      this.comeBack(localEnd("connection_lost"), true);
+    } else if (this.mayWait(end)) this.comeBack(end, isQuick);
+    else this.ended(end);
+  }
+
+  /** Whether the shell waits for another connection after the end of one. */
+  private mayWait(end: EndReason): boolean {
+    if (this.shell.id === undefined) return false;
+    // What the gateway says of an open session is the session's end; else it is that of a try.
+    return this.current.state === "open" ? isLoss(end) : end.retry !== "never";
+  }
+
+  private comeBack(end: EndReason, isQuick: boolean): void {
+    const now = this.clock.now();
+    this.away ??= { end, last: end, since: now, until: Date.now() + this.shell.resume * 1000 };
+    this.away.last = end;
+    if (this.attempts.length > 0) return; // the next try begins when this one has had its time
+    if (isQuick && now - this.away.since < QUICK_MS) {
+      this.tellAway(this.away, this.wait(quickWait(this.failures, this.random), false));
+      return;
+    }
+    const failures = counted(this.failures, end);
+    const next = plan(end, failures, this.random);
+    if (next.kind !== "wait") {
+      this.ended(end);
+      return;
+    }
+    this.failures = failures;
+    this.tellAway(this.away, this.wait(next.ms, next.shown));
+  }
+
+  private tellAway({ last, until }: Away, retryAt: number): void {
+    const { ready } = this.shell;
+    this.setStatus({
+      state: "waiting",
+      ...(ready && { ready }),
+      end: last,
+      attempt: this.failures.attempts,
+      retryAt,
+      waitsUntil: until,
+    });
+  }
+
+  private ended(end: EndReason): void {
+    this.forget();
     this.failures = counted(this.failures, end);
     const next = plan(end, this.failures, this.random);
     const { attempts } = this.failures;
     if (next.kind === "stop" && next.spent) end = spentEnd(end, this.failures.told);
     if (next.kind === "wait") {
-      this.wait(next.ms, next.shown);
-      const retryAt = Date.now() + next.ms;
+      const retryAt = this.wait(next.ms, next.shown);
       this.setStatus({ state: "waiting", end, attempt: attempts, retryAt });
     } else {
-      this.setStatus({
-        state: next.kind === "input" ? "waiting" : "ended",
-        end,
-        attempt: attempts,
-      });
+      const state = next.kind === "input" ? "waiting" : "ended";
+      if (state === "ended") this.stopListening?.();
+      this.setStatus({ state, end, attempt: attempts });
     }
     this.emit("end", end);
   }
 
-  /** Opens a session after `ms`; with `shown`, not while the page is hidden, and as soon as it is shown. */
-  private wait(ms: number, shown: boolean): void {
+  /** The shell is gone, or nobody comes back to it. */
+  private forget(): void {
+    const others = this.attempts;
+    this.attempts = [];
+    this.shell = new Shell();
+    this.away = undefined;
+    this.announced = undefined;
+    this.stopWaiting();
+    for (const { session, cancel, stopTimer } of others) {
+      stopTimer();
+      cancel.abort();
+      session?.finish(localEnd("closed"));
+    }
+  }
+
+  /**
+   * Opens a session after `ms`, and tells when that is; with `shown`, not while the page is hidden, and
+   * as soon as it is shown.
+   */
+  private wait(ms: number, shown: boolean): number {
+    this.stopWaiting();
     const { page } = this;
     const cancel = new AbortController();
     const { signal } = cancel;
@@ -319,6 +532,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
       stopTimer();
       cancel.abort();
     };
+    return Date.now() + ms;
   }
 
   private setStatus(status: Status): void {

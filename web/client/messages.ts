@@ -19,6 +19,18 @@ export interface Ready {
   idleTimeout: number;
   /** Seconds before the session ends in any case. */
   maxSession: number;
+  /** Seconds for which the shell waits when its connection is lost; 0: it ends with it. */
+  resume: number;
+}
+
+/** Where a connection goes on, in bytes of all output and input of its session. */
+export interface Resumed {
+  /** It is the session that was asked for; else a new one. */
+  resumed: boolean;
+  /** The offset of the next byte of output. */
+  output: number;
+  /** Input that the gateway has taken. */
+  input: number;
 }
 
 /** News of a session that goes on: an end that is coming, or another event. */
@@ -32,8 +44,8 @@ export interface Notice {
 }
 
 export type ServerMessage =
-  | { type: "ready"; ready: Ready }
-  | { type: "pong"; id: number }
+  | { type: "ready"; ready: Ready; at: Resumed }
+  | { type: "pong"; id: number; input?: number }
   | { type: "notice"; notice: Notice }
   | { type: "exit"; exit: Exit }
   | { type: "error"; error: ServerError };
@@ -42,7 +54,8 @@ export type ServerMessage =
 export function parseServerMessage(text: string): ServerMessage | undefined {
   const fields = new Fields(JSON.parse(text));
   switch (fields.string("type")) {
-    case "ready":
+    case "ready": {
+      const { resume = 0 } = fields.optional("resume", isInteger);
       return {
         type: "ready",
         ready: {
@@ -53,10 +66,20 @@ export function parseServerMessage(text: string): ServerMessage | undefined {
           window: fields.number("window"),
           idleTimeout: fields.number("idle_timeout"),
           maxSession: fields.number("max_session"),
+          resume,
         },
+        at:
+          resume > 0
+            ? {
+                resumed: fields.boolean("resumed"),
+                output: fields.number("output"),
+                input: fields.number("input"),
+              }
+            : { resumed: false, output: 0, input: 0 },
       };
+    }
     case "pong":
-      return { type: "pong", id: fields.number("id") };
+      return { type: "pong", id: fields.number("id"), ...fields.optional("input", isInteger) };
     case "notice":
       return {
         type: "notice",
@@ -112,6 +135,12 @@ class Fields {
   number(name: string): number {
     const value = this.fields[name];
     if (!isInteger(value)) throw new Error(`"${name}" is no integer`);
+    return value;
+  }
+
+  boolean(name: string): boolean {
+    const value = this.fields[name];
+    if (!isBoolean(value)) throw new Error(`"${name}" is no boolean`);
     return value;
   }
 

@@ -20,6 +20,10 @@ const RETRIES = 10;
 /** The longest wait before a retry beyond those, of an end that is in `passing`. */
 const SLOW = 60_000;
 
+/** The longest wait before the first try to come back to a shell that waits, and before any. */
+const FIRST_QUICK = 200;
+const MOST_QUICK = 1_000;
+
 /** The ends that say nothing of the workspace, and that pass without anybody's doing. */
 const passing = new Set<EndCode>([
   "connection_lost",
@@ -76,4 +80,9 @@ export function plan(end: EndReason, failures: Failures, random: () => number): 
   const { first, longest } = pace[end.retry];
   const most = shown ? SLOW : Math.min(longest, first * 2 ** Math.min(failures.attempts - 1, 16));
   return { kind: "wait", ms: Math.floor(random() * most), shown };
+}
+
+/** Milliseconds before the next try to come back to a shell that waits, over a network that is lost. */
+export function quickWait({ attempts }: Failures, random: () => number): number {
+  return Math.floor(random() * Math.min(MOST_QUICK, FIRST_QUICK * 2 ** Math.min(attempts, 16)));
 }

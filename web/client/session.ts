@@ -1,10 +1,24 @@
 /**
- * One session over `termgw.v1`: one WebSocket from its handshake to its end.
+ * One connection to a shell over `termgw.v1`: one WebSocket from its handshake to its end.
  * Owns the control messages, flow control both ways and pings. Knows nothing
  * of tickets' origin, of retries or of xterm.js.
  */
-import { closedEnd, type EndReason, type Exit, localEnd, type ServerError } from "./codes.js";
-import { type Notice, parseServerMessage, type Ready, type ServerMessage } from "./messages.js";
+import {
+  closedEnd,
+  type EndReason,
+  type Exit,
+  isLoss,
+  localEnd,
+  type ServerError,
+} from "./codes.js";
+import {
+  type Notice,
+  parseServerMessage,
+  type Ready,
+  type Resumed,
+  type ServerMessage,
+} from "./messages.js";
+import { Shell } from "./shell.js";
 
 const PROTOCOL = "termgw.v1";
 const TICKET_PROTOCOL = "termgw.ticket.";
@@ -23,8 +37,6 @@ const ACK_EVERY = 8 * 1024;
  * not shown may take a second, or a minute: less than half of the smallest window may wait so long.
  */
 const ACK_PAUSE_MS = 4;
-/** The gateway takes messages of 1 MiB; smaller ones let control messages pass between them. */
-const INPUT_FRAME = 64 * 1024;
 /**
  * Input that may be on its way, in bytes: after so much, the rest of a paste
  * waits for the pong to a ping sent behind it. On a slow line a ping is so
@@ -34,6 +46,11 @@ const INPUT_WINDOW = 256 * 1024;
 const PING_EVERY_MS = 5_000;
 /** So many pings without any answer, and the gateway is gone. */
 const PINGS_LOST = 2;
+/**
+ * The same where the shell waits, so that nothing is lost by a connection that was only slow:
+ * milliseconds after a ping, unless the line is busy with input.
+ */
+const ANSWER_MS = 3_000;
 
 export interface Size {
   cols: number;
@@ -43,6 +60,8 @@ export interface Size {
 /** A piece of output of at most 8 KiB; characters may be split between pieces. */
 export interface Output {
   bytes: Uint8Array;
+  /** The offset of the first byte, in all output of the session. */
+  offset: number;
   /**
    * Who puts the piece on a screen calls this at once, and what it gives back once the piece is
    * there, or never will be: the gateway sends only as fast as output is rendered. What nobody
@@ -74,7 +93,10 @@ export interface Clock {
 
 /** What a session tells; nothing after `end`. */
 export interface SessionEvents {
-  ready(ready: Ready): void;
+  /** The handshake is done. */
+  accepted(): void;
+  /** `shell` is the one that was asked for, or a new one; `hasGap`: output between is lost. */
+  ready(shell: Shell, hasGap: boolean): void;
   output(output: Output): void;
   notice(notice: Notice): void;
   roundTrip(ms: number): void;
@@ -90,14 +112,14 @@ export class Session {
   private hidden = false;
   /** The handshake is done: somebody is there. */
   private accepted = false;
-  private ready: Ready | undefined;
+  /** The shell that is asked for; from `isReady` on the one that is there. */
+  private shell: Shell;
+  private isReady = false;
   private over = false;
   private exit: Exit | undefined;
   private error: ServerError | undefined;
 
-  /** Bytes of output that came, that are on the screen, and that the gateway was told of. */
-  private received = 0;
-  private rendered = 0;
+  /** The offset of the output that the gateway was told is on the screen. */
   private acked = 0;
   private ackedAt = -ACK_PAUSE_MS;
   /** An ack is sent at the end of the task. */
@@ -106,7 +128,6 @@ export class Session {
   private ackWaits = false;
   private stopAck: () => void = () => {};
 
-  private readonly input: Uint8Array[] = [];
   /** Bytes of input since `inputPing` was last answered. */
   private inputSent = 0;
   /** The ping behind a full window of input; 0: none is awaited. */
@@ -118,11 +139,16 @@ export class Session {
   /** Regular pings since the gateway was last heard. */
   private unanswered = 0;
   private stopPings: () => void = () => {};
+  /** Messages of the gateway, and how many they were at the last ping. */
+  private heard = 0;
+  private heardAtPing = 0;
+  private stopDeadline: (() => void) | undefined;
 
   /** Throws what the browser's WebSocket throws. */
   constructor(
     url: URL,
     ticket: string,
+    shell: Shell,
     size: Size,
     openSocket: (url: string, protocols: string[]) => Socket,
     clock: Clock,
@@ -130,21 +156,28 @@ export class Session {
   ) {
     this.clock = clock;
     this.events = events;
+    this.shell = shell;
     this.first = size;
     this.size = size;
-    const sized = new URL(url);
-    sized.searchParams.set("cols", String(size.cols));
-    sized.searchParams.set("rows", String(size.rows));
-    const socket = openSocket(sized.href, [PROTOCOL, TICKET_PROTOCOL + ticket]);
+    const asked = new URL(url);
+    asked.searchParams.set("cols", String(size.cols));
+    asked.searchParams.set("rows", String(size.rows));
+    if (shell.id !== undefined) {
+      asked.searchParams.set("resume", shell.id);
+      if (shell.isShown) asked.searchParams.set("output", String(shell.output.received));
+    }
+    const socket = openSocket(asked.href, [PROTOCOL, TICKET_PROTOCOL + ticket]);
     this.socket = socket;
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
       this.accepted = true;
       if (socket.protocol !== PROTOCOL) this.finish(localEnd("bad_server_message"));
+      else if (!this.over) events.accepted();
     };
     socket.onmessage = ({ data }) => {
       if (this.over) return;
       this.unanswered = 0;
+      this.heard++;
       if (typeof data === "string") this.control(data);
       else this.output(new Uint8Array(data as ArrayBuffer));
     };
@@ -161,38 +194,52 @@ export class Session {
     this.finish(this.told() ?? localEnd(this.accepted ? "no_answer" : "unreachable"));
   }
 
-  /** Ends the session from this side. */
+  /** Ends the connection from this side, and the shell too if it does not wait for another. */
   finish(end: EndReason): void {
     if (this.over) return;
-    this.over = true;
-    this.stopPings();
-    this.stopAck();
-    this.socket.close(1000);
+    this.stop();
+    if (isLoss(end)) this.letGo();
+    else this.end();
     this.events.end(end);
   }
 
-  send(bytes: Uint8Array): void {
-    for (let start = 0; start < bytes.length; start += INPUT_FRAME) {
-      this.input.push(bytes.subarray(start, start + INPUT_FRAME));
-    }
-    this.sendInput();
+  /** Gives up the connection for another one to the same shell, and tells nobody. */
+  abandon(): void {
+    this.stop();
+    this.letGo();
   }
 
-  resize(size: Size): void {
-    this.size = size;
-    if (this.ready) this.sendSize();
+  private stop(): void {
+    this.over = true;
+    this.stopPings();
+    this.stopAck();
+    this.stopDeadline?.();
+    if (this.isReady) this.shell.output.changed = () => {};
   }
 
-  /** Tells whether the page is hidden: then what it renders says nothing of its speed. */
-  hide(hidden: boolean): void {
-    if (hidden === this.hidden) return;
-    this.hidden = hidden;
-    if (this.ready) this.sendHidden();
+  private letGo(): void {
+    // A close frame ends the shell, whenever it comes: a line that was silent may come back.
+    if (this.shell.resume > 0 && this.socket.readyState === OPEN) this.leave();
+    else this.socket.close(1000);
   }
 
-  private sendInput(): void {
-    while (this.socket.readyState === OPEN && this.inputPing === 0) {
-      const frame = this.input.shift();
+  private leave(): void {
+    this.socket.onmessage = null;
+    this.socket.onclose = null;
+    // What was never ready may yet take the shell from another connection: the gateway closes it.
+    if (this.isReady) this.shell.left.push(() => this.end());
+  }
+
+  private end(): void {
+    if (this.isReady) this.sendControl({ type: "end" });
+    this.socket.close(1000);
+  }
+
+  /** Sends the input that was added. */
+  sendInput(): void {
+    const { input } = this.shell;
+    while (this.socket.readyState === OPEN && this.isReady && this.inputPing === 0) {
+      const frame = input.next();
       if (!frame) return;
       this.socket.send(frame);
       this.inputSent += frame.length;
@@ -200,12 +247,32 @@ export class Session {
     }
   }
 
+  resize(size: Size): void {
+    this.size = size;
+    if (this.isReady) this.sendSize();
+  }
+
+  /** Asks whether the gateway is still there: after a time in which the page was not. */
+  probe(): void {
+    if (this.isReady && !this.over && this.shell.resume > 0) this.sendPing();
+  }
+
+  /** Tells whether the page is hidden: then what it renders says nothing of its speed. */
+  hide(hidden: boolean): void {
+    if (hidden === this.hidden) return;
+    this.hidden = hidden;
+    if (this.isReady) this.sendHidden();
+  }
+
   private endOf(close: number, closeReason: string): EndReason {
     // A browser says 1006 of every line that was cut and every failed handshake.
     if (close === 1006) {
       return this.told() ?? localEnd(this.accepted ? "connection_lost" : "unreachable");
     }
-    return closedEnd(close, closeReason, this.error, this.exit);
+    const end = closedEnd(close, closeReason, this.error, this.exit);
+    // Not the gateway's word, which gives a reason: something between the page and it has gone.
+    const isElsewhere = end.code === "unknown" && !this.error;
+    return isElsewhere && this.shell.resume > 0 ? localEnd("connection_lost") : end;
   }
 
   /** The end that the gateway has told, and whose close frame has not come. */
@@ -223,14 +290,12 @@ export class Session {
     }
     switch (message?.type) {
       case "ready":
-        this.ready = message.ready;
-        // The terminal may have been resized while the gateway started the shell.
-        if (this.size !== this.first) this.sendSize();
-        if (this.hidden) this.sendHidden();
-        this.ping();
-        this.events.ready(message.ready);
+        if (this.isReady || (message.at.resumed && message.ready.session !== this.shell.id)) {
+          this.finish(localEnd("bad_server_message"));
+        } else this.begin(message);
         break;
       case "pong":
+        if (message.input !== undefined) this.shell.input.taken(message.input);
         this.pong(message.id);
         break;
       case "notice":
@@ -245,8 +310,25 @@ export class Session {
     }
   }
 
+  private begin({ ready, at }: { ready: Ready; at: Resumed }): void {
+    const shell = at.resumed ? this.shell : new Shell();
+    const hasGap = shell.begin(ready, at);
+    this.shell = shell;
+    this.isReady = true;
+    this.acked = at.output;
+    shell.output.changed = () => this.ack();
+    // The terminal may have been resized while the gateway started the shell.
+    if (this.size !== this.first) this.sendSize();
+    if (this.hidden) this.sendHidden();
+    this.ping();
+    this.events.ready(shell, hasGap);
+    this.sendInput();
+  }
+
   private output(bytes: Uint8Array): void {
-    this.received += bytes.length;
+    const { output } = this.shell;
+    const from = output.received;
+    output.received += bytes.length;
     // In pieces, so that acks keep their pace when the gateway sends large frames.
     for (let start = 0; start < bytes.length; start += ACK_EVERY) {
       const piece = bytes.subarray(start, start + ACK_EVERY);
@@ -255,28 +337,29 @@ export class Session {
       const hold = () => {
         const release = () => {
           if (!holders.delete(release) || holders.size > 0) return;
-          this.ack(uncounted);
+          output.rendered += uncounted;
           uncounted = 0;
+          output.changed();
         };
         holders.add(release);
         return release;
       };
       const release = hold(); // until everybody was told of the piece
-      this.events.output({ bytes: piece, hold });
+      this.events.output({ bytes: piece, offset: from + start, hold });
       release();
     }
   }
 
   /** Acks at every 8 KiB, and whenever nothing is left to render: then the window is all free. */
-  private ack(bytes: number): void {
-    this.rendered += bytes;
+  private ack(): void {
+    const { rendered, received } = this.shell.output;
     if (this.over || this.ackIsDue) return;
-    if (this.rendered - this.acked >= ACK_EVERY) {
+    if (rendered - this.acked >= ACK_EVERY) {
       this.ackIsDue = true;
       queueMicrotask(() => this.sendAck());
       return;
     }
-    if (this.rendered < this.received) return;
+    if (rendered < received) return;
     const pause = this.ackedAt + ACK_PAUSE_MS - this.clock.now();
     if (pause <= 0) this.sendAck();
     else if (!this.ackWaits) {
@@ -291,7 +374,7 @@ export class Session {
     this.ackIsDue = false;
     this.ackWaits = false;
     this.ackedAt = this.clock.now();
-    this.acked = this.rendered;
+    this.acked = this.shell.output.rendered;
     this.sendControl({ type: "ack", bytes: this.acked });
   }
 
@@ -309,7 +392,21 @@ export class Session {
     const id = this.nextPing++;
     this.pings.set(id, this.clock.now());
     this.sendControl({ type: "ping", id });
+    if (this.shell.resume > 0) this.expectAnswer();
     return id;
+  }
+
+  /** Gives the connection up where nothing comes after a ping: the shell waits for another one. */
+  private expectAnswer(): void {
+    if (this.stopDeadline && this.heard === this.heardAtPing) return; // to an older ping
+    this.stopDeadline?.();
+    this.heardAtPing = this.heard;
+    this.stopDeadline = this.clock.after(ANSWER_MS, () => {
+      this.stopDeadline = undefined;
+      // Behind much input an answer takes longer: PINGS_LOST is for that.
+      if (this.heard > this.heardAtPing || this.inputPing !== 0) return;
+      this.finish(this.told() ?? localEnd("connection_lost"));
+    });
   }
 
   private pong(id: number): void {

@@ -50,9 +50,9 @@ class Page {
     });
     // Ctrl+W deletes a word in a shell, and closes the page with all shells in a browser.
     window.addEventListener("beforeunload", (event) => {
-      if (this.sessions.some(({ used, status }) => used && status.state === "open")) {
-        event.preventDefault();
-      }
+      const isLost = ({ used, status: { state, ready } }: TerminalSession) =>
+        used && state === "open" && ready?.resume === 0;
+      if (this.sessions.some(isLost)) event.preventDefault();
     });
     // Times pass without anything else happening.
     setInterval(() => this.show(), 1_000);

@@ -22,6 +22,7 @@ export interface CopyRequest extends Visible {
   answer(allowed: boolean): void;
 }
 
+const GONE = "The shell is gone, this is a new one.";
 /** How long news that announces no end is shown. */
 const NEWS_MS = 10_000;
 /** Characters of a title: a program may send ten million, which a page takes seconds to lay out. */
@@ -48,6 +49,8 @@ export class TerminalSession {
   copyRequest: CopyRequest | undefined;
   /** A program wanted to copy too much, until the session ends or somebody types. */
   copyRefused = false;
+  /** More was typed for a shell that waits than is kept. */
+  inputRefused = false;
   /** Something was printed while another tab was looked at. */
   unseen = false;
   /** A program rang the bell while nobody looked. */
@@ -102,29 +105,26 @@ export class TerminalSession {
       },
     });
 
-    this.connection.on("status", ({ state }) => {
+    this.connection.on("status", ({ state, shell, waitsUntil }) => {
       // Who would answer may take the question for one about the session that ended.
       if (state !== "open") this.copyRequest?.answer(false);
       this.roundTrip = undefined;
       this.notice = undefined;
       this.copyRefused = false;
-      this.used = false;
+      this.inputRefused = this.inputRefused && waitsUntil !== undefined;
+      if (waitsUntil === undefined && shell !== "same") this.used = false;
+      changed();
+      if (shell === "new") this.tell({ code: "gone", seconds: 0, message: GONE }, changed);
+    });
+    this.connection.on("inputRefused", () => {
+      this.inputRefused = true;
       changed();
     });
     this.connection.on("roundTrip", (ms) => {
       this.roundTrip = ms;
       changed();
     });
-    this.connection.on("notice", (notice) => {
-      this.notice = notice;
-      changed();
-      if (notice.seconds > 0) return;
-      setTimeout(() => {
-        if (this.notice !== notice) return;
-        this.notice = undefined;
-        changed();
-      }, NEWS_MS);
-    });
+    this.connection.on("notice", (notice) => this.tell(notice, changed));
     this.connection.on("output", () => {
       if (!this.box.hidden || this.unseen) return;
       this.unseen = true;
@@ -173,6 +173,17 @@ export class TerminalSession {
     this.connection.close();
     this.terminal.dispose();
     this.box.remove();
+  }
+
+  private tell(notice: Notice, changed: () => void): void {
+    this.notice = notice;
+    changed();
+    if (notice.seconds > 0) return;
+    setTimeout(() => {
+      if (this.notice !== notice) return;
+      this.notice = undefined;
+      changed();
+    }, NEWS_MS);
   }
 
   private ring(changed: () => void): void {

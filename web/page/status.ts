@@ -182,7 +182,7 @@ function panelWords(session: TerminalSession): Words | undefined {
 }
 
 function endWords(end: EndReason, session: TerminalSession, goesOn: boolean): Words {
-  const { attempt, retryAt, state } = session.status;
+  const { attempt, retryAt, state, waitsUntil } = session.status;
   const connect = (words: string): Button => ({
     words,
     press() {
@@ -202,7 +202,12 @@ function endWords(end: EndReason, session: TerminalSession, goesOn: boolean): Wo
     message: end.message,
     more: "",
   };
-  if (!goesOn) {
+  if (waitsUntil !== undefined) {
+    words.message = `${waitingWords(waitsUntil, session)} ${end.message}`;
+    words.primary = connect("Try now");
+    words.second = { words: "Stop", press: () => session.connection.close() };
+    facts.unshift("Trying to reach it", attempt > 1 ? `attempt ${attempt}` : "");
+  } else if (!goesOn) {
     words.primary = connect(end.retry === "never" ? "New session" : "Reconnect");
   } else if (state === "waiting" && retryAt === undefined) {
     facts.unshift("Press a key in the terminal to go on");
@@ -220,7 +225,17 @@ function endWords(end: EndReason, session: TerminalSession, goesOn: boolean): Wo
   return words;
 }
 
+function waitingWords(until: number, { status, inputRefused }: TerminalSession): string {
+  const left = (until - Date.now()) / 1000;
+  const waits =
+    left > 0 ? `Your shell is waiting, ${clock(left)} left.` : "Your shell may be gone.";
+  if (status.ready?.mode === "ro") return waits;
+  if (inputRefused) return `${waits} What you type now is not kept: there is too much already.`;
+  return `${waits} What you type is kept for it.`;
+}
+
 function stateWords({ status }: TerminalSession): string {
+  if (status.waitsUntil !== undefined) return "Reconnecting…";
   switch (status.state) {
     case "open":
       return "Connected";
@@ -241,11 +256,15 @@ function milliseconds(ms: number): string {
   return ms < 1 ? "<1 ms" : `${Math.round(ms)} ms`;
 }
 
+function clock(seconds: number): string {
+  return `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+}
+
 function timeLeft(code: string, left: number): string {
   const minutes = Math.floor(left / 60);
   const span =
     left < SOON_S
-      ? `${minutes}:${String(Math.floor(left % 60)).padStart(2, "0")}`
+      ? clock(left)
       : minutes < 120
         ? `${minutes} min`
         : `${Math.floor(minutes / 60)} h`;

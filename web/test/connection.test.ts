@@ -238,7 +238,7 @@ test("a gateway that did not choose termgw.v1 is not talked to", async () => {
 // A newer gateway.
 
 for (const [fields, mode] of [
-  [{ target: "pod", mode: "rw", resume: 120, colours: { deep: [1] } }, "rw"],
+  [{ target: "pod", mode: "rw", colours: { deep: [1] } }, "rw"],
   [{ target: "pod", mode: "ro" }, "ro"],
   [{ target: "", mode: "watch" }, "ro"],
   [{ target: "__proto__", mode: "RW" }, "ro"],

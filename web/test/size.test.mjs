@@ -27,10 +27,10 @@ async function bundled(...entryPoints) {
   return outputFiles.reduce((sum, { contents }) => sum + compressed(contents), 0);
 }
 
-test("the client package, without xterm.js: under 12 kB", async (t) => {
+test("the client package, without xterm.js: under 15 kB", async (t) => {
   const size = await bundled("index.ts", "react.tsx");
   t.diagnostic(`with React's part ${size} bytes, without ${await bundled("index.ts")}`);
-  assert.ok(size < 12_000, `${size} bytes`);
+  assert.ok(size < 15_000, `${size} bytes`);
 });
 
 test("the page: what it loads at first under 130 kB, everything under 180 kB", async (t) => {

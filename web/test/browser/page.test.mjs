@@ -15,6 +15,7 @@ import {
   type,
   until,
 } from "./harness.mjs";
+import { startScript } from "./script.mjs";
 
 const openBrowser = shareBrowser();
 
@@ -443,7 +444,7 @@ test("the one-time link lets one tab in", { skip }, async (t) => {
   await shows(bare, "#gate", /Open the link that termgw demo printed/);
 });
 
-test("closing the page ends the shell", { skip }, async (t) => {
+test("closing a tab of the page ends its shell at once", { skip }, async (t) => {
   const demo = await startDemo(t);
   const browser = await openBrowser();
   const tab = await openTab(t, browser, demo.page);
@@ -451,16 +452,16 @@ test("closing the page ends the shell", { skip }, async (t) => {
   await shows(tab, "#state", /^Connected$/);
   await type(tab, "echo pid:$$");
   const [, pid] = await sees(tab, /^pid:(\d+)$/m);
-  assert.ok(lives(Number(pid)), "the shell lives while the page is open");
-  await tab.close();
+  assert.ok(lives(Number(pid)), "the shell lives while the tab is open");
+  await tab.locator(".tab .close").click();
   await until(() => (lives(Number(pid)) ? "lives" : "gone"), /gone/);
 });
 
-test("leaving the page is asked about once something was typed", { skip }, async (t) => {
-  const demo = await startDemo(t);
+test("leaving the page is asked about where something typed would be lost", { skip }, async (t) => {
+  const site = await startScript(t, []);
   const browser = await openBrowser();
-  const tab = await openTab(t, browser, demo.page);
-  await tab.goto(demo.page);
+  const tab = await openTab(t, browser, site.url);
+  await tab.goto(`${site.url}#key=first`);
   await shows(tab, "#state", /^Connected$/);
   /** @type {string[]} */
   const asked = [];
@@ -474,12 +475,12 @@ test("leaving the page is asked about once something was typed", { skip }, async
   await shows(tab, "#state", /^Connected$/);
   assert.deepEqual(asked, []);
 
-  await type(tab, "here=still");
+  await tab.locator(".xterm-helper-textarea").press("a");
+  await until(site.typed, /^a$/);
   await tab.evaluate(() => location.reload());
   await until(() => String(asked), /^beforeunload$/);
-  await type(tab, 'echo "here:$here"');
-  await sees(tab, /^here:still$/m);
-  await type(tab, "exit");
+  site.say({ type: "exit", code: 0 });
+  site.close(1000);
   await shows(tab, "#again", /^New session$/);
   stay = false;
   await tab.evaluate(() => location.reload());
@@ -494,8 +495,8 @@ test("a gateway that goes away is told, with what to do", { skip }, async (t) =>
   await tab.goto(demo.page);
   await shows(tab, "#state", /^Connected$/);
   demo.kill();
-  await shows(tab, "#panel", /(The connection was cut|termgw demo does not answer)/);
-  await shows(tab, "#panel", /termgw demo does not answer.*Trying again in \d+ s/);
+  await shows(tab, "#panel", /Your shell is waiting, [01]:\d\d left/);
+  await shows(tab, "#panel", /termgw demo does not answer.*Trying to reach it/);
   await tab.locator("#second").click();
-  await shows(tab, "#again", /^Reconnect$/);
+  await shows(tab, "#again", /^New session$/);
 });

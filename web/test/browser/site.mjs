@@ -8,6 +8,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { defer, BIN, find, skipFor, supervise } from "./harness.mjs";
+import { startLine } from "./line.mjs";
 import { signTicket, startPlatform } from "./platform.mjs";
 import { skipPostgres, startPostgres } from "./postgres.mjs";
 import { snippets } from "./snippets.mjs";
@@ -142,61 +143,6 @@ http {
   const { log } = supervise(t, child);
   await listens(port, child, log);
   return port;
-}
-
-/**
- * The network between the browser and nginx: it can go silent, as Wi-Fi does
- * behind a wall, and be cut, as when the machine changes networks.
- *
- * @param {import("./harness.mjs").Scope} t
- * @param {number} to
- */
-async function startLine(t, to) {
-  /** @type {Set<import("node:net").Socket>} */
-  const sockets = new Set();
-  let isCut = false;
-  /** @type {(from: import("node:net").Socket, other: import("node:net").Socket) => void} */
-  const carry = (from, other) => {
-    sockets.add(from);
-    from.setNoDelay();
-    from.pipe(other);
-    from.on("error", () => other.destroy());
-    from.on("close", () => {
-      sockets.delete(from);
-      other.destroy();
-    });
-  };
-  const server = createServer((near) => {
-    if (isCut) {
-      near.resetAndDestroy();
-      return;
-    }
-    const far = connect(to, "127.0.0.1");
-    carry(near, far);
-    carry(far, near);
-  });
-  await new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(undefined)));
-  const drop = () => {
-    for (const socket of sockets) socket.resetAndDestroy();
-  };
-  defer(t, async () => {
-    drop();
-    await new Promise((resolve) => server.close(resolve));
-  });
-  return {
-    port: /** @type {import("node:net").AddressInfo} */ (server.address()).port,
-    silence() {
-      for (const socket of sockets) socket.pause();
-    },
-    cut() {
-      isCut = true;
-      drop();
-    },
-    mend() {
-      isCut = false;
-      for (const socket of sockets) socket.resume();
-    },
-  };
 }
 
 /**
