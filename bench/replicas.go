@@ -37,7 +37,7 @@ func (b *bench) resume(ctx context.Context) error {
 	return b.goBenchmarks(ctx, "resume", []goBenchmark{
 		{"cuts", "cmd/termgw", "BenchmarkCuts", 1, 1, "cuts", 1000, 100},
 		{"nginx_cuts", "cmd/termgw", "BenchmarkCutsBehindNginx", 1, 1, "cuts", 1000, 100},
-		{"takeover", "cmd/termgw", "BenchmarkTakeover", 300, 30, "", 0, 0},
+		{"takeover", "cmd/termgw", "BenchmarkTakeover", 100, 30, "", 0, 0},
 		{"hop", "cmd/termgw", "BenchmarkHop", 30, 5, "", 0, 0},
 		{"waiting", "cmd/termgw", "BenchmarkWaiting", 1, 1, "waiting", 1000, 1000},
 	})

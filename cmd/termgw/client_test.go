@@ -36,7 +36,8 @@ type tty struct {
 	deaf bool       // acknowledges nothing
 
 	mu       sync.Mutex
-	output   []byte
+	output   []byte // from the offset base on
+	base     int
 	passed   int // how much of output expect has passed
 	messages []message
 	order    []string // the types of messages, and "output" for a run of it
@@ -51,6 +52,8 @@ type message struct {
 	Code                                                            any
 	Retryable                                                       bool
 	Cols, Rows                                                      int
+	Resumed                                                         bool
+	Output, Input                                                   int
 }
 
 // wire is a client's connection, which can go deaf: what arrives is taken and never seen, so no ping is answered.
@@ -138,12 +141,15 @@ func (c *tty) read() {
 			c.ended = err
 		case typ == websocket.MessageBinary:
 			c.output = append(c.output, p...)
-			ack = len(c.output)
+			ack = c.base + len(c.output)
 			c.note("output")
 		case c.v1:
 			var m message
 			if json.Unmarshal(p, &m) != nil {
 				m.Type = "not JSON: " + string(p)
+			}
+			if m.Type == "ready" {
+				c.base = m.Output
 			}
 			c.messages = append(c.messages, m)
 			c.note(m.Type)

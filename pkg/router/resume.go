@@ -24,6 +24,11 @@ type comeback struct {
 // comebackOf returns the resume and output of the query.
 func comebackOf(query url.Values) (comeback, error) {
 	c := comeback{session: query.Get("resume"), output: -1}
+	for _, name := range []string{"resume", "output"} {
+		if len(query[name]) > 1 {
+			return c, fmt.Errorf("%w: %s comes twice", bridge.ErrBadMessage, name)
+		}
+	}
 	if c.session == "" || !query.Has("output") {
 		return c, nil
 	}
@@ -60,6 +65,13 @@ func (req *request) comeBack(ws *bridge.Socket, claims ticket.Claims, size termi
 		outcome = resumeGone
 		return false, nil
 	}
+	switch err := first.session.Resumable(req.comeback.output); {
+	case errors.Is(err, session.ErrAhead):
+		return true, fmt.Errorf("%w: output: %w", bridge.ErrBadMessage, err)
+	case err != nil:
+		outcome = resumeGone
+		return false, nil
+	}
 	err = req.spend(claims, asked)
 	if errors.Is(err, store.ErrGone) {
 		outcome = resumeGone
@@ -76,9 +88,7 @@ func (req *request) comeBack(ws *bridge.Socket, claims ticket.Claims, size termi
 	}
 	err = bridge.Resume(ws, first.session, first.clientOptions(claims.Mode), size, req.comeback.output)
 	switch {
-	case errors.Is(err, session.ErrAhead):
-		return true, fmt.Errorf("%w: output: %w", bridge.ErrBadMessage, err)
-	case err != nil:
+	case err != nil: // it has ended since
 		return true, fmt.Errorf("%w: %w", errOver, err)
 	case waited:
 		outcome = resumeDone

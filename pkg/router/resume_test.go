@@ -196,7 +196,7 @@ func TestResumeRefused(t *testing.T) {
 	p.reset()
 	g.waiting(t, 1)
 
-	for _, output := range []string{"-1", "6", "99999999999999999999", "9223372036854775807", "x", "1e3", "%20"} {
+	for _, output := range []string{"-1", "6", "99999999999999999999", "9223372036854775807", "x", "1e3", "%20", "5&output=5", "5&resume=" + id} {
 		if reason, code := g.resumes(t, id, output).outcome(); code != 4400 || reason != "bad_message" {
 			t.Errorf("output %s: closed with %d %s", output, code, reason)
 		}

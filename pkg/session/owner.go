@@ -87,11 +87,8 @@ type Resumed struct {
 func (s *Session) Resume(c Client, window int, readOnly bool, size terminal.Size, from int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case s.closed || s.ending || s.opt.Resume == 0:
-		return ErrOver
-	case from > s.offered:
-		return ErrAhead
+	if err := s.resumable(from); err != nil {
+		return err
 	}
 	if old := s.owner; old != nil {
 		s.leave()
@@ -111,6 +108,24 @@ func (s *Session) Resume(c Client, window int, readOnly bool, size terminal.Size
 	}
 	s.sizes.redraw = s.sizes.redraw || at != from
 	s.giveSize(s.sizes.redraw)
+	return nil
+}
+
+// Resumable returns the error that Resume would return now.
+func (s *Session) Resumable(from int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.resumable(from)
+}
+
+// resumable is Resumable. The lock is held.
+func (s *Session) resumable(from int64) error {
+	switch {
+	case s.closed || s.ending || s.opt.Resume == 0:
+		return ErrOver
+	case from > s.offered:
+		return ErrAhead
+	}
 	return nil
 }
 

@@ -416,8 +416,9 @@ func TestResumeRefuses(t *testing.T) {
 		program.may = 0
 		p, ended := waits(t, program, time.Hour, Options{})
 		for _, from := range []int64{1, 1 << 62} {
-			if err := p.resume(p.connection(-1), from); !errors.Is(err, ErrAhead) {
-				t.Errorf("from %d: %v", from, err)
+			asked, err := p.session.Resumable(from), p.resume(p.connection(-1), from)
+			if !errors.Is(asked, ErrAhead) || !errors.Is(err, ErrAhead) {
+				t.Errorf("from %d: %v, %v", from, asked, err)
 			}
 		}
 		p.session.End(errCut)
