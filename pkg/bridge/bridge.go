@@ -44,6 +44,10 @@ const (
 	// answerTime bounds the time that a client takes for all that was sent, and for
 	// the answer to the close frame.
 	answerTime = 5 * time.Minute
+	// unheardTime bounds the time that a session waits for its first client when nothing was
+	// ever heard of that client: it may not have got the session's id, and then nobody comes
+	// back. Such shells must not stand in the limits of a person whose connections fail.
+	unheardTime = 30 * time.Second
 )
 
 // Options are the settings of one bridge.

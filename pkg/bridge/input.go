@@ -46,7 +46,11 @@ func (b *Bridge) readClient() {
 
 // lost says that the client is lost, who may come back.
 func (b *Bridge) lost(cause error) {
-	if b.session.Leave(cause) {
+	wait := b.opt.Ready.Resume
+	if !b.ws.wire.spoke.Load() && !b.opt.Ready.resumed {
+		wait = min(wait, unheardTime)
+	}
+	if b.session.Leave(cause, wait) {
 		b.leave(cause)
 	}
 }

@@ -19,6 +19,7 @@ type wire struct {
 	net.Conn
 	fd    *pollfd.FD  // nil: not a socket
 	heard atomic.Bool // bytes have come since the flag was cleared
+	spoke atomic.Bool // bytes have come
 
 	mu     sync.Mutex // held for one frame
 	failed error      // no frame can follow: one was cut off, or the close frame was sent
@@ -53,6 +54,7 @@ func (w *wire) Read(p []byte) (n int, err error) {
 	}
 	if n > 0 {
 		w.heard.Store(true)
+		w.spoke.Store(true)
 	}
 	return n, err
 }

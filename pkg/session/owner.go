@@ -220,10 +220,10 @@ func (a *Attachment) Detach(cause error) {
 	}
 }
 
-// Leave says that the client is lost, and why. The session waits for another for
-// Options.Resume, and then ends with that cause. Leave reports whether the session
-// goes on without the client; if not it ends now.
-func (a *Attachment) Leave(cause error) (goesOn bool) {
+// Leave says that the client is lost, and why. The session waits for another for wait, and
+// for no longer than Options.Resume, and then ends with that cause. Leave reports whether the
+// session goes on without the client; if not it ends now.
+func (a *Attachment) Leave(cause error, wait time.Duration) (goesOn bool) {
 	s := a.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -235,8 +235,9 @@ func (a *Attachment) Leave(cause error) (goesOn bool) {
 		return false
 	}
 	s.leave()
-	s.lost, s.until = cause, time.Now().Add(s.opt.Resume)
-	s.waiting.ring(s.opt.Resume)
+	wait = min(wait, s.opt.Resume)
+	s.lost, s.until = cause, time.Now().Add(wait)
+	s.waiting.ring(wait)
 	return true
 }
 

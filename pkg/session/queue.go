@@ -138,12 +138,6 @@ func (q *queue) front() []byte {
 	return q.blocks[0][q.head:q.end(0)]
 }
 
-// from returns the bytes from byte i on, as many as are in one block.
-func (q *queue) from(i int) []byte {
-	i += q.head
-	return q.blocks[i/blockSize][i%blockSize : q.end(i/blockSize)]
-}
-
 // end returns where the bytes end in block i.
 func (q *queue) end(i int) int {
 	if i == len(q.blocks)-1 {

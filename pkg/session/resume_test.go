@@ -243,7 +243,7 @@ func TestResumeIsExact(t *testing.T) {
 				for range rnd.IntN(4) {
 					c.sends(rnd.IntN(20 << 10))
 				}
-				if rnd.IntN(2) == 0 && !c.a.Leave(errCut) {
+				if rnd.IntN(2) == 0 && !c.a.Leave(errCut, time.Hour) {
 					break
 				}
 				// The connection may still take some bytes, which the person then has, or not: what
@@ -307,7 +307,7 @@ func waits(t *testing.T, program *program, resume time.Duration, o Options) (*pe
 	go func() { ended <- s.Run(t.Context()); s.Join() }()
 	<-c.begun
 	synctest.Wait()
-	if !c.a.Leave(errCut) {
+	if !c.a.Leave(errCut, time.Hour) {
 		t.Fatal("the session does not wait")
 	}
 	return p, ended
@@ -326,7 +326,7 @@ func TestWaitEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Hour)
-		if !c.a.Leave(errCut) {
+		if !c.a.Leave(errCut, time.Hour) {
 			t.Fatal("the session does not wait")
 		}
 		left := time.Now()
@@ -400,7 +400,7 @@ func TestLimitsRunWhileItWaits(t *testing.T) {
 		if len(p.notices) != 1 || p.notices[0].Code != "idle_timeout" || p.notices[0].Left != 30*time.Second {
 			t.Errorf("told %+v", p.notices)
 		}
-		if !c.a.Leave(errCut) {
+		if !c.a.Leave(errCut, time.Hour) {
 			t.Fatal("the session does not wait")
 		}
 		if sum := <-ended; !errors.Is(sum.Cause, ErrIdle) {
@@ -438,7 +438,7 @@ func TestResumeRefuses(t *testing.T) {
 		if err := s.Resume(c, 64<<10, false, terminal.Size{}, 0); !errors.Is(err, ErrOver) {
 			t.Errorf("a session that does not wait: %v", err)
 		}
-		if c.a.Leave(errCut) {
+		if c.a.Leave(errCut, time.Hour) {
 			t.Error("it waits")
 		}
 		if sum := <-done; !errors.Is(sum.Cause, errCut) {
@@ -498,7 +498,7 @@ func TestPartOfAMessageIsTyped(t *testing.T) {
 		go func() { ended <- s.Run(t.Context()); s.Join() }()
 		<-old.begun
 		old.a.TypePart([]byte("hello "), false)
-		old.a.Leave(errCut)
+		old.a.Leave(errCut, time.Hour)
 		next := p.connection(-1)
 		if err := p.resume(next, 0); err != nil {
 			t.Fatal(err)
