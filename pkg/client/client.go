@@ -53,7 +53,8 @@ type Config struct {
 	// used: Dial follows no redirect, since the ticket is for the given address alone.
 	HTTPClient *http.Client
 
-	given func(input int64) // told how many bytes of input the terminal was given, of all connections; may be nil
+	given     func(input int64) // told how many bytes of input the terminal was given, of all connections; may be nil
+	handshake time.Duration     // bounds the handshake; 0: nothing does but the context of Dial
 }
 
 // Ready is the gateway's message that the shell runs. Fields that the gateway left
@@ -175,6 +176,11 @@ func Dial(ctx context.Context, config Config) (*Conn, error) {
 func (c *Conn) upgrade(ctx context.Context, target *url.URL, config Config) (*websocket.Conn, error) {
 	sender := *cmp.Or(config.HTTPClient, http.DefaultClient)
 	sender.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	if config.handshake > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, config.handshake, fmt.Errorf("no answer within %s", config.handshake))
+		defer cancel()
+	}
 	//nolint:bodyclose // the library's documentation: the body never needs to be closed
 	ws, response, err := websocket.Dial(ctx, target.String(), &websocket.DialOptions{
 		HTTPClient:     &sender,

@@ -17,6 +17,11 @@ const (
 	// second.
 	againAfter = 100 * time.Millisecond
 	againMost  = 2 * time.Second
+	// How long a try waits for a ticket, and again for the answer to its handshake, at first and
+	// at most: on a line that goes silent neither would come to an end. A gateway answers within
+	// 3 s, also where it looks for another that does not answer.
+	tryFirst = 4 * time.Second
+	tryMost  = 16 * time.Second
 )
 
 // Status is what is true of a Session whose connection was lost.
@@ -56,7 +61,7 @@ type Session struct {
 func Open(ctx context.Context, config Config, tickets func(context.Context) (string, error), status func(Status)) (*Session, error) {
 	s := &Session{config: config, tickets: tickets, status: status, cols: config.Cols, rows: config.Rows}
 	s.config.Resume = ""
-	conn, err := s.dial(ctx)
+	conn, err := s.dial(ctx, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -65,8 +70,11 @@ func Open(ctx context.Context, config Config, tickets func(context.Context) (str
 	return s, nil
 }
 
-func (s *Session) dial(ctx context.Context) (*Conn, error) {
+// dial opens a connection. The limit bounds the wait for a ticket and that for the answer to the
+// handshake; 0: ctx alone does.
+func (s *Session) dial(ctx context.Context, limit time.Duration) (*Conn, error) {
 	config := s.config
+	config.handshake = limit
 	s.mu.Lock()
 	s.dials++
 	dial := s.dials
@@ -78,8 +86,14 @@ func (s *Session) dial(ctx context.Context) (*Conn, error) {
 			s.drop(input)
 		}
 	}
+	asking, cancel := ctx, context.CancelFunc(func() {})
+	if limit > 0 {
+		asking, cancel = context.WithTimeout(ctx, limit)
+	}
 	var err error
-	if config.Ticket, err = s.tickets(ctx); err != nil {
+	config.Ticket, err = s.tickets(asking)
+	cancel()
+	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -124,13 +138,13 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 	s.config.Resume, s.config.Output = ready.Session, lostConn.Output()
 	_ = lostConn.Close()
 	end := time.Now().Add(ready.Resume)
-	for pause := againAfter; ; pause = min(2*pause, againMost) {
+	for pause, limit := againAfter, tryFirst; ; pause, limit = min(2*pause, againMost), min(2*limit, tryMost) {
 		left := time.Until(end)
 		if left <= 0 {
 			return cause
 		}
 		s.tell(Status{Waiting: true, Left: left, Err: cause})
-		conn, err := s.dial(s.ctx)
+		conn, err := s.dial(s.ctx, limit)
 		if err == nil {
 			s.take(conn)
 			return nil
