@@ -59,7 +59,7 @@ func (c *ConnectCmd) carry(ctx context.Context, std *stdio) error {
 	if err != nil {
 		return err
 	}
-	t := &console{stdio: std, tty: -1}
+	t := &console{stdio: std, tty: -1, comesBack: c.TicketEndpoint != ""}
 	in, _ := std.In.(*os.File)
 	out, _ := std.Out.(*os.File)
 	if in != nil && out != nil && term.IsTerminal(int(in.Fd())) && term.IsTerminal(int(out.Fd())) {
@@ -78,7 +78,7 @@ func (c *ConnectCmd) carry(ctx context.Context, std *stdio) error {
 }
 
 // errOneTicket is why a session with a single ticket ends with its connection.
-var errOneTicket = errors.New("another ticket would be needed to come back: give --ticket-endpoint")
+var errOneTicket = fmt.Errorf("%w to come back with: give --ticket-endpoint", client.ErrNoTicket)
 
 // tickets returns the address without a ticket, since errors show the address, and where
 // tickets come from.
@@ -91,17 +91,21 @@ func (c *ConnectCmd) tickets() (*url.URL, func(context.Context) (string, error),
 	raw := cmp.Or(query.Get("ticket"), os.Getenv("TERMGW_TICKET"))
 	query.Del("ticket")
 	target.RawQuery = query.Encode()
+	more := func(ctx context.Context) (string, error) { return fetchTicket(ctx, c.TicketEndpoint, target) }
+	if c.TicketEndpoint == "" {
+		more = func(context.Context) (string, error) { return "", errOneTicket }
+	}
 	switch {
 	case raw != "":
-		return target, func(context.Context) (string, error) {
-			var once string
-			if once, raw = raw, ""; once == "" {
-				return "", errOneTicket
+		return target, func(ctx context.Context) (string, error) {
+			if once := raw; once != "" {
+				raw = ""
+				return once, nil
 			}
-			return once, nil
+			return more(ctx)
 		}, nil
 	case c.TicketEndpoint != "":
-		return target, func(ctx context.Context) (string, error) { return fetchTicket(ctx, c.TicketEndpoint, target) }, nil
+		return target, more, nil
 	}
 	return nil, nil, errors.New("no ticket: set TERMGW_TICKET, or give --ticket-endpoint")
 }
@@ -165,9 +169,10 @@ var errLeft = errors.New("left, by the escape sequence")
 // console is the person's side: standard input and output, and the tty if there is one.
 type console struct {
 	*stdio
-	waits  bool       // the person was told that the shell waits
-	tty    int        // file descriptor of the tty; -1: input or output is no tty
-	saying sync.Mutex // held while a message is printed
+	comesBack bool       // there are tickets to come back with
+	waits     bool       // the person was told that the shell waits
+	tty       int        // file descriptor of the tty; -1: input or output is no tty
+	saying    sync.Mutex // held while a message is printed
 }
 
 // run carries bytes both ways until one side ends.
@@ -325,7 +330,7 @@ func shown(s string) string {
 // status tells the person what became of the connection, once for each change.
 func (t *console) status(s client.Status) {
 	switch {
-	case s.Waiting && !t.waits:
+	case s.Waiting && !t.waits && t.comesBack:
 		t.say(fmt.Sprintf("%v: your shell waits for %s, and this comes back by itself (Enter ~ . leaves)", s.Err, s.Left.Round(time.Second)))
 	case s.New:
 		t.say("the shell is gone: this is a new one")

@@ -3,8 +3,9 @@
 // ways, and returns how the session ended. `termgw connect` is built on this package,
 // and a platform can test its own gateway with it.
 //
-// The package mints no tickets (pkg/ticket does), knows no tty, reads no environment,
-// and opens one session for a ticket: it never tries again by itself.
+// The package mints no tickets (pkg/ticket does), knows no tty, and reads no environment.
+// Dial opens one connection with one ticket. Open asks for further tickets and comes back to
+// its session when the connection is lost, where the gateway has the shell wait.
 package client
 
 import (

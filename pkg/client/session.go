@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -23,6 +24,10 @@ const (
 	tryFirst = 4 * time.Second
 	tryMost  = 16 * time.Second
 )
+
+// ErrNoTicket is for the tickets of Open to return, or to wrap, when there will be no other
+// ticket: a Session whose connection is lost ends then.
+var ErrNoTicket = errors.New("no other ticket")
 
 // Status is what is true of a Session whose connection was lost.
 type Status struct {
@@ -153,8 +158,11 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 			return net.ErrClosed
 		}
 		var refused *Error
-		if errors.As(err, &refused) && !refused.Retryable {
+		switch {
+		case errors.As(err, &refused) && !refused.Retryable:
 			return err
+		case errors.Is(err, ErrNoTicket):
+			return fmt.Errorf("%w: %w", cause, err)
 		}
 		cause = err
 		select {
