@@ -6,7 +6,7 @@ const maxKept = 1 << 20
 // Sizes of a history's chunks, in bytes. Each is chunkGrowth times the one before:
 // most sessions keep a prompt, and a flood keeps whole blocks.
 const (
-	firstChunk  = 512
+	firstChunk  = 128
 	chunkGrowth = 4
 )
 
