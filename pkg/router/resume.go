@@ -86,7 +86,7 @@ func (req *request) comeBack(ws *bridge.Socket, claims ticket.Claims, size termi
 	if !req.sized {
 		size = terminal.Size{}
 	}
-	err = bridge.Resume(ws, first.session, first.clientOptions(claims.Mode), size, req.comeback.output)
+	err = bridge.Resume(ws, first.session, first.clientOptions(ws, claims.Mode), size, req.comeback.output)
 	switch {
 	case err != nil: // it has ended since
 		return true, fmt.Errorf("%w: %w", errOver, err)
@@ -95,6 +95,7 @@ func (req *request) comeBack(ws *bridge.Socket, claims ticket.Claims, size termi
 	default:
 		outcome = resumeTaken
 	}
+	first.socket.Store(ws)
 	req.log.Info("session resumed", "outcome", outcome, "after", time.Since(req.started).String())
 	return true, nil
 }

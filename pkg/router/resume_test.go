@@ -331,3 +331,26 @@ func TestResumeTwiceAtOnce(t *testing.T) {
 	(<-peers).reset()
 	(<-peers).reset()
 }
+
+// A panic of a session that was resumed ends the connection that there is.
+func TestPanicAfterResume(t *testing.T) {
+	g := resumable(t)
+	edit := g.local.edit
+	g.local.edit = func(f *fakeTerm) {
+		if edit != nil {
+			edit(f)
+		}
+		f.onWait = func() { panic("boom") }
+	}
+	p, shell, id := g.opened(t)
+	p.reset()
+	g.waiting(t, 1)
+	p = g.resumes(t, id, "5")
+	wantResumed(t, p.message("ready"), true, 5, 3)
+	shell.quit()
+	p.rest()
+	g.over(t)
+	if end := g.store.end(id); end.Reason != "backend_failed" {
+		t.Errorf("recorded %+v", end)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -35,14 +36,15 @@ type request struct {
 	admitted    bool // the ticket is spent
 	recorded    bool // the audit trail has, or may have, a row without an end
 	comeback    comeback
-	sized       bool             // the query has a size
-	claims      ticket.Claims    // of the ticket that opened the session: issuer, subject and workspace
-	longest     time.Duration    // the session's longest life
-	resume      time.Duration    // how long the session waits for its person
-	passing     store.Holder     // of the session, for other replicas
-	session     *session.Session // nil: there is no shell yet
-	trail       runner.Trail     // what others' logs know the session by
-	traced      bool             // the audit trail has it
+	sized       bool                          // the query has a size
+	claims      ticket.Claims                 // of the ticket that opened the session: issuer, subject and workspace
+	longest     time.Duration                 // the session's longest life
+	resume      time.Duration                 // how long the session waits for its person
+	passing     store.Holder                  // of the session, for other replicas
+	session     *session.Session              // nil: there is no shell yet
+	socket      atomic.Pointer[bridge.Socket] // of the session's client; nil: the session goes on without one
+	trail       runner.Trail                  // what others' logs know the session by
+	traced      bool                          // the audit trail has it
 }
 
 // terminal opens the terminal of a request whose ticket is good: the store has the
@@ -76,17 +78,17 @@ func (req *request) terminal(ws *bridge.Socket, claims ticket.Claims, size termi
 		req.finish(store.End{Reason: outcomeOf(err).code})
 		return err
 	}
-	go req.carry(ctx, ws)
+	go req.carry(ctx)
 	return nil
 }
 
 // carry runs the session, records its end and tells the client that is there then. carry
 // has a goroutine of its own: starting a shell leaves a stack that is larger than a session
 // needs.
-func (req *request) carry(ctx context.Context, ws *bridge.Socket) {
+func (req *request) carry(ctx context.Context) {
 	defer req.live.remove(req.id)
 	defer req.Metrics.left(req.target)
-	defer req.recovered(ws)
+	defer req.recovered(nil)
 
 	sum := req.session.Run(ctx)
 	end := outcomeOf(sum.Cause)
@@ -261,7 +263,8 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 		Size: size, IdleTimeout: req.IdleTimeout, MaxSession: req.longest, Resume: req.resume,
 		Budget: req.budget, Holder: claims.Subject, Count: req.Metrics.carried,
 	})
-	bridge.New(ws, req.session, req.clientOptions(claims.Mode))
+	req.socket.Store(ws)
+	bridge.New(ws, req.session, req.clientOptions(ws, claims.Mode))
 	warn := func(left time.Duration) { req.session.Warn(outcomeOf(ErrDraining).code, drainNotice, left) }
 	if err := req.live.opened(req.id, warn, mayResume); err != nil {
 		req.session.Close()
@@ -274,7 +277,7 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 }
 
 // clientOptions are the settings of a client of the session.
-func (req *request) clientOptions(mode ticket.Mode) bridge.Options {
+func (req *request) clientOptions(ws *bridge.Socket, mode ticket.Mode) bridge.Options {
 	o := bridge.Options{
 		Ready: bridge.Ready{
 			Session: req.id, Workspace: req.workspaceID, Target: req.target, Mode: string(mode),
@@ -283,7 +286,11 @@ func (req *request) clientOptions(mode ticket.Mode) bridge.Options {
 		PingInterval: req.PingInterval, RTT: req.Metrics.rtt, Backlog: req.Metrics.backlogged,
 	}
 	if req.resume > 0 {
-		o.Gone, o.ExitClose = req.goneOn, exited.close
+		o.ExitClose = exited.close
+		o.Gone = func(b *bridge.Bridge, cause error) {
+			req.socket.CompareAndSwap(ws, nil) // a session that waits holds no memory of a connection
+			req.goneOn(b, cause)
+		}
 	}
 	return o
 }
@@ -360,13 +367,19 @@ func (req *request) logEnd(err error) {
 
 // recovered, when deferred, ends the session after a panic in its goroutine, and keeps
 // the process alive. net/http does so for a request, but leaves hijacked connections open.
+// A nil ws is the session's client's.
 func (req *request) recovered(ws *bridge.Socket) {
 	fault := recover()
 	if fault == nil {
 		return
 	}
 	req.log.Error("panic in a session", "panic", fault, "stack", strings.Split(string(debug.Stack()), "\n"))
-	ws.CloseNow()
+	if ws == nil {
+		ws = req.socket.Load()
+	}
+	if ws != nil {
+		ws.CloseNow()
+	}
 	if req.session != nil {
 		req.session.Close()
 	}
