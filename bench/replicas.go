@@ -121,6 +121,6 @@ func (r *report) replicaTargets() []verdict {
 		atMost("the same, three replicas behind nginx: 0", 0, of("nginx_cuts_bytes-lost-or-twice")),
 		atMost("a half-open connection taken over, beyond a round trip, p50: at most 20 ms", 20, of("takeover_beyond-p50-ms")),
 		atMost("a key through another replica, to one without, p50: at most 300 µs more", 300, of("hop_more-p50-µs")),
-		atMost("memory of a session that waits, to an idle one's: at most 1.05", 1.05, quotients(of("waiting_waiting-kib"), of("waiting_idle-kib"))),
+		atMost("memory of a session that waits, to an idle one's: at most 1.1", 1.1, quotients(of("waiting_waiting-kib"), of("waiting_idle-kib"))),
 	}
 }

@@ -136,7 +136,7 @@ func (r *report) rows() []row {
 		row{"a key p50, direct / through another replica, µs", []string{"hop_direct-p50-µs", "hop_hop-p50-µs"}, "%.0f"},
 		row{"memory (PSS) of a connection that is passed on, KiB", []string{"hop_hop-kib"}, "%.0f"},
 		row{"memory (PSS) of a session, idle / waiting, KiB", []string{"waiting_idle-kib", "waiting_waiting-kib"}, "%.1f"},
-		row{"the same for 64 KiB printed while it waits; heap alone, KiB", []string{"waiting_printed-kib", "waiting_printed-heap-kib"}, "%.1f"},
+		row{"the same for 64 KiB printed while it waits; of that in use, KiB", []string{"waiting_printed-kib", "waiting_printed-live-kib"}, "%.1f"},
 	)
 }
 
