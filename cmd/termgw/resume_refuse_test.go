@@ -254,6 +254,37 @@ func TestResumesArePaced(t *testing.T) {
 	}
 }
 
+// TestWaitingCounts: a shell that waits is in the limits, in the list and in the metrics as any other, and whoever comes back to
+// it needs no place more.
+func TestWaitingCounts(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	p.workspace(t, "ws", "")
+	newBox(t, env.Docker(t), "ws")
+	g := p.serve(t, "TERMGW_RESUME=1h", "TERMGW_MAX_SESSIONS=1", "TERMGW_MAX_SESSIONS_PER_SUBJECT=1")
+	session, output := g.waiting(t, "ws", "secret=mine")
+	if code := g.dial(t, "ws", p.ticketOf(t, "ws", "bob"), dialing{}).closed(t); code != 1013 {
+		t.Errorf("the replica has another place: %d", code)
+	}
+	other := p.serve(t, "TERMGW_MAX_SESSIONS_PER_SUBJECT=1")
+	if code := other.dial(t, "ws", p.ticketOf(t, "ws", "ann"), dialing{}).closed(t); code != 4429 {
+		t.Errorf("at another replica: %d", code)
+	}
+	if n := g.metric(t, `termgw_sessions_active{target="local"}`); n != 1 {
+		t.Errorf("%v sessions are active", n)
+	}
+	eventually(t, "the list says that it waits", func() bool {
+		_, out, _ := p.operate(t, nil, "sessions", "list", "--json")
+		return strings.Contains(out, session) && strings.Contains(out, `"waiting":true`)
+	})
+	c := g.resumes(t, "ws", session, fmt.Sprint(output))
+	holds(t, c, session)
+	if n := g.metric(t, "termgw_sessions_waiting"); n != 0 {
+		t.Errorf("%v sessions wait", n)
+	}
+	c.close(t)
+}
+
 // leaveWaiting has a shell with jobs wait for its person.
 func (g *served) leaveWaiting(t *testing.T, workspace string, container *box) {
 	t.Helper()
