@@ -10,6 +10,7 @@ import { WebLinksAddon } from "@xterm/addon-web-links";
 import type { IDisposable, Terminal } from "@xterm/xterm";
 import { MAX_SIZE, type Status, type TerminalConnection } from "./connection.js";
 import { guardOutput } from "./guard.js";
+import { Screen } from "./screen.js";
 import { Typing } from "./typing.js";
 
 /**
@@ -139,8 +140,15 @@ export function attachTerminal(
   own(
     terminal.onBinary((bytes) => connection.send(Uint8Array.from(bytes, (c) => c.charCodeAt(0)))),
   );
-  undo.push(render(terminal, connection));
-  undo.push(followStatus(terminal, connection));
+  const screen = own(new Screen(terminal));
+  undo.push(render(terminal, connection, screen));
+  undo.push(
+    connection.keep({
+      save: () => screen.save(),
+      restore: (saved) => size.hold(() => screen.restore(saved)),
+    }),
+  );
+  undo.push(followStatus(terminal, connection, screen));
   undo.push(pasteText(terminal, element));
   undo.push(copyByKey(terminal, container));
 
@@ -204,10 +212,11 @@ function follow(
   container: HTMLElement,
   fit: FitAddon,
   connection: TerminalConnection,
-): { fit(): void; stop(): void } {
+): { fit(): void; hold(work: () => Promise<void>): Promise<void>; stop(): void } {
+  let isHeld = false;
   const fitToContainer = () => {
     // A hidden element has no size: the terminal keeps the one it had.
-    if (container.clientWidth === 0 || container.clientHeight === 0) return;
+    if (isHeld || container.clientWidth === 0 || container.clientHeight === 0) return;
     const size = fit.proposeDimensions();
     if (!size || Number.isNaN(size.cols) || Number.isNaN(size.rows)) return;
     terminal.resize(Math.min(size.cols, MAX_SIZE), Math.min(size.rows, MAX_SIZE));
@@ -219,6 +228,13 @@ function follow(
   const resized = terminal.onResize(({ cols, rows }) => connection.resize(cols, rows));
   return {
     fit: fitToContainer,
+    /** Leaves the terminal the size that it is given meanwhile. */
+    async hold(work) {
+      isHeld = true;
+      await work();
+      isHeld = false;
+      fitToContainer();
+    },
     stop() {
       watcher.disconnect();
       resized.dispose();
@@ -227,22 +243,19 @@ function follow(
 }
 
 /** Writes output to the terminal, and holds each piece until it is on the screen. */
-function render(terminal: Terminal, connection: TerminalConnection): () => void {
+function render(terminal: Terminal, connection: TerminalConnection, screen: Screen): () => void {
   const held = new Set<() => void>();
-  const stop = connection.on("output", ({ bytes, hold }) => {
+  const stop = connection.on("output", ({ bytes, offset, hold }) => {
     const release = hold();
     held.add(release);
     for (let start = 0; start < bytes.length; start += PIECE) {
-      const isLast = start + PIECE >= bytes.length;
-      terminal.write(
-        bytes.subarray(start, start + PIECE),
-        isLast
-          ? () => {
-              held.delete(release);
-              release();
-            }
-          : undefined,
-      );
+      const piece = bytes.subarray(start, start + PIECE);
+      terminal.write(piece, () => {
+        screen.parsed(piece, offset + start);
+        if (start + PIECE < bytes.length) return;
+        held.delete(release);
+        release();
+      });
     }
   });
   return () => {
@@ -252,7 +265,11 @@ function render(terminal: Terminal, connection: TerminalConnection): () => void 
 }
 
 /** Tells the terminal when a shell begins and ends. */
-function followStatus(terminal: Terminal, connection: TerminalConnection): () => void {
+function followStatus(
+  terminal: Terminal,
+  connection: TerminalConnection,
+  screen: Screen,
+): () => void {
   const isShown = ({ state, waitsUntil }: Status) => state === "open" || waitsUntil !== undefined;
   let before = isShown(connection.status);
   let shells = before ? 1 : 0;
@@ -267,7 +284,10 @@ function followStatus(terminal: Terminal, connection: TerminalConnection): () =>
     }
     if (isGone) terminal.write(GONE);
     else if (state === "open" && !before && shells > 0) terminal.write(DIVIDER);
-    if (state === "open") shells++;
+    if (state === "open") {
+      shells++;
+      if (shell !== "same") screen.begin();
+    }
     if (shell === "redrawn") terminal.write(CLEAR);
     before = isShown(status);
   });

@@ -7,10 +7,12 @@
 import { isAnswer } from "./answers.js";
 import { type EndReason, isEndCode, isLoss, localEnd, spentEnd } from "./codes.js";
 import { Events } from "./events.js";
+import { type Kept, Place } from "./kept.js";
 import type { Notice, Ready } from "./messages.js";
 import { counted, noFailures, plan, quickWait } from "./retry.js";
 import { type Clock, type Output, Session, type Size, type Socket } from "./session.js";
-import { Shell } from "./shell.js";
+import type { Saved } from "./screen.js";
+import { Progress, Shell } from "./shell.js";
 import { soon } from "./task.js";
 
 /** A JWT in its compact form (RFC 7519, section 3). */
@@ -67,9 +69,9 @@ export interface Status {
   /** Connections tried since one last stayed open, this one included. */
   readonly attempt: number;
   /**
-   * `waiting`: until when the shell waits for this connection, by `Date.now()`: as far as this page
-   * knows, since the gateway counts from when it lost the connection itself. What is typed meanwhile
-   * is kept for that shell.
+   * `waiting`, and `connecting` after a reload: until when the shell waits for this connection, by
+   * `Date.now()`, as far as this page knows: the gateway counts from when it lost the connection
+   * itself. What is typed meanwhile is kept for that shell.
    */
   readonly waitsUntil?: number;
   /** `waiting`: the time of the next attempt, by `Date.now()`; undefined: when somebody types. */
@@ -99,6 +101,14 @@ export interface TimeLeft {
 export interface Page extends EventTarget {
   /** A `visibilitychange` event follows its changes. */
   readonly hidden: boolean;
+}
+
+/** A screen that outlives the page: attachTerminal's. */
+export interface LastingScreen {
+  /** The screen, which belongs to a byte of the output; undefined: it cannot be told now. */
+  save(): Saved | undefined;
+  /** Draws it as it was. */
+  restore(saved: Saved): Promise<void>;
 }
 
 export interface ConnectionConfig {
@@ -164,6 +174,12 @@ export class TerminalConnection extends Events<ConnectionEvents> {
   /** When a try was last left to itself. */
   private lateAt = -LATE_MS;
   private roundTrip = 0;
+  private readonly place: Place;
+  private screen: LastingScreen | undefined;
+  /** What the page before this one kept, until it is taken up. */
+  private kept: Kept | undefined;
+  /** The screen that was kept, until there is output after it. */
+  private saved: Saved | undefined;
   private stopListening: (() => void) | undefined;
   private stopWaiting: () => void = () => {};
   private failures = noFailures;
@@ -181,6 +197,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     this.clock = config.clock ?? browserClock;
     this.page = config.page ?? globalThis.document; // a server that renders a page has none
     this.window = config.window ?? globalThis.window;
+    this.place = new Place(this.url);
     this.random = config.random ?? Math.random;
   }
 
@@ -193,7 +210,20 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     if (this.attempts.length > 0 && !this.away) return;
     // Asked for by a person: what failed before does not slow this one down.
     if (this.current.state !== "waiting") this.failures = noFailures;
+    if (this.current.state === "idle") this.recall();
     this.open();
+  }
+
+  /**
+   * Has the screen outlive the page, together with the shell, until the returned function is called.
+   * A screen that is there before `connect` is drawn as the page before this one left it.
+   */
+  keep(screen: LastingScreen): () => void {
+    this.screen = screen;
+    if (this.saved) void screen.restore(this.saved);
+    return () => {
+      if (this.screen === screen) this.screen = undefined;
+    };
   }
 
   /**
@@ -294,13 +324,69 @@ export class TerminalConnection extends Events<ConnectionEvents> {
         state: "connecting",
         attempt: this.failures.attempts,
         ...(this.current.end && { end: this.current.end }),
+        ...(this.kept && { waitsUntil: this.kept.until }),
       });
     }
     // Async, so that a callback that throws at once is told as one that rejects.
-    (async () => this.ticket(cancel.signal))().then(
+    (async () => {
+      if (this.kept) await this.takeUp(this.kept);
+      return this.ticket(cancel.signal);
+    })().then(
       (ticket) => this.dial(attempt, ticket),
-      (cause: unknown) => this.over(attempt, noTicket(cause), !(cause instanceof TryAgain)),
+      (cause: unknown) =>
+        this.over(attempt, noTicket(cause, this.away === undefined), !(cause instanceof TryAgain)),
     );
+  }
+
+  /** Looks for a shell that the page before this one had. */
+  private recall(): void {
+    this.kept = this.place.take();
+    if (!this.kept) return;
+    this.shell.id = this.kept.session;
+    this.shell.resume = this.kept.resume;
+    this.shell.until = this.kept.until;
+    this.shell.isShown = false;
+  }
+
+  /** Goes on where the page before this one was, unless that is still there. */
+  private async takeUp(kept: Kept): Promise<void> {
+    this.kept = undefined;
+    const isOurs = await this.place.lock(kept.session);
+    if (this.shell.id !== kept.session) return; // closed meanwhile
+    if (!isOurs) {
+      this.shell = new Shell();
+      this.place.remove();
+      this.setStatus({ state: "connecting", attempt: this.failures.attempts });
+      return;
+    }
+    const since = Date.now() - this.clock.now();
+    this.openedAt = kept.openedAt - since;
+    this.inputAt = kept.inputAt - since;
+    if (!kept.screen || !this.screen) return;
+    this.saved = kept.screen;
+    this.shell.output = new Progress(kept.screen.output);
+    this.shell.isShown = true;
+    await this.screen.restore(kept.screen);
+  }
+
+  /** What the page that comes after this one has to know of the shell. */
+  private record(): Kept | undefined {
+    const { id: session, resume } = this.shell;
+    if (session === undefined) return undefined;
+    const since = Date.now() - this.clock.now();
+    return {
+      session,
+      resume,
+      until: this.away?.until ?? Date.now() + resume * 1000,
+      openedAt: this.openedAt + since,
+      inputAt: this.inputAt + since,
+    };
+  }
+
+  private recordWithScreen(): Kept | undefined {
+    const record = this.record();
+    const screen = record && (this.screen?.save() ?? this.saved);
+    return screen ? { ...record, screen } : record;
   }
 
   /** A try got further: the network is there. */
@@ -334,12 +420,30 @@ export class TerminalConnection extends Events<ConnectionEvents> {
       this.stopListening = undefined;
     };
     const shown = () => {
-      if (page?.hidden) return;
       if (this.away) this.open();
       else this.session?.probe();
     };
-    page?.addEventListener("visibilitychange", shown, { signal });
-    window?.addEventListener("pageshow", shown, { signal });
+    const changed = () => {
+      if (!page?.hidden) shown();
+      else {
+        // A page that is hidden may go without another word.
+        const record = this.recordWithScreen();
+        if (record) this.place.write(record);
+      }
+    };
+    page?.addEventListener("visibilitychange", changed, { signal });
+    // The browser closes the connection of a page that goes by 1001, also if it keeps the page.
+    const gone = () => {
+      const record = this.recordWithScreen();
+      if (record) this.place.leave(record);
+    };
+    window?.addEventListener("pagehide", gone, { signal });
+    const back = (event: Event) => {
+      const { persisted } = event as PageTransitionEvent;
+      if (persisted && this.shell.id !== undefined)
+        void this.place.comeBack(this.shell.id).then(shown);
+    };
+    window?.addEventListener("pageshow", back, { signal });
     window?.addEventListener(
       "online",
       () => {
@@ -367,7 +471,10 @@ export class TerminalConnection extends Events<ConnectionEvents> {
       const { url, shell, size, openSocket, clock } = this;
       attempt.session = new Session(url, ticket, shell, size, openSocket, clock, {
         ready: (shell, hasGap) => this.opened(attempt, shell, hasGap),
-        output: (output) => this.emit("output", output),
+        output: (output) => {
+          this.saved = undefined;
+          this.emit("output", output);
+        },
         notice: (notice) => {
           const { code, seconds } = notice;
           // Other news has a time of its own, or none.
@@ -408,6 +515,12 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     });
     this.failures = { ...this.failures, refused: 0 };
     if (shell !== before) this.openedAt = this.inputAt = this.clock.now();
+    if (hasGap || shell !== before) this.saved = undefined;
+    const record = this.record();
+    if (record) {
+      void this.place.lock(record.session);
+      this.place.write(record);
+    }
     const { attempts } = this.failures;
     const status = { state: "open", ready: shell.ready as Ready, attempt: attempts } as const;
     if (before.id === undefined) this.setStatus(status);
@@ -453,7 +566,8 @@ export class TerminalConnection extends Events<ConnectionEvents> {
 
   private comeBack(end: EndReason, isQuick: boolean): void {
     const now = this.clock.now();
-    this.away ??= { end, last: end, since: now, until: Date.now() + this.shell.resume * 1000 };
+    const { resume, until = Date.now() + resume * 1000 } = this.shell;
+    this.away ??= { end, last: end, since: now, until };
     this.away.last = end;
     if (this.attempts.length > 0) return; // the next try begins when this one has had its time
     if (isQuick && now - this.away.since < QUICK_MS) {
@@ -504,6 +618,8 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     const others = this.attempts;
     this.attempts = [];
     this.shell = new Shell();
+    this.kept = this.saved = undefined;
+    this.place.remove();
     this.away = undefined;
     this.announced = undefined;
     this.stopWaiting();
@@ -542,13 +658,13 @@ export class TerminalConnection extends Events<ConnectionEvents> {
 }
 
 /** Why there is no ticket: only what is known to pass is tried again. */
-function noTicket(cause: unknown): EndReason {
+function noTicket(cause: unknown, isReported: boolean): EndReason {
   const words = cause instanceof Error ? cause.message : undefined;
   if (cause instanceof TryAgain) return localEnd("ticket_unavailable", words);
   if (cause instanceof TypeError) {
     // What fetch throws when there is no network, in words of each browser's own and in its
     // language: a mistake in the callback cannot be told from it, but by who reads this.
-    console.error("termgw: no ticket, asked again:", cause);
+    if (isReported) console.error("termgw: no ticket, asked again:", cause);
     return localEnd("ticket_unavailable");
   }
   return localEnd("ticket_denied", words);

@@ -9,7 +9,7 @@
  * addons do.
  */
 import type { IFunctionIdentifier, IMarker, Terminal } from "@xterm/xterm";
-import { parseByMessages, type WriteBuffer } from "./parsing.js";
+import { parseByMessages, pause, type WriteBuffer } from "./parsing.js";
 
 /**
  * Links (OSC 8) that are live, counted as lines that have text of one. xterm.js
@@ -83,8 +83,11 @@ interface Colors {
   fire(colors: object): void;
 }
 
-/** Terminals stay guarded: output may wait in them when their connection has gone. */
-const guarded = new WeakSet<Terminal>();
+/**
+ * Terminals stay guarded: output may wait in them when their connection has gone. Each has what
+ * parses the piece of output that was begun to its end.
+ */
+const guarded = new WeakMap<Terminal, () => boolean>();
 
 /** The class of lines is one for all terminals of a copy of xterm.js. */
 const boundedLines = new WeakSet<Line>();
@@ -111,8 +114,7 @@ export function guardOutput(terminal: Terminal): void {
   ) {
     throw new Error("this client guards terminals of xterm.js 6.0 only: install @xterm/xterm 6.0");
   }
-  guarded.add(terminal);
-  parseByMessages(writes);
+  guarded.set(terminal, parseByMessages(writes));
   boundCounts(terminal, core);
   dropModes(core);
   eraseScreen(terminal, core);
@@ -122,6 +124,11 @@ export function guardOutput(terminal: Terminal): void {
   yieldBetween(terminal, core);
   // xterm.js logs each character that it does not expect. Any other level was asked for.
   if (terminal.options.logLevel === "info") terminal.options.logLevel = "off";
+}
+
+/** Parses the piece of output that was begun to its end at once, and tells whether that could be done. */
+export function finishPiece(terminal: Terminal): boolean {
+  return guarded.get(terminal)?.() ?? false;
 }
 
 /** The sequences that xterm.js does as often as their count says, up to 2,147,483,647. */
@@ -210,7 +217,7 @@ function yieldBetween(terminal: Terminal, core: Core): void {
     const now = performance.now();
     if (now - yieldedAt < SLICE_MS) return false;
     yieldedAt = now;
-    return Promise.resolve(false);
+    return pause();
   };
   for (const id of COSTLY) core.registerCsiHandler(id, maybeYield);
   for (const id of COSTLY_ESCAPES) terminal.parser.registerEscHandler(id, maybeYield);

@@ -25,26 +25,51 @@ export interface WriteBuffer {
   _onWriteParsed: { fire(): void };
 }
 
-/** Takes the place of a terminal's timers. */
-export function parseByMessages(buffer: WriteBuffer): void {
+/** The promises of `pause`. */
+const pauses = new WeakSet<Promise<boolean>>();
+/** A piece is parsed to its end, whatever time that takes. */
+let isHurried = false;
+
+/** What a handler gives that lets the page's other work go on, and that no other handler knows of. */
+export function pause(): boolean | Promise<boolean> {
+  if (isHurried) return false;
+  const promise = Promise.resolve(false);
+  pauses.add(promise);
+  return promise;
+}
+
+/**
+ * Takes the place of a terminal's timers. What it gives parses the piece that was begun to its end,
+ * and tells whether that could be done: not where a handler waits that is not of this package.
+ */
+export function parseByMessages(buffer: WriteBuffer): () => boolean {
   const { write, _writeBuffer: before, _action: action, _onWriteParsed: parsed } = buffer;
   const pieces: { data: Data; written: (() => void) | undefined }[] = [];
   let isParsing = false; // or is going to
   let hasTyped = false;
+  /** The handler's promise for which the first piece waits. */
+  let awaited: Promise<boolean> | undefined;
 
-  const parse = (since: number, handled?: boolean) => {
+  const parse = (since: number, handled?: boolean, isOne = false) => {
     for (let piece = pieces[0]; piece; piece = pieces[0]) {
       const promise = action(piece.data, handled);
       if (promise) {
+        awaited = promise;
         promise.catch(throwApart).then((result) => {
-          if (isOver(since)) soon(() => parse(performance.now(), result));
-          else parse(since, result);
+          const goOn = (since: number) => {
+            if (awaited !== promise) return; // parsed on already
+            awaited = undefined;
+            parse(since, result);
+          };
+          if (isOver(since)) soon(() => goOn(performance.now()));
+          else goOn(since);
         });
         return;
       }
+      handled = undefined;
       pieces.shift();
       piece.written?.();
-      if (isOver(since)) break;
+      if (isOne || isOver(since)) break;
     }
     if (pieces.length > 0) soon(start);
     else isParsing = false;
@@ -68,6 +93,18 @@ export function parseByMessages(buffer: WriteBuffer): void {
     isParsing = true;
     write.call(buffer, "", () => soon(start)); // behind what was written before
   }
+  return () => {
+    if (!awaited) return true;
+    if (!pauses.has(awaited)) return false;
+    awaited = undefined;
+    isHurried = true;
+    try {
+      parse(performance.now(), false, true);
+    } finally {
+      isHurried = false;
+    }
+    return awaited === undefined;
+  };
 }
 
 const isOver = (since: number) => performance.now() - since >= SLICE_MS;

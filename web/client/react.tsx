@@ -39,9 +39,17 @@ export function useTerminal({ url, ticket }: Pick<ConnectionConfig, "url" | "tic
     () => new TerminalConnection({ url: href, ticket: (signal) => latest.current(signal) }),
     [href],
   );
+  const used = useRef<TerminalConnection>(undefined);
   useEffect(() => {
+    used.current = connection;
     connection.connect();
-    return () => connection.close();
+    return () => {
+      used.current = undefined;
+      // StrictMode runs effects twice: a shell that waits for this page is not to end by that.
+      queueMicrotask(() => {
+        if (used.current !== connection) connection.close();
+      });
+    };
   }, [connection]);
   const { subscribe, read } = useMemo(
     () => ({

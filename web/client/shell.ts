@@ -19,6 +19,8 @@ export class Shell {
   id: string | undefined;
   /** Seconds for which the shell waits for a connection; 0: it ends with its connection. */
   resume = 0;
+  /** Until when it waits, by `Date.now()`, where a page before this one has lost it. */
+  until: number | undefined;
   /** The page shows the output up to `output.received`. */
   isShown = true;
   output = new Progress(0);
@@ -37,6 +39,7 @@ export class Shell {
     this.ready = ready;
     this.id = ready.resume > 0 ? ready.session : undefined;
     this.resume = ready.resume;
+    this.until = undefined;
     this.isShown = true;
     this.endLeft();
     return hasGap;

@@ -27,13 +27,13 @@ async function bundled(...entryPoints) {
   return outputFiles.reduce((sum, { contents }) => sum + compressed(contents), 0);
 }
 
-test("the client package, without xterm.js: under 15 kB", async (t) => {
+test("the client package, without xterm.js: under 17 kB", async (t) => {
   const size = await bundled("index.ts", "react.tsx");
   t.diagnostic(`with React's part ${size} bytes, without ${await bundled("index.ts")}`);
-  assert.ok(size < 15_000, `${size} bytes`);
+  assert.ok(size < 17_000, `${size} bytes`);
 });
 
-test("the page: what it loads at first under 130 kB, everything under 180 kB", async (t) => {
+test("the page: what it loads at first under 135 kB, everything under 180 kB", async (t) => {
   const names = (await readdir(`${web}dist`)).filter((name) => !name.startsWith("."));
   assert.ok(names.includes("main.js"), "the page is built");
   let first = 0;
@@ -44,5 +44,5 @@ test("the page: what it loads at first under 130 kB, everything under 180 kB", a
     if (!name.startsWith("addon-")) first += size;
   }
   t.diagnostic(`at first ${first} bytes, with what is loaded when needed ${all}`);
-  assert.ok(first < 130_000 && all < 180_000, `${first} and ${all} bytes`);
+  assert.ok(first < 135_000 && all < 180_000, `${first} and ${all} bytes`);
 });

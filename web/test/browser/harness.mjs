@@ -107,12 +107,13 @@ export function skipFor(absent) {
  * by a crash.
  *
  * @param {Scope} t
+ * @param {number} [port] that of one before it
  * @returns {Promise<{page: string, terminal: string, tickets: string, kill: () => void}>}
  */
-export async function startDemo(t) {
+export async function startDemo(t, port = 0) {
   // A shell that reads no profile: somebody's own may take seconds.
   const shell = "exec bash --norc --noprofile";
-  const child = spawn(BIN, ["demo", "--json", "--listen", "127.0.0.1:0", "--shell", shell], {
+  const child = spawn(BIN, ["demo", "--json", "--listen", `127.0.0.1:${port}`, "--shell", shell], {
     stdio: ["ignore", "pipe", "pipe"],
   });
   const { ended, log } = supervise(t, child);

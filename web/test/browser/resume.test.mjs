@@ -1,9 +1,32 @@
 // A shell that outlives its connection: the real gateway, a real browser, and a line that is cut.
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { existsSync } from "node:fs";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
-import { openTab, sees, shows, skip, startBrowser, startDemo, type } from "./harness.mjs";
+import { setTimeout as delay } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import WebSocket from "ws";
+import { serveFixture } from "./fixture.mjs";
+import {
+  defer,
+  lives,
+  mintTicket,
+  openTab,
+  screen,
+  sees,
+  shows,
+  skip,
+  startBrowser,
+  startDemo,
+  type,
+  until,
+} from "./harness.mjs";
 import { startLine } from "./line.mjs";
 
-const EXPECTED = /ERR_CONNECTION|WebSocket connection|net::ERR/;
+const EXPECTED = /ERR_CONNECTION|WebSocket connection|net::ERR|no ticket, asked again/;
 
 /**
  * The demo, and a browser that reaches it over a line.
@@ -48,3 +71,301 @@ for (const how of /** @type {const} */ (["cut", "finish", "lose"])) {
     },
   );
 }
+
+test("a reload comes back to the same shell and the same screen", { skip }, async (t) => {
+  const demo = await startDemo(t);
+  const browser = await startBrowser(t);
+  const tab = await openTab(t, browser, demo.page);
+  await tab.goto(demo.page);
+  const pid = await settle(tab);
+  await type(tab, "printf '\\e[31mred\\e[0m plain\\n'");
+  await sees(tab, /^red plain$/m);
+  const before = await screen(tab);
+  await tab.reload();
+  await shows(tab, "#state", /^Connected$/);
+  assert.equal(await screen(tab), before);
+  await type(tab, "echo again:$$");
+  await sees(tab, new RegExp(`^again:${pid}$`, "m"));
+});
+
+test("a duplicated tab opens a shell of its own", { skip }, async (t) => {
+  const demo = await startDemo(t);
+  const browser = await startBrowser(t);
+  const tab = await openTab(t, browser, demo.page);
+  await tab.goto(demo.page);
+  const pid = await settle(tab);
+  await tab.reload(); // so that there is something to copy
+  await shows(tab, "#state", /^Connected$/);
+  // A window that a page opens has a copy of its sessionStorage, as a duplicated tab has.
+  const opened = tab.waitForEvent("popup");
+  await tab.evaluate(() => {
+    window.open(location.href);
+  });
+  const copy = await opened;
+  const other = await settle(copy);
+  assert.notEqual(other, pid);
+  await shows(tab, "#state", /^Connected$/);
+  await type(tab, "echo still:$$");
+  await sees(tab, new RegExp(`^still:${pid}$`, "m"));
+  // Each has its own after a reload, too.
+  for (const [page, shell] of /** @type {const} */ ([
+    [copy, other],
+    [tab, pid],
+  ])) {
+    await page.reload();
+    await shows(page, "#state", /^Connected$/);
+    await type(page, "echo reloaded:$$");
+    await sees(page, new RegExp(`^reloaded:${shell}$`, "m"));
+  }
+});
+
+/**
+ * A terminal as a canvas has it, at a demo's gateway.
+ *
+ * @param {import("node:test").TestContext} t
+ * @param {import("playwright-core").Browser} browser
+ * @param {() => {tickets: string, page: string}} demo
+ */
+async function openLasting(t, browser, demo) {
+  const tab = await openTab(t, browser, demo().page, { expected: EXPECTED });
+  /** @type {(page: import("playwright-core").Page) => Promise<URL>} */
+  const serve = async (page) => {
+    await page.route("**/ticket", async (route) => {
+      const ticket = await mintTicket(demo()).catch(() => undefined);
+      await (ticket ? route.fulfill({ body: ticket }) : route.abort()).catch(() => {});
+    });
+    const script = fileURLToPath(new URL("lasting.ts", import.meta.url));
+    return serveFixture(page, script, demo().page);
+  };
+  const { href } = await serve(tab);
+  await tab.goto(href);
+  await isOpen(tab);
+  return { tab, href, serve };
+}
+
+/** @param {import("playwright-core").Page} tab */
+const status = (tab) => tab.evaluate(() => window.lasting.connection.status);
+/** @param {import("playwright-core").Page} tab */
+const isOpen = (tab) => until(async () => (await status(tab)).state, /^open$/);
+/** @type {(tab: import("playwright-core").Page, text: string) => Promise<void>} */
+const send = (tab, text) => tab.evaluate((typed) => window.lasting.connection.send(typed), text);
+/** @param {import("playwright-core").Page} tab */
+const text = (tab) => tab.evaluate(() => window.lasting.text());
+let asked = 0;
+/** @param {import("playwright-core").Page} tab */
+const pidOf = async (tab) => {
+  const name = `pid-${++asked}`;
+  await send(tab, `PS1='> '; clear; echo ${name}:$$\r`);
+  return Number((await until(() => text(tab), new RegExp(`^${name}:(\\d+)$`, "m")))[1]);
+};
+
+/** What a program prints that draws: lines that scroll, places, colours, wide characters. */
+function drawing() {
+  let seed = 7;
+  const below = (/** @type {number} */ n) => {
+    seed = (seed * 1103515245 + 12345) & 0x7fffffff;
+    return (seed >> 8) % n;
+  };
+  /** @type {string[]} */
+  const parts = ["\x1bc"];
+  for (let count = 0; count < 6_000; count++) {
+    const kind = below(12);
+    if (kind < 5)
+      parts.push(
+        `line ${count} of a program that prints \x1b[${31 + below(7)}min colour\x1b[m\r\n`,
+      );
+    else if (kind === 5)
+      parts.push(`\x1b[${1 + below(30)};${1 + below(90)}H\x1b[48;5;${below(256)}m漢字 é 👍\x1b[m`);
+    else if (kind === 6) parts.push(`\x1b[4${below(8)}m\x1b[${below(3)}K\x1b[m`);
+    else if (kind === 7)
+      parts.push(`\x1b[${1 + below(9)};${20 + below(10)}r\x1b[${1 + below(30)};1H`);
+    else if (kind === 8) parts.push(`\x1b7\x1b[H\x1b[7m ${count} \x1b8`);
+    else if (kind === 9) parts.push(`\x1b]2;at ${count}\x07\x1b(0lqqk\x1b(B`);
+    else if (kind === 10 && below(8) === 0) parts.push(`\x1b[?1049${below(2) ? "h" : "l"}`);
+    else parts.push("a text without an end that goes over the edge ".repeat(1 + below(3)));
+  }
+  return Buffer.from(parts.join(""));
+}
+
+test(
+  "reloads in the middle of output: the screen is that of a terminal that was never cut",
+  { skip },
+  async (t) => {
+    const demo = await startDemo(t);
+    const browser = await startBrowser(t);
+    const { tab } = await openLasting(t, browser, () => demo);
+    const folder = await mkdtemp(join(tmpdir(), "termgw-drawing-"));
+    defer(t, () => rm(folder, { recursive: true }));
+    const bytes = drawing();
+    await writeFile(join(folder, "drawing"), bytes);
+    // Pieces of a length that cuts sequences and characters.
+    const pieces = Math.ceil(bytes.length / 997);
+    await writeFile(
+      join(folder, "play"),
+      `stty raw -echo; i=0
+     while [ $i -lt ${pieces} ]; do
+       dd if=${folder}/drawing bs=997 skip=$i count=1 2>/dev/null; sleep 0.01; i=$((i+1))
+     done
+     printf '\\033]2;all of it\\007'; touch ${folder}/played; sleep 1000`,
+    );
+    await send(tab, `exec sh ${folder}/play\r`);
+    let reloads = 0;
+    while (!existsSync(join(folder, "played"))) {
+      await delay(150);
+      await tab.reload();
+      reloads++;
+      await isOpen(tab);
+      assert.equal((await status(tab)).shell, "same");
+    }
+    t.diagnostic(`${reloads} reloads in ${bytes.length} bytes`);
+    assert.ok(reloads > 3);
+    const end = Buffer.concat([bytes, Buffer.from("\x1b]2;all of it\x07")]);
+    const wanted = await tab.evaluate((all) => window.lasting.cellsOf(all), [...end]);
+    const shown = async () => {
+      const found = await tab.evaluate(() => window.lasting.cells());
+      return String(found.at(-1) === wanted.at(-1) && found.length === wanted.length);
+    };
+    await until(shown, /^true$/);
+    const found = await tab.evaluate(() => window.lasting.cells());
+    for (const [at, line] of wanted.entries()) assert.equal(found[at], line, `line ${at}`);
+  },
+);
+
+test(
+  "a shell that is gone is told, and what was typed for it reaches no other",
+  { skip },
+  async (t) => {
+    const demo = await startDemo(t);
+    let current = demo;
+    const browser = await startBrowser(t);
+    const { tab } = await openLasting(t, browser, () => current);
+    const pid = await pidOf(tab);
+    demo.kill();
+    await until(async () => String((await status(tab)).waitsUntil !== undefined), /true/);
+    await send(tab, "echo must-not-be-typed\r");
+    current = await startDemo(t, Number(new URL(demo.page).port));
+    await isOpen(tab);
+    assert.equal((await status(tab)).shell, "new");
+    await until(() => text(tab), /── the shell is gone, this is a new one ──/);
+    assert.notEqual(await pidOf(tab), pid);
+    assert.doesNotMatch(await text(tab), /must-not-be-typed/);
+
+    // The same over a reload.
+    current.kill();
+    await until(async () => String((await status(tab)).waitsUntil !== undefined), /true/);
+    await tab.reload();
+    current = await startDemo(t, Number(new URL(demo.page).port));
+    await isOpen(tab);
+    assert.equal((await status(tab)).shell, "new");
+    await until(() => text(tab), /pid-\d+:\d+[^]*── the shell is gone, this is a new one ──/);
+  },
+);
+
+test("a shell that goes on elsewhere is told, and not fought for", { skip }, async (t) => {
+  const demo = await startDemo(t);
+  const browser = await startBrowser(t);
+  const { tab } = await openLasting(t, browser, () => demo);
+  await pidOf(tab);
+  const { ready } = await status(tab);
+  const url = `${demo.terminal}?resume=${ready?.session}`;
+  const socket = new WebSocket(url, ["termgw.v1", `termgw.ticket.${await mintTicket(demo)}`]);
+  defer(t, () => socket.close());
+  const [first] = await once(socket, "message");
+  assert.equal(JSON.parse(String(first)).resumed, true);
+  await until(async () => (await status(tab)).state, /^ended$/);
+  assert.equal((await status(tab)).end?.code, "taken_over");
+  await delay(2_000);
+  assert.equal(socket.readyState, WebSocket.OPEN);
+  // Nor after a reload: that is another shell.
+  await tab.reload();
+  await isOpen(tab);
+  assert.notEqual((await status(tab)).ready?.session, ready?.session);
+  assert.equal(socket.readyState, WebSocket.OPEN);
+});
+
+test("close ends the shell at once, and leaves nothing in the tab", { skip }, async (t) => {
+  const demo = await startDemo(t);
+  const browser = await startBrowser(t);
+  const { tab } = await openLasting(t, browser, () => demo);
+  const pid = await pidOf(tab);
+  const kept = () => tab.evaluate(() => JSON.stringify(sessionStorage));
+  assert.match(await kept(), /termgw .*host\/terminal/);
+  await tab.evaluate(() => window.lasting.connection.close());
+  await until(() => (lives(pid) ? "lives" : "gone"), /gone/);
+  assert.equal(await kept(), "{}");
+});
+
+test("no ticket is kept, nor what was typed", { skip }, async (t) => {
+  const demo = await startDemo(t);
+  const browser = await startBrowser(t);
+  const { tab, href } = await openLasting(t, browser, () => demo);
+  await pidOf(tab);
+  await send(tab, "read -rs secret; echo got\r");
+  await until(() => text(tab), /read -rs secret/);
+  await send(tab, "pass-word");
+  // Another page of the same tab sees what is kept.
+  await tab.route("**/empty.html", (route) =>
+    route.fulfill({ contentType: "text/html", body: "" }),
+  );
+  await tab.goto(new URL("/empty.html", href).href);
+  const kept = await tab.evaluate(() => JSON.stringify(sessionStorage));
+  assert.match(kept, /read -rs secret/);
+  assert.doesNotMatch(kept, /pass-word|eyJ/);
+  await tab.goto(href);
+  await isOpen(tab);
+  assert.equal((await status(tab)).shell, "same");
+  await send(tab, "\r");
+  await until(() => text(tab), /^got$/m);
+});
+
+test("a page that lost its screen gets one that is right", { skip }, async (t) => {
+  const demo = await startDemo(t);
+  const browser = await startBrowser(t);
+  const { tab, href } = await openLasting(t, browser, () => demo);
+  const pid = await pidOf(tab);
+  const folder = await mkdtemp(join(tmpdir(), "termgw-draws-"));
+  defer(t, () => rm(folder, { recursive: true }));
+  await writeFile(
+    join(folder, "draws"),
+    String.raw`trap 'printf "\033[2J\033[Hdrawn for %s" "$(stty size)"' WINCH
+      echo begins; while :; do sleep 0.1; done`,
+  );
+  await send(tab, `clear; sh ${folder}/draws\r`);
+  await until(() => text(tab), /^begins$/m);
+  await tab.route("**/empty.html", (route) =>
+    route.fulfill({ contentType: "text/html", body: "" }),
+  );
+  await tab.goto(new URL("/empty.html", href).href);
+  await tab.evaluate(() => {
+    for (const [name, value] of Object.entries(sessionStorage)) {
+      const { screen: _screen, ...rest } = JSON.parse(value);
+      sessionStorage.setItem(name, JSON.stringify(rest));
+    }
+  });
+  await tab.goto(href);
+  await isOpen(tab);
+  assert.equal((await status(tab)).shell, "redrawn");
+  await until(() => text(tab), /^drawn for \d+ \d+$/m);
+  assert.ok(lives(pid));
+});
+
+test("the browser's online event brings the shell back at once", { skip }, async (t) => {
+  const { demo, line, browser } = await startOverLine(t);
+  const { tab } = await openLasting(t, browser, () => demo);
+  await pidOf(tab);
+  line.lose();
+  await until(async () => (await status(tab)).state, /^waiting$/);
+  line.mend();
+  const took = await tab.evaluate(
+    () =>
+      new Promise((resolve) => {
+        const start = performance.now();
+        window.lasting.connection.on("status", ({ state }) => {
+          if (state === "open") resolve(performance.now() - start);
+        });
+        window.dispatchEvent(new Event("online"));
+      }),
+  );
+  t.diagnostic(`open ${Math.round(Number(took))} ms after online`);
+  assert.equal((await status(tab)).shell, "same");
+});

@@ -1,0 +1,167 @@
+/**
+ * What a tab keeps of its terminals, so that a reload of the page comes back to the same shells and
+ * screens: in sessionStorage, which is the tab's own and ends with it. A ticket is never in it.
+ *
+ * Browsers copy sessionStorage when a tab is duplicated. A Web Lock by the name of the session says which
+ * page has it. Where a page has no locks, on plain http, a record is there only from the moment
+ * in which the page goes until the next one takes it.
+ */
+import type { Saved } from "./screen.js";
+
+/** The next page may be there before the locks of the last one have gone. */
+const LOCK_MS = 500;
+
+/** What is kept of one terminal. */
+export interface Kept {
+  session: string;
+  /** Seconds for which the shell waits, and until when, by `Date.now()`. */
+  resume: number;
+  until: number;
+  /** When the session was opened and when somebody typed last, by `Date.now()`. */
+  openedAt: number;
+  inputAt: number;
+  /** There once the page has gone, or was hidden. */
+  screen?: Saved;
+}
+
+/** The records that a connection of this page has. */
+const taken = new Set<string>();
+
+/** Where the terminal of one connection is kept. */
+export class Place {
+  /** Records of terminals at the same address, in the order in which they were opened. */
+  private readonly prefix: string;
+  private name: string | undefined;
+  private locked: string | undefined;
+  private unlock: () => void = () => {};
+
+  constructor(url: URL) {
+    this.prefix = `termgw ${url.href} `;
+  }
+
+  /** What the page before this one kept of the first terminal that nobody has taken yet. */
+  take(): Kept | undefined {
+    for (const name of this.names()) {
+      if (taken.has(name)) continue;
+      const kept = parse(storage()?.getItem(name));
+      if (!hasLocks() || !kept) storage()?.removeItem(name);
+      if (!kept) continue;
+      taken.add(name);
+      this.name = name;
+      return kept;
+    }
+    return undefined;
+  }
+
+  /** Has the session, and tells whether no other page has: that of which this tab is a copy. */
+  async lock(session: string): Promise<boolean> {
+    if (!hasLocks() || this.locked === session) return true;
+    this.unlock();
+    this.locked = session;
+    const isOurs = () => this.locked === session;
+    return new Promise((resolve) => {
+      const held = () => {
+        resolve(true);
+        return new Promise<void>((unlock) => {
+          this.unlock = unlock;
+          if (!isOurs()) unlock();
+        });
+      };
+      const options = { signal: AbortSignal.timeout(LOCK_MS) };
+      navigator.locks.request(`termgw ${session}`, options, held).catch(() => resolve(false));
+    });
+  }
+
+  /** Keeps what is there while the page lives. Then it has to be free for the next page. */
+  write(kept: Kept): void {
+    if (hasLocks()) this.put(kept);
+  }
+
+  /** The page goes: the next one may take what is kept. */
+  leave(kept: Kept): void {
+    this.put(kept);
+    this.locked = undefined;
+    this.unlock();
+  }
+
+  /** The page that went is there again. */
+  async comeBack(session: string): Promise<void> {
+    if (!hasLocks() && this.name !== undefined) storage()?.removeItem(this.name);
+    await this.lock(session);
+  }
+
+  /** Nothing is kept any more. */
+  remove(): void {
+    if (this.name !== undefined) {
+      storage()?.removeItem(this.name);
+      taken.delete(this.name);
+      this.name = undefined;
+    }
+    this.locked = undefined;
+    this.unlock();
+  }
+
+  private put(kept: Kept): void {
+    if (this.name === undefined) {
+      this.name = this.prefix + (1 + Math.max(0, ...this.names().map(numberOf)));
+      taken.add(this.name);
+    }
+    const { screen, ...rest } = kept;
+    const lines = screen?.normal.lines.slice(-screen.rows);
+    for (const tried of [
+      kept,
+      // A browser keeps some 5 MB, in all terminals: then without the scrollback, or the screen.
+      lines && {
+        ...rest,
+        screen: { ...screen, normal: { ...screen?.normal, lines, wrapped: [] } },
+      },
+      rest,
+    ]) {
+      if (tried && set(this.name, JSON.stringify(tried))) return;
+    }
+  }
+
+  private names(): string[] {
+    const names = [...taken, ...Object.keys(storage() ?? {})];
+    return [...new Set(names)]
+      .filter((name) => name.startsWith(this.prefix))
+      .sort((a, b) => numberOf(a) - numberOf(b));
+  }
+}
+
+function numberOf(name: string): number {
+  return Number(name.slice(name.lastIndexOf(" ") + 1));
+}
+
+/** A page in a frame may have none, and a server has none. */
+function storage(): Storage | undefined {
+  try {
+    return globalThis.sessionStorage;
+  } catch {
+    return undefined;
+  }
+}
+
+function set(name: string, value: string): boolean {
+  try {
+    storage()?.setItem(name, value);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function hasLocks(): boolean {
+  return globalThis.navigator?.locks !== undefined;
+}
+
+function parse(text: string | null | undefined): Kept | undefined {
+  try {
+    const kept = JSON.parse(text ?? "") as Kept;
+    const isWhole =
+      typeof kept.session === "string" && [kept.resume, kept.until].every(Number.isFinite);
+    return isWhole ? kept : undefined;
+  } catch {
+    return undefined; // of another version
+  }
+}

@@ -1,0 +1,68 @@
+// A terminal as a canvas has it, whose inside a test may see.
+import "@xterm/xterm/css/xterm.css";
+import { Unicode11Addon } from "@xterm/addon-unicode11";
+import { Terminal } from "@xterm/xterm";
+import { attachTerminal, type Status, TerminalConnection } from "../../client/index.js";
+
+interface Attribute {
+  fg: number;
+  bg: number;
+}
+
+async function ticket(): Promise<string> {
+  return (await fetch("/ticket")).text();
+}
+
+const terminal = new Terminal({ cols: 90, rows: 30, scrollback: 5_000, allowProposedApi: true });
+terminal.open(document.getElementById("terminal") as HTMLElement);
+const connection = new TerminalConnection({ url: "/workspaces/host/terminal", ticket });
+attachTerminal(terminal, connection, { renderer: "dom" });
+const statuses: Status[] = [];
+connection.on("status", (status) => statuses.push(status));
+connection.connect();
+
+/** What a terminal shows, cell by cell, its scrollback included. */
+function cells(of: Terminal): string[] {
+  const { active } = of.buffer;
+  const lines = Array.from({ length: active.length }, (_, y) => {
+    const line = active.getLine(y);
+    const row = Array.from({ length: of.cols }, (__, x) => {
+      const cell = line?.getCell(x);
+      const { fg, bg } = cell as unknown as Attribute;
+      return `${cell?.getChars()}/${cell?.getWidth()}/${fg}/${bg}`;
+    });
+    return `${line?.isWrapped ? "+" : ""}${row.join(" ")}`;
+  });
+  return [`${active.type} ${active.cursorX} ${active.cursorY}`, ...lines];
+}
+
+/** The same of a terminal of that size to which some output was written, and that nobody cut. */
+async function cellsOf(bytes: number[]): Promise<string[]> {
+  const { cols, rows } = terminal;
+  const other = new Terminal({ cols, rows, scrollback: 5_000, allowProposedApi: true });
+  other.loadAddon(new Unicode11Addon());
+  other.unicode.activeVersion = "11";
+  await new Promise<void>((resolve) => other.write(Uint8Array.from(bytes), resolve));
+  return cells(other);
+}
+
+const lasting = {
+  terminal,
+  connection,
+  statuses,
+  cells: () => cells(terminal),
+  cellsOf,
+  text: () => {
+    const { active } = terminal.buffer;
+    const lines = Array.from({ length: active.length }, (_, y) => active.getLine(y));
+    return lines.map((line) => line?.translateToString(true)).join("\n");
+  },
+};
+
+declare global {
+  interface Window {
+    lasting: typeof lasting;
+  }
+}
+
+window.lasting = lasting;
