@@ -1,6 +1,8 @@
 package deploy
 
 import (
+	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -110,7 +112,7 @@ func (c *cluster) container(t *testing.T, name string) *corev1.Container {
 	return nil
 }
 
-// environment is what the gateway gets: literal values, and "secret/key" for those of Secrets.
+// environment is what the gateway gets: literal values, "secret/key" for those of Secrets, and the path of a field of the pod's.
 func (c *cluster) environment(t *testing.T, container string) map[string]string {
 	t.Helper()
 	env := map[string]string{}
@@ -125,8 +127,12 @@ func (c *cluster) environment(t *testing.T, container string) map[string]string 
 	}
 	for _, v := range one.Env {
 		env[v.Name] = v.Value
-		if v.ValueFrom != nil {
-			env[v.Name] = v.ValueFrom.SecretKeyRef.Name + "/" + v.ValueFrom.SecretKeyRef.Key
+		switch from := v.ValueFrom; {
+		case from == nil:
+		case from.FieldRef != nil:
+			env[v.Name] = from.FieldRef.FieldPath
+		default:
+			env[v.Name] = from.SecretKeyRef.Name + "/" + from.SecretKeyRef.Key
 		}
 	}
 	return env
@@ -272,15 +278,26 @@ func (c *cluster) testPorts(t *testing.T, known map[string]string) {
 			named("Service "+s.Name, p.TargetPort, p.Name)
 		}
 	}
-	if len(c.policy.Spec.Ingress) != 2 {
+	if len(c.policy.Spec.Ingress) != 3 {
 		t.Fatalf("the NetworkPolicy lets in %+v", c.policy.Spec.Ingress)
 	}
-	for i, want := range []string{"http", "metrics"} {
+	for i, want := range []string{"http", "metrics", "http"} {
 		rule := c.policy.Spec.Ingress[i]
 		if len(rule.From) == 0 || len(rule.Ports) != 1 {
 			t.Fatalf("the NetworkPolicy lets in %+v", rule)
 		}
 		named("the NetworkPolicy", *rule.Ports[0].Port, want)
+	}
+	// Replicas reach each other, where each says that it is.
+	if url := env["TERMGW_ADVERTISE_URL"]; url != fmt.Sprintf("http://$(POD_IP):%d", ports["http"]) || env["POD_IP"] != "status.podIP" {
+		t.Errorf("a replica is at %s, POD_IP is %s", url, env["POD_IP"])
+	}
+	egress := c.policy.Spec.Egress[len(c.policy.Spec.Egress)-1]
+	named("the NetworkPolicy", *egress.Ports[0].Port, "http")
+	for _, peers := range [][]networkingv1.NetworkPolicyPeer{c.policy.Spec.Ingress[2].From, egress.To} {
+		if len(peers) != 1 || peers[0].PodSelector == nil || !maps.Equal(peers[0].PodSelector.MatchLabels, c.deployment.Spec.Selector.MatchLabels) {
+			t.Errorf("the NetworkPolicy has %+v for other replicas", peers)
+		}
 	}
 	if path := gateway.ReadinessProbe.HTTPGet.Path; path != "/readyz" {
 		t.Errorf("readiness asks %s", path)
