@@ -230,16 +230,21 @@ func TestResumesArePaced(t *testing.T) {
 		if err != nil && (response == nil || response.StatusCode != http.StatusTooManyRequests) {
 			t.Error(err, response)
 		}
+		if c != nil {
+			c.answer(t) // before it, an earlier one may still take the session over
+		}
 		return c
 	}
-	var refused atomic.Int64
+	var resumed atomic.Int64
+	began := time.Now()
 	spread(t, 400, 4, func(int) {
-		if c := try(); c == nil {
-			refused.Add(1)
+		if c := try(); c != nil {
+			resumed.Add(1)
 		}
 	})
-	if refused.Load() == 0 {
-		t.Error("nothing was refused")
+	// However slow this machine is: 200 at once, and 50 a second.
+	if most := 201 + 50*time.Since(began).Seconds(); float64(resumed.Load()) > most {
+		t.Errorf("resumed %d times, want %v at most", resumed.Load(), most)
 	}
 	var last *tty
 	eventually(t, "there is room again", func() bool {
@@ -249,9 +254,7 @@ func TestResumesArePaced(t *testing.T) {
 	holds(t, last, session)
 	last.close(t)
 	container.empty(t)
-	if n := g.metric(t, `termgw_sessions_active{target="local"}`); n != 0 {
-		t.Errorf("%v sessions are left", n)
-	}
+	eventually(t, "no session is left", func() bool { return g.metric(t, `termgw_sessions_active{target="local"}`) == 0 })
 }
 
 // TestWaitingCounts: a shell that waits is in the limits, in the list and in the metrics as any other, and whoever comes back to
