@@ -147,7 +147,11 @@ test("the lines without React open a terminal", { skip }, async (t) => {
 test("the lines with React do, and open another one", { skip }, async (t) => {
   const tab = await open(t, "react-page.tsx");
   await shows(tab, "p[role=status]", /^open$/);
-  await type(tab, "echo $((6*7)); exit 3");
+  await type(tab, "here=still");
+  await tab.reload(); // StrictMode opens and closes everything once
+  await shows(tab, "p[role=status]", /^open$/);
+  await type(tab, "echo $here-$((6*7)); sleep 0.2; exit 3");
+  await sees(tab, /^still-42$/m);
   await shows(tab, "p[role=status]", /^The shell ended\. The shell ended with status 3/);
   await tab.getByRole("button", { name: "Reconnect" }).click();
   await shows(tab, "p[role=status]", /^open$/);

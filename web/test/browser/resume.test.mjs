@@ -12,6 +12,7 @@ import WebSocket from "ws";
 import { serveFixture } from "./fixture.mjs";
 import {
   defer,
+  find,
   lives,
   mintTicket,
   openTab,
@@ -369,3 +370,82 @@ test("the browser's online event brings the shell back at once", { skip }, async
   t.diagnostic(`open ${Math.round(Number(took))} ms after online`);
   assert.equal((await status(tab)).shell, "same");
 });
+
+test(
+  "where a page has no locks, a reload comes back and a duplicated tab does not",
+  { skip },
+  async (t) => {
+    const demo = await startDemo(t);
+    const browser = await startBrowser(t);
+    const tab = await openTab(t, browser, demo.page);
+    await tab
+      .context()
+      .addInitScript(() => Object.defineProperty(navigator, "locks", { value: undefined }));
+    await tab.goto(demo.page);
+    const pid = await settle(tab);
+    await tab.reload();
+    await shows(tab, "#state", /^Connected$/);
+    const opened = tab.waitForEvent("popup");
+    await tab.evaluate(() => {
+      window.open(location.href);
+    });
+    const copy = await opened;
+    assert.notEqual(await settle(copy), pid);
+    await tab.reload();
+    await shows(tab, "#state", /^Connected$/);
+    await type(tab, "echo again:$$");
+    await sees(tab, new RegExp(`^again:${pid}$`, "m"));
+  },
+);
+
+for (const [name, command, ready, leave] of /** @type {const} */ ([
+  [
+    "vim",
+    "vim -u NONE -c 'set ruler nu mouse=a' -c 'normal 3Go' /etc/passwd",
+    /^ +4 *$/m,
+    "\x1b:q!\r",
+  ],
+  ["tmux", "tmux -L reloads -f /dev/null new 'seq 99; exec sh'", /^\[0\]/m, "exit\r"],
+  ["top", "top -d 600", /PID USER/, "q"],
+])) {
+  const missing = skip || (find(name) ? false : `no ${name}`);
+  test(
+    `${name} after a reload and a cut: the same screen, cell by cell`,
+    { skip: missing },
+    async (t) => {
+      const { demo, line, browser } = await startOverLine(t);
+      const { tab } = await openLasting(t, browser, () => demo);
+      await pidOf(tab);
+      await send(tab, "echo be''fore\r");
+      await until(() => text(tab), /^before$/m);
+      const cells = () => tab.evaluate(() => window.lasting.cells());
+      await send(tab, `${command}\r`);
+      await until(() => text(tab), ready);
+      /** It draws nothing more. */
+      const still = async () => {
+        for (let before = ""; ;) {
+          await send(tab, "");
+          await delay(500);
+          const now = JSON.stringify(await cells());
+          if (now === before) return;
+          before = now;
+        }
+      };
+      await still();
+      const before = await cells();
+      assert.match(String(before[0]), name === "top" ? /^normal/ : /^alternate/);
+      await tab.reload();
+      await isOpen(tab);
+      assert.equal((await status(tab)).shell, "same");
+      assert.deepEqual(await cells(), before);
+      line.reset();
+      await until(async () => (await status(tab)).state, /^waiting$/);
+      await isOpen(tab);
+      await still();
+      assert.deepEqual(await cells(), before);
+      await send(tab, leave);
+      await until(() => text(tab), name === "top" ? /^> *$/m : /^before$[^]*^> *$/m);
+      assert.match(String((await cells())[0]), /^normal/);
+    },
+  );
+}
