@@ -178,7 +178,7 @@ func TestHolderIsNotThere(t *testing.T) {
 	p := newPlatform(t)
 	p.workspace(t, "ws", "")
 	container := newBox(t, env.Docker(t), "ws")
-	holder, asked := p.servePair(t)
+	holder, asked := p.servePair(t, "TERMGW_DRAIN_TIMEOUT=1h")
 	session, output := holder.waiting(t, "ws", "secret=mine")
 	silent, err := net.Listen("tcp", ownHost()+":0")
 	if err != nil {
@@ -199,18 +199,24 @@ func TestHolderIsNotThere(t *testing.T) {
 	holder.signal(t, syscall.SIGSTOP)
 	isNew(t, asked.resumes(t, "ws", session, fmt.Sprint(output)), session)
 	holder.signal(t, syscall.SIGCONT)
+	eventually(t, "the holder's heart beats", func() (beats bool) {
+		p.query(t, "SELECT max(last_seen_at) > now() - interval '15 seconds' FROM termgw.sessions WHERE ended_at IS NULL", &beats)
+		return beats
+	})
 	holds(t, asked.resumes(t, "ws", session, fmt.Sprint(output)), session)
 
 	// One that drains holds nothing: who comes back has a new shell elsewhere, and is told so there.
-	stays := holder.dial(t, "ws", p.ticket(t, "ws", waits), dialing{}) // connected, so the drain takes its time
+	stays := holder.dial(t, "ws", p.ticket(t, "ws", waits), dialing{})
 	stays.run(t, "secret=mine")
 	mine := stays.message(t, "ready").Session
 	holder.signal(t, syscall.SIGTERM)
+	eventually(t, "it drains", func() bool { return holder.get(t, holder.address, "/readyz").StatusCode == http.StatusServiceUnavailable })
 	late := holder.resumes(t, "ws", mine, "0")
 	if code, m := late.closed(t), late.message(t, "error"); code != 1012 || m.Code != "draining" || !m.Retryable {
 		t.Errorf("at a replica that drains: %d, %+v", code, m)
 	}
 	isNew(t, asked.resumes(t, "ws", mine, "0"), mine)
+	holder.signal(t, syscall.SIGTERM) // it has its hour else
 	holder.wait(t)
 	isNew(t, asked.resumes(t, "ws", mine, "0"), mine)
 	container.empty(t)
@@ -330,7 +336,7 @@ func TestNobodyComesBack(t *testing.T) {
 			container := newBox(t, env.Docker(t), workspace)
 			idle := "1h"
 			if test.reason == "idle_timeout" {
-				idle = "2s"
+				idle = "10s" // from the last key, before the jobs run
 			}
 			g := p.serve(t, "TERMGW_RESUME="+test.resume, "TERMGW_IDLE_TIMEOUT="+idle)
 			g.leaveWaiting(t, workspace, container)
