@@ -210,7 +210,9 @@ func TestHolderIsNotThere(t *testing.T) {
 	stays.run(t, "secret=mine")
 	mine := stays.message(t, "ready").Session
 	holder.signal(t, syscall.SIGTERM)
-	eventually(t, "it drains", func() bool { return holder.get(t, holder.address, "/readyz").StatusCode == http.StatusServiceUnavailable })
+	eventually(t, "it drains", func() bool {
+		return holder.get(t, holder.address, "/readyz").StatusCode == http.StatusServiceUnavailable
+	})
 	late := holder.resumes(t, "ws", mine, "0")
 	if code, m := late.closed(t), late.message(t, "error"); code != 1012 || m.Code != "draining" || !m.Retryable {
 		t.Errorf("at a replica that drains: %d, %+v", code, m)
