@@ -36,6 +36,7 @@ export class Shell {
     this.input.isKept = ready.resume > 0;
     if (isKnown) this.input.again(at.input);
     else this.input.begin(at.input);
+    if (ready.mode === "ro") this.input.drop(); // typed before this was known
     this.ready = ready;
     this.id = ready.resume > 0 ? ready.session : undefined;
     this.resume = ready.resume;
@@ -84,7 +85,7 @@ class Input {
     for (let start = 0; start < bytes.length; start += FRAME) {
       const frame = bytes.subarray(start, start + FRAME);
       this.frames.push(frame);
-      this.cost += frame.length + FRAME_COST;
+      this.cost += cost(frame);
     }
   }
 
@@ -93,7 +94,7 @@ class Input {
     const frame = this.frames[this.sent];
     if (!frame) return undefined;
     if (this.isKept) this.sent++;
-    else this.drop();
+    else this.shift();
     return frame;
   }
 
@@ -108,7 +109,7 @@ class Input {
         this.from = offset;
         break;
       }
-      this.drop();
+      this.shift();
       this.sent--;
     }
   }
@@ -119,15 +120,23 @@ class Input {
     this.sent = 0;
   }
 
+  /** Drops what is not sent. */
+  drop(): void {
+    while (this.frames.length > this.sent) this.cost -= cost(this.frames.pop());
+  }
+
   /** Begins at an offset: input before it is of another page. */
   begin(offset: number): void {
     this.from = offset;
   }
 
-  private drop(): void {
+  private shift(): void {
     const frame = this.frames.shift();
-    if (!frame) return;
-    this.cost -= frame.length + FRAME_COST;
-    this.from += frame.length;
+    this.cost -= cost(frame);
+    this.from += frame?.length ?? 0;
   }
+}
+
+function cost(frame: Uint8Array | undefined): number {
+  return frame ? frame.length + FRAME_COST : 0;
 }

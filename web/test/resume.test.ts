@@ -53,6 +53,7 @@ class Gateway {
   readonly resume: number;
   readonly lines: Line[] = [];
   session = "s1";
+  mode = "rw";
   isOver = false;
   printed: number[] = [];
   taken: number[] = [];
@@ -103,7 +104,7 @@ class Gateway {
       session: this.session,
       workspace: "w",
       target: "local",
-      mode: "rw",
+      mode: this.mode,
       window: 65536,
       idle_timeout: 0,
       max_session: 0,
@@ -518,5 +519,17 @@ test("without resume nothing is kept, and the session is another", async () => {
   await rig.back();
   assert.deepEqual(asked(rig), [""]);
   assert.equal(rig.connection.status.shell, undefined);
+  assert.deepEqual(rig.gateway.taken, []);
+});
+
+test("what is typed for a shell that turns out to be read-only is not sent", async () => {
+  const rig = new Rig();
+  await rig.open();
+  rig.cut();
+  rig.connection.send("typed");
+  rig.gateway.mode = "ro";
+  await rig.back();
+  await rig.quiet();
+  assert.equal(rig.connection.status.ready?.mode, "ro");
   assert.deepEqual(rig.gateway.taken, []);
 });
