@@ -137,5 +137,9 @@ func closing(code websocket.StatusCode, reason string) []byte {
 	return append(binary.BigEndian.AppendUint16(nil, uint16(code)), reason...) //nolint:gosec // RFC 6455, 7.4: 16 bits
 }
 
+// Left reports whether the client is known to have left, before the first read: its request
+// came late, say, and it has long tried another.
+func (s *Socket) Left() bool { return s.wire.left() }
+
 // V1 reports whether the client speaks termgw.v1, or else raw mode.
 func (s *Socket) V1() bool { return s.ws.Subprotocol() == Subprotocol }

@@ -59,6 +59,19 @@ func (w *wire) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
+// left reports whether the client has closed its side, as far as the kernel knows, and sent
+// nothing that was not read.
+func (w *wire) left() (left bool) {
+	if w.fd == nil {
+		return false
+	}
+	_ = w.fd.Control(func(fd uintptr) {
+		n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		left = n == 0 && err == nil || errors.Is(err, unix.ECONNRESET)
+	})
+	return left
+}
+
 // unacknowledged returns the bytes that were sent and not taken by the client's
 // machine.
 func (w *wire) unacknowledged() (n int) {

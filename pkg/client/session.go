@@ -23,6 +23,9 @@ const (
 	// 3 s, also where it looks for another that does not answer.
 	tryFirst = 4 * time.Second
 	tryMost  = 16 * time.Second
+	// A try that was given up may reach the gateway late, and take the shell from the connection
+	// that has it. For lateFor after a try that failed, taken_over is taken for that.
+	lateFor = 5 * time.Second
 )
 
 // ErrNoTicket is for the tickets of Open to return, or to wrap, when there will be no other
@@ -58,6 +61,8 @@ type Session struct {
 	dials      int    // connections that were tried
 	cols, rows int
 	ended      error
+
+	failedAt time.Time // when a try failed last; the reader's own
 }
 
 // Open is Dial for a Session. Tickets gives a fresh ticket for each try, and status is told
@@ -126,7 +131,8 @@ func (s *Session) Read(p []byte) (int, error) {
 			return n, nil
 		}
 		var refused *Error
-		if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.As(err, &refused) || conn.Ready().Resume == 0 {
+		over := errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.As(err, &refused) && !s.byOwnTry(refused)
+		if over || conn.Ready().Resume == 0 {
 			s.end(err)
 			return 0, err
 		}
@@ -135,6 +141,13 @@ func (s *Session) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
+}
+
+// byOwnTry reports whether it was a try of this session that has taken the shell over.
+func (s *Session) byOwnTry(e *Error) bool {
+	late := time.Since(s.failedAt) < lateFor
+	s.failedAt = time.Time{} // once
+	return late && e.Code == "taken_over"
 }
 
 // comeBack replaces a connection that was lost.
@@ -164,7 +177,7 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 		case errors.Is(err, ErrNoTicket):
 			return fmt.Errorf("%w: %w", cause, err)
 		}
-		cause = err
+		cause, s.failedAt = err, time.Now()
 		select {
 		case <-time.After(min(pause, left)):
 		case <-s.ctx.Done():

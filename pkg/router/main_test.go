@@ -169,6 +169,9 @@ func (g *gateway) metric(name string, labels ...string) float64 {
 
 func (g *gateway) wantMetric(want float64, name string, labels ...string) {
 	g.t.Helper()
+	for end := time.Now().Add(patience); g.metric(name, labels...) < want && time.Now().Before(end); { // counted after the answer
+		time.Sleep(time.Millisecond)
+	}
 	if got := g.metric(name, labels...); got != want {
 		g.t.Errorf("%s%v is %v, want %v", name, labels, got, want)
 	}
@@ -178,6 +181,7 @@ func (g *gateway) wantMetric(want float64, name string, labels ...string) {
 type ask struct {
 	method, target, proto, host string
 	header                      http.Header
+	leaves                      bool // closes its side after the request
 }
 
 // requestFor is a faultless request for a workspace's terminal.
@@ -234,6 +238,11 @@ func (g *gateway) ask(t testing.TB, a *ask) *peer {
 	head.WriteString("\r\n")
 	if _, err := conn.Write(head.Bytes()); err != nil {
 		t.Fatal(err)
+	}
+	if a.leaves {
+		if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	p := &peer{t: t, conn: conn, r: bufio.NewReader(conn)}
 	resp, err := http.ReadResponse(p.r, &http.Request{Method: a.method})

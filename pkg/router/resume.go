@@ -72,6 +72,9 @@ func (req *request) comeBack(ws *bridge.Socket, claims ticket.Claims, size termi
 		outcome = resumeGone
 		return false, nil
 	}
+	if ws.Left() { // else it would take the session from a later connection of its own
+		return true, bridge.ErrClosed
+	}
 	err = req.spend(claims, asked)
 	if errors.Is(err, store.ErrGone) {
 		outcome = resumeGone

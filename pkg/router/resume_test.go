@@ -3,6 +3,7 @@ package router
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"testing"
@@ -168,6 +169,20 @@ func TestTakenOver(t *testing.T) {
 	shell.out <- "x"
 	p.output("x")
 	g.wantMetric(1, "termgw_resumes_total", "outcome=taken_over")
+}
+
+// A request that comes when its client has left takes no session over.
+func TestResumeOfAClientThatHasLeft(t *testing.T) {
+	g := resumable(t)
+	p, shell, id := g.opened(t)
+	late := requestFor("ws-1", g.ticket("ws-1", waits), v1, query("resume="+id+"&output=5"))
+	late.leaves = true
+	if told, _ := io.ReadAll(g.ask(t, late).r); strings.Contains(string(told), `"resumed"`) {
+		t.Errorf("it was told %q", told)
+	}
+	shell.out <- "x"
+	p.output("x")
+	g.wantMetric(1, "termgw_resumes_total", "outcome=refused")
 }
 
 // Who has lost the screen gets what is kept, which is what nobody has acknowledged.
