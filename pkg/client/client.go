@@ -56,6 +56,8 @@ type Config struct {
 
 	given     func(input int64) // told how many bytes of input the terminal was given, of all connections; may be nil
 	handshake time.Duration     // bounds the handshake; 0: nothing does but the context of Dial
+	name      string            // of the client, among all that come back to a session; empty: it has none
+	try       int               // counts the client's connections
 }
 
 // Ready is the gateway's message that the shell runs. Fields that the gateway left
@@ -145,6 +147,10 @@ func Dial(ctx context.Context, config Config) (*Conn, error) {
 		if config.Output >= 0 {
 			query.Set("output", strconv.FormatInt(config.Output, 10))
 		}
+	}
+	if config.name != "" {
+		query.Set("client", config.name)
+		query.Set("try", strconv.Itoa(config.try))
 	}
 	target.RawQuery = query.Encode()
 	c := newConn(config.Notice)

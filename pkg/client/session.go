@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -23,9 +24,6 @@ const (
 	// 3 s, also where it looks for another that does not answer.
 	tryFirst = 4 * time.Second
 	tryMost  = 16 * time.Second
-	// A try that was given up may reach the gateway late, and take the shell from the connection
-	// that has it. For lateFor after a try that failed, taken_over is taken for that.
-	lateFor = 5 * time.Second
 )
 
 // ErrNoTicket is for the tickets of Open to return, or to wrap, when there will be no other
@@ -61,8 +59,6 @@ type Session struct {
 	dials      int    // connections that were tried
 	cols, rows int
 	ended      error
-
-	failedAt time.Time // when a try failed last; the reader's own
 }
 
 // Open is Dial for a Session. Tickets gives a fresh ticket for each try, and status is told
@@ -70,7 +66,7 @@ type Session struct {
 // Session. Config's Ticket, Resume and Output are not used.
 func Open(ctx context.Context, config Config, tickets func(context.Context) (string, error), status func(Status)) (*Session, error) {
 	s := &Session{config: config, tickets: tickets, status: status, cols: config.Cols, rows: config.Rows}
-	s.config.Resume = ""
+	s.config.Resume, s.config.name = "", rand.Text()
 	conn, err := s.dial(ctx, 0)
 	if err != nil {
 		return nil, err
@@ -89,6 +85,7 @@ func (s *Session) dial(ctx context.Context, limit time.Duration) (*Conn, error) 
 	s.dials++
 	dial := s.dials
 	s.mu.Unlock()
+	config.try = dial
 	config.given = func(input int64) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -131,7 +128,7 @@ func (s *Session) Read(p []byte) (int, error) {
 			return n, nil
 		}
 		var refused *Error
-		over := errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.As(err, &refused) && !s.byOwnTry(refused)
+		over := errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.As(err, &refused)
 		if over || conn.Ready().Resume == 0 {
 			s.end(err)
 			return 0, err
@@ -141,13 +138,6 @@ func (s *Session) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-}
-
-// byOwnTry reports whether it was a try of this session that has taken the shell over.
-func (s *Session) byOwnTry(e *Error) bool {
-	late := time.Since(s.failedAt) < lateFor
-	s.failedAt = time.Time{} // once
-	return late && e.Code == "taken_over"
 }
 
 // comeBack replaces a connection that was lost.
@@ -177,7 +167,7 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 		case errors.Is(err, ErrNoTicket):
 			return fmt.Errorf("%w: %w", cause, err)
 		}
-		cause, s.failedAt = err, time.Now()
+		cause = err
 		select {
 		case <-time.After(min(pause, left)):
 		case <-s.ctx.Done():

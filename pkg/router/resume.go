@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"regexp"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/molecule-ai/termgw/pkg/bridge"
@@ -19,14 +22,34 @@ import (
 type comeback struct {
 	session string // the id; empty: none
 	output  int64  // the output bytes that the client has; negative: none
+	by      try
 }
 
-// comebackOf returns the resume and output of the query.
+// try is one of a client's tries to come back. A client that comes back by itself keeps its name
+// and counts its tries; when its person asks for the session, it takes another name.
+type try struct {
+	client string // a random name; empty: the client has none
+	number uint64
+}
+
+// clientName is the form of a client's name.
+var clientName = regexp.MustCompile(`^[\w-]{1,64}$`)
+
+// comebackOf returns the resume, output, client and try of the query.
 func comebackOf(query url.Values) (comeback, error) {
 	c := comeback{session: query.Get("resume"), output: -1}
-	for _, name := range []string{"resume", "output"} {
+	for _, name := range []string{"resume", "output", "client", "try"} {
 		if len(query[name]) > 1 {
 			return c, fmt.Errorf("%w: %s comes twice", bridge.ErrBadMessage, name)
+		}
+	}
+	if c.by.client = query.Get("client"); c.by.client != "" && !clientName.MatchString(c.by.client) {
+		return c, fmt.Errorf("%w: client must be up to 64 letters, digits, dashes and underscores", bridge.ErrBadMessage)
+	}
+	if query.Has("try") {
+		var err error
+		if c.by.number, err = strconv.ParseUint(query.Get("try"), 10, 32); err != nil {
+			return c, fmt.Errorf("%w: try must be a whole number, 0 or more", bridge.ErrBadMessage)
 		}
 	}
 	if c.session == "" || !query.Has("output") {
@@ -75,6 +98,9 @@ func (req *request) comeBack(ws *bridge.Socket, claims ticket.Claims, size termi
 	if ws.Left() { // else it would take the session from a later connection of its own
 		return true, bridge.ErrClosed
 	}
+	if err := first.tries.allows(req.comeback.by); err != nil { // before the ticket is spent
+		return true, err
+	}
 	err = req.spend(claims, asked)
 	if errors.Is(err, store.ErrGone) {
 		outcome = resumeGone
@@ -89,8 +115,12 @@ func (req *request) comeBack(ws *bridge.Socket, claims ticket.Claims, size termi
 	if !req.sized {
 		size = terminal.Size{}
 	}
-	err = bridge.Resume(ws, first.session, first.clientOptions(ws, claims.Mode), size, req.comeback.output)
+	err = first.tries.take(req.comeback.by, func() error {
+		return bridge.Resume(ws, first.session, first.clientOptions(ws, claims.Mode), size, req.comeback.output)
+	})
 	switch {
+	case errors.Is(err, bridge.ErrTakenOver):
+		return true, err
 	case err != nil: // it has ended since
 		return true, fmt.Errorf("%w: %w", errOver, err)
 	case waited:
@@ -131,4 +161,51 @@ func (req *request) goneOn(b *bridge.Bridge, cause error) {
 	}
 	e := end.tell(cause)
 	b.Close(context.Background(), end.close, &e)
+}
+
+// maxSuperseded bounds the clients of a session that are remembered as superseded. The oldest
+// is forgotten first: its tries have most likely ended.
+const maxSuperseded = 8
+
+// tries puts the tries to come back to one session in order. A try that the network has held up
+// must not take the session from a later one of the same client; and a client that comes back by
+// itself, because it wakes up, must not take it from the client where its person has gone on.
+type tries struct {
+	mu         sync.Mutex
+	last       try // that has the session
+	superseded []string
+}
+
+// take has resume give the session to a try, unless that is superseded: the error is then
+// ErrTakenOver, else that of resume.
+func (t *tries) take(by try, resume func() error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.check(by); err != nil {
+		return err
+	}
+	if err := resume(); err != nil {
+		return err
+	}
+	if other := t.last.client; other != "" && other != by.client {
+		t.superseded = append(t.superseded, other)
+		t.superseded = t.superseded[max(0, len(t.superseded)-maxSuperseded):]
+	}
+	t.last = by
+	return nil
+}
+
+// allows returns the error that take would return for the try now.
+func (t *tries) allows(by try) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.check(by)
+}
+
+// check is allows. The lock is held.
+func (t *tries) check(by try) error {
+	if by.client != "" && (slices.Contains(t.superseded, by.client) || by.client == t.last.client && by.number <= t.last.number) {
+		return fmt.Errorf("%w: a later try has it", bridge.ErrTakenOver)
+	}
+	return nil
 }

@@ -186,6 +186,56 @@ func TestResumeOfAClientThatHasLeft(t *testing.T) {
 }
 
 // Who has lost the screen gets what is kept, which is what nobody has acknowledged.
+// A client that comes back by itself takes its session from no later try: neither of its own,
+// which the network brought sooner, nor of another client with which the person went on.
+func TestTriesComeInOrder(t *testing.T) {
+	g := resumable(t)
+	p := g.ask(t, requestFor("ws-1", g.ticket("ws-1", waits), v1, query("client=laptop&try=1")))
+	id, _ := p.message("ready")["session"].(string)
+	shell := <-g.local.asked
+	printed := 0
+	resume := func(by string) *peer {
+		return g.ask(t, requestFor("ws-1", g.ticket("ws-1", waits), v1, query(fmt.Sprintf("resume=%s&output=%d%s", id, printed, by))))
+	}
+	resumes := func(by string) *peer {
+		t.Helper()
+		p := resume(by)
+		if ready := p.message("ready"); ready["resumed"] != true {
+			t.Fatalf("%s: %v", by, ready)
+		}
+		return p
+	}
+	refused := func(by string, p *peer) {
+		t.Helper()
+		if reason, code := resume(by).outcome(); code != 4412 || reason != "taken_over" {
+			t.Errorf("%s: told %d %s", by, code, reason)
+		}
+		shell.out <- "x"
+		printed++
+		p.output("x")
+	}
+
+	p.reset()
+	p = resumes("&client=laptop&try=3")
+	refused("&client=laptop&try=2", p)
+	refused("&client=laptop&try=3", p)
+	p = resumes("&client=laptop&try=4")
+	p = resumes("&client=phone&try=1")
+	refused("&client=laptop&try=5", p)
+	p.reset()
+	refused("&client=laptop&try=6", resumes("&client=phone&try=2"))
+	p = resumes("&client=laptop-by-hand&try=1")
+	refused("&client=phone&try=3", p)
+	refused("&client=laptop&try=7", p)
+	p = resumes("") // a client without a name is taken for a person's act
+	refused("&client=laptop-by-hand&try=2", p)
+	for _, by := range []string{"&client=a.b", "&client=" + strings.Repeat("x", 65), "&client=a&client=b", "&client=a&try=x", "&client=a&try=-1", "&try=1&try=2"} {
+		if reason, code := resume(by).outcome(); code != 4400 || reason != "bad_message" {
+			t.Errorf("%s: told %d %s", by, code, reason)
+		}
+	}
+}
+
 func TestResumeWithoutOutput(t *testing.T) {
 	g := resumable(t)
 	p, shell, id := g.opened(t)

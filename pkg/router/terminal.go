@@ -41,6 +41,7 @@ type request struct {
 	longest     time.Duration                 // the session's longest life
 	resume      time.Duration                 // how long the session waits for its person
 	passing     store.Holder                  // of the session, for other replicas
+	tries       tries                         // to come back to the session
 	session     *session.Session              // nil: there is no shell yet
 	socket      atomic.Pointer[bridge.Socket] // of the session's client; nil: the session goes on without one
 	trail       runner.Trail                  // what others' logs know the session by
@@ -264,6 +265,7 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 		Budget: req.budget, Holder: claims.Subject, Count: req.Metrics.carried,
 	})
 	req.socket.Store(ws)
+	req.tries.last = req.comeback.by
 	bridge.New(ws, req.session, req.clientOptions(ws, claims.Mode))
 	warn := func(left time.Duration) { req.session.Warn(outcomeOf(ErrDraining).code, drainNotice, left) }
 	if err := req.live.opened(req.id, warn, mayResume); err != nil {

@@ -190,7 +190,8 @@ func (s *Session) tellAgain() {
 	for _, limit := range s.life.limits {
 		limit.told = 0
 	}
-	if s.life.started && len(s.life.limits) > 0 {
+	s.life.silence.told = false
+	if s.life.started && (len(s.life.limits) > 0 || s.life.silence.term != nil) {
 		s.life.alarm.ring(0)
 	}
 }
@@ -230,7 +231,7 @@ func (s *Session) announce(now time.Time) (cause error) {
 	}
 	if s.life.silence.term != nil {
 		notice, at := s.life.silence.due(now)
-		if notice != nil {
+		if notice != nil && s.owner != nil {
 			s.owner.client.Notice(*notice)
 		}
 		if next.IsZero() || at.Before(next) {
