@@ -28,11 +28,6 @@ const STUCK_MS = 500;
 const STUCK_TRIPS = 5;
 /** For so long the connection is tried that often; a network that is away longer is tried as others. */
 const QUICK_MS = 5 * 60_000;
-/**
- * A try that was given up, or lost, may reach the gateway late and take the shell from the connection
- * that has it. For so long `taken_over` is taken for that, and not for another window.
- */
-const LATE_MS = 5_000;
 /** A session that was open for so long was a good one: the next wait is short again. */
 const STABLE_MS = 10_000;
 /**
@@ -140,6 +135,8 @@ export class TryAgain extends Error {
 /** One try to open a session, from the question for a ticket on. */
 interface Attempt {
   session: Session | undefined;
+  /** Its place among all that were made; 0: it has no session. */
+  number: number;
   cancel: AbortController;
   stopTimer: () => void;
 }
@@ -171,8 +168,12 @@ export class TerminalConnection extends Events<ConnectionEvents> {
   private attempts: Attempt[] = [];
   private shell = new Shell();
   private away: Away | undefined;
-  /** When a try was last left to itself. */
-  private lateAt = -LATE_MS;
+  /**
+   * By this name, and by counting its tries, the gateway tells a client that comes back by itself from
+   * one that a person has come to: the shell is the latter's.
+   */
+  private name = randomName();
+  private tries = 0;
   private roundTrip = 0;
   private readonly place: Place;
   private screen: LastingScreen | undefined;
@@ -211,6 +212,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     // Asked for by a person: what failed before does not slow this one down.
     if (this.current.state !== "waiting") this.failures = noFailures;
     if (this.current.state === "idle") this.recall();
+    this.name = randomName();
     this.open();
   }
 
@@ -313,6 +315,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     const cancel = new AbortController();
     const attempt: Attempt = {
       session: undefined,
+      number: 0,
       cancel,
       stopTimer: this.clock.after(CONNECT_MS, () => this.giveUp(attempt)),
     };
@@ -404,9 +407,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     if (!attempt) return;
     attempt.stopTimer();
     attempt.cancel.abort();
-    if (!attempt.session) return;
-    attempt.session.abandon();
-    this.lateAt = this.clock.now();
+    attempt.session?.abandon();
   }
 
   /** Comes back at once where the network or the page does. */
@@ -468,7 +469,11 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     }
     try {
       this.progressed();
-      const { url, shell, size, openSocket, clock } = this;
+      const { shell, size, openSocket, clock } = this;
+      const url = new URL(this.url);
+      url.searchParams.set("client", this.name);
+      attempt.number = ++this.tries;
+      url.searchParams.set("try", String(attempt.number));
       attempt.session = new Session(url, ticket, shell, size, openSocket, clock, {
         ready: (shell, hasGap) => this.opened(attempt, shell, hasGap),
         output: (output) => {
@@ -549,9 +554,9 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     this.attempts.splice(at, 1);
     attempt.stopTimer();
     attempt.cancel.abort();
-    const isLate = this.clock.now() - this.lateAt < LATE_MS;
-    if (attempt.session && this.current.state !== "open") this.lateAt = this.clock.now();
-    if (end.code === "taken_over" && isLate && this.shell.id !== undefined) {
+    // By a later try of this page's own, which was given up and came all the same? The next one is told.
+    const isByOwnTry = end.code === "taken_over" && attempt.number < this.tries;
+    if (isByOwnTry && this.shell.id !== undefined) {
       this.comeBack(localEnd("connection_lost"), true);
     } else if (this.mayWait(end)) this.comeBack(end, isQuick);
     else this.ended(end);
@@ -673,6 +678,11 @@ function noTicket(cause: unknown, isReported: boolean): EndReason {
 /** Told where it was forgotten: later it would look like a network that fails. */
 export function checkTicket(ticket: unknown): void {
   if (typeof ticket !== "function") throw new TypeError("`ticket` is to be a function");
+}
+
+function randomName(): string {
+  const bytes = crypto.getRandomValues(new Uint8Array(12));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function isSide(n: number): boolean {

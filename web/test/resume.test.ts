@@ -20,6 +20,7 @@ function seeded(seed: number): () => number {
 }
 
 const TAKEN_OVER = { close: 4412 };
+const TAKEN = { type: "error", code: "taken_over", message: "Elsewhere.", retryable: false };
 
 /** One WebSocket: what is on its way, each way. */
 class Line extends FakeSocket {
@@ -27,8 +28,6 @@ class Line extends FakeSocket {
   readonly toClient: (string | Uint8Array | { close: number })[] = [];
   /** The gateway has answered the handshake. */
   isAccepted = false;
-  closedAt = 0;
-  now: () => number = () => 0;
   /** Nothing arrives any more, at either side. */
   isDead = false;
 
@@ -38,13 +37,7 @@ class Line extends FakeSocket {
 
   override close(code?: number): void {
     if (this.readyState === 1) this.toGateway.push(`close ${code}`);
-    if (this.readyState < 2) this.closedAt = this.now();
     super.close(code);
-  }
-
-  override closeFrame(code: number): void {
-    if (this.readyState < 2) this.closedAt = this.now();
-    super.closeFrame(code);
   }
 }
 
@@ -60,6 +53,9 @@ class Gateway {
   owner: Line | undefined;
   private sent = 0;
   private acked = 0;
+  private client: string | null | undefined;
+  private number = 0;
+  private readonly superseded = new Set<string | null | undefined>();
 
   constructor(resume = 60) {
     this.resume = resume;
@@ -88,9 +84,19 @@ class Gateway {
     if (!resumed && this.lines.some(({ isAccepted }) => isAccepted && line !== this.lines[0])) {
       if (asked.get("resume") === null) assert.fail("a shell is opened beside the one that waits");
     }
+    const client = asked.get("client");
+    const number = Number(asked.get("try"));
+    const isSuperseded =
+      this.superseded.has(client) || (client === this.client && number <= this.number);
+    if (resumed && client !== null && isSuperseded) {
+      line.toClient.push(JSON.stringify(TAKEN), TAKEN_OVER);
+      return;
+    }
+    if (client !== this.client) this.superseded.add(this.client);
+    this.client = client;
+    this.number = number;
     if (this.owner) {
-      const error = { type: "error", code: "taken_over", message: "Elsewhere.", retryable: false };
-      this.owner.toClient.push(JSON.stringify(error), TAKEN_OVER);
+      this.owner.toClient.push(JSON.stringify(TAKEN), TAKEN_OVER);
     }
     const output = asked.has("output") ? Number(asked.get("output")) : this.acked;
     if (resumed) {
@@ -175,7 +181,6 @@ class Rig {
       random,
       openSocket: (url, protocols) => {
         const line = new Line(url, protocols);
-        line.now = () => this.clock.now();
         gateway.lines.push(line);
         return line;
       },
@@ -274,10 +279,8 @@ for (let seed = 1; seed <= 300; seed++) {
       if (what < 15) rig.type(some());
       else if (what < 30) gateway.print(some());
       else if (what < 50) {
-        // A handshake may arrive after the client has given it up, but not much later.
-        const isLate = line.readyState !== 0 && rig.clock.now() > line.closedAt + 1_000;
-        if (!line.isAccepted && !isLate) {
-          gateway.accept(line);
+        if (!line.isAccepted) {
+          gateway.accept(line); // also after the client has given it up
         } else if (!line.isDead) gateway.read(line);
       } else if (what < 75) rig.hear(line);
       else if (what < 85) rig.pending.shift()?.();
@@ -286,10 +289,6 @@ for (let seed = 1; seed <= 300; seed++) {
       else if (what < 91) rig.window.dispatchEvent(new Event("online"));
       else if (what < 92) rig.page.hide(!rig.page.hidden);
       else {
-        // Nor is it told much later that the shell is elsewhere.
-        for (const told of gateway.lines) {
-          while (told.toClient.some((message) => message === TAKEN_OVER)) rig.hear(told);
-        }
         rig.clock.advance(below(1_000));
       }
       await settle();
@@ -308,7 +307,7 @@ for (let seed = 1; seed <= 300; seed++) {
 }
 
 const asked = (rig: Rig) =>
-  rig.gateway.lines.map(({ url }) => new URL(url).search.replace(/^\?cols=80&rows=24&?/, ""));
+  rig.gateway.lines.map(({ url }) => new URL(url).search.replace(/^.*&cols=80&rows=24&?/, ""));
 
 test("a connection that is lost comes back to its shell, where it was, and says so", async () => {
   const rig = new Rig();
@@ -391,6 +390,19 @@ test("a paste that is cut anywhere arrives once", async () => {
   }
   await rig.quiet();
   assert.deepEqual(Uint8Array.from(rig.gateway.taken), paste);
+});
+
+test("a page that was away takes the shell from nobody with whom its person went on", async () => {
+  const rig = new Rig();
+  await rig.open();
+  rig.cut(rig.gateway.lines[0] as Line);
+  rig.gateway.accept(new Line("wss://gateway.example/?resume=s1&client=phone&try=1", []));
+  await rig.quiet();
+  rig.clock.advance(5_000);
+  await rig.quiet();
+  assert.equal(rig.state, "ended");
+  assert.equal(rig.connection.status.end?.code, "taken_over");
+  assert.equal(rig.gateway.lines.length, 3); // a try that got no further in time had company
 });
 
 test("another window that takes the shell over is told, and not fought", async () => {
