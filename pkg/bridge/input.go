@@ -37,6 +37,9 @@ func (b *Bridge) readClient() {
 		case websocket.CloseStatus(err) != -1:
 			b.session.Detach(ErrClosed)
 			return
+		case !b.ws.wire.cut.Load(): // a frame that breaks RFC 6455: the library has closed by 1002
+			b.session.Detach(fmt.Errorf("%w: %w", ErrBadMessage, err))
+			return
 		default:
 			b.lost(fmt.Errorf("%w: %w", ErrLost, err))
 			return

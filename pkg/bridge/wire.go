@@ -20,6 +20,7 @@ type wire struct {
 	fd    *pollfd.FD  // nil: not a socket
 	heard atomic.Bool // bytes have come since the flag was cleared
 	spoke atomic.Bool // bytes have come
+	cut   atomic.Bool // the connection has ended or failed
 
 	mu     sync.Mutex // held for one frame
 	failed error      // no frame can follow: one was cut off, or the close frame was sent
@@ -55,6 +56,9 @@ func (w *wire) Read(p []byte) (n int, err error) {
 	if n > 0 {
 		w.heard.Store(true)
 		w.spoke.Store(true)
+	}
+	if err != nil {
+		w.cut.Store(true)
 	}
 	return n, err
 }
@@ -141,6 +145,9 @@ func (w *wire) write(frame []byte) error {
 		return w.failed
 	}
 	n, err := w.writeAll(frame)
+	if err != nil {
+		w.cut.Store(true)
+	}
 	if err != nil && n > 0 {
 		w.failed = err // a next frame would be taken for the rest of this one
 	}

@@ -52,7 +52,7 @@ func newHops() *http.Transport {
 // and reports whether that has answered. It returns when the connection is over.
 func (req *request) passOn(w http.ResponseWriter, r *http.Request) bool {
 	asked := r.URL.Query().Get("resume")
-	if asked == "" || len(r.Header.Values(hopHeader)) > 0 || !headerHas(r.Header, "Sec-WebSocket-Protocol", bridge.Subprotocol) ||
+	if asked == "" || req.live.isDraining() || len(r.Header.Values(hopHeader)) > 0 || !headerHas(r.Header, "Sec-WebSocket-Protocol", bridge.Subprotocol) ||
 		req.live.resumable(asked) != nil {
 		return false
 	}
@@ -85,7 +85,7 @@ func (req *request) passOn(w http.ResponseWriter, r *http.Request) bool {
 			p.Out.Header.Set(hopHeader, signHop(holder.Key, asked, req.client, time.Now()))
 		},
 		ModifyResponse: func(response *http.Response) error {
-			if response.StatusCode != http.StatusSwitchingProtocols {
+			if response.StatusCode != http.StatusSwitchingProtocols || !strings.EqualFold(response.Header.Get("Upgrade"), "websocket") {
 				return fmt.Errorf("the holder answers %s", response.Status)
 			}
 			req.Metrics.resumes.WithLabelValues(resumePassed).Inc()

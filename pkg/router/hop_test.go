@@ -70,14 +70,21 @@ func TestHolderIsAway(t *testing.T) {
 	t.Cleanup(func() { _ = silent.Close() })
 	other := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(other.Close)
+	h2c := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Upgrade", "h2c")
+		w.Header().Set("Connection", "Upgrade")
+		w.WriteHeader(http.StatusSwitchingProtocols)
+	}))
+	t.Cleanup(h2c.Close)
 	for name, change := range map[string]func(holder, asked *gateway, p *peer){
-		"nobody listens": func(_, asked *gateway, _ *peer) { asked.store.holder.URL = "http://" + closed.Addr().String() },
-		"it is silent":   func(_, asked *gateway, _ *peer) { asked.store.holder.URL = "http://" + silent.Addr().String() },
-		"another server": func(_, asked *gateway, _ *peer) { asked.store.holder.URL = other.URL },
-		"no TLS there":   func(holder, asked *gateway, _ *peer) { asked.store.holder.URL = "https://" + holder.addr },
-		"nonsense":       func(_, asked *gateway, _ *peer) { asked.store.holder.URL = "http://\x00" },
-		"another key":    func(_, asked *gateway, _ *peer) { asked.store.holder.Key = "guessed" },
-		"ended there":    func(holder, _ *gateway, p *peer) { p.closes(1000); p.rest(); holder.over(p.t) },
+		"nobody listens":   func(_, asked *gateway, _ *peer) { asked.store.holder.URL = "http://" + closed.Addr().String() },
+		"it is silent":     func(_, asked *gateway, _ *peer) { asked.store.holder.URL = "http://" + silent.Addr().String() },
+		"another server":   func(_, asked *gateway, _ *peer) { asked.store.holder.URL = other.URL },
+		"another protocol": func(_, asked *gateway, _ *peer) { asked.store.holder.URL = h2c.URL },
+		"no TLS there":     func(holder, asked *gateway, _ *peer) { asked.store.holder.URL = "https://" + holder.addr },
+		"nonsense":         func(_, asked *gateway, _ *peer) { asked.store.holder.URL = "http://\x00" },
+		"another key":      func(_, asked *gateway, _ *peer) { asked.store.holder.Key = "guessed" },
+		"ended there":      func(holder, _ *gateway, p *peer) { p.closes(1000); p.rest(); holder.over(p.t) },
 		"draining there": func(holder, asked *gateway, _ *peer) {
 			_ = holder.live.refuse(time.Now(), time.Hour)
 		},
@@ -95,6 +102,15 @@ func TestHolderIsAway(t *testing.T) {
 			}
 			asked.wantMetric(0, "termgw_resumes_total", "outcome=passed_on")
 		})
+	}
+}
+
+// A replica that drains passes nothing on: the client is told so, and comes to another.
+func TestDrainingPassesNothingOn(t *testing.T) {
+	_, asked, _, _, id := pair(t)
+	_ = asked.live.refuse(time.Now(), time.Hour)
+	if reason, code := asked.resumes(t, id, "5").outcome(); code != 1012 {
+		t.Errorf("told %d %s", code, reason)
 	}
 }
 

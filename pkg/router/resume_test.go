@@ -142,6 +142,8 @@ func TestResume(t *testing.T) {
 		"its own code":   func(p *peer) { p.closes(4321) },
 		"end":            func(p *peer) { p.send(opText, `{"type":"end"}`) },
 		"nonsense":       func(p *peer) { p.send(opText, `{"type":7}`) },
+		"a bad opcode":   func(p *peer) { p.send(0x80|0x3, "") },
+		"a bad code":     func(p *peer) { p.closes(1006) },
 	} {
 		t.Run("not after "+name, func(t *testing.T) {
 			g := resumable(t)
