@@ -122,5 +122,13 @@ func (s *Session) forget() {
 	for _, o := range s.observers {
 		oldest = min(oldest, o.at)
 	}
+	if s.mayResume() {
+		for at := s.kept.from; at < oldest; {
+			p := s.kept.at(at)
+			p = p[:min(int64(len(p)), oldest-at)]
+			s.past.add(p)
+			at += int64(len(p))
+		}
+	}
 	s.kept.forget(oldest)
 }

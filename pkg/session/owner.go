@@ -82,8 +82,10 @@ type Resumed struct {
 // Resume gives a session that runs another owner, in place of one that is lost or is
 // still there (Client.TakenOver). The owner has the output up to the offset from: it is
 // given the rest, and nothing twice. If from is negative, or the output there is no
-// longer kept, the owner is given what is kept, and then the program draws its screen
-// anew, and in any case it gets the size, unless that is zero. The owner is called from now on, by Begin first. The error is ErrOver or ErrAhead.
+// longer kept, the owner is given output that makes a new terminal about what another is
+// (past), then what is kept, and then the program draws its screen anew. In any case the program gets
+// the size, unless that is zero. The owner is called from now on, by Begin first. The error
+// is ErrOver or ErrAhead.
 func (s *Session) Resume(c Client, window int, readOnly bool, size terminal.Size, from int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -96,12 +98,17 @@ func (s *Session) Resume(c Client, window int, readOnly bool, size terminal.Size
 	}
 	s.waiting.stop()
 	at := max(from, s.kept.from)
-	a := s.attach(c, window, readOnly, at)
+	var before []byte
+	if at != from {
+		// It has the offsets before what is kept: there are no more bytes of it than were printed.
+		before = s.past.screen()
+	}
+	where := Resumed{Output: at - int64(len(before)), Input: s.taken}
+	a := s.attach(c, window, readOnly, where.Output)
 	a.behindKept = true
 	s.held = max(s.held, at)
 	s.forget()
-	where := Resumed{Output: at, Input: s.taken}
-	s.wg.Go(func() { s.catchUp(a, where) })
+	s.wg.Go(func() { s.catchUp(a, where, before) })
 	s.tellAgain()
 	if size.Rows > 0 {
 		s.sizes.wanted = size
@@ -145,9 +152,9 @@ func (s *Session) leave() {
 	s.output.Broadcast()
 }
 
-// catchUp gives a new owner the output that is kept, until there is no more, and the
-// owner is given output as it is printed.
-func (s *Session) catchUp(a *Attachment, where Resumed) {
+// catchUp gives a new owner the output before what is kept, and that, until there is no
+// more, and the owner is given output as it is printed.
+func (s *Session) catchUp(a *Attachment, where Resumed, before []byte) {
 	a.client.Begin(a, where)
 	at := where.Output
 	piece := blocks.Get().(*block)
@@ -160,7 +167,10 @@ func (s *Session) catchUp(a *Attachment, where Resumed) {
 		if s.ending {
 			room = blockSize
 		}
-		n := copy(piece[:], s.kept.at(at))
+		n := copy(piece[:], before)
+		if n == 0 {
+			n = copy(piece[:], s.kept.at(at))
+		}
 		switch {
 		case n == 0:
 			a.behindKept = false
@@ -181,6 +191,7 @@ func (s *Session) catchUp(a *Attachment, where Resumed) {
 			return
 		}
 		at += int64(n)
+		before = before[min(n, len(before)):]
 	}
 }
 

@@ -144,6 +144,7 @@ type connection struct {
 	begun  chan struct{}
 	cut    int // Output fails after so many bytes more; -1: never
 	noAcks bool
+	lost   bool          // the person has nothing of the output before this connection
 	over   chan struct{} // closed by TakenOver
 	at     Resumed
 }
@@ -154,6 +155,9 @@ func (p *person) connection(cut int) *connection {
 
 func (c *connection) Begin(a *Attachment, at Resumed) {
 	c.a, c.at = a, at
+	if c.lost {
+		c.out = at.Output
+	}
 	close(c.begun)
 }
 
@@ -529,13 +533,17 @@ func TestScreenIsDrawnAnew(t *testing.T) {
 			program.may = 100 << 10
 			p, ended := waits(t, program, time.Hour, Options{Size: terminal.Size{Cols: 80, Rows: 24}})
 			next := p.connection(-1)
+			next.lost = c.sizes != nil
 			if err := p.resume(next, c.from); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Minute)
 			synctest.Wait()
-			if next.at.Output != 100<<10 || !slices.Equal(program.sizes, c.sizes) {
-				t.Errorf("from %d: goes on at %d, sizes %v", c.from, next.at.Output, program.sizes)
+			if before := 100<<10 - next.at.Output; next.lost != (before > pastLeast/2) || before > 2*pastLeast || next.out != 100<<10 {
+				t.Errorf("from %d: goes on at %d, has %d", c.from, next.at.Output, next.out)
+			}
+			if !slices.Equal(program.sizes, c.sizes) {
+				t.Errorf("from %d: sizes %v", c.from, program.sizes)
 			}
 			p.session.End(errCut)
 			<-ended

@@ -97,6 +97,7 @@ type Session struct {
 	life      lifetime
 	sizes     resizing
 	kept      history // output that owners and observers may ask for
+	past      past    // output before that, where an owner may come back
 	held      int64   // the offset up to which owners need no output any more
 	offered   int64   // the offset up to which owners were given output
 	observers []*observer

@@ -42,7 +42,7 @@ const DIVIDER = "\r\n\x1b[2m── new session ──\x1b[0m\r\n\r\n";
 const GONE = "\r\n\x1b[2m── the shell is gone, this is a new one ──\x1b[0m\r\n\r\n";
 /**
  * Before a program draws its screen anew: leaves a sequence that lost its end, the scrolling region,
- * line drawing and colours, and clears the screen. Other modes are still the program's.
+ * line drawing and colours, and clears the screen. The gateway sends the program's modes.
  */
 const CLEAR = "\x18\x1b[r\x1b(B\x0f\x1b[m\x1b[H\x1b[2J";
 
@@ -288,7 +288,7 @@ function followStatus(
       shells++;
       if (shell !== "same") screen.begin();
     }
-    if (shell === "redrawn") terminal.write(CLEAR);
+    if (shell === "redrawn") terminal.write(LEAVE_ALTERNATE_SCREEN + RESET_MODES + CLEAR);
     before = isShown(status);
   });
 }

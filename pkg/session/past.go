@@ -1,0 +1,251 @@
+package session
+
+import (
+	"bytes"
+	"slices"
+	"strconv"
+)
+
+// pastLeast is how many bytes of its past a session keeps at least, of a program that has
+// printed so much: some screens of text. It keeps up to twice as many.
+const pastLeast = 8 << 10
+
+// past is the output that is no longer kept, in short: its last bytes, and what it has told
+// the terminal to be. A person who comes back from another device has nothing on the screen,
+// and a shell draws no more than its prompt there.
+type past struct {
+	modes modes  // after the output before tail
+	tail  []byte // the last bytes
+}
+
+// add takes the output that comes next, which the caller may change later.
+func (t *past) add(p []byte) {
+	if len(t.tail)+len(p) > 2*pastLeast {
+		if cut := len(t.tail) + len(p) - pastLeast; cut < len(t.tail) {
+			t.modes.follow(t.tail[:cut])
+			t.tail = t.tail[:copy(t.tail, t.tail[cut:])]
+		} else {
+			t.modes.follow(t.tail)
+			cut -= len(t.tail)
+			t.modes.follow(p[:cut])
+			t.tail, p = t.tail[:0], p[cut:]
+		}
+	}
+	t.tail = append(t.tail, p...)
+}
+
+// screen returns output for a terminal that is new, after which it shows about what another
+// would that was given all of the past: nothing of a full-screen program, which draws itself anew,
+// else the tail's whole lines.
+func (t *past) screen() []byte {
+	now := t.modes.clone()
+	now.follow(t.tail)
+	if lines, ok := t.lines(); ok && !now.alternate() {
+		return lines
+	}
+	return append(now.restore(), t.tail[len(t.tail)-min(now.unfinished, len(t.tail)):]...)
+}
+
+// lines returns the tail from its first whole line on, with the modes at its beginning.
+func (t *past) lines() (output []byte, ok bool) {
+	if len(t.tail) < pastLeast { // nothing was cut off
+		return slices.Clone(t.tail), true
+	}
+	modes, rest := t.modes.clone(), t.tail
+	for {
+		n := bytes.IndexByte(rest, '\n') + 1
+		if n == 0 {
+			return nil, false
+		}
+		modes.follow(rest[:n])
+		rest = rest[n:]
+		if modes.at == inText && !modes.alternate() {
+			return append(modes.restore(), rest...), true
+		}
+	}
+}
+
+// followed are DEC's private modes (CSI ? Pm h, CSI ? Pm l) that decide what a terminal sends
+// and which screen it shows, as xterm has them: "XTerm Control Sequences", DECSET. Of each, the
+// value is what a terminal begins with.
+var followed = map[uint16]bool{
+	1:      false, // application cursor keys
+	5:      false, // reverse video
+	6:      false, // origin
+	7:      true,  // wraparound
+	9:      false, // X10 mouse reports
+	25:     true,  // cursor
+	45:     false, // reverse wraparound
+	47:     false, // alternate screen
+	keypad: false,
+	1000:   false, // mouse reports, and their forms
+	1002:   false,
+	1003:   false,
+	1004:   false, // focus reports
+	1005:   false,
+	1006:   false,
+	1007:   false,
+	1015:   false,
+	1016:   false,
+	1047:   false, // alternate screen
+	1049:   false, // alternate screen
+	2004:   false, // bracketed paste
+}
+
+// keypad is the mode of the application keypad, also set by ESC = and ESC >.
+const keypad = 66
+
+// Modes of which a terminal has one at a time. To leave one leaves all.
+var (
+	alternates = []uint16{47, 1047, 1049}
+	mice       = []uint16{9, 1000, 1002, 1003}
+)
+
+// syntax is what a byte of output is a part of (ECMA-48, 5).
+type syntax uint8
+
+const (
+	inText     syntax = iota
+	inEscape          // after ESC
+	inFunction        // CSI: a control sequence
+	inString          // OSC, DCS, APC, PM, SOS: up to ST, or BEL
+)
+
+// maxFunction bounds the parameters that are read of a control sequence, in bytes. Longer ones
+// set no mode.
+const maxFunction = 64
+
+// modes follows the modes that a program sets, over all of its output.
+type modes struct {
+	changed    []uint16 // modes that are not as a terminal begins, in the order in which they came
+	at         syntax
+	read       []byte // of the control sequence
+	unfinished int    // bytes of a sequence that has no end yet
+}
+
+func (m *modes) clone() modes {
+	c := *m
+	c.changed, c.read = slices.Clone(m.changed), slices.Clone(m.read)
+	return c
+}
+
+// alternate reports whether the alternate screen is on: that of full-screen programs.
+func (m *modes) alternate() bool {
+	return slices.ContainsFunc(m.changed, func(n uint16) bool { return slices.Contains(alternates, n) })
+}
+
+// follow takes the output that comes next.
+func (m *modes) follow(p []byte) {
+	for len(p) > 0 {
+		if m.at == inText {
+			i := bytes.IndexByte(p, 0x1b)
+			if i < 0 {
+				return
+			}
+			p, m.at, m.unfinished = p[i+1:], inEscape, 1
+			continue
+		}
+		c := p[0]
+		p = p[1:]
+		m.unfinished++
+		switch {
+		case c == 0x18 || c == 0x1a: // CAN and SUB end any sequence
+			m.at = inText
+		case c == 0x1b:
+			m.at, m.unfinished = inEscape, 1
+		case m.at == inEscape:
+			m.escape(c)
+		case m.at == inString:
+			if c == 0x07 {
+				m.at = inText
+			}
+		case c < 0x20: // a control within a sequence, which it does not end
+		case c < 0x40:
+			if len(m.read) <= maxFunction {
+				m.read = append(m.read, c)
+			}
+		default:
+			m.function(c)
+			m.at = inText
+		}
+		if m.at == inText {
+			m.unfinished = 0
+		}
+	}
+}
+
+func (m *modes) escape(c byte) {
+	m.at = inText
+	switch c {
+	case '[':
+		m.at, m.read = inFunction, m.read[:0]
+	case ']', 'P', '_', '^', 'X':
+		m.at = inString
+	case '=':
+		m.set(keypad, true)
+	case '>':
+		m.set(keypad, false)
+	case 'c': // RIS: as it began
+		m.changed = nil
+	default:
+		if c < 0x30 { // an intermediate byte: more follows
+			m.at = inEscape
+		}
+	}
+}
+
+// function takes a control sequence that is whole.
+func (m *modes) function(final byte) {
+	switch {
+	case len(m.read) > maxFunction:
+	case final == 'p' && string(m.read) == "!": // DECSTR: what programs leave set, but for the screen and the mouse
+		m.changed = slices.DeleteFunc(m.changed, func(n uint16) bool { return n < 1000 && !slices.Contains(alternates, n) && n != 9 })
+	case (final == 'h' || final == 'l') && len(m.read) > 0 && m.read[0] == '?':
+		for field := range bytes.SplitSeq(m.read[1:], []byte(";")) {
+			if n, err := strconv.ParseUint(string(field), 10, 16); err == nil {
+				m.set(uint16(n), final == 'h')
+			}
+		}
+	}
+}
+
+func (m *modes) set(n uint16, on bool) {
+	initial, ok := followed[n]
+	if !ok {
+		return
+	}
+	for _, one := range [][]uint16{alternates, mice} {
+		if slices.Contains(one, n) {
+			m.changed = slices.DeleteFunc(m.changed, func(other uint16) bool { return slices.Contains(one, other) })
+		}
+	}
+	m.changed = slices.DeleteFunc(m.changed, func(other uint16) bool { return other == n })
+	if on != initial {
+		m.changed = append(m.changed, n)
+	}
+}
+
+// restore returns output that sets the modes on a terminal that is new.
+func (m *modes) restore() []byte {
+	var out []byte
+	for _, initial := range []bool{false, true} {
+		start := len(out)
+		for _, n := range m.changed {
+			if followed[n] != initial || n == keypad {
+				continue
+			}
+			separator := ";"
+			if len(out) == start {
+				separator = "\x1b[?"
+			}
+			out = strconv.AppendUint(append(out, separator...), uint64(n), 10)
+		}
+		if len(out) > start {
+			out = append(out, map[bool]byte{false: 'h', true: 'l'}[initial])
+		}
+	}
+	if slices.Contains(m.changed, keypad) {
+		out = append(out, "\x1b="...) // which more terminals know
+	}
+	return out
+}

@@ -1,0 +1,94 @@
+package session
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestModes: what a program has set, and a new terminal is told.
+func TestModes(t *testing.T) {
+	for _, c := range []struct{ output, restore string }{
+		{"text\r\n\x1b[1;31mred\x1b[m\x1b[2J\x1b[?12h\x1b[4h", ""},
+		{"\x1b[?1049h\x1b[?1h\x1b=", "\x1b[?1049;1h\x1b="},
+		{"\x1b[?1049h\x1b[?1h\x1b=\x1b[?1l\x1b>\x1b[?1049l", ""},
+		{"\x1b[?1;2004h\x1b[?25l", "\x1b[?1;2004h\x1b[?25l"},
+		{"\x1b[?25;7l\x1b[?7h", "\x1b[?25l"},
+		{"\x1b[?1000h\x1b[?1006h", "\x1b[?1000;1006h"},
+		{"\x1b[?1003h\x1b[?1002h\x1b[?1006h", "\x1b[?1002;1006h"},
+		{"\x1b[?1000h\x1b[?1003l", ""},
+		{"\x1b[?47h\x1b[?1049h", "\x1b[?1049h"},
+		{"\x1b[?1049h\x1b[?47l", ""},
+		{"\x1b[?66h", "\x1b="},
+		{"\x1b[?1049h\x1b[?1h\x1b[?1000h\x1b[!p", "\x1b[?1049;1000h"},
+		{"\x1b[?1049h\x1b[?1h\x1bc", ""},
+		{"\x1b[1h\x1b[?1$p\x1b[>1h\x1b[?1:2h\x1b[?h\x1b[?;h\x1b[?99999999999h", ""},
+		{"\x1b]0;\x1b[?1h\a", "\x1b[?1h"}, // an ESC ends a string
+		{"\x1b]0;[?1h\a\x1bP[?1h\x1b\\\x1b_[?1h\x1b\\", ""},
+		{"\x1b]0;no end [?1h\r\n", ""},
+		{"\x1b[?1\x18h\x1b[?2004h", "\x1b[?2004h"},
+		{"\x1b[?1\r\nh", "\x1b[?1h"}, // controls act within a sequence
+		{"\x1b[?1\x1b[?2004h", "\x1b[?2004h"},
+		{"\x1b(0\x1b[?1h\x1b(B\x1b#8", "\x1b[?1h"},
+		{"\x1b[?" + strings.Repeat("9;", 100) + "1h\x1b[?2004h", "\x1b[?2004h"},
+	} {
+		var m modes
+		m.follow([]byte(c.output))
+		if got := string(m.restore()); got != c.restore {
+			t.Errorf("%q: restored by %q, want %q", c.output, got, c.restore)
+		}
+		var by modes
+		for _, b := range []byte(c.output) {
+			by.follow([]byte{b})
+		}
+		if !slices.Equal(by.changed, m.changed) || by.at != m.at || by.unfinished != m.unfinished {
+			t.Errorf("%q: byte by byte it is %+v, not %+v", c.output, by, m)
+		}
+	}
+}
+
+// TestPastScreen: a terminal that is given what a session kept of its past, and then all that is
+// printed, is as one that was given everything.
+func TestPastScreen(t *testing.T) {
+	for seed := range uint64(300) {
+		rnd := rand.New(rand.NewPCG(seed, 0))
+		var past past
+		var all []byte
+		for range 1 + rnd.IntN(400) {
+			before := len(all)
+			switch rnd.IntN(10) {
+			case 0:
+				all = fmt.Appendf(all, "\x1b[?%dh", []int{1, 25, 1000, 1002, 1006, 1049, 47, 2004, 7}[rnd.IntN(9)])
+			case 1:
+				all = fmt.Appendf(all, "\x1b[?%dl", []int{1, 25, 1000, 1002, 1006, 1049, 47, 2004, 7}[rnd.IntN(9)])
+			case 2:
+				all = append(all, []string{"\x1b=", "\x1b>", "\x1bc", "\x1b[!p", "\x1b]0;title\a", "\x1b[1;31m"}[rnd.IntN(6)]...)
+			case 3:
+				all = append(all, "\r\n"...)
+			default:
+				all = append(all, bytes.Repeat([]byte("é"), rnd.IntN(200))...)
+			}
+			for next := all[before:]; len(next) > 0; {
+				n := 1 + rnd.IntN(len(next))
+				past.add(next[:n])
+				next = next[n:]
+			}
+		}
+		var want, got modes
+		want.follow(all)
+		screen := past.screen()
+		got.follow(screen)
+		if string(got.restore()) != string(want.restore()) || got.at != want.at {
+			t.Fatalf("seed %d: it has %+v, want %+v", seed, got, want)
+		}
+		if len(screen) > 2*pastLeast+100 || len(screen) > len(all) {
+			t.Fatalf("seed %d: %d bytes of %d", seed, len(screen), len(all))
+		}
+		if !want.alternate() && len(all) < pastLeast && string(screen) != string(all) {
+			t.Fatalf("seed %d: %q of %q", seed, screen, all)
+		}
+	}
+}
