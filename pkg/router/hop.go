@@ -86,19 +86,35 @@ func (req *request) passOn(w http.ResponseWriter, r *http.Request) bool {
 		},
 		ModifyResponse: func(response *http.Response) error {
 			if response.StatusCode != http.StatusSwitchingProtocols || !strings.EqualFold(response.Header.Get("Upgrade"), "websocket") {
-				return fmt.Errorf("the holder answers %s", response.Status)
+				return holderError{response.StatusCode, response.Status}
 			}
 			req.Metrics.resumes.WithLabelValues(resumePassed).Inc()
 			passed = true
 			return nil
 		},
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
+			var answer holderError
+			answered := errors.As(err, &answer)
+			req.unreached = !answered || answer.status == http.StatusConflict
+			if answered && answer.status == http.StatusConflict {
+				req.log.Info("a session's holder has it no more", "resume", asked, "holder", holder.URL)
+				return
+			}
 			req.log.Warn("a session's holder was not reached", "resume", asked, "holder", holder.URL, "err", err)
 		},
 	}
 	proxy.ServeHTTP(w, r)
 	return passed
 }
+
+// holderError is the answer of a holder that does not take a connection: StatusConflict of one
+// that has the session no more.
+type holderError struct {
+	status int
+	text   string
+}
+
+func (e holderError) Error() string { return "the holder answers " + e.text }
 
 // signHop returns a hop header for a session and the client's address.
 func signHop(key, sessionID, client string, now time.Time) string {

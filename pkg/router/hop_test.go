@@ -100,6 +100,13 @@ func TestHolderIsAway(t *testing.T) {
 			if asked.taken() != 1 {
 				t.Error("the shell is elsewhere")
 			}
+			want := id + "@"                                                                  // of any replica: what is not to be reached takes no place of its person's
+			if name == "another server" || name == "another protocol" || name == "nonsense" { // it may be there
+				want = id + "@replica-1"
+			}
+			if got := asked.store.lost; len(got) != 1 || got[0] != want {
+				t.Errorf("lost: %q, want %q", got, want)
+			}
 			asked.wantMetric(0, "termgw_resumes_total", "outcome=passed_on")
 		})
 	}

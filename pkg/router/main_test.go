@@ -181,7 +181,7 @@ func (g *gateway) wantMetric(want float64, name string, labels ...string) {
 type ask struct {
 	method, target, proto, host string
 	header                      http.Header
-	leaves                      bool // closes its side after the request
+	leaves                      func() // called once it has closed its side after the request; nil: it does not
 }
 
 // requestFor is a faultless request for a workspace's terminal.
@@ -239,10 +239,11 @@ func (g *gateway) ask(t testing.TB, a *ask) *peer {
 	if _, err := conn.Write(head.Bytes()); err != nil {
 		t.Fatal(err)
 	}
-	if a.leaves {
+	if a.leaves != nil {
 		if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
+		a.leaves()
 	}
 	p := &peer{t: t, conn: conn, r: bufio.NewReader(conn)}
 	resp, err := http.ReadResponse(p.r, &http.Request{Method: a.method})
@@ -390,6 +391,8 @@ type spyStore struct {
 	sessions []store.Session
 	traces   map[string]map[string]string
 	ends     map[string]store.End
+	taken    map[string]int64 // the bytes of Settle
+	lost     []string         // the sessions of Unreached
 }
 
 func (s *spyStore) Redeem(ctx context.Context, c ticket.Claims, session store.Session) (store.Workspace, error) {
@@ -424,6 +427,29 @@ func (s *spyStore) Finish(ctx context.Context, id string, end store.End) error {
 	s.ends[id] = end
 	s.mu.Unlock()
 	return s.Memory.Finish(ctx, id, end)
+}
+
+func (s *spyStore) Settle(ctx context.Context, id string, bytesOut int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.taken == nil {
+		s.taken = map[string]int64{}
+	}
+	s.taken[id] = bytesOut
+	return s.Memory.Settle(ctx, id, bytesOut)
+}
+
+func (s *spyStore) settled(id string) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.taken[id]
+}
+
+func (s *spyStore) Unreached(_ context.Context, _ ticket.Claims, id, replica string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lost = append(s.lost, id+"@"+replica)
+	return nil
 }
 
 func (s *spyStore) HolderOf(context.Context, ticket.Claims, string, string) (store.Holder, error) {

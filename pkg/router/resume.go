@@ -133,6 +133,23 @@ func (req *request) comeBack(ws *bridge.Socket, claims ticket.Claims, size termi
 	return true, nil
 }
 
+// noteUnreached has the session to which the person came back, and which is lost with its replica, take none of the
+// person's limits from the shell that is opened instead of it.
+func (req *request) noteUnreached(ctx context.Context, claims ticket.Claims) {
+	asked := req.comeback.session
+	replica := req.Replica
+	if req.unreached {
+		replica = ""
+	}
+	if asked == "" || req.live.has(asked) {
+		return
+	}
+	defer req.Metrics.timeStore("unreached", time.Now())
+	if err := req.Store.Unreached(ctx, claims, asked, replica); err != nil {
+		req.log.Warn("it is not recorded that a session was not reached", "resume", asked, "err", err)
+	}
+}
+
 // spend spends the ticket for a session that lives.
 func (req *request) spend(claims ticket.Claims, sessionID string) error {
 	defer req.Metrics.timeStore("resume", time.Now())

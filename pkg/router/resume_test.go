@@ -1,6 +1,7 @@
 package router
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -159,6 +160,53 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// A shell that ends while its person is away is no live session, and its last output and exit are
+// for the person all the same.
+func TestEndWhileAway(t *testing.T) {
+	g := resumable(t, func(c *Config) { c.MaxSessions = 1 })
+	p, shell, id := g.opened(t)
+	p.reset()
+	g.waiting(t, 1)
+	shell.out <- " bye"
+	shell.exit.Code = 5
+	shell.quit()
+	for deadline := time.Now().Add(patience); g.live.count() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it counts as live")
+		}
+	}
+	g.waiting(t, 0)
+	if end := g.store.end(id); end.Reason != "exit" || end.ExitCode == nil || *end.ExitCode != 5 || !end.Waits {
+		t.Errorf("recorded %+v", end)
+	}
+	g.wantMetric(0, "termgw_sessions_active", "target=local")
+	g.wantMetric(1, "termgw_sessions_total", "code=exit", "target=local")
+	g.wantMetric(0, "termgw_sessions_waiting")
+
+	other, another, _ := g.opened(t)
+	other.send(opText, `{"type":"end"}`)
+	<-another.over
+	other.rest()
+
+	for range 2 { // it has not heard the exit the first time
+		p.reset()
+		p = g.resumes(t, id, "5")
+		wantResumed(t, p.message("ready"), true, 5, 3)
+		p.output(" bye")
+	}
+	if exit := p.message("exit"); exit["code"] != 5.0 {
+		t.Errorf("exit %v", exit)
+	}
+	p.rest()
+	g.over(t)
+	if n := g.store.settled(id); n != int64(len("hello bye")) {
+		t.Errorf("%d bytes were taken", n)
+	}
+	g.wantMetric(0, "termgw_sessions_active", "target=local")
+	g.wantMetric(1, "termgw_sessions_total", "code=exit", "target=local")
+	wantResumed(t, g.resumes(t, id, "5").message("ready"), false, 0, 0)
+}
+
 // The person comes back by another connection while the old one is thought open.
 func TestTakenOver(t *testing.T) {
 	g := resumable(t)
@@ -173,12 +221,31 @@ func TestTakenOver(t *testing.T) {
 	g.wantMetric(1, "termgw_resumes_total", "outcome=taken_over")
 }
 
+// slowVerifier checks tickets after a moment that the test chooses.
+type slowVerifier struct {
+	Verifier
+	after chan struct{} // nil: at once
+}
+
+func (v *slowVerifier) Verify(ctx context.Context, raw string) (ticket.Claims, error) {
+	if v.after != nil {
+		<-v.after
+	}
+	return v.Verifier.Verify(ctx, raw)
+}
+
 // A request that comes when its client has left takes no session over.
 func TestResumeOfAClientThatHasLeft(t *testing.T) {
-	g := resumable(t)
+	left := make(chan struct{})
+	var verifier *slowVerifier
+	g := resumable(t, func(c *Config) {
+		verifier = &slowVerifier{Verifier: c.Verifier}
+		c.Verifier = verifier
+	})
 	p, shell, id := g.opened(t)
+	verifier.after = left
 	late := requestFor("ws-1", g.ticket("ws-1", waits), v1, query("resume="+id+"&output=5"))
-	late.leaves = true
+	late.leaves = func() { close(left) }
 	if told, _ := io.ReadAll(g.ask(t, late).r); strings.Contains(string(told), `"resumed"`) {
 		t.Errorf("it was told %q", told)
 	}
@@ -238,6 +305,8 @@ func TestTriesComeInOrder(t *testing.T) {
 	}
 }
 
+// Who has nothing on the screen gets the last lines, and who has acknowledged more than it has gets
+// the rest, as far as there is such.
 func TestResumeWithoutOutput(t *testing.T) {
 	g := resumable(t)
 	p, shell, id := g.opened(t)
@@ -246,10 +315,13 @@ func TestResumeWithoutOutput(t *testing.T) {
 	p.message("pong")
 	p.reset()
 	g.waiting(t, 1)
-	for _, output := range []string{"", "1"} { // that is no longer kept
-		p := g.resumes(t, id, output)
-		wantResumed(t, p.message("ready"), true, 2, 3)
-		p.output("llo")
+	for _, c := range []struct {
+		asked string
+		gets  int
+	}{{"1", 1}, {"", 0}, {"1", 0}} { // 1 is another byte for who was given a screen
+		p := g.resumes(t, id, c.asked)
+		wantResumed(t, p.message("ready"), true, c.gets, 3)
+		p.output("hello"[c.gets:])
 		p.reset()
 		g.waiting(t, 1)
 	}

@@ -37,6 +37,10 @@ type Store interface {
 	// Resume spends the ticket for a session that lives, of the ticket's person and
 	// workspace, or does nothing: store.ErrGone says that there is none.
 	Resume(ctx context.Context, c ticket.Claims, sessionID, replica, clientAddr string) error
+	// Unreached notes that a session of the ticket's person could not be gone on with, since
+	// its replica was not reached, or has lost it: it counts no more, until that replica says
+	// that it lives. The session is of the replica, or of any if that is empty.
+	Unreached(ctx context.Context, c ticket.Claims, sessionID, replica string) error
 	// HolderOf returns how a connection is passed on to the replica that holds a session
 	// of the ticket's person, if that is not this one: else store.ErrGone.
 	HolderOf(ctx context.Context, c ticket.Claims, sessionID, replica string) (store.Holder, error)
@@ -44,6 +48,9 @@ type Store interface {
 	Trace(ctx context.Context, sessionID string, trail map[string]string) error
 	// Finish records a session's end.
 	Finish(ctx context.Context, sessionID string, end store.End) error
+	// Settle records that the last output of a session that has ended waits no more, and
+	// how many bytes were taken in all.
+	Settle(ctx context.Context, sessionID string, bytesOut int64) error
 	Ping(context.Context) error
 }
 

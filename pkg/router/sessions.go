@@ -74,12 +74,19 @@ func (s *sessions) resumable(id string) *request {
 	return nil
 }
 
+// has reports whether a session is of this replica.
+func (s *sessions) has(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.live[id] != nil
+}
+
 // waiting returns the ids of the sessions that wait for their persons.
 func (s *sessions) waiting() (ids []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, l := range s.live {
-		if l.req != nil && l.req.session.Waits() {
+		if l.req != nil && !l.released && l.req.session.Waits() {
 			ids = append(ids, id)
 		}
 	}

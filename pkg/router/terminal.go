@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -33,9 +34,12 @@ type request struct {
 	log         *slog.Logger
 	target      string // the name of the workspace's place; "none" until the row was read
 	started     time.Time
-	admitted    bool // the ticket is spent
-	recorded    bool // the audit trail has, or may have, a row without an end
+	admitted    bool      // the ticket is spent
+	recorded    bool      // the audit trail has, or may have, a row without an end
+	over        sync.Once // calls shellOver
+	overAt      time.Time // when the shell was over, and its last output began to wait
 	comeback    comeback
+	unreached   bool                          // the replica that holds that session was not reached, or has it no more
 	sized       bool                          // the query has a size
 	claims      ticket.Claims                 // of the ticket that opened the session: issuer, subject and workspace
 	longest     time.Duration                 // the session's longest life
@@ -66,6 +70,7 @@ func (req *request) terminal(ws *bridge.Socket, claims ticket.Claims, size termi
 	if req.resume > 0 && req.AdvertiseURL != "" {
 		req.passing = store.Holder{URL: req.AdvertiseURL, Key: rand.Text()}
 	}
+	req.noteUnreached(ctx, claims)
 	workspace, err := req.redeem(ctx, claims)
 	if err != nil {
 		return err
@@ -88,14 +93,19 @@ func (req *request) terminal(ws *bridge.Socket, claims ticket.Claims, size termi
 // needs.
 func (req *request) carry(ctx context.Context) {
 	defer req.live.remove(req.id)
-	defer req.Metrics.left(req.target)
+	defer req.over.Do(func() { req.Metrics.left(req.target) })
 	defer req.recovered(nil)
 
 	sum := req.session.Run(ctx)
+	waited := true
+	req.over.Do(func() {
+		waited = false
+		req.shellOver(sum, false)
+	})
+	if waited {
+		req.settle(sum)
+	}
 	end := outcomeOf(sum.Cause)
-	req.finish(store.End{Reason: end.code, ExitCode: exitCode(sum.Exit), BytesIn: sum.BytesIn, BytesOut: sum.BytesOut})
-	req.live.release(req.id)
-	req.Metrics.ended(req.target, end.code, time.Since(req.started))
 	var revoked revokedError
 	if errors.As(sum.Cause, &revoked) {
 		req.Metrics.revoked(time.Since(revoked.written))
@@ -112,7 +122,44 @@ func (req *request) carry(ctx context.Context) {
 		}
 	}
 	req.session.Join()
-	req.logEnd(sum.Cause)
+	if !waited {
+		req.logEnd(sum.Cause)
+	}
+}
+
+// shellOver records the end of a shell, which is no live session from now on. Where its last
+// output waits for its person, the session can be resumed all the same.
+func (req *request) shellOver(sum session.Summary, waits bool) {
+	req.Metrics.left(req.target)
+	code := outcomeOf(sum.Cause).code
+	req.finish(store.End{
+		Reason: code, ExitCode: exitCode(sum.Exit), BytesIn: sum.BytesIn, BytesOut: sum.BytesOut, Waits: waits,
+	})
+	req.live.release(req.id)
+	req.Metrics.ended(req.target, code, time.Since(req.started))
+}
+
+// waitsOver is shellOver for a shell that has ended while its person was away.
+func (req *request) waitsOver(sum session.Summary) {
+	req.over.Do(func() {
+		req.overAt = time.Now()
+		req.shellOver(sum, true)
+		req.logEnd(sum.Cause)
+	})
+}
+
+// settle notes that the last output of a shell that is over waits no more.
+func (req *request) settle(sum session.Summary) {
+	ctx, cancel := context.WithTimeout(context.Background(), finishTimeout)
+	defer cancel()
+	if err := req.Store.Settle(ctx, req.id, sum.BytesOut); err != nil {
+		req.log.Warn("it is not recorded that a session's last output waits no more", "err", err)
+	}
+	message := "the last output was taken"
+	if sum.Owner == nil {
+		message = "nobody came back for the last output"
+	}
+	req.log.Info(message, "waited", time.Since(req.overAt).String())
 }
 
 // serveTerminal answers the terminal's endpoint. A browser cannot read why a handshake
@@ -262,7 +309,7 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 	}
 	req.session = session.New(term, session.Options{
 		Size: size, IdleTimeout: req.IdleTimeout, MaxSession: req.longest, Resume: req.resume,
-		Budget: req.budget, Holder: claims.Subject, Count: req.Metrics.carried,
+		Budget: req.budget, Holder: claims.Subject, Count: req.Metrics.carried, Over: req.waitsOver,
 	})
 	req.socket.Store(ws)
 	req.tries.last = req.comeback.by

@@ -81,8 +81,8 @@ type Resumed struct {
 
 // Resume gives a session that runs another owner, in place of one that is lost or is
 // still there (Client.TakenOver). The owner has the output up to the offset from: it is
-// given the rest, and nothing twice. If from is negative, or the output there is no
-// longer kept, the owner is given output that makes a new terminal about what another is
+// given the rest, and nothing twice. If from is negative, or the output there is not
+// kept any more, the owner is given output that makes a new terminal about what another is
 // (past), then what is kept, and then the program draws its screen anew. In any case the program gets
 // the size, unless that is zero. The owner is called from now on, by Begin first. The error
 // is ErrOver or ErrAhead.
@@ -98,10 +98,10 @@ func (s *Session) Resume(c Client, window int, readOnly bool, size terminal.Size
 	}
 	s.waiting.stop()
 	at := max(from, s.kept.from)
-	var before []byte
-	if at != from {
-		// It has the offsets before what is kept: there are no more bytes of it than were printed.
+	before, exact := s.past.since(from, s.kept.from)
+	if at != from && !exact {
 		before = s.past.screen()
+		s.past.exact = at
 	}
 	where := Resumed{Output: at - int64(len(before)), Input: s.taken}
 	a := s.attach(c, window, readOnly, where.Output)
@@ -113,7 +113,7 @@ func (s *Session) Resume(c Client, window int, readOnly bool, size terminal.Size
 	if size.Rows > 0 {
 		s.sizes.wanted = size
 	}
-	s.sizes.redraw = s.sizes.redraw || at != from
+	s.sizes.redraw = s.sizes.redraw || where.Output != from
 	s.giveSize(s.sizes.redraw)
 	return nil
 }

@@ -16,6 +16,9 @@ const pastLeast = 8 << 10
 type past struct {
 	modes modes  // after the output before tail
 	tail  []byte // the last bytes
+	// exact is the least offset that means the same to all owners: one that was given a
+	// screen has that at the offsets before.
+	exact int64
 }
 
 // add takes the output that comes next, which the caller may change later.
@@ -34,9 +37,18 @@ func (t *past) add(p []byte) {
 	t.tail = append(t.tail, p...)
 }
 
+// since returns the output from an offset on, if all of it is there. The past ends at the offset to.
+func (t *past) since(from, to int64) (output []byte, ok bool) {
+	n := to - from
+	if from < t.exact || n > int64(len(t.tail)) {
+		return nil, false
+	}
+	return slices.Clone(t.tail[int64(len(t.tail))-max(n, 0):]), true
+}
+
 // screen returns output for a terminal that is new, after which it shows about what another
 // would that was given all of the past: nothing of a full-screen program, which draws itself anew,
-// else the tail's whole lines.
+// else the tail's whole lines. It takes the offsets before the past's end, and is no longer than what was printed.
 func (t *past) screen() []byte {
 	now := t.modes.clone()
 	now.follow(t.tail)

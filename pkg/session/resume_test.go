@@ -372,11 +372,15 @@ func TestExitWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		program := newProgram(1000, nil)
 		program.may = 0
-		p, ended := waits(t, program, time.Hour, Options{})
+		over := make(chan Summary, 2)
+		p, ended := waits(t, program, time.Hour, Options{Over: func(sum Summary) { over <- sum }})
 		program.with(func() { program.may = program.length })
 		synctest.Wait()
-		if !program.closed || len(ended) != 0 {
-			t.Errorf("closed: %v, ended: %v", program.closed, len(ended))
+		if !program.closed || len(ended) != 0 || len(over) != 1 {
+			t.Errorf("closed: %v, ended: %v, over: %v", program.closed, len(ended), len(over))
+		}
+		if sum := <-over; sum.Cause != nil || sum.Exit == nil || sum.Exit.Code != 3 {
+			t.Errorf("over: %+v", sum)
 		}
 		time.Sleep(30 * time.Minute)
 		if err := p.resume(p.connection(-1), 0); err != nil {
@@ -526,7 +530,8 @@ func TestScreenIsDrawnAnew(t *testing.T) {
 	}{
 		{100 << 10, nil},
 		{-1, []terminal.Size{{Cols: 80, Rows: 23}, {Cols: 80, Rows: 24}}},
-		{99 << 10, []terminal.Size{{Cols: 80, Rows: 23}, {Cols: 80, Rows: 24}}}, // it has acknowledged more
+		{50 << 10, []terminal.Size{{Cols: 80, Rows: 23}, {Cols: 80, Rows: 24}}}, // it has acknowledged more
+		{99 << 10, nil}, // so little more that it is there
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			program := newProgram(1<<30, nil)
@@ -534,12 +539,13 @@ func TestScreenIsDrawnAnew(t *testing.T) {
 			p, ended := waits(t, program, time.Hour, Options{Size: terminal.Size{Cols: 80, Rows: 24}})
 			next := p.connection(-1)
 			next.lost = c.sizes != nil
+			p.out = max(c.from, 0)
 			if err := p.resume(next, c.from); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Minute)
 			synctest.Wait()
-			if before := 100<<10 - next.at.Output; next.lost != (before > pastLeast/2) || before > 2*pastLeast || next.out != 100<<10 {
+			if before := 100<<10 - next.at.Output; next.lost != (before > pastLeast/2) || before > 2*pastLeast || !next.lost && next.at.Output != c.from || next.out != 100<<10 {
 				t.Errorf("from %d: goes on at %d, has %d", c.from, next.at.Output, next.out)
 			}
 			if !slices.Equal(program.sizes, c.sizes) {

@@ -38,6 +38,9 @@ type Options struct {
 	// names the share of the budget that this session uses.
 	Budget *Budget
 	Holder string
+	// Over is called once, where an owner may be lost and the shell has ended while none was
+	// there: its last output waits for an owner to come back, and Run with it. May be nil.
+	Over func(Summary)
 	// Count is called with the bytes given to the terminal, and the bytes that the
 	// terminal has printed, as they pass. May be nil.
 	Count func(in, out int)
@@ -155,11 +158,7 @@ func (s *Session) Run(ctx context.Context) Summary {
 	if !hasAll {
 		s.hangUp() // what the shell has left does not wait for its person
 	}
-	if sum.Cause == nil {
-		sum.Owner = s.lastOwner(&exit)
-	} else {
-		sum.Owner = s.lastOwner(nil)
-	}
+	sum.Owner = s.lastOwner(sum)
 	s.mu.Lock()
 	s.stopInput()
 	s.mu.Unlock()
@@ -177,28 +176,37 @@ func (s *Session) Run(ctx context.Context) Summary {
 	return sum
 }
 
-// lastOwner waits until the owner has all of the output, tells it the exit, if there is
-// one, and lets nobody attach any more. Where an owner may come back, it has to say that
+// lastOwner waits until the owner has all of the output, tells it the exit, unless there
+// was a cause, and lets nobody attach any more. Where an owner may come back, it has to say that
 // it has heard the exit (Detach). lastOwner returns nil if the owner is lost and the wait
 // for another is over.
-func (s *Session) lastOwner(exit *terminal.Exit) Client {
+func (s *Session) lastOwner(sum Summary) Client {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var told *Attachment
+	over := s.opt.Over
 	for {
 		a := s.owner
 		switch {
 		case a == nil && s.ending:
 			s.closed = true
 			return nil
+		case a == nil && over != nil:
+			sum.BytesIn, sum.BytesOut = s.bytesIn, s.sent
+			s.mu.Unlock()
+			s.hangUp() // what the shell has left does not wait for its person
+			over(sum)
+			s.mu.Lock()
+			over = nil
+			continue
 		case a == nil || a.behindKept:
-		case exit != nil && told != a:
+		case sum.Cause == nil && told != a:
 			told = a
 			s.mu.Unlock()
-			a.client.Exited(*exit)
+			a.client.Exited(*sum.Exit)
 			s.mu.Lock()
 			continue
-		case exit == nil || !s.mayResume():
+		case sum.Cause != nil || !s.mayResume():
 			s.closed = true
 			return a.client
 		}

@@ -42,6 +42,7 @@ type Memory struct {
 	spent    map[ticketKey]time.Time // until when to remember it
 	sweep    int                     // size of spent at which to look for what can be forgotten
 	sessions map[string]seat
+	waiting  map[string]seat   // that have ended, and whose last output waits
 	tunnels  map[string]*place // by lease
 	hostKeys map[string]string
 }
@@ -67,7 +68,7 @@ func NewMemory(c MemoryConfig) *Memory {
 	}
 	return &Memory{
 		c: c, spent: map[ticketKey]time.Time{}, sweep: minSweep,
-		sessions: map[string]seat{}, tunnels: map[string]*place{}, hostKeys: map[string]string{},
+		sessions: map[string]seat{}, waiting: map[string]seat{}, tunnels: map[string]*place{}, hostKeys: map[string]string{},
 	}
 }
 
@@ -102,10 +103,13 @@ func (m *Memory) Redeem(ctx context.Context, claims ticket.Claims, s Session) (W
 // Trace does nothing: there is no audit trail.
 func (m *Memory) Trace(context.Context, string, map[string]string) error { return nil }
 
-// Finish forgets a session.
-func (m *Memory) Finish(_ context.Context, sessionID string, _ End) error {
+// Finish forgets a session, or keeps it for Resume, until Settle.
+func (m *Memory) Finish(_ context.Context, sessionID string, end End) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if s, ok := m.sessions[sessionID]; ok && end.Waits {
+		m.waiting[sessionID] = s
+	}
 	delete(m.sessions, sessionID)
 	return nil
 }

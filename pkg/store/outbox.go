@@ -22,7 +22,9 @@ const (
 // the clocks of gateway and database may differ, their seconds do not.
 const finishSQL = `UPDATE termgw.sessions
 SET ended_at = e.t, end_reason = $2, exit_code = $3, bytes_in = $4, bytes_out = $5, trail = COALESCE($7::jsonb, trail),
-  last_seen_at = CASE $2 WHEN '` + ReasonLost + `' THEN last_seen_at ELSE greatest(last_seen_at, e.t) END
+  last_seen_at = CASE $2 WHEN '` + ReasonLost + `' THEN last_seen_at ELSE greatest(last_seen_at, e.t) END,
+  waiting = $8, holder_url = CASE WHEN $8 OR $2 = '` + ReasonLost + `' THEN holder_url ELSE '' END,
+  holder_key = CASE WHEN $8 OR $2 = '` + ReasonLost + `' THEN holder_key ELSE '' END
 FROM (SELECT now() - make_interval(secs => $6) AS t) e
 WHERE id = $1 AND (ended_at IS NULL OR end_reason = '` + ReasonLost + `' AND $2 <> '` + ReasonLost + `')`
 
@@ -61,6 +63,16 @@ func (o *outbox) remove(id string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.ends, id)
+}
+
+// settle has an end that is not written yet wait for nobody.
+func (o *outbox) settle(id string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if e, ok := o.ends[id]; ok {
+		e.Waits = false
+		o.ends[id] = e
+	}
 }
 
 func (o *outbox) has(id string) bool {
@@ -124,11 +136,11 @@ func (p *Postgres) writeEnd(ctx context.Context, id string, e ended) error {
 	if e.ExitCode != nil && *e.ExitCode == int(int32(*e.ExitCode)) { //nolint:gosec // it is compared
 		code = int64(*e.ExitCode)
 	}
-	if err = p.one(ctx, finishSQL, []any{text(id), text(e.Reason), code, e.BytesIn, e.BytesOut, age, trail}); !ofRow(err) {
+	if err = p.one(ctx, finishSQL, []any{text(id), text(e.Reason), code, e.BytesIn, e.BytesOut, age, trail, e.Waits}); !ofRow(err) {
 		return err
 	}
 	p.log.Warn("the database does not take a session's end: it is recorded without exit code, bytes and trail", "session", id, "err", err)
-	if err = p.one(ctx, finishSQL, []any{text(id), text(e.Reason), nil, int64(0), int64(0), age, nil}); !ofRow(err) {
+	if err = p.one(ctx, finishSQL, []any{text(id), text(e.Reason), nil, int64(0), int64(0), age, nil, e.Waits}); !ofRow(err) {
 		return err
 	}
 	p.log.Error("the database does not take a session's end: it is not recorded", "session", id, "reason", e.Reason, "err", err)

@@ -16,7 +16,7 @@ var ErrGone = errors.New("no such session lives")
 // covers it.
 const resumeSQL = `WITH live AS MATERIALIZED (
   SELECT s.id, s.workspace_id, s.instance_id FROM termgw.sessions s
-  WHERE s.id = $1 AND s.issuer = $2 AND s.subject = $3 AND s.replica = $4 AND s.ended_at IS NULL FOR UPDATE
+  WHERE s.id = $1 AND s.issuer = $2 AND s.subject = $3 AND s.replica = $4 AND (s.ended_at IS NULL OR s.waiting) FOR UPDATE
 ), spent AS (
   INSERT INTO termgw.spent_tickets AS t (issuer, jti, attempt, expires_at)
   SELECT $2, $5::text, $6::text, $7::timestamptz FROM live
@@ -33,7 +33,8 @@ const resumeSQL = `WITH live AS MATERIALIZED (
     ) AS revoked
   FROM live
 ), resumed AS (
-  UPDATE termgw.sessions s SET resumes = s.resumes + 1, waiting = false, client_addr = $10
+  UPDATE termgw.sessions s SET resumes = s.resumes + 1, waiting = s.ended_at IS NOT NULL, client_addr = $10,
+    mode = CASE $11 WHEN '' THEN s.mode ELSE $11 END
   FROM verdict v WHERE s.id = v.id AND v.first AND NOT v.revoked
   RETURNING true
 )
@@ -45,9 +46,13 @@ SELECT count(*) = 1, COALESCE(bool_and(first), false), COALESCE(bool_or(revoked)
 func (p *Postgres) Resume(ctx context.Context, claims ticket.Claims, sessionID, replica, clientAddr string) error {
 	const op = "resuming a session"
 	var live, first, revoked bool
+	mode := "" // once a person could type, the row says so
+	if claims.Mode == ticket.ReadWrite {
+		mode = string(claims.Mode)
+	}
 	err := p.one(ctx, resumeSQL, []any{
 		text(sessionID), text(claims.Issuer), text(claims.Subject), text(replica), text(claims.ID), rand.Text(), claims.Expires,
-		claims.IssuedAt, text(claims.WorkspaceID), text(clientAddr),
+		claims.IssuedAt, text(claims.WorkspaceID), text(clientAddr), mode,
 	}, &live, &first, &revoked)
 	switch {
 	case err != nil:
@@ -62,8 +67,10 @@ func (p *Postgres) Resume(ctx context.Context, claims ticket.Claims, sessionID, 
 	return nil
 }
 
+// A session that has ended is heard of no more: whether its holder lives, who asks finds out.
 const holderSQL = `SELECT holder_url, holder_key FROM termgw.sessions
-WHERE id = $1 AND issuer = $2 AND subject = $3 AND replica <> $4 AND ended_at IS NULL AND last_seen_at > now() - make_interval(secs => $5)`
+WHERE id = $1 AND issuer = $2 AND subject = $3 AND replica <> $4
+  AND (ended_at IS NULL AND last_seen_at > now() - make_interval(secs => $5) OR ended_at IS NOT NULL AND waiting)`
 
 // HolderOf returns the holder of a session that lives on another replica than this, and is the ticket's person's. The error is
 // ErrGone if there is none, or nobody passes connections on to it; else an ErrUnavailable.
@@ -82,6 +89,44 @@ func (p *Postgres) HolderOf(ctx context.Context, claims ticket.Claims, sessionID
 	return h, nil
 }
 
+// The session's row is as if its replica had just become silent for long enough. It is not ended: what its shell has left may have
+// to be ended yet (Abandoned). A replica that lives says so within some seconds (Heartbeat).
+const unreachedSQL = `UPDATE termgw.sessions SET last_seen_at = least(last_seen_at, now() - make_interval(secs => $5))
+WHERE id = $1 AND issuer = $2 AND subject = $3 AND ($4 = '' OR replica = $4) AND ended_at IS NULL`
+
+// Unreached notes that a session of the ticket's person, of a replica or, if that is empty, of any, could not be gone on with: its
+// replica was not reached, or has lost it. The session counts no more until that replica's next heartbeat. A store that cannot tell
+// who is silent notes nothing.
+func (p *Postgres) Unreached(ctx context.Context, claims ticket.Claims, sessionID, replica string) error {
+	if _, ok := p.steady.lasts(p.now()); !ok {
+		return nil
+	}
+	err := p.one(ctx, unreachedSQL, []any{
+		text(sessionID), text(claims.Issuer), text(claims.Subject), text(replica), p.silence() + 1,
+	})
+	return unavailable("noting that a session was not reached", err)
+}
+
+const settleSQL = `UPDATE termgw.sessions SET waiting = false, holder_url = '', holder_key = '', bytes_out = greatest(bytes_out, $2)
+WHERE id = $1 AND ended_at IS NOT NULL`
+
+// Settle notes that the last output of a session that has ended waits for its person no more.
+func (p *Postgres) Settle(ctx context.Context, sessionID string, bytesOut int64) error {
+	p.outbox.settle(sessionID)
+	return unavailable("noting that a session waits no more", p.one(ctx, settleSQL, []any{text(sessionID), bytesOut}))
+}
+
+// Unreached does nothing: there is no other replica.
+func (m *Memory) Unreached(context.Context, ticket.Claims, string, string) error { return nil }
+
+// Settle forgets a session.
+func (m *Memory) Settle(_ context.Context, sessionID string, _ int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.waiting, sessionID)
+	return nil
+}
+
 // HolderOf returns ErrGone: there is no other replica.
 func (m *Memory) HolderOf(context.Context, ticket.Claims, string, string) (Holder, error) {
 	return Holder{}, ErrGone
@@ -92,6 +137,9 @@ func (m *Memory) Resume(_ context.Context, claims ticket.Claims, sessionID, _, _
 	const op = "resuming a session"
 	m.mu.Lock()
 	s, live := m.sessions[sessionID]
+	if !live {
+		s, live = m.waiting[sessionID]
+	}
 	m.mu.Unlock()
 	switch {
 	case !live || s.subject != claims.Subject:

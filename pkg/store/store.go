@@ -103,4 +103,6 @@ type End struct {
 	BytesIn, BytesOut int64
 	// Trail is recorded unless it is empty, as Trace does.
 	Trail map[string]string
+	// Waits: the session's last output waits for its person, until Settle. It can be resumed, and is no live session.
+	Waits bool
 }

@@ -19,6 +19,7 @@ import (
 type storeUnderTest interface {
 	Redeem(ctx context.Context, claims ticket.Claims, s Session) (Workspace, error)
 	Finish(ctx context.Context, sessionID string, e End) error
+	Settle(ctx context.Context, sessionID string, bytesOut int64) error
 	Ping(ctx context.Context) error
 	Close() error
 	AcquireTunnel(ctx context.Context, endpoint, instanceID, replica string, limit int) (string, error)
@@ -278,9 +279,28 @@ func testStore(t *testing.T, newLimited func(*testing.T, Limits) storeUnderTest)
 		for _, id := range []string{"t4", "t5", "t6"} { // what found no session has spent nothing
 			redeemed(t, s, as("ann", id, "ws-local"), session("of-"+id), nil)
 		}
+		// The last output of a shell that has ended may wait.
+		redeemed(t, s, as("ann", "t9", "ws-local"), session("s3"), nil)
+		if err := s.Finish(t.Context(), "s3", End{Reason: "exit", BytesOut: 3, Waits: true}); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 2 {
+			if err := s.Resume(t.Context(), as("ann", fmt.Sprint("last", i), "ws-local"), "s3", replica, ""); err != nil {
+				t.Errorf("to an end that waits: %v", err)
+			}
+		}
+		if err := s.Settle(t.Context(), "s3", 7); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Resume(t.Context(), as("ann", "last", "ws-local"), "s3", replica, ""); !errors.Is(err, ErrGone) {
+			t.Errorf("to an end that waits no more: %v", err)
+		}
 		shared, ok := s.(*Postgres)
 		if !ok {
 			return
+		}
+		if list, err := shared.Sessions(t.Context(), SessionFilter{SessionID: "s3", All: true}); err != nil || len(list) != 1 || list[0].BytesOut != 7 || list[0].Resumes != 2 {
+			t.Errorf("recorded %+v, %v", list, err)
 		}
 		if err := shared.Resume(t.Context(), as("ann", "t8", "ws-local"), "s1", "another", ""); !errors.Is(err, ErrGone) {
 			t.Errorf("of another replica: %v", err)
