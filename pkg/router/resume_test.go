@@ -288,7 +288,7 @@ func TestTriesComeInOrder(t *testing.T) {
 	p = resumes("&client=laptop&try=3")
 	refused("&client=laptop&try=2", p)
 	refused("&client=laptop&try=3", p)
-	p = resumes("&client=laptop&try=4")
+	resumes("&client=laptop&try=4")
 	p = resumes("&client=phone&try=1")
 	refused("&client=laptop&try=5", p)
 	p.reset()
