@@ -16,7 +16,8 @@ type cable struct {
 
 	mu    sync.Mutex
 	pairs []*pair    // that carry
-	left  []net.Conn // ends at the gateway that a cut has left open
+	left  []net.Conn // ends that a cut has left open
+	isOut bool       // nobody gets through
 }
 
 // pair is a client's connection and the connection to the gateway that goes with it.
@@ -24,7 +25,7 @@ type pair struct {
 	client, gateway *net.TCPConn
 
 	mu   sync.Mutex
-	left cut // halfOpen or silent: how the gateway's end was left open
+	left cut // halfOpen, silent or unheard: how the ends were left open
 }
 
 // cut is a way in which connections end.
@@ -35,9 +36,10 @@ const (
 	byFIN        // without a close frame
 	halfOpen     // for the client it is over; the gateway's machine goes on acknowledging what is sent
 	silent       // for the client it is over; what the gateway sends is taken by nobody
+	unheard      // nobody hears of it; what either sends is lost
 )
 
-// everyCut holds each way.
+// everyCut holds each way of which the client hears at once.
 var everyCut = []cut{byReset, byFIN, halfOpen, silent}
 
 func newCable(tb testing.TB, to string, delay time.Duration) *cable {
@@ -67,7 +69,10 @@ func newCable(tb testing.TB, to string, delay time.Duration) *cable {
 }
 
 func (l *cable) relay(relays *sync.WaitGroup, client *net.TCPConn) {
-	gateway, err := net.Dial("tcp", l.to)
+	l.mu.Lock()
+	to := l.to
+	l.mu.Unlock()
+	gateway, err := net.Dial("tcp", to)
 	if err != nil {
 		_ = client.Close()
 		return
@@ -75,18 +80,47 @@ func (l *cable) relay(relays *sync.WaitGroup, client *net.TCPConn) {
 	p := &pair{client: client, gateway: gateway.(*net.TCPConn)}
 	l.mu.Lock()
 	l.pairs = append(l.pairs, p)
+	isOut := l.isOut
 	l.mu.Unlock()
+	if isOut {
+		l.cut(byReset)
+	}
 	relays.Go(func() {
 		l.copy(relays, p.client, p.gateway)
-		_ = p.client.Close()
-		if p.isLeft() == halfOpen {
-			_, _ = io.Copy(io.Discard, p.gateway)
+		if p.isLeft() != unheard {
+			_ = p.client.Close()
+		}
+		if p.isLeft() == halfOpen || p.isLeft() == unheard {
+			lose(p.gateway)
 		}
 	})
 	l.copy(relays, p.gateway, p.client)
-	if p.isLeft() == 0 {
+	switch p.isLeft() {
+	case 0:
 		_ = p.gateway.Close()
+	case unheard:
+		lose(p.client)
 	}
+}
+
+// lose reads what a connection that is out of use sends, until it is closed.
+func lose(conn *net.TCPConn) {
+	_ = conn.SetReadDeadline(time.Time{})
+	_, _ = io.Copy(io.Discard, conn)
+}
+
+// lead has new connections go to another gateway.
+func (l *cable) lead(to string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.to = to
+}
+
+// out has nobody get through, or somebody again.
+func (l *cable) out(isOut bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.isOut = isOut
 }
 
 func (p *pair) isLeft() cut {
@@ -132,7 +166,7 @@ func (l *cable) cut(how cut) {
 	}
 	l.left = nil
 	for _, p := range l.pairs {
-		if how == halfOpen || how == silent {
+		if how >= halfOpen {
 			p.mu.Lock()
 			p.left = how
 			p.mu.Unlock()
@@ -142,6 +176,12 @@ func (l *cable) cut(how cut) {
 				_ = p.gateway.SetLinger(0)
 			}
 			_ = p.gateway.Close()
+		}
+		if how == unheard {
+			l.left = append(l.left, p.client)
+			_ = p.client.SetReadDeadline(time.Now())
+			_ = p.gateway.SetReadDeadline(time.Now())
+			continue
 		}
 		if how != byFIN {
 			_ = p.client.SetLinger(0)

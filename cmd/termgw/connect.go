@@ -33,9 +33,10 @@ func (ConnectCmd) Help() string {
 (which other users of this machine can read in the process list).
 
 Where the gateway lets a shell wait for its person, and the ticket endpoint gives fresh tickets, a lost
-connection is made anew: what was typed meanwhile goes to the same shell.
+connection is made anew: what was typed meanwhile goes to the same shell. If that is gone, a person gets
+a new one; a script, whose input is no terminal, ends.
 
-Enter ~ . leaves at once; Enter ~ ~ types a tilde. The exit status is the shell's, or 255 if
+Enter ~ . leaves at once, and ends the shell; Enter ~ ~ types a tilde. The exit status is the shell's, or 255 if
 there was none: no ticket, no gateway, refused, or ended by the gateway.`
 }
 
@@ -67,7 +68,7 @@ func (c *ConnectCmd) carry(ctx context.Context, std *stdio) error {
 	}
 	config := client.Config{URL: target.String(), HTTPClient: ticketClient(), Notice: func(n client.Notice) {
 		t.say(cmp.Or(n.Message, n.Code))
-	}}
+	}, OneShell: t.tty < 0}
 	config.Cols, config.Rows = t.size()
 	session, err := client.Open(ctx, config, tickets, t.status)
 	if err != nil {
@@ -141,10 +142,16 @@ func fetchTicket(ctx context.Context, file string, target *url.URL) (string, err
 		return "", fmt.Errorf("the ticket endpoint in %s redirects (%s), which is not followed: the endpoint carries a secret", file, response.Status)
 	}
 	var answer struct{ Ticket, Detail string }
-	if err := json.NewDecoder(io.LimitReader(response.Body, 64<<10)).Decode(&answer); err != nil || answer.Ticket == "" {
-		return "", fmt.Errorf("the ticket endpoint in %s gave no ticket: %s %s", file, response.Status, answer.Detail)
+	if err := json.NewDecoder(io.LimitReader(response.Body, 64<<10)).Decode(&answer); err == nil && answer.Ticket != "" {
+		return answer.Ticket, nil
 	}
-	return answer.Ticket, nil
+	err = fmt.Errorf("the ticket endpoint in %s answers %s", file, strings.TrimSpace(response.Status+" "+answer.Detail))
+	switch code := response.StatusCode; {
+	case code == http.StatusRequestTimeout, code == http.StatusTooManyRequests, code >= 500:
+		return "", err // may pass
+	default:
+		return "", fmt.Errorf("%w: %w", client.ErrNoTicket, err)
+	}
 }
 
 // ticketClient returns the HTTP client for a request with a ticket, or with the secret of
@@ -170,7 +177,8 @@ var errLeft = errors.New("left, by the escape sequence")
 type console struct {
 	*stdio
 	comesBack bool       // there are tickets to come back with
-	waits     bool       // the person was told that the shell waits
+	waits     bool       // there is no connection
+	until     time.Time  // the shell waits so long at least; only if waits
 	tty       int        // file descriptor of the tty; -1: input or output is no tty
 	saying    sync.Mutex // held while a message is printed
 }
@@ -203,7 +211,11 @@ func (t *console) run(ctx context.Context, conn *client.Session) error {
 	leave(nil)
 	loops.Wait()
 	restore()
-	if err != nil {
+	switch left := time.Until(t.until).Round(time.Second); {
+	case errors.Is(err, errLeft) && t.waits && left > 0:
+		t.say(fmt.Sprintf("%v; the shell, which cannot be told, waits for %s and then ends", err, left))
+		return gatewayFailed
+	case err != nil:
 		t.say(err.Error())
 		return gatewayFailed
 	}
@@ -330,14 +342,17 @@ func shown(s string) string {
 // status tells the person what became of the connection, once for each change.
 func (t *console) status(s client.Status) {
 	switch {
-	case s.Waiting && !t.waits && t.comesBack:
+	case s.Waiting && t.waits, s.Waiting && !t.comesBack:
+	case s.Waiting && s.Left > 0:
 		t.say(fmt.Sprintf("%v: your shell waits for %s, and this comes back by itself (Enter ~ . leaves)", s.Err, s.Left.Round(time.Second)))
+	case s.Waiting:
+		t.say(fmt.Sprintf("%v: a new shell is asked for (Enter ~ . leaves)", s.Err))
 	case s.New:
 		t.say("the shell is gone: this is a new one")
-	case !s.Waiting:
+	default:
 		t.say("here is your shell again")
 	}
-	t.waits = s.Waiting
+	t.waits, t.until = s.Waiting, time.Now().Add(s.Left)
 }
 
 // say prints a message to the person, apart from the shell's output.

@@ -28,6 +28,12 @@ type person struct {
 // sit starts termgw connect in a terminal of the size.
 func sit(t *testing.T, g *served, raw, workspace string, cols, rows uint16) *person {
 	t.Helper()
+	return sitAt(t, command(t, []string{"TERMGW_TICKET=" + raw, "TERM=xterm"}, "connect", g.terminal(workspace)), cols, rows)
+}
+
+// sitAt starts a command in a terminal of the size.
+func sitAt(t *testing.T, cmd *exec.Cmd, cols, rows uint16) *person {
+	t.Helper()
 	ptmx, tty, err := pty.Open()
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +41,6 @@ func sit(t *testing.T, g *served, raw, workspace string, cols, rows uint16) *per
 	p := &person{ptmx: ptmx, tty: tty, shown: make(chan struct{})}
 	p.resize(t, cols, rows)
 	p.before = p.termios(t)
-	cmd := command(t, []string{"TERMGW_TICKET=" + raw, "TERM=xterm"}, "connect", g.terminal(workspace))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	go func() {

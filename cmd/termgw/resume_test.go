@@ -5,17 +5,11 @@ import (
 	"context"
 	cryptorand "crypto/rand"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"math/rand/v2"
-	"net/http"
-	"net/http/httptest"
-	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -254,54 +248,4 @@ func TestSessionOverCuts(t *testing.T) {
 	if !bytes.HasPrefix(output.Bytes()[began:], want.Bytes()) {
 		t.Error("other output")
 	}
-}
-
-// TestConnectComesBack: termgw connect goes on after a cut where it has another ticket, and ends at once where it has none.
-func TestConnectComesBack(t *testing.T) {
-	t.Parallel()
-	p := newPlatform(t)
-	p.workspace(t, "ws", "")
-	container := newBox(t, env.Docker(t), "ws")
-	g := p.serve(t, "TERMGW_RESUME=1h")
-	line := newCable(t, g.address, 0)
-	address := "ws://" + line.Addr().String() + "/workspaces/ws/terminal"
-	tickets := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(map[string]string{"ticket": p.ticket(t, "ws", waits)})
-	}))
-	t.Cleanup(tickets.Close)
-	endpoint := filepath.Join(t.TempDir(), "tickets")
-	if err := os.WriteFile(endpoint, []byte(tickets.URL+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	connect := func(environ []string, args ...string) (c *child, in io.Writer) {
-		cmd := command(t, environ, append([]string{"connect"}, args...)...)
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		c = start(t, cmd)
-		_, _ = io.WriteString(in, "secret=mine; echo A$((6*7))\n")
-		eventually(t, "the shell answers", func() bool { return strings.Contains(c.out.String(), "A42") })
-		return c, in
-	}
-
-	c, in := connect([]string{"TERMGW_TICKET=" + p.ticket(t, "ws", waits)}, "--ticket-endpoint", endpoint, address)
-	for _, how := range everyCut {
-		line.cut(how)
-		_, _ = fmt.Fprintf(in, "echo B%d$secret\n", how)
-		eventually(t, "the shell is there again", func() bool { return strings.Contains(c.out.String(), fmt.Sprintf("B%dmine\r\n", how)) })
-	}
-	_, _ = io.WriteString(in, "exit 3\n")
-	if status := c.wait(t); status != 3 || !strings.Contains(c.log.String(), "your shell waits for 1h0m0s") ||
-		strings.Count(c.log.String(), "here is your shell again") != len(everyCut) {
-		t.Errorf("exit status %d, %q", status, c.log.String())
-	}
-
-	c, _ = connect([]string{"TERMGW_TICKET=" + p.ticket(t, "ws", waits)}, address)
-	line.cut(byReset)
-	if status := c.wait(t); status != 255 || !strings.Contains(c.log.String(), "no other ticket") || strings.Contains(c.log.String(), "comes back") {
-		t.Errorf("exit status %d, %q", status, c.log.String())
-	}
-	p.exec(t, "INSERT INTO termgw.revocations (subject) VALUES ('ann')") // that shell waits
-	container.empty(t)
 }

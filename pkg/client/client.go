@@ -47,6 +47,9 @@ type Config struct {
 	// beginning (Conn.Output); negative: none are left. Ready tells what came of it.
 	Resume string
 	Output int64
+	// OneShell has a Session (Open) end with ErrShellGone when its shell is gone; without,
+	// it goes on with a new one.
+	OneShell bool
 	// Notice is called for each notice, in order. While Notice runs nothing else is
 	// received. Nil: notices are dropped.
 	Notice func(Notice)
@@ -54,10 +57,10 @@ type Config struct {
 	// used: Dial follows no redirect, since the ticket is for the given address alone.
 	HTTPClient *http.Client
 
-	given     func(input int64) // told how many bytes of input the terminal was given, of all connections; may be nil
-	handshake time.Duration     // bounds the handshake; 0: nothing does but the context of Dial
-	name      string            // of the client, among all that come back to a session; empty: it has none
-	try       int               // counts the client's connections
+	given     func(conn *Conn, input int64) // told how many bytes of input the terminal was given, of all connections; may be nil
+	handshake time.Duration                 // bounds the handshake; 0: nothing does but the context of Dial
+	name      string                        // of the client, among all that come back to a session; empty: it has none
+	try       int                           // counts the client's connections
 }
 
 // Ready is the gateway's message that the shell runs. Fields that the gateway left
@@ -154,12 +157,13 @@ func Dial(ctx context.Context, config Config) (*Conn, error) {
 	}
 	target.RawQuery = query.Encode()
 	c := newConn(config.Notice)
-	c.given = config.given
+	c.given, c.try = config.given, config.try
 	if c.ws, err = c.upgrade(ctx, target, config); err != nil {
 		return nil, err
 	}
 	c.loops.Go(c.receive)
 	c.loops.Go(c.tell)
+	c.loops.Go(c.watch)
 	select {
 	case <-c.opened:
 		return c, nil
@@ -173,7 +177,11 @@ func Dial(ctx context.Context, config Config) (*Conn, error) {
 	case <-ctx.Done():
 		err = fmt.Errorf("waiting for a shell: %w", context.Cause(ctx))
 	}
-	_ = c.Close()
+	if config.Resume == "" {
+		_ = c.Close()
+	} else {
+		c.drop() // a close frame would end the shell
+	}
 	if errors.Is(err, io.EOF) {
 		err = errors.New("the gateway told how the shell ended before it told that there was one")
 	}
@@ -211,11 +219,7 @@ func dialError(ctx context.Context, target *url.URL, response *http.Response, er
 		return fmt.Errorf("connecting to %s: %w", target.Host, context.Cause(ctx))
 	}
 	if response == nil || response.Body == nil {
-		var request *url.Error
-		if errors.As(err, &request) {
-			err = request.Err
-		}
-		return fmt.Errorf("connecting to %s: %w", target.Host, err)
+		return fmt.Errorf("connecting to %s: %w", target.Host, root(err))
 	}
 	if to, err := response.Location(); err == nil {
 		return fmt.Errorf("%s redirects to %s://%s (%s), which is not followed: the ticket is for the address that you gave",

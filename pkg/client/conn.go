@@ -27,10 +27,24 @@ const (
 	// answers to the gateway's pings, and after 5 s the library drops an answer.
 	unheardLimit = 64 << 10
 
-	pingEvery = 15 * time.Second
-	// pingsLost is the number of regular pings after which a gateway that has sent
-	// nothing since counts as gone.
-	pingsLost = 2
+	// lookEvery is the pause between two looks at whether the gateway is still there, and
+	// pingEvery the longest one between two pings.
+	lookEvery = 500 * time.Millisecond
+	pingEvery = 5 * time.Second
+	// A gateway that has sent nothing for so long since it was asked counts as gone. It
+	// reads no ping behind input that its program does not take, and then is heard by its own
+	// pings only: busyLimit is for that. Where the shell waits, nothing is lost by a
+	// connection that was only slow: answerLimit, unless more input than answerInput, in bytes,
+	// is on its way.
+	silenceLimit = 30 * time.Second
+	busyLimit    = 2 * time.Minute
+	answerLimit  = 3 * time.Second
+	answerInput  = 4 << 10
+	// Input asks for an answer where nothing was heard for so long.
+	staleAfter = time.Second
+	// By so much more than the other clock the wall clock moves on while a computer sleeps;
+	// by less, it is set.
+	sleepLeast = 2 * time.Second
 )
 
 // Conn is an open terminal. Read is for one goroutine; the other methods may be called
@@ -38,7 +52,8 @@ const (
 type Conn struct {
 	ws     *websocket.Conn
 	notice func(Notice)
-	given  func(int64) // Config's; may be nil
+	given  func(*Conn, int64) // Config's; may be nil
+	try    int                // Config's
 	loops  sync.WaitGroup
 	opened chan struct{} // closed when ready is set
 	done   chan struct{} // closed when end is set
@@ -59,13 +74,17 @@ type Conn struct {
 	cols, rows      int
 	asked           []chan<- time.Duration // calls of Ping whose ping is not sent yet
 
-	sending  bool   // a message is being sent
-	sent     int64  // bytes; guarded by sending
-	pingedAt int64  // sent at the last ping; guarded by sending
-	heardAt  int64  // the part of sent that the gateway has read
-	pings    int64  // the id of the last ping
-	awaited  []ping // sent and not answered, oldest first
-	quiet    int    // regular pings since anything was received
+	sending  bool          // a message is being sent
+	sent     int64         // bytes; guarded by sending
+	pingedAt int64         // sent at the last ping; guarded by sending
+	heardAt  int64         // the part of sent that the gateway has read
+	pings    int64         // the id of the last ping
+	awaited  []ping        // sent and not answered, oldest first
+	trip     time.Duration // the last round trip
+	heard    time.Time     // when anything was received
+	pinged   time.Time     // when a ping was due last
+	pingDue  bool
+	typed    bool // input was sent since the last look
 }
 
 // ping is a ping that was sent.
@@ -213,43 +232,99 @@ func (c *Conn) wakeTell() {
 	}
 }
 
+// drop ends the connection without a word, so that the shell goes on where it waits.
+func (c *Conn) drop() {
+	c.finish(net.ErrClosed)
+	c.loops.Wait()
+}
+
+// roundTrip returns the last round trip that was measured; 0: none was.
+func (c *Conn) roundTrip() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.trip
+}
+
 // tell sends acks, sizes and pings, in a goroutine of its own: Read and Resize must not
 // wait while the gateway takes no messages. Afterwards only the newest ack and size are sent.
 func (c *Conn) tell() {
-	regular := time.NewTicker(pingEvery)
-	defer regular.Stop()
 	for {
-		isRegular := false
 		select {
 		case <-c.done:
 			return
 		case <-c.due:
-		case <-regular.C:
-			if c.isLost() {
-				c.finish(fmt.Errorf("the gateway has not answered for %s", pingsLost*pingEvery))
-				return
-			}
-			isRegular = true
 		}
-		if c.tellDue(isRegular) != nil {
+		if c.tellDue() != nil {
 			return // receive finds the cause
 		}
 	}
 }
 
-// isLost counts a regular ping, and reports whether the gateway has sent nothing for too
-// many. While output has no room nothing can be received: then the count starts again.
-func (c *Conn) isLost() bool {
+// watch asks the gateway for an answer now and then, and ends the connection of one that
+// gives none.
+func (c *Conn) watch() {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for last := time.Now(); ; {
+		select {
+		case <-c.done:
+			return
+		case <-look.C:
+		}
+		now := time.Now()
+		slept := now.Round(0).Sub(last.Round(0))-now.Sub(last) >= sleepLeast
+		last = now
+		if limit := c.silent(now); limit > 0 {
+			c.finish(fmt.Errorf("the gateway has not answered for %s", limit))
+			return
+		}
+		c.ask(now, slept)
+	}
+}
+
+// silent returns 0, or the time for which the gateway has sent nothing, if that is too
+// long. While output has no room nothing can be received.
+func (c *Conn) silent(now time.Time) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.output.Len() >= maxOutput {
-		c.quiet = 0
+		c.heard = now
 	}
-	c.quiet++
-	return c.quiet > pingsLost
+	if len(c.awaited) == 0 {
+		return 0
+	}
+	limit := silenceLimit
+	switch unheard := c.awaited[len(c.awaited)-1].at - c.heardAt; {
+	case unheard >= unheardLimit/2:
+		limit = busyLimit
+	case unheard <= answerInput && c.ready.Resume > 0:
+		limit = answerLimit
+	}
+	since := c.awaited[0].left
+	if c.heard.After(since) {
+		since = c.heard
+	}
+	if now.Sub(since) < limit {
+		return 0
+	}
+	return limit
 }
 
-func (c *Conn) tellDue(pingDue bool) error {
+// ask has a ping sent if one is due.
+func (c *Conn) ask(now time.Time, slept bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	typed := c.typed
+	c.typed = false
+	if !slept && now.Sub(c.pinged) < pingEvery && (len(c.awaited) > 0 || !typed || now.Sub(c.heard) < staleAfter) {
+		return
+	}
+	c.pinged = now
+	c.pingDue = true
+	c.wakeTell()
+}
+
+func (c *Conn) tellDue() error {
 	c.mu.Lock()
 	var messages []string
 	if c.resized {
@@ -260,7 +335,8 @@ func (c *Conn) tellDue(pingDue bool) error {
 		c.acked = c.rendered
 		messages = append(messages, fmt.Sprintf(`{"type":"ack","bytes":%d}`, c.acked))
 	}
-	pingDue = pingDue || len(c.asked) > 0
+	pingDue := c.pingDue || len(c.asked) > 0
+	c.pingDue = false
 	c.mu.Unlock()
 	for _, m := range messages {
 		if err := c.send(websocket.MessageText, []byte(m)); err != nil {
@@ -285,6 +361,11 @@ func (c *Conn) send(typ websocket.MessageType, p []byte) error {
 	defer c.release()
 	if err := c.write(typ, p); err != nil {
 		return err
+	}
+	if typ == websocket.MessageBinary {
+		c.mu.Lock()
+		c.typed = true
+		c.mu.Unlock()
 	}
 	if c.sent-c.pingedAt < unheardLimit/4 {
 		return nil

@@ -40,7 +40,7 @@ func (c *Conn) receive() {
 func (c *Conn) hear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.quiet = 0
+	c.heard = time.Now()
 }
 
 func (c *Conn) receiveOutput(r io.Reader, buf []byte) error {
@@ -69,7 +69,7 @@ func (c *Conn) keep(p []byte) error {
 	default:
 		return breach("the gateway sent output before it told that there is a shell")
 	}
-	c.quiet = 0
+	c.heard = time.Now()
 	for c.output.Len() >= maxOutput && c.end == nil && !c.closing {
 		c.changed.Wait()
 	}
@@ -127,7 +127,7 @@ func (c *Conn) receiveControl(r io.Reader) error {
 	case "pong":
 		c.pong(m.ID)
 		if c.given != nil {
-			c.given(max(m.Input, 0))
+			c.given(c, max(m.Input, 0))
 		}
 	case "notice":
 		if c.notice != nil {
@@ -185,8 +185,9 @@ func (c *Conn) pong(id int64) {
 		p := c.awaited[0]
 		c.awaited = c.awaited[1:]
 		c.heardAt = p.at
+		c.trip = time.Since(p.left)
 		for _, answer := range p.asked {
-			answer <- time.Since(p.left)
+			answer <- c.trip
 		}
 	}
 	c.changed.Broadcast()
@@ -231,5 +232,21 @@ func (b breach) Error() string { return string(b) }
 // lost returns the error of a lost connection. It does not wrap err, which may be
 // io.EOF, because Read's io.EOF means that the shell ended.
 func lost(err error) error {
-	return fmt.Errorf("the connection to the gateway is lost: %v", err) //nolint:errorlint // see above
+	switch err = root(err); {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
+		return errors.New("the connection to the gateway is lost")
+	default:
+		return fmt.Errorf("the connection to the gateway is lost: %v", err) //nolint:errorlint // see above
+	}
+}
+
+// root returns the error that others tell of: their words name parts of a library.
+func root(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		err = inner
+	}
 }

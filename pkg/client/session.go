@@ -4,35 +4,28 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"sync"
 	"time"
 )
 
-const (
-	// maxTyped bounds the input that is kept until the gateway has given it to the
-	// terminal, in bytes.
-	maxTyped = 1 << 20
-	// The pauses between two tries to come back. A gateway lets an address try 50 times a
-	// second.
-	againAfter = 100 * time.Millisecond
-	againMost  = 2 * time.Second
-	// How long a try waits for a ticket, and again for the answer to its handshake, at first and
-	// at most: on a line that goes silent neither would come to an end. A gateway answers within
-	// 3 s, also where it looks for another that does not answer.
-	tryFirst = 4 * time.Second
-	tryMost  = 16 * time.Second
-)
+// maxTyped bounds the input that is kept until the gateway has given it to the
+// terminal, in bytes.
+const maxTyped = 1 << 20
 
-// ErrNoTicket is for the tickets of Open to return, or to wrap, when there will be no other
-// ticket: a Session whose connection is lost ends then.
-var ErrNoTicket = errors.New("no other ticket")
+// ErrNoTicket is for the tickets of Open to return, or to wrap, when there will be no
+// ticket however often they are asked: a Session whose connection is lost ends then.
+var ErrNoTicket = errors.New("no ticket")
+
+// ErrShellGone is the end of a Session whose shell is gone, with Config.OneShell, or where
+// the gateway could not be reached for as long as the shell has waited.
+var ErrShellGone = errors.New("the shell is gone")
 
 // Status is what is true of a Session whose connection was lost.
 type Status struct {
-	// Waiting says that the shell waits for its person, for Left. Else the session goes on.
+	// Waiting says that the session has no connection. Its shell waits for Left, at least:
+	// the gateway may notice later that the connection is lost. Left is 0 where the shell may
+	// be gone. Without Waiting the session goes on.
 	Waiting bool
 	Left    time.Duration
 	// New says that the session goes on with a new shell: the one before is gone. What was
@@ -56,18 +49,18 @@ type Session struct {
 	from       int64  // the offset of its first byte, in all input
 	sent       int64  // the offset up to which input was sent on conn
 	sending    *Conn  // on which send runs
-	dials      int    // connections that were tried
+	dials      int    // connections that were tried, at times two side by side
 	cols, rows int
 	ended      error
 }
 
-// Open is Dial for a Session. Tickets gives a fresh ticket for each try, and status is told
-// when the connection is lost and when the session goes on; Read calls both. The caller closes the
-// Session. Config's Ticket, Resume and Output are not used.
+// Open is Dial for a Session. Tickets gives a fresh ticket for each try; two tries may ask
+// at the same time. Status is told when the connection is lost and when the session goes on;
+// Read calls it. The caller closes the Session. Config's Ticket, Resume and Output are not used.
 func Open(ctx context.Context, config Config, tickets func(context.Context) (string, error), status func(Status)) (*Session, error) {
 	s := &Session{config: config, tickets: tickets, status: status, cols: config.Cols, rows: config.Rows}
 	s.config.Resume, s.config.name = "", rand.Text()
-	conn, err := s.dial(ctx, 0)
+	conn, err := s.dial(ctx, s.next(), 0, func() {})
 	if err != nil {
 		return nil, err
 	}
@@ -76,23 +69,21 @@ func Open(ctx context.Context, config Config, tickets func(context.Context) (str
 	return s, nil
 }
 
-// dial opens a connection. The limit bounds the wait for a ticket and that for the answer to the
-// handshake; 0: ctx alone does.
-func (s *Session) dial(ctx context.Context, limit time.Duration) (*Conn, error) {
+// next returns the configuration of the next try.
+func (s *Session) next() Config {
 	config := s.config
-	config.handshake = limit
+	config.given = s.given
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.dials++
-	dial := s.dials
-	s.mu.Unlock()
-	config.try = dial
-	config.given = func(input int64) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.dials == dial { // else it may be of another shell
-			s.drop(input)
-		}
-	}
+	config.try = s.dials
+	return config
+}
+
+// dial opens a connection. The limit bounds the wait for a ticket, and that for the answer
+// to the handshake; 0: ctx alone does. Progress is called between the two.
+func (s *Session) dial(ctx context.Context, config Config, limit time.Duration, progress func()) (*Conn, error) {
+	config.handshake = limit
 	asking, cancel := ctx, context.CancelFunc(func() {})
 	if limit > 0 {
 		asking, cancel = context.WithTimeout(ctx, limit)
@@ -103,6 +94,7 @@ func (s *Session) dial(ctx context.Context, limit time.Duration) (*Conn, error) 
 	if err != nil {
 		return nil, err
 	}
+	progress()
 	s.mu.Lock()
 	config.Cols, config.Rows = s.cols, s.rows
 	s.mu.Unlock()
@@ -127,51 +119,13 @@ func (s *Session) Read(p []byte) (int, error) {
 		if err == nil {
 			return n, nil
 		}
-		var refused *Error
-		over := errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.As(err, &refused)
-		if over || conn.Ready().Resume == 0 {
+		if !s.goesOn(conn, err) {
 			s.end(err)
 			return 0, err
 		}
 		if err := s.comeBack(conn, err); err != nil {
 			s.end(err)
 			return 0, err
-		}
-	}
-}
-
-// comeBack replaces a connection that was lost.
-func (s *Session) comeBack(lostConn *Conn, cause error) error {
-	ready := lostConn.Ready()
-	s.config.Resume, s.config.Output = ready.Session, lostConn.Output()
-	_ = lostConn.Close()
-	end := time.Now().Add(ready.Resume)
-	for pause, limit := againAfter, tryFirst; ; pause, limit = min(2*pause, againMost), min(2*limit, tryMost) {
-		left := time.Until(end)
-		if left <= 0 {
-			return cause
-		}
-		s.tell(Status{Waiting: true, Left: left, Err: cause})
-		conn, err := s.dial(s.ctx, limit)
-		if err == nil {
-			s.take(conn)
-			return nil
-		}
-		if s.ctx.Err() != nil {
-			return net.ErrClosed
-		}
-		var refused *Error
-		switch {
-		case errors.As(err, &refused) && !refused.Retryable:
-			return err
-		case errors.Is(err, ErrNoTicket):
-			return fmt.Errorf("%w: %w", cause, err)
-		}
-		cause = err
-		select {
-		case <-time.After(min(pause, left)):
-		case <-s.ctx.Done():
-			return net.ErrClosed
 		}
 	}
 }
@@ -218,6 +172,15 @@ func (s *Session) send(conn *Conn) {
 		if err != nil {
 			return // Read comes back
 		}
+	}
+}
+
+// given drops what the terminal was given, as a connection has told.
+func (s *Session) given(conn *Conn, input int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn == conn { // else it may be of another shell
+		s.drop(input)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -128,23 +129,33 @@ func (f far) answer() {
 	}
 }
 
+// upgrade answers a handshake, and returns its query.
+func upgrade(conn net.Conn) (far, url.Values) {
+	r := bufio.NewReader(conn)
+	request, err := http.ReadRequest(r)
+	if err != nil { // it was given up
+		return far{conn, r}, nil
+	}
+	sum := sha1.Sum([]byte(request.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+		"Sec-WebSocket-Protocol: termgw.v1\r\nSec-WebSocket-Accept: %s\r\n\r\n", base64.StdEncoding.EncodeToString(sum[:]))
+	return far{conn, r}, request.URL.Query()
+}
+
 // meet opens a terminal at a gateway that plays, in a bubble of time.
 func meet(t *testing.T, play func(far)) *client.Conn {
+	t.Helper()
+	return meetReady(t, `{"type":"ready","session":"S","mode":"rw"}`, play)
+}
+
+// meetReady is meet with a ready message.
+func meetReady(t *testing.T, ready string, play func(far)) *client.Conn {
 	t.Helper()
 	transport := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
 		near, end := net.Pipe()
 		go func() {
-			r := bufio.NewReader(end)
-			request, err := http.ReadRequest(r)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			sum := sha1.Sum([]byte(request.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-			fmt.Fprintf(end, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
-				"Sec-WebSocket-Protocol: termgw.v1\r\nSec-WebSocket-Accept: %s\r\n\r\n", base64.StdEncoding.EncodeToString(sum[:]))
-			f := far{end, r}
-			f.frame(opText, `{"type":"ready","session":"S","mode":"rw"}`)
+			f, _ := upgrade(end)
+			f.frame(opText, ready)
 			play(f)
 			_ = end.Close()
 		}()
@@ -157,7 +168,7 @@ func meet(t *testing.T, play func(far)) *client.Conn {
 	return c
 }
 
-// A gateway that says nothing at all is gone within 45 s.
+// A gateway that says nothing at all is gone after 30 s, during which it was asked again and again.
 func TestSilence(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -172,11 +183,44 @@ func TestSilence(t *testing.T) {
 		})
 		began := time.Now()
 		_, err := c.Read(make([]byte, 1))
-		if err == nil || err.Error() != "the gateway has not answered for 30s" || time.Since(began) > 45*time.Second || pings.Load() != 2 {
+		if err == nil || err.Error() != "the gateway has not answered for 30s" || time.Since(began) > 35*time.Second || pings.Load() != 6 {
 			t.Errorf("after %s and %d pings: %v", time.Since(began), pings.Load(), err)
 		}
 		_ = c.Close()
 	})
+}
+
+// Where the shell waits a line that went silent is given up soon, and sooner when somebody types.
+func TestSilenceWhereTheShellWaits(t *testing.T) {
+	t.Parallel()
+	for _, types := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			c := meetReady(t, `{"type":"ready","session":"S","mode":"rw","resume":60}`, func(f far) {
+				for range 2 { // pings
+					if _, _, err := f.read(); err != nil {
+						t.Error(err)
+					}
+					f.frame(opText, `{"type":"pong","id":1}`)
+					f.frame(opText, `{"type":"pong","id":2}`)
+				}
+				_, _ = io.Copy(io.Discard, f.r)
+			})
+			time.Sleep(7 * time.Second) // after the second ping
+			began := time.Now()
+			most := 8 * time.Second
+			if types {
+				most = 4 * time.Second
+				if _, err := c.Write([]byte("x")); err != nil {
+					t.Error(err)
+				}
+			}
+			_, err := c.Read(make([]byte, 1))
+			if took := time.Since(began); err == nil || err.Error() != "the gateway has not answered for 3s" || took > most || took < 2*time.Second {
+				t.Errorf("typed %v: after %s: %v", types, took, err)
+			}
+			_ = c.Close()
+		})
+	}
 }
 
 // A gateway that is heard of by anything stays.

@@ -1,0 +1,260 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/molecule-ai/termgw/pkg/client"
+)
+
+// scene is a gateway that plays, and the way to it, for one session after another connection.
+type scene struct {
+	resume  int // seconds
+	tickets func(ctx context.Context) (string, error)
+	way     func(n int) error                    // of the n-th connection, from 0; may be nil
+	play    func(n int, asked url.Values, f far) // until the connection ends
+	config  client.Config
+
+	mu       sync.Mutex
+	statuses []client.Status
+}
+
+// ready tells that there is a shell, or the one that was asked for.
+func (s *scene) ready(f far, asked url.Values, resumed bool) {
+	id := "S" + asked.Get("try")
+	if resumed {
+		id = asked.Get("resume")
+	}
+	f.frame(opText, fmt.Sprintf(`{"type":"ready","session":"%s","mode":"rw","resume":%d,"resumed":%v,"output":0}`, id, s.resume, resumed))
+}
+
+// open opens the scene's session, in a bubble of time.
+func (s *scene) open(t *testing.T) *client.Session {
+	t.Helper()
+	n := 0
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
+		s.mu.Lock()
+		at := n
+		n++
+		s.mu.Unlock()
+		if s.way != nil {
+			if err := s.way(at); err != nil {
+				return nil, err
+			}
+		}
+		near, end := net.Pipe()
+		go func() {
+			if f, asked := upgrade(end); asked != nil {
+				s.play(at, asked, f)
+			}
+			_ = end.Close()
+		}()
+		return newLine(near), nil
+	}}
+	s.config.URL, s.config.HTTPClient = "ws://gateway.test/", &http.Client{Transport: transport}
+	if s.tickets == nil {
+		s.tickets = func(context.Context) (string, error) { return ticket, nil }
+	}
+	session, err := client.Open(t.Context(), s.config, s.tickets, func(status client.Status) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.statuses = append(s.statuses, status)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return session
+}
+
+// ends reads until the session ends, and returns the end.
+func ends(session *client.Session) error {
+	_, err := io.Copy(io.Discard, session)
+	_ = session.Close()
+	time.Sleep(time.Minute) // tries that were given up end
+	return err
+}
+
+func (f far) exit() {
+	f.frame(opText, `{"type":"exit","code":0}`)
+	f.frame(8, "\x03\xe8")
+}
+
+// A try that hangs, because the network swallows it, has company: the session goes on within 1.5 s after the network is back,
+// and the try that hung takes nothing.
+func TestComeBackWhereATryHangs(t *testing.T) {
+	t.Parallel()
+	for _, away := range []time.Duration{0, 2 * time.Second, 21 * time.Second, 4 * time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			var back, resumed time.Time
+			s := &scene{resume: 600}
+			s.way = func(n int) error {
+				if n > 0 && time.Now().Before(back) {
+					time.Sleep(30 * time.Second) // what is sent meanwhile is lost for good
+					return errors.New("timed out")
+				}
+				return nil
+			}
+			s.play = func(n int, asked url.Values, f far) {
+				if s.ready(f, asked, n > 0); n == 0 {
+					back = time.Now().Add(away)
+					return
+				}
+				resumed = time.Now()
+				f.exit()
+			}
+			if err := ends(s.open(t)); err != nil {
+				t.Error(err)
+			}
+			if took := resumed.Sub(back); took > 1500*time.Millisecond {
+				t.Errorf("away for %s: back after %s", away, took)
+			}
+		})
+	}
+}
+
+// A way that is slow, but a way, is not given up for others again and again.
+func TestComeBackOverASlowWay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &scene{resume: 600}
+		var lost, resumed time.Time
+		s.way = func(n int) error {
+			if n > 0 {
+				time.Sleep(8 * time.Second)
+			}
+			return nil
+		}
+		s.play = func(n int, asked url.Values, f far) {
+			if s.ready(f, asked, n > 0); n == 0 {
+				lost = time.Now()
+				return
+			}
+			resumed = time.Now()
+			f.exit()
+		}
+		if err := ends(s.open(t)); err != nil {
+			t.Error(err)
+		}
+		if took := resumed.Sub(lost); took > 9*time.Second {
+			t.Errorf("back after %s", took)
+		}
+	})
+}
+
+// A session whose shell went to a later try of its own, which was given up, comes back once more.
+func TestComeBackFromOwnTry(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &scene{resume: 600}
+		s.play = func(n int, asked url.Values, f far) {
+			switch n {
+			case 0:
+				s.ready(f, asked, false)
+			case 1: // has company meanwhile
+				time.Sleep(600 * time.Millisecond)
+				s.ready(f, asked, true)
+				time.Sleep(time.Second)
+				f.frame(opText, `{"type":"error","code":"taken_over"}`)
+				f.frame(8, "\x11\x3c") // 4412
+			case 2: // is answered too late
+				_, _ = io.Copy(io.Discard, f.r)
+			default:
+				s.ready(f, asked, true)
+				f.exit()
+			}
+		}
+		if err := ends(s.open(t)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The ends of a session that has no connection.
+func TestNoComeBack(t *testing.T) {
+	t.Parallel()
+	dead := errors.New("dead")
+	first := true
+	for name, c := range map[string]struct {
+		scene *scene
+		want  string
+	}{
+		"after the wait": {&scene{resume: 2, way: func(n int) error {
+			if n > 0 {
+				return dead
+			}
+			return nil
+		}}, "the shell is gone: it has waited for 2s (connecting to gateway.test: dead)"},
+		"no ticket": {&scene{resume: 60, tickets: func(context.Context) (string, error) {
+			if first {
+				first = false
+				return ticket, nil
+			}
+			return "", fmt.Errorf("%w: not today", client.ErrNoTicket)
+		}}, "no ticket: not today (the connection to the gateway is lost)"},
+		"one shell": {&scene{resume: 60, config: client.Config{OneShell: true}}, "the shell is gone"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c.scene.play = func(n int, asked url.Values, f far) {
+					if c.scene.ready(f, asked, false); n > 0 {
+						_, _ = io.Copy(io.Discard, f.r)
+					}
+				}
+				if err := ends(c.scene.open(t)); err == nil || err.Error() != c.want {
+					t.Errorf("%v, want %s", err, c.want)
+				}
+			})
+		})
+	}
+}
+
+// A gateway that restarts has another one in its place: the session goes on there, with a new shell unless it may have one only.
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	for _, one := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &scene{resume: 60, config: client.Config{OneShell: one}}
+			s.play = func(n int, asked url.Values, f far) {
+				s.ready(f, asked, false)
+				if n > 0 {
+					f.exit()
+					return
+				}
+				f.frame(opText, `{"type":"error","code":"draining","message":"This gateway is being restarted."}`)
+				f.frame(8, "\x03\xf4") // 1012
+			}
+			err := ends(s.open(t))
+			var refused *client.Error
+			switch {
+			case one && (!errors.As(err, &refused) || refused.Code != "draining"):
+				t.Errorf("one shell: %v", err)
+			case one:
+			case err != nil || len(s.statuses) != 2 || s.statuses[0].Left != 0 || !s.statuses[0].Waiting || !s.statuses[1].New:
+				t.Errorf("%v, %+v", err, s.statuses)
+			}
+		})
+	}
+}
+
+// No words of a library are shown.
+func TestWordsOfALoss(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := meet(t, func(f far) { _, _, _ = f.read() })
+		_, err := c.Read(make([]byte, 1))
+		if err == nil || strings.Contains(err.Error(), "failed to") {
+			t.Error(err)
+		}
+		_ = c.Close()
+	})
+}
