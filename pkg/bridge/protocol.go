@@ -64,7 +64,7 @@ func encodeReady(r Ready, at session.Resumed) []byte {
 		Input   int64 `json:"input"`
 	}
 	var comes *resume
-	if r.Resume > 0 {
+	if r.Resume > 0 || r.resumed {
 		comes = &resume{int64(r.Resume / time.Second), r.resumed, at.Output, at.Input}
 	}
 	return encode(struct {

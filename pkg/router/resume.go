@@ -116,7 +116,7 @@ func (req *request) comeBack(ws *bridge.Socket, claims ticket.Claims, size termi
 		size = terminal.Size{}
 	}
 	err = first.tries.take(req.comeback.by, func() error {
-		return bridge.Resume(ws, first.session, first.clientOptions(ws, claims.Mode), size, req.comeback.output)
+		return bridge.Resume(ws, first.session, first.clientOptions(ws, claims), size, req.comeback.output)
 	})
 	switch {
 	case errors.Is(err, bridge.ErrTakenOver):

@@ -221,6 +221,22 @@ func TestTakenOver(t *testing.T) {
 	g.wantMetric(1, "termgw_resumes_total", "outcome=taken_over")
 }
 
+// The ticket of who comes back may have the shell wait for less than the first one, or not at all.
+func TestResumeWithALesserTicket(t *testing.T) {
+	g := resumable(t)
+	p, shell, id := g.opened(t)
+	p.reset()
+	g.waiting(t, 1)
+	p = g.ask(t, requestFor("ws-1", g.ticket("ws-1"), v1, query("resume="+id+"&output=5")))
+	if ready := p.message("ready"); ready["resumed"] != true || ready["resume"] != 0.0 || ready["input"] != 3.0 {
+		t.Errorf("ready says %v", ready)
+	}
+	p.reset()
+	<-shell.over
+	g.over(t)
+	g.wantMetric(1, "termgw_sessions_total", "code=client_lost", "target=local")
+}
+
 // slowVerifier checks tickets after a moment that the test chooses.
 type slowVerifier struct {
 	Verifier
@@ -254,7 +270,6 @@ func TestResumeOfAClientThatHasLeft(t *testing.T) {
 	g.wantMetric(1, "termgw_resumes_total", "outcome=refused")
 }
 
-// Who has lost the screen gets what is kept, which is what nobody has acknowledged.
 // A client that comes back by itself takes its session from no later try: neither of its own,
 // which the network brought sooner, nor of another client with which the person went on.
 func TestTriesComeInOrder(t *testing.T) {

@@ -43,7 +43,7 @@ type request struct {
 	sized       bool                          // the query has a size
 	claims      ticket.Claims                 // of the ticket that opened the session: issuer, subject and workspace
 	longest     time.Duration                 // the session's longest life
-	resume      time.Duration                 // how long the session waits for its person
+	resume      time.Duration                 // how long the session waits for its person, at most
 	passing     store.Holder                  // of the session, for other replicas
 	tries       tries                         // to come back to the session
 	session     *session.Session              // nil: there is no shell yet
@@ -313,7 +313,7 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 	})
 	req.socket.Store(ws)
 	req.tries.last = req.comeback.by
-	bridge.New(ws, req.session, req.clientOptions(ws, claims.Mode))
+	bridge.New(ws, req.session, req.clientOptions(ws, claims))
 	warn := func(left time.Duration) { req.session.Warn(outcomeOf(ErrDraining).code, drainNotice, left) }
 	if err := req.live.opened(req.id, warn, mayResume); err != nil {
 		req.session.Close()
@@ -325,12 +325,13 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 	return nil
 }
 
-// clientOptions are the settings of a client of the session.
-func (req *request) clientOptions(ws *bridge.Socket, mode ticket.Mode) bridge.Options {
+// clientOptions are the settings of a client of the session, which has come with a ticket of
+// its own.
+func (req *request) clientOptions(ws *bridge.Socket, claims ticket.Claims) bridge.Options {
 	o := bridge.Options{
 		Ready: bridge.Ready{
-			Session: req.id, Workspace: req.workspaceID, Target: req.target, Mode: string(mode),
-			IdleTimeout: req.IdleTimeout, MaxSession: req.longest, Resume: req.resume,
+			Session: req.id, Workspace: req.workspaceID, Target: req.target, Mode: string(claims.Mode),
+			IdleTimeout: req.IdleTimeout, MaxSession: req.longest, Resume: min(claims.Resume, req.resume),
 		},
 		PingInterval: req.PingInterval, RTT: req.Metrics.rtt, Backlog: req.Metrics.backlogged,
 	}

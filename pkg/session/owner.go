@@ -241,7 +241,7 @@ func (a *Attachment) Leave(cause error, wait time.Duration) (goesOn bool) {
 	switch {
 	case s.owner != a:
 		return true
-	case !s.mayResume() || s.closed:
+	case !s.mayResume() || s.closed || wait <= 0:
 		s.end(cause)
 		return false
 	}
