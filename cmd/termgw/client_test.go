@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -248,19 +249,23 @@ func (c *tty) expect(tb testing.TB, text string) {
 	})
 }
 
+// runs counts the calls of run.
+var runs atomic.Int64
+
 // run types a command line and waits until it was done; it returns what it printed. The bytes around that are not in the
-// echo of the line itself.
+// echo of the line itself, and not in what an earlier line printed, which the gateway may repeat.
 func (c *tty) run(tb testing.TB, line string) string {
 	tb.Helper()
-	c.send(tb, `printf '\001'; `+line+`; printf '\002'`+"\r")
-	c.expect(tb, "\x01")
+	mark := fmt.Sprintf("%d:", runs.Add(1))
+	c.send(tb, `printf '\001`+mark+`'; `+line+`; printf '\002`+mark+"'\r")
+	c.expect(tb, "\x01"+mark)
 	c.mu.Lock()
 	from := c.passed
 	c.mu.Unlock()
-	c.expect(tb, "\x02")
+	c.expect(tb, "\x02"+mark)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return string(c.output[from : c.passed-1])
+	return string(c.output[from : c.passed-len("\x02"+mark)])
 }
 
 // message waits for the control message of a type.
