@@ -528,8 +528,8 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     }
     const { attempts } = this.failures;
     const status = { state: "open", ready: shell.ready as Ready, attempt: attempts } as const;
-    if (before.id === undefined) this.setStatus(status);
-    else if (shell === before) this.setStatus({ ...status, shell: hasGap ? "redrawn" : "same" });
+    if (shell === before) this.setStatus({ ...status, shell: hasGap ? "redrawn" : "same" });
+    else if (before.id === undefined) this.setStatus(status);
     else {
       this.announced = undefined;
       if (away) this.emit("end", away.end);

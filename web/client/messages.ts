@@ -56,6 +56,7 @@ export function parseServerMessage(text: string): ServerMessage | undefined {
   switch (fields.string("type")) {
     case "ready": {
       const { resume = 0 } = fields.optional("resume", isInteger);
+      const { resumed = false } = fields.optional("resumed", isBoolean);
       return {
         type: "ready",
         ready: {
@@ -69,13 +70,9 @@ export function parseServerMessage(text: string): ServerMessage | undefined {
           resume,
         },
         at:
-          resume > 0
-            ? {
-                resumed: fields.boolean("resumed"),
-                output: fields.number("output"),
-                input: fields.number("input"),
-              }
-            : { resumed: false, output: 0, input: 0 },
+          resumed || resume > 0
+            ? { resumed, output: fields.number("output"), input: fields.number("input") }
+            : { resumed, output: 0, input: 0 },
       };
     }
     case "pong":
@@ -135,12 +132,6 @@ class Fields {
   number(name: string): number {
     const value = this.fields[name];
     if (!isInteger(value)) throw new Error(`"${name}" is no integer`);
-    return value;
-  }
-
-  boolean(name: string): boolean {
-    const value = this.fields[name];
-    if (!isBoolean(value)) throw new Error(`"${name}" is no boolean`);
     return value;
   }
 

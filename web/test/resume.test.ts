@@ -43,7 +43,7 @@ class Line extends FakeSocket {
 
 /** A gateway with one shell: a stream out, and a stream in. */
 class Gateway {
-  readonly resume: number;
+  resume: number;
   readonly lines: Line[] = [];
   session = "s1";
   mode = "rw";
@@ -532,6 +532,25 @@ test("without resume nothing is kept, and the session is another", async () => {
   assert.deepEqual(asked(rig), [""]);
   assert.equal(rig.connection.status.shell, undefined);
   assert.deepEqual(rig.gateway.taken, []);
+});
+
+test("a shell that no longer waits is the same shell once more", async () => {
+  const rig = new Rig();
+  await rig.open();
+  rig.gateway.print([1, 2]);
+  rig.connection.send("sent");
+  await rig.quiet();
+  rig.cut();
+  rig.connection.send(" kept");
+  rig.gateway.resume = 0;
+  await rig.back();
+  await rig.quiet();
+  assert.equal(rig.connection.status.shell, "same");
+  rig.connection.send(" more");
+  await rig.quiet();
+  assert.equal(String.fromCharCode(...rig.gateway.taken), "sent kept more");
+  rig.cut();
+  assert.equal(rig.connection.status.waitsUntil, undefined);
 });
 
 test("what is typed for a shell that turns out to be read-only is not sent", async () => {
