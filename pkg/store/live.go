@@ -37,7 +37,7 @@ type Abandoned struct {
 // that others took for lost while this replica was paused is live again. The rest of the columns change only then, so
 // the update stays off the indexes.
 const heartbeatSQL = `WITH s AS (
-  UPDATE termgw.sessions SET last_seen_at = now(), ended_at = NULL, end_reason = NULL, waiting = id = ANY ($4)
+  UPDATE termgw.sessions SET last_seen_at = now(), ended_at = NULL, end_reason = NULL, waiting = id = ANY ($4), unreached = false
   WHERE id = ANY ($2) AND replica = $1 AND (ended_at IS NULL OR end_reason = '` + ReasonLost + `')
 ), t AS (
   UPDATE termgw.tunnels SET renewed_at = now() WHERE id = ANY ($3) AND replica = $1

@@ -99,7 +99,7 @@ const (
   FROM (SELECT to_jsonb(termgw_ws.*) AS j FROM termgw_ws LIMIT 2) r`
 	probeSQL = `SELECT 0::bigint AS n, to_jsonb(r.*) AS j FROM (
     SELECT w.* FROM (VALUES (1)) AS one LEFT JOIN (
-      SELECT termgw_ws.* FROM termgw_ws, (SELECT tunnels.wanted_at FROM termgw.tunnels) AS tunnels, termgw.host_keys, termgw.locks, (SELECT sessions.trail, sessions.waiting, sessions.holder_url FROM termgw.sessions) AS sessions LIMIT 0
+      SELECT termgw_ws.* FROM termgw_ws, (SELECT tunnels.wanted_at FROM termgw.tunnels) AS tunnels, termgw.host_keys, termgw.locks, (SELECT sessions.trail, sessions.waiting, sessions.holder_url, sessions.unreached FROM termgw.sessions) AS sessions LIMIT 0
     ) w ON true
   ) r`
 )

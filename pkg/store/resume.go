@@ -89,21 +89,14 @@ func (p *Postgres) HolderOf(ctx context.Context, claims ticket.Claims, sessionID
 	return h, nil
 }
 
-// The session's row is as if its replica had just become silent for long enough. It is not ended: what its shell has left may have
-// to be ended yet (Abandoned). A replica that lives says so within some seconds (Heartbeat).
-const unreachedSQL = `UPDATE termgw.sessions SET last_seen_at = least(last_seen_at, now() - make_interval(secs => $5))
+// The session is not ended: what its shell has left may have to be ended yet (Abandoned).
+const unreachedSQL = `UPDATE termgw.sessions SET unreached = true
 WHERE id = $1 AND issuer = $2 AND subject = $3 AND ($4 = '' OR replica = $4) AND ended_at IS NULL`
 
 // Unreached notes that a session of the ticket's person, of a replica or, if that is empty, of any, could not be gone on with: its
-// replica was not reached, or has lost it. The session counts no more until that replica's next heartbeat. A store that cannot tell
-// who is silent notes nothing.
+// replica was not reached, or has lost it. The session counts no more until that replica's next heartbeat.
 func (p *Postgres) Unreached(ctx context.Context, claims ticket.Claims, sessionID, replica string) error {
-	if _, ok := p.steady.lasts(p.now()); !ok {
-		return nil
-	}
-	err := p.one(ctx, unreachedSQL, []any{
-		text(sessionID), text(claims.Issuer), text(claims.Subject), text(replica), p.silence() + 1,
-	})
+	err := p.one(ctx, unreachedSQL, []any{text(sessionID), text(claims.Issuer), text(claims.Subject), text(replica)})
 	return unavailable("noting that a session was not reached", err)
 }
 
