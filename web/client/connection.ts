@@ -179,6 +179,8 @@ export class TerminalConnection extends Events<ConnectionEvents> {
   private screen: LastingScreen | undefined;
   /** What the page before this one kept, until it is taken up. */
   private kept: Kept | undefined;
+  /** The same, until that has come to its end. */
+  private recalled: Kept | undefined;
   /** The screen that was kept, until there is output after it. */
   private saved: Saved | undefined;
   private stopListening: (() => void) | undefined;
@@ -332,7 +334,10 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     }
     // Async, so that a callback that throws at once is told as one that rejects.
     (async () => {
-      if (this.kept) await this.takeUp(this.kept);
+      if (this.kept) {
+        await this.takeUp(this.kept);
+        this.recalled = undefined;
+      }
       return this.ticket(cancel.signal);
     })().then(
       (ticket) => this.dial(attempt, ticket),
@@ -343,7 +348,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
 
   /** Looks for a shell that the page before this one had. */
   private recall(): void {
-    this.kept = this.place.take();
+    this.kept = this.recalled = this.place.take();
     if (!this.kept) return;
     this.shell.id = this.kept.session;
     this.shell.resume = this.kept.resume;
@@ -374,19 +379,20 @@ export class TerminalConnection extends Events<ConnectionEvents> {
 
   /** What the page that comes after this one has to know of the shell. */
   private record(): Kept | undefined {
-    const { id: session, resume } = this.shell;
+    const { id: session, resume, until } = this.shell;
     if (session === undefined) return undefined;
     const since = Date.now() - this.clock.now();
     return {
       session,
       resume,
-      until: this.away?.until ?? Date.now() + resume * 1000,
+      until: this.away?.until ?? until ?? Date.now() + resume * 1000,
       openedAt: this.openedAt + since,
       inputAt: this.inputAt + since,
     };
   }
 
   private recordWithScreen(): Kept | undefined {
+    if (this.recalled) return this.recalled;
     const record = this.record();
     const screen = record && (this.screen?.save() ?? this.saved);
     return screen ? { ...record, screen } : record;
@@ -623,7 +629,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     const others = this.attempts;
     this.attempts = [];
     this.shell = new Shell();
-    this.kept = this.saved = undefined;
+    this.kept = this.recalled = this.saved = undefined;
     this.place.remove();
     this.away = undefined;
     this.announced = undefined;

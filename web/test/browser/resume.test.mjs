@@ -189,6 +189,33 @@ function drawing() {
 }
 
 test(
+  "a page that goes before it has its shell leaves the screen to the next",
+  { skip },
+  async (t) => {
+    const demo = await startDemo(t);
+    const browser = await startBrowser(t);
+    const { tab } = await openLasting(t, browser, () => demo);
+    await send(tab, "seq 500; echo do\\ne\r");
+    await until(() => text(tab), /^done$/m);
+    const before = await tab.evaluate(() => window.lasting.cells());
+    await tab.context().addInitScript(() => {
+      if (sessionStorage.getItem("gone") !== null) return;
+      const request = () => {
+        sessionStorage.setItem("gone", "");
+        location.reload();
+        return new Promise(() => {}); // the page is gone before it is answered
+      };
+      Object.assign(navigator.locks, { request });
+    });
+    await tab.reload();
+    const state = () => tab.evaluate(() => window.lasting.connection.status.state).catch(() => "");
+    await until(state, /^open$/);
+    assert.equal((await status(tab)).shell, "same");
+    assert.deepEqual(await tab.evaluate(() => window.lasting.cells()), before);
+  },
+);
+
+test(
   "reloads in the middle of output: the screen is that of a terminal that was never cut",
   { skip },
   async (t) => {
