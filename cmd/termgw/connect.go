@@ -33,8 +33,9 @@ func (ConnectCmd) Help() string {
 (which other users of this machine can read in the process list).
 
 Where the gateway lets a shell wait for its person, and the ticket endpoint gives fresh tickets, a lost
-connection is made anew: what was typed meanwhile goes to the same shell. If that is gone, a person gets
-a new one; a script, whose input is no terminal, ends.
+connection is made anew: what was typed meanwhile goes to the same shell. If that is gone by then, a
+person gets a new one; a script, whose input is no terminal, ends. No connection is tried for longer than
+the shell waits, and a minute.
 
 Enter ~ . leaves at once, and ends the shell; Enter ~ ~ types a tilde. The exit status is the shell's, or 255 if
 there was none: no ticket, no gateway, refused, or ended by the gateway.`

@@ -183,7 +183,7 @@ func TestConnectAfterTheWait(t *testing.T) {
 	c, _ := v.script(t, v.command(t))
 	v.line.out(true)
 	v.line.cut(byReset)
-	if status := c.wait(t); status != 255 || !strings.Contains(c.log.String(), "the shell is gone: it has waited for 2s") {
+	if status := c.wait(t); status != 255 || !strings.Contains(c.log.String(), "the shell is gone: it waited for 2s") {
 		t.Errorf("exit status %d, %q", status, c.log.String())
 	}
 	v.container.empty(t)

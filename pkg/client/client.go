@@ -158,9 +158,11 @@ func Dial(ctx context.Context, config Config) (*Conn, error) {
 	target.RawQuery = query.Encode()
 	c := newConn(config.Notice)
 	c.given, c.try = config.given, config.try
+	began := time.Now()
 	if c.ws, err = c.upgrade(ctx, target, config); err != nil {
 		return nil, err
 	}
+	c.trip = time.Since(began) / 2
 	c.loops.Go(c.receive)
 	c.loops.Go(c.tell)
 	c.loops.Go(c.watch)

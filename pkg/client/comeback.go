@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// companyAfter, and as many of the connection's round trips as companyTrips, is how long
+	// companyAfter, and as many of the last connection's round trips as companyTrips, is how long
 	// a try to come back goes without progress before another one is made beside it: a network
 	// that is back answers only what is asked now.
 	companyAfter = 500 * time.Millisecond
@@ -31,9 +31,9 @@ const (
 	longMost    = 15 * time.Second
 	longCompany = 5 * time.Second
 
-	// graceMost bounds the time for which tries go on after the shell has waited: a gateway
-	// may have noticed later that the connection is lost.
-	graceMost = time.Minute
+	// grace is how long tries go on after the shell has waited: a gateway may notice later that
+	// the connection is lost, by two of its pings.
+	grace = time.Minute
 )
 
 // goesOn reports whether the session goes on after the end of a connection: with its shell,
@@ -49,7 +49,7 @@ func (s *Session) goesOn(conn *Conn, err error) bool {
 	case isRestart(err):
 		return !s.config.OneShell
 	default:
-		return s.byOwnTry(conn.try, refused)
+		return s.byOwnTry(conn.try, err)
 	}
 }
 
@@ -62,10 +62,11 @@ func isRestart(err error) bool {
 
 // byOwnTry reports whether a connection was refused because a later one of this Session has
 // the shell: one that was given up, and that the gateway heard of all the same.
-func (s *Session) byOwnTry(try int, refused *Error) bool {
+func (s *Session) byOwnTry(try int, err error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return refused.Code == "taken_over" && try < s.dials
+	var refused *Error
+	return errors.As(err, &refused) && refused.Code == "taken_over" && try < s.dials
 }
 
 // try is one of the tries to come back to a session.
@@ -132,7 +133,7 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 		waits = 0 // the gateway has ended the shell
 	}
 	began := time.Now()
-	over := time.NewTimer(waits + min(ready.Resume, graceMost))
+	over := time.NewTimer(waits + grace)
 	defer over.Stop()
 
 	news := make(chan *try)
@@ -146,7 +147,9 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 	pause := againAfter
 	next := time.NewTimer(0)
 	defer next.Stop()
-	s.tellAway(began.Add(waits), cause)
+	if !s.byOwnTry(lostConn.try, cause) {
+		s.tellAway(began.Add(waits), cause)
+	}
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -155,7 +158,7 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 			if waits == 0 {
 				return cause
 			}
-			return fmt.Errorf("%w: it has waited for %s (%w)", ErrShellGone, waits, cause)
+			return fmt.Errorf("%w: it waited for %s (%w)", ErrShellGone, waits, cause)
 		case <-next.C:
 			if len(tries) == 2 {
 				tries[1].abandon()
@@ -196,7 +199,7 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 func (s *Session) isFinal(t *try) bool {
 	var refused *Error
 	if errors.As(t.err, &refused) {
-		return !refused.Retryable && !s.byOwnTry(t.number, refused)
+		return !refused.Retryable && !s.byOwnTry(t.number, t.err)
 	}
 	return errors.Is(t.err, ErrNoTicket)
 }
@@ -212,6 +215,7 @@ func longestPause(began time.Time, cause error) time.Duration {
 // tellAway tells that the shell waits until a time, of the wall clock: a computer that
 // sleeps stops the other one.
 func (s *Session) tellAway(until time.Time, cause error) {
+	s.isAway = true
 	s.tell(Status{Waiting: true, Left: max(0, time.Until(until.Round(0))), Err: cause})
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,7 @@ type scene struct {
 	resume  int // seconds
 	tickets func(ctx context.Context) (string, error)
 	way     func(n int) error                    // of the n-th connection, from 0; may be nil
+	held    func(n int)                          // between the request and its answer; may be nil
 	play    func(n int, asked url.Values, f far) // until the connection ends
 	config  client.Config
 
@@ -54,7 +56,11 @@ func (s *scene) open(t *testing.T) *client.Session {
 		}
 		near, end := net.Pipe()
 		go func() {
-			if f, asked := upgrade(end); asked != nil {
+			if f, asked := upgrade(end, func() {
+				if s.held != nil {
+					s.held(at)
+				}
+			}); asked != nil {
 				s.play(at, asked, f)
 			}
 			_ = end.Close()
@@ -151,6 +157,87 @@ func TestComeBackOverASlowWay(t *testing.T) {
 	})
 }
 
+// slowly answers pings after a time, until the connection is over.
+func (f far) slowly(after time.Duration) {
+	for {
+		op, p, err := f.read()
+		if err != nil {
+			return
+		}
+		var id int
+		if _, err := fmt.Sscanf(string(p), `{"type":"ping","id":%d}`, &id); op == opText && err == nil {
+			time.AfterFunc(after, func() { f.frame(opText, fmt.Sprintf(`{"type":"pong","id":%d}`, id)) })
+		}
+	}
+}
+
+// takenOver tells that the shell is another connection's.
+func (f far) takenOver() {
+	f.frame(opText, `{"type":"error","code":"taken_over","message":"It goes on elsewhere."}`)
+	f.frame(8, "\x11\x3c") // 4412
+}
+
+// A line with a round trip of seconds loses nothing by that: its answers are waited for, and no crowd of tries takes the shell from
+// each other.
+func TestComeBackOverALongLine(t *testing.T) {
+	t.Parallel()
+	const trip = 5 * time.Second
+	synctest.Test(t, func(t *testing.T) {
+		s := &scene{resume: 600}
+		var (
+			mu    sync.Mutex
+			owner far
+			last  int
+			conns int
+		)
+		s.held = func(n int) {
+			if n > 0 {
+				time.Sleep(trip)
+			}
+		}
+		s.play = func(n int, asked url.Values, f far) {
+			mu.Lock()
+			try, _ := strconv.Atoi(asked.Get("try"))
+			if n > 0 && try <= last {
+				mu.Unlock()
+				f.takenOver()
+				return
+			}
+			if owner.Conn != nil {
+				go owner.takenOver()
+			}
+			owner, last = f, try
+			conns++
+			mu.Unlock()
+			if s.ready(f, asked, n > 0); n == 0 {
+				mu.Lock()
+				owner = far{}
+				mu.Unlock()
+				return
+			}
+			time.AfterFunc(5*time.Minute, func() {
+				mu.Lock()
+				defer mu.Unlock()
+				if owner == f {
+					f.exit()
+				}
+			})
+			f.slowly(trip)
+		}
+		if err := ends(s.open(t)); err != nil {
+			t.Error(err)
+		}
+		if conns > 5 {
+			t.Errorf("%d connections had the shell", conns)
+		}
+		for _, status := range s.statuses[1:] {
+			if status.Waiting && strings.Contains(status.Err.Error(), "elsewhere") {
+				t.Errorf("told %+v", status)
+			}
+		}
+	})
+}
+
 // A session whose shell went to a later try of its own, which was given up, comes back once more.
 func TestComeBackFromOwnTry(t *testing.T) {
 	t.Parallel()
@@ -164,8 +251,7 @@ func TestComeBackFromOwnTry(t *testing.T) {
 				time.Sleep(600 * time.Millisecond)
 				s.ready(f, asked, true)
 				time.Sleep(time.Second)
-				f.frame(opText, `{"type":"error","code":"taken_over"}`)
-				f.frame(8, "\x11\x3c") // 4412
+				f.takenOver()
 			case 2: // is answered too late
 				_, _ = io.Copy(io.Discard, f.r)
 			default:
@@ -175,6 +261,9 @@ func TestComeBackFromOwnTry(t *testing.T) {
 		}
 		if err := ends(s.open(t)); err != nil {
 			t.Error(err)
+		}
+		if len(s.statuses) != 2 || !s.statuses[0].Waiting || s.statuses[1].Waiting {
+			t.Errorf("told %+v", s.statuses)
 		}
 	})
 }
@@ -193,7 +282,7 @@ func TestNoComeBack(t *testing.T) {
 				return dead
 			}
 			return nil
-		}}, "the shell is gone: it has waited for 2s (connecting to gateway.test: dead)"},
+		}}, "the shell is gone: it waited for 2s (connecting to gateway.test: dead)"},
 		"no ticket": {&scene{resume: 60, tickets: func(context.Context) (string, error) {
 			if first {
 				first = false

@@ -34,11 +34,12 @@ const (
 	// A gateway that has sent nothing for so long since it was asked counts as gone. It
 	// reads no ping behind input that its program does not take, and then is heard by its own
 	// pings only: busyLimit is for that. Where the shell waits, nothing is lost by a
-	// connection that was only slow: answerLimit, unless more input than answerInput, in bytes,
-	// is on its way.
+	// connection that was only slow: answerLimit, and answerTrips at least, unless more input
+	// than answerInput, in bytes, is on its way.
 	silenceLimit = 30 * time.Second
 	busyLimit    = 2 * time.Minute
 	answerLimit  = 3 * time.Second
+	answerTrips  = 4
 	answerInput  = 4 << 10
 	// Input asks for an answer where nothing was heard for so long.
 	staleAfter = time.Second
@@ -80,7 +81,7 @@ type Conn struct {
 	heardAt  int64         // the part of sent that the gateway has read
 	pings    int64         // the id of the last ping
 	awaited  []ping        // sent and not answered, oldest first
-	trip     time.Duration // the last round trip
+	trip     time.Duration // the last round trip; at first half the handshake, which takes two at least
 	heard    time.Time     // when anything was received
 	pinged   time.Time     // when a ping was due last
 	pingDue  bool
@@ -298,7 +299,7 @@ func (c *Conn) silent(now time.Time) time.Duration {
 	case unheard >= unheardLimit/2:
 		limit = busyLimit
 	case unheard <= answerInput && c.ready.Resume > 0:
-		limit = answerLimit
+		limit = min(max(answerLimit, answerTrips*c.trip.Round(time.Second)), silenceLimit)
 	}
 	since := c.awaited[0].left
 	if c.heard.After(since) {

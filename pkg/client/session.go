@@ -50,6 +50,7 @@ type Session struct {
 	sent       int64  // the offset up to which input was sent on conn
 	sending    *Conn  // on which send runs
 	dials      int    // connections that were tried, at times two side by side
+	isAway     bool   // status was told so; Read's own
 	cols, rows int
 	ended      error
 }
@@ -143,7 +144,10 @@ func (s *Session) take(conn *Conn) {
 	s.sent = s.from
 	rest := s.typed
 	s.mu.Unlock()
-	s.tell(Status{New: !ready.Resumed})
+	if s.isAway || !ready.Resumed {
+		s.tell(Status{New: !ready.Resumed})
+	}
+	s.isAway = false
 	if len(rest) > 0 {
 		go s.send(conn) // Read has to go on meanwhile
 	}

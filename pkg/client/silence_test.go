@@ -129,16 +129,20 @@ func (f far) answer() {
 	}
 }
 
-// upgrade answers a handshake, and returns its query.
-func upgrade(conn net.Conn) (far, url.Values) {
+// upgrade answers a handshake, once held has returned, and returns its query.
+func upgrade(conn net.Conn, held func()) (far, url.Values) {
 	r := bufio.NewReader(conn)
 	request, err := http.ReadRequest(r)
 	if err != nil { // it was given up
 		return far{conn, r}, nil
 	}
+	held()
 	sum := sha1.Sum([]byte(request.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+	_, err = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
 		"Sec-WebSocket-Protocol: termgw.v1\r\nSec-WebSocket-Accept: %s\r\n\r\n", base64.StdEncoding.EncodeToString(sum[:]))
+	if err != nil { // given up since
+		return far{conn, r}, nil
+	}
 	return far{conn, r}, request.URL.Query()
 }
 
@@ -154,7 +158,7 @@ func meetReady(t *testing.T, ready string, play func(far)) *client.Conn {
 	transport := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
 		near, end := net.Pipe()
 		go func() {
-			f, _ := upgrade(end)
+			f, _ := upgrade(end, func() {})
 			f.frame(opText, ready)
 			play(f)
 			_ = end.Close()
