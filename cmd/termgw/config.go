@@ -126,7 +126,7 @@ func (e environment) parse() (gateway.Config, []error) {
 	if c.AdvertiseURL != "" {
 		u, err := url.Parse(c.AdvertiseURL)
 		p.require("ADVERTISE_URL", err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" && u.User == nil &&
-			u.Path == "" && u.RawQuery == "" && u.Fragment == "", "want http(s)://host:port, as other replicas reach this one")
+			u.Path == "" && u.RawQuery == "" && u.Fragment == "" && reachable(u), "want http(s)://host:port, as other replicas reach this one")
 	}
 	for _, o := range c.AllowedOrigins {
 		u, err := url.Parse(o)
@@ -165,6 +165,21 @@ func (e environment) parse() (gateway.Config, []error) {
 	p.require("LOG_LEVEL", slices.Contains([]string{"debug", "info", "warn", "error"}, e.LogLevel),
 		fmt.Sprintf("%q is not debug, info, warn or error", e.LogLevel))
 	return c, p.faults
+}
+
+// hostName is the form of a host's name: a variable that nobody has put in, like $(POD_IP), has another.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?$`)
+
+// reachable reports whether a URL has a host and a port that can be another machine's.
+func reachable(u *url.URL) bool {
+	port, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16)
+	if err != nil || port == 0 {
+		return false
+	}
+	if addr, err := netip.ParseAddr(u.Hostname()); err == nil {
+		return !addr.IsUnspecified()
+	}
+	return hostName.MatchString(u.Hostname())
 }
 
 // parser collects the faults of variables.

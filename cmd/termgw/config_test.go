@@ -88,6 +88,22 @@ func TestBasePath(t *testing.T) {
 	}
 }
 
+func TestAdvertiseURL(t *testing.T) {
+	t.Parallel()
+	for address, good := range map[string]bool{
+		"": true, "http://10.0.0.7:8080": true, "http://10.0.0.7:8080/": true, "https://gw-1.gw.ns.svc.cluster.local.": true,
+		"http://[2001:db8::7]:8080": true, "http://[fe80::7%25eth0]:8080": true, "http://gw_1:8080": true,
+		"10.0.0.7:8080": false, "http://": false, "http://:8080": false, "http://0.0.0.0:8080": false, "http://[::]:8080": false,
+		"http://$(POD_IP):8080": false, "http://${POD_IP}:8080": false, "http://10.0.0.7:0": false, "http://10.0.0.7:80800": false,
+		"http://gw/terminals": false, "ws://gw:8080": false, "http://u:p@gw:8080": false, "http://*:8080": false,
+	} {
+		_, faults := environment{AdvertiseURL: address}.parse()
+		if told := strings.Contains(errors.Join(faults...).Error(), "ADVERTISE_URL"); told == good {
+			t.Errorf("%q: %v", address, faults)
+		}
+	}
+}
+
 // Every fault is named at once, by its variable; a secret in one is not repeated.
 func TestConfigurationFaults(t *testing.T) {
 	t.Parallel()

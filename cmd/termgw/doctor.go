@@ -34,15 +34,17 @@ func (DoctorCmd) Help() string {
   docker, container, shell          for a workspace on the gateway's own engine, or
   aws, instance, endpoint, key, tunnel, login, account, tools, docker, container, shell
                                     for a workspace on an instance.
+With TERMGW_RESUME it then looks at how people come back to shells that wait: the step resume asks the addresses
+that other replicas with sessions have in the database, eight at most, whether a gateway is there.
 
 Each step says ok or FAILED, how long it took, and what it found; a step that failed says its detail, which
 is the one that the terminal's error has, then the cause and the fix. Mend that step first: the steps behind
 it are not run, and are named. The page docs/infra/workspace-terminal.md has all details, and what doctor
 says of many broken set-ups.
 
-The exit status is 0 if a terminal opens, and 1 if a step has failed.
+The exit status is 0 if every step went well, and 1 if one has failed.
 
-It takes seconds, up to half a minute where something does not answer. The last step opens a shell in the
+It takes seconds, up to half a minute where something does not answer. The step shell opens a shell in the
 workspace and ends it. So the audit trail gets a row, as it does for every shell: its subject is
 "termgw doctor" and who runs it.`
 }
@@ -171,7 +173,11 @@ func (d *doctor) toTheRow() []runner.Step {
 }
 
 func (d *doctor) toTheShell() []runner.Step {
-	return append(d.place.Kind.Steps(d.target(), d.open), runner.Step{Name: "shell", Run: d.shell, Fix: runner.FixShell})
+	steps := append(d.place.Kind.Steps(d.target(), d.open), runner.Step{Name: "shell", Run: d.shell, Fix: runner.FixShell})
+	if d.cfg.Resume > 0 {
+		steps = append(steps, runner.Step{Name: "resume", Run: d.resume, Fix: "Let the gateway's role read the schema termgw."})
+	}
+	return steps
 }
 
 func (d *doctor) configure(context.Context) (string, error) {

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -214,5 +215,31 @@ func TestResumeMode(t *testing.T) {
 		if !errors.Is(err, test.want) || errList != nil || len(list) != 1 || list[0].Mode != test.mode {
 			t.Errorf("%s with %s: %v, recorded %+v, %v", test.with.ID, test.with.Mode, err, list, errList)
 		}
+	}
+}
+
+// Replicas that have sessions, and where they are; of a dead one for as long as it counts.
+func TestReplicas(t *testing.T) {
+	t.Parallel()
+	dsn := database(t, textWorkspaces)
+	p := open(t, PostgresConfig{URL: dsn})
+	for _, s := range []Session{
+		heldBy("s1", "gw-2"),
+		{ID: "s2", Replica: "gw-2"},
+		{ID: "s3", Replica: "gw-1"},
+		heldBy("s4", "gw-ended"),
+		heldBy("s5", "gw-dead"),
+	} {
+		if _, err := p.Redeem(t.Context(), claims(s.ID, "ws-local"), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Finish(t.Context(), "s4", End{Reason: "exit", Waits: true}); err != nil {
+		t.Fatal(err)
+	}
+	execSQL(t, dsn, `UPDATE termgw.sessions SET last_seen_at = now() - interval '31 seconds' WHERE id = 's5'`)
+	list, err := p.Replicas(t.Context())
+	if want := []Replica{{"gw-1", ""}, {"gw-2", "http://gw-2:8080"}}; err != nil || !slices.Equal(list, want) {
+		t.Errorf("%v, %v; want %v", list, err, want)
 	}
 }
