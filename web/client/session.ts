@@ -51,6 +51,8 @@ const PINGS_LOST = 2;
  * milliseconds after a ping, unless the line is busy with input.
  */
 const ANSWER_MS = 3_000;
+/** Input after so long a silence has a ping before it, so that a lost line is noticed while somebody types. */
+const QUIET_MS = 1_000;
 
 export interface Size {
   cols: number;
@@ -142,6 +144,7 @@ export class Session {
   /** Messages of the gateway, and how many they were at the last ping. */
   private heard = 0;
   private heardAtPing = 0;
+  private heardAt = 0;
   private stopDeadline: (() => void) | undefined;
 
   /** Throws what the browser's WebSocket throws. */
@@ -178,6 +181,7 @@ export class Session {
       if (this.over) return;
       this.unanswered = 0;
       this.heard++;
+      this.heardAt = clock.now();
       if (typeof data === "string") this.control(data);
       else this.output(new Uint8Array(data as ArrayBuffer));
     };
@@ -241,6 +245,8 @@ export class Session {
     while (this.socket.readyState === OPEN && this.isReady && this.inputPing === 0) {
       const frame = input.next();
       if (!frame) return;
+      const isQuiet = this.pings.size === 0 && this.clock.now() - this.heardAt >= QUIET_MS;
+      if (isQuiet) this.probe(); // before the input, which may take a slow line some time
       this.socket.send(frame);
       this.inputSent += frame.length;
       if (this.inputSent >= INPUT_WINDOW) this.inputPing = this.sendPing();
@@ -252,7 +258,7 @@ export class Session {
     if (this.isReady) this.sendSize();
   }
 
-  /** Asks whether the gateway is still there: after a time in which the page was not. */
+  /** Asks whether the gateway is still there, where another connection could take this one's place. */
   probe(): void {
     if (this.isReady && !this.over && this.shell.resume > 0) this.sendPing();
   }

@@ -341,6 +341,55 @@ test("silence is noticed 3 s after a ping, and the shell's close code is kept fr
   assert.equal(line.closedWith, 1000, "the shell is another connection's by then");
 });
 
+/** Opens a shell, and waits until the gateway has been silent for so long and owes no answer. */
+async function silentFor(ms: number, gateway = new Gateway()): Promise<[Rig, Line]> {
+  const rig = new Rig(gateway);
+  await rig.open();
+  rig.clock.advance(5_000);
+  await rig.quiet(); // the pong to a regular ping
+  rig.clock.advance(ms);
+  return [rig, rig.gateway.lines[0] as Line];
+}
+const kinds = (line: Line) =>
+  line.toGateway.map((message) =>
+    typeof message === "string" ? (JSON.parse(message) as { type: string }).type : "input",
+  );
+
+test("silence is noticed 3 s after input that follows a second of silence", async () => {
+  const [rig, line] = await silentFor(1_000);
+  line.isDead = true;
+  rig.type([1]);
+  rig.clock.advance(900);
+  rig.type([2]);
+  assert.deepEqual(kinds(line), ["ping", "input", "input"], "one ping is enough");
+  rig.clock.advance(2_099);
+  assert.equal(rig.state, "open");
+  rig.clock.advance(1);
+  assert.equal(rig.state, "waiting");
+  await rig.back();
+  await rig.quiet();
+  assert.deepEqual(rig.gateway.taken, rig.typed);
+});
+
+test("a line that answers stays, and what is typed then has no ping of its own", async () => {
+  const [rig, line] = await silentFor(1_000);
+  rig.type([1]);
+  await rig.quiet();
+  rig.clock.advance(999);
+  rig.type([2]);
+  assert.deepEqual(kinds(line), ["input"]);
+  await rig.quiet();
+  rig.clock.advance(2_500);
+  assert.equal(rig.state, "open");
+  assert.equal(rig.gateway.lines.length, 1);
+});
+
+test("where no shell waits, input has no ping", async () => {
+  const [rig, line] = await silentFor(2_000, new Gateway(0));
+  rig.type([1]);
+  assert.deepEqual(kinds(line), ["input"]);
+});
+
 test("what is typed for a shell that is gone never reaches the new one, which is told", async () => {
   const rig = new Rig();
   await rig.open();
