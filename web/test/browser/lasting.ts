@@ -9,6 +9,13 @@ interface Attribute {
   bg: number;
 }
 
+/** What has no place in xterm.js's API. */
+interface Inner {
+  buffer: { x: number; y: number };
+  coreService: { isCursorHidden: boolean };
+  coreMouseService: { activeEncoding: string };
+}
+
 async function ticket(): Promise<string> {
   return (await fetch("/ticket")).text();
 }
@@ -21,17 +28,24 @@ const statuses: Status[] = [];
 connection.on("status", (status) => statuses.push(status));
 connection.connect();
 
-/** What a terminal shows, cell by cell, its scrollback included. */
+/**
+ * What a terminal shows, cell by cell, its scrollback included: each line's characters, a dot for a
+ * cell without one, and before the cells whose style is not that of the cell before, the style.
+ */
 function cells(of: Terminal): string[] {
   const { active } = of.buffer;
   const lines = Array.from({ length: active.length }, (_, y) => {
     const line = active.getLine(y);
+    let last = "0/0";
     const row = Array.from({ length: of.cols }, (__, x) => {
       const cell = line?.getCell(x);
       const { fg, bg } = cell as unknown as Attribute;
-      return `${cell?.getChars()}/${cell?.getWidth()}/${fg}/${bg}`;
+      const style = `${fg.toString(16)}/${bg.toString(16)}`;
+      const set = style === last ? "" : `{${style}}`;
+      last = style;
+      return set + (cell?.getChars() || "·".repeat(cell?.getWidth() ?? 0));
     });
-    return `${line?.isWrapped ? "+" : ""}${row.join(" ")}`;
+    return `${line?.isWrapped ? "+" : ""}${row.join("").replace(/·+$/, "")}`;
   });
   return [`${active.type} ${active.cursorX} ${active.cursorY}`, ...lines];
 }
@@ -46,12 +60,24 @@ async function cellsOf(bytes: number[]): Promise<string[]> {
   return cells(other);
 }
 
+/** The lines that a person sees, and what decides what keys and the mouse send. */
+function view(of: Terminal): string[] {
+  const { _core: core } = of as unknown as { _core: Inner };
+  const { x, y } = core.buffer;
+  const [, ...lines] = cells(of);
+  const modes = { ...of.modes, isCursorHidden: core.coreService.isCursorHidden };
+  const mouse = core.coreMouseService.activeEncoding;
+  const { type } = of.buffer.active;
+  return [`${type} ${x} ${y}`, JSON.stringify(modes), mouse, ...lines.slice(-of.rows)];
+}
+
 const lasting = {
   terminal,
   connection,
   statuses,
   cells: () => cells(terminal),
   cellsOf,
+  view: () => view(terminal),
   text: () => {
     const { active } = terminal.buffer;
     const lines = Array.from({ length: active.length }, (_, y) => active.getLine(y));

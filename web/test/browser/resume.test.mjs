@@ -1,5 +1,6 @@
 // A shell that outlives its connection: the real gateway, a real browser, and a line that is cut.
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
@@ -126,9 +127,12 @@ test("a duplicated tab opens a shell of its own", { skip }, async (t) => {
  * @param {import("node:test").TestContext} t
  * @param {import("playwright-core").Browser} browser
  * @param {() => {tickets: string, page: string}} demo
+ * @param {object} [options]
+ * @param {Record<string, string>} [options.kept] what is in the tab's sessionStorage
+ * @param {import("playwright-core").ViewportSize} [options.viewport]
  */
-async function openLasting(t, browser, demo) {
-  const tab = await openTab(t, browser, demo().page, { expected: EXPECTED });
+async function openLasting(t, browser, demo, { kept = {}, ...options } = {}) {
+  const tab = await openTab(t, browser, demo().page, { expected: EXPECTED, ...options });
   /** @type {(page: import("playwright-core").Page) => Promise<URL>} */
   const serve = async (page) => {
     await page.route("**/ticket", async (route) => {
@@ -139,10 +143,40 @@ async function openLasting(t, browser, demo) {
     return serveFixture(page, script, demo().page);
   };
   const { href } = await serve(tab);
+  await leave(tab, href);
+  await tab.evaluate((items) => Object.assign(sessionStorage, items), kept);
   await tab.goto(href);
   await isOpen(tab);
-  return { tab, href, serve };
+  return { tab, href };
 }
+
+/**
+ * Goes to an empty page of the same origin, which sees what is kept in the tab.
+ *
+ * @param {import("playwright-core").Page} tab
+ * @param {string} href the terminal's page
+ * @returns {Promise<Record<string, string>>}
+ */
+async function leave(tab, href) {
+  await tab.route("**/empty.html", (route) =>
+    route.fulfill({ contentType: "text/html", body: "" }),
+  );
+  await tab.goto(new URL("/empty.html", href).href);
+  return tab.evaluate(() => ({ ...sessionStorage }));
+}
+
+/**
+ * What is kept, without the screens.
+ *
+ * @param {Record<string, string>} kept
+ */
+const withoutScreens = (kept) =>
+  Object.fromEntries(
+    Object.entries(kept).map(([name, value]) => {
+      const { screen: _screen, ...rest } = JSON.parse(value);
+      return [name, JSON.stringify(rest)];
+    }),
+  );
 
 /** @param {import("playwright-core").Page} tab */
 const status = (tab) => tab.evaluate(() => window.lasting.connection.status);
@@ -331,12 +365,7 @@ test("no ticket is kept, nor what was typed", { skip }, async (t) => {
   await send(tab, "read -rs secret; echo got\r");
   await until(() => text(tab), /read -rs secret/);
   await send(tab, "pass-word");
-  // Another page of the same tab sees what is kept.
-  await tab.route("**/empty.html", (route) =>
-    route.fulfill({ contentType: "text/html", body: "" }),
-  );
-  await tab.goto(new URL("/empty.html", href).href);
-  const kept = await tab.evaluate(() => JSON.stringify(sessionStorage));
+  const kept = JSON.stringify(await leave(tab, href));
   assert.match(kept, /read -rs secret/);
   assert.doesNotMatch(kept, /pass-word|eyJ/);
   await tab.goto(href);
@@ -360,16 +389,8 @@ test("a page that lost its screen gets one that is right", { skip }, async (t) =
   );
   await send(tab, `clear; sh ${folder}/draws\r`);
   await until(() => text(tab), /^begins$/m);
-  await tab.route("**/empty.html", (route) =>
-    route.fulfill({ contentType: "text/html", body: "" }),
-  );
-  await tab.goto(new URL("/empty.html", href).href);
-  await tab.evaluate(() => {
-    for (const [name, value] of Object.entries(sessionStorage)) {
-      const { screen: _screen, ...rest } = JSON.parse(value);
-      sessionStorage.setItem(name, JSON.stringify(rest));
-    }
-  });
+  const kept = withoutScreens(await leave(tab, href));
+  await tab.evaluate((items) => Object.assign(sessionStorage, items), kept);
   await tab.goto(href);
   await isOpen(tab);
   assert.equal((await status(tab)).shell, "redrawn");
@@ -473,6 +494,136 @@ for (const [name, command, ready, leave] of /** @type {const} */ ([
       await send(tab, leave);
       await until(() => text(tab), name === "top" ? /^> *$/m : /^before$[^]*^> *$/m);
       assert.match(String((await cells())[0]), /^normal/);
+    },
+  );
+}
+
+/** @type {(tab: import("playwright-core").Page) => Promise<string[]>} */
+const view = (tab) => tab.evaluate(() => window.lasting.view());
+
+/** Programs that show the same in two terminals. */
+const PROGRAMS = /** @type {const} */ ([
+  {
+    name: "vim",
+    command:
+      "vim -n -u NONE -i NONE --cmd 'set nocp shm+=F ruler nu mouse=a' -c 'normal 40Gzt' lines",
+    shown: /^ *40 line 40 /m,
+  },
+  {
+    name: "htop",
+    command: "HTOPRC=$PWD/htoprc htop -d 100 -p $(cat pids)",
+    shown: /( +\d+ sleep 1000 *\n){20}/,
+  },
+  {
+    name: "tmux",
+    command: String.raw`tmux -L $$ -f tmux.conf new 'less -Pless lines' \; splitw 'seq 99; exec sh' \; selectp -t 0`,
+    shown: /^line 1 [^]*^99\n[^]*^\[0\]/m,
+  },
+  { name: "less", command: "less -Pless +40 lines", shown: /^line 40 / },
+  {
+    name: "bash",
+    command: String.raw`PS1='\[\e[32m\]>\[\e[m\] '; history -c; history -r lines; clear; cat lines`,
+    shown: /^line 2000 .*\n> *$/m,
+    key: "ArrowUp",
+  },
+]);
+
+/** Numbers and names: what else it shows changes. */
+const HTOPRC = `config_reader_min_version=3
+header_layout=one_100
+column_meters_0=Hostname
+column_meter_modes_0=2
+screen:Main=PID Command
+.sort_key=PID
+`;
+
+/** What the programs work on. @param {import("node:test").TestContext} t */
+async function makeWork(t) {
+  const folder = await mkdtemp(join(tmpdir(), "termgw-programs-"));
+  defer(t, () => rm(folder, { recursive: true }));
+  const sleeps = Array.from({ length: 40 }, () => spawn("sleep", ["1000"], { stdio: "ignore" }));
+  defer(t, () => sleeps.map((child) => child.kill()));
+  const lines = Array.from({ length: 2_000 }, (_, at) => `line ${at + 1} of some text\n`);
+  for (const [name, content] of /** @type {const} */ ([
+    ["lines", lines.join("")],
+    ["pids", sleeps.map(({ pid }) => pid).join()],
+    ["tmux.conf", "set -g mouse on\nset -g status-right ''\nset -g destroy-unattached on\n"],
+    ["htoprc", HTOPRC],
+  ])) {
+    await writeFile(join(folder, name), content);
+  }
+  return folder;
+}
+
+for (const { name, command, shown, ...more } of PROGRAMS) {
+  const missing = skip || (find(name) ? false : `no ${name}`);
+  test(
+    `${name} without its screen, and on another device: that of a terminal that was never cut`,
+    { skip: missing },
+    async (t) => {
+      const demo = await startDemo(t);
+      const browser = await startBrowser(t);
+      const folder = await makeWork(t);
+      const { tab, href } = await openLasting(t, browser, () => demo);
+      const { tab: whole } = await openLasting(t, browser, () => demo);
+      for (const each of [tab, whole]) {
+        await pidOf(each);
+        await send(each, `cd ${folder}; clear; ${command}\r`);
+        await until(() => text(each), shown);
+      }
+      /** @param {import("playwright-core").Page} cut */
+      const isWhole = async (cut) => {
+        /** @type {string[]} */
+        let found = [];
+        /** @type {string[]} */
+        let wanted = [];
+        const difference = async () => {
+          [found, wanted] = await Promise.all([view(cut), view(whole)]);
+          return String(wanted.findIndex((line, at) => line !== found[at]));
+        };
+        await until(difference, /^-1$/).catch(() => assert.deepEqual(found, wanted));
+      };
+      /** Does the same in both. */
+      const act = async (
+        /** @type {import("playwright-core").Page} */ cut,
+        /** @type {(each: import("playwright-core").Page) => Promise<void>} */ what,
+      ) => {
+        const before = JSON.stringify(await view(whole));
+        await what(whole);
+        const isOld = async () => String(JSON.stringify(await view(whole)) === before);
+        await until(isOld, /^false$/);
+        await what(cut);
+        await isWhole(cut);
+      };
+      /** @param {import("playwright-core").Page} cut */
+      const goOn = async (cut) => {
+        await isOpen(cut);
+        assert.equal((await status(cut)).shell, "redrawn");
+        await isWhole(cut);
+        for (let count = 0; count < 2; count++) {
+          await act(cut, async (each) => {
+            await each.locator(".xterm-helper-textarea").focus();
+            await each.keyboard.press("key" in more ? more.key : "ArrowDown");
+          });
+        }
+        if (["vim", "htop", "tmux"].includes(name)) {
+          const position = { x: 100, y: clicks++ === 0 ? 400 : 100 };
+          await act(cut, (each) => each.locator(".xterm-screen").click({ position }));
+        }
+      };
+      let clicks = 0;
+      await isWhole(tab);
+
+      const kept = withoutScreens(await leave(tab, href));
+      await tab.evaluate((items) => Object.assign(sessionStorage, items), kept);
+      await tab.goto(href);
+      await goOn(tab);
+
+      const viewport = { width: 700, height: 640 };
+      await whole.setViewportSize(viewport);
+      const device = await openLasting(t, browser, () => demo, { kept, viewport });
+      await goOn(device.tab);
+      await until(async () => (await status(tab)).end?.code ?? "", /^taken_over$/);
     },
   );
 }
