@@ -2,8 +2,10 @@ package session
 
 import (
 	"bytes"
+	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // pastLeast is how many bytes of its past a session keeps at least, of a program that has
@@ -61,7 +63,7 @@ func (t *past) screen() []byte {
 // lines returns the tail from its first whole line on, with the modes at its beginning.
 func (t *past) lines() (output []byte, ok bool) {
 	if len(t.tail) < pastLeast { // nothing was cut off
-		return slices.Clone(t.tail), true
+		return quiet(t.tail), true
 	}
 	modes, rest := t.modes.clone(), t.tail
 	for {
@@ -72,9 +74,64 @@ func (t *past) lines() (output []byte, ok bool) {
 		modes.follow(rest[:n])
 		rest = rest[n:]
 		if modes.at == inText && !modes.alternate() {
-			return append(modes.restore(), rest...), true
+			return append(modes.restore(), quiet(rest)...), true
 		}
 	}
+}
+
+// quiet returns output without what a terminal answers, rings or copies: it did so when the output
+// was new, and an answer now would be typed into whatever reads there. What draws stays, and so does the beginning of
+// a sequence that has no end yet.
+func quiet(p []byte) []byte {
+	var m modes
+	out := make([]byte, 0, len(p))
+	begun := 0 // where the sequence begins
+	for i, c := range p {
+		was := m.at
+		m.follow(p[i : i+1])
+		if was == inEscape && c != '\\' && p[i-1] == 0x1b {
+			begun = i - 1 // a string that ESC has ended is none where nothing ends it as it should
+		}
+		switch {
+		case was == inText && m.at == inText:
+			switch {
+			case c == 0x05 || c == 0x07: // ENQ, BEL
+			case c >= 0x80 && c < 0xa0 && i > 0 && p[i-1] == 0xc2 && len(out) > 0:
+				out = out[:len(out)-1] // a C1 control, which begins a sequence in some terminals
+			default:
+				out = append(out, c)
+			}
+		case was == inText:
+			begun = i
+		case m.at == inText && draws(p[begun:i+1]):
+			out = append(out, p[begun:i+1]...)
+		}
+	}
+	if m.at != inText {
+		out = append(out, p[begun:]...)
+	}
+	return out
+}
+
+// drawing has the sequences that draw or set modes ("XTerm Control Sequences"). Others ask the terminal, or have an effect
+// beyond it.
+var drawing = regexp.MustCompile("^\x1b(" + strings.Join([]string{
+	"\\[[0-9;:]*[@A-MPSTXZ`abdefghlmrsu]", `\[\?[0-9;]*[hlJK]`, `\[>[0-9;]*m`, `\[[<=>][0-9;]*u`, `\[[0-9]* q`, `\[[0-9]*"q`, `\[!p`,
+	`\](0|1|2|8);[^\x1b\x07]*(\x07|\x1b\\)`, // titles and links
+	"[ -/]+[0-~]", "[0-Y\\\\=>`c-~]",
+}, "|") + ")$")
+
+// draws reports whether a sequence that is whole does no more than draw, or set a mode.
+func draws(sequence []byte) bool {
+	if sequence[1] == '[' { // controls act within it, and are no part of it
+		sequence = bytes.Map(func(r rune) rune {
+			if r < 0x20 && r != 0x1b {
+				return -1
+			}
+			return r
+		}, sequence)
+	}
+	return drawing.Match(sequence)
 }
 
 // followed are DEC's private modes (CSI ? Pm h, CSI ? Pm l) that decide what a terminal sends

@@ -50,6 +50,26 @@ func TestModes(t *testing.T) {
 	}
 }
 
+// TestQuiet: of what is repeated to a new terminal, nothing has an answer or rings.
+func TestQuiet(t *testing.T) {
+	for _, c := range []struct{ output, quiet string }{
+		{"plain\ttext\r\n\x1b[1;38:2::1:2:3mred\x1b[m\x1b[2J\x1b[10;20Hé", "plain\ttext\r\n\x1b[1;38:2::1:2:3mred\x1b[m\x1b[2J\x1b[10;20Hé"},
+		{"a\x1b[6nb\x1b[cc\x1b[>cd\x1b[=ce\x1b[5nf\x1b[?6ng\x1b[xh\x1b[18ti\x1b[?1$pj\x1b[4$pk", "abcdefghijk"},
+		{"a\x1b]10;?\ab\x1b]52;c;aGk=\x1b\\c\x1bP$qm\x1b\\d\x1bP+q544e\x1b\\e\x1b_Gi=1\x1b\\f\x1b^x\x1b\\g\x1bXx\x1b\\h", "abcdefgh"},
+		{"a\x1bZb\x05c\ad\x1b[>qe\x1b[?uf\x1b[?4mg\x1b[?1Sh\x1b[4ii\x1b[?996nj\x1b[?1;2sk", "abcdefghijk"},
+		{"a\u009b6nb\u0085c\u00a0d", "a6nbc\u00a0d"},
+		{"\x1b]0;title\a\x1b]2;other\x1b\\\x1b]8;;http://h/\x1b\\link\x1b]8;;\a", "\x1b]0;title\a\x1b]2;other\x1b\\\x1b]8;;http://h/\x1b\\link\x1b]8;;\a"},
+		{"\x1b7\x1b8\x1bM\x1b(0\x1b=\x1b>\x1bc\x1b#8\x1b[?1049h\x1b[>4;1m\x1b[>1u\x1b[2 q\x1b[1\"q\x1b[!p\x1b[?2J", "\x1b7\x1b8\x1bM\x1b(0\x1b=\x1b>\x1bc\x1b#8\x1b[?1049h\x1b[>4;1m\x1b[>1u\x1b[2 q\x1b[1\"q\x1b[!p\x1b[?2J"},
+		{"a\x1b[1\x18b\x1b[6\x1b[1mc\x1b]0;\x1b[?1h\x1b[3\r1m", "ab\x1b[1mc\x1b[?1h\x1b[3\r1m"},
+		{"a\x1b[6", "a\x1b[6"}, // its end is still to come
+		{"a\x1b]0;x\x1b", "a\x1b]0;x\x1b"},
+	} {
+		if got := string(quiet([]byte(c.output))); got != c.quiet {
+			t.Errorf("%q: %q, want %q", c.output, got, c.quiet)
+		}
+	}
+}
+
 // TestPastScreen: a terminal that is given what a session kept of its past, and then all that is
 // printed, is as one that was given everything.
 func TestPastScreen(t *testing.T) {

@@ -72,10 +72,13 @@ func TestBudgetIsShared(t *testing.T) {
 	}
 }
 
-// pattern is output whose every byte tells where it belongs.
+// pattern is output of lines whose every byte tells where it belongs.
 func pattern(off int64, p []byte) {
 	for i := range p {
 		n := off + int64(i)
 		p[i] = byte(n ^ n>>8 ^ n>>16)
+		if p[i] != '\n' && (p[i] < ' ' || p[i] > '~') {
+			p[i] = '@' | p[i]&0x3f
+		}
 	}
 }
