@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -177,11 +178,12 @@ var errLeft = errors.New("left, by the escape sequence")
 // console is the person's side: standard input and output, and the tty if there is one.
 type console struct {
 	*stdio
-	comesBack bool       // there are tickets to come back with
-	waits     bool       // there is no connection
-	until     time.Time  // the shell waits so long at least; only if waits
-	tty       int        // file descriptor of the tty; -1: input or output is no tty
-	saying    sync.Mutex // held while a message is printed
+	comesBack bool        // there are tickets to come back with
+	waits     bool        // there is no connection
+	until     time.Time   // the shell waits so long at least; only if waits
+	isNew     atomic.Bool // the shell is another since input came last
+	tty       int         // file descriptor of the tty; -1: input or output is no tty
+	saying    sync.Mutex  // held while a message is printed
 }
 
 // run carries bytes both ways until one side ends.
@@ -230,17 +232,28 @@ func (t *console) run(ctx context.Context, conn *client.Session) error {
 	}
 }
 
+// typingPause ends what a person types or pastes in one go: half a line means another thing in
+// another shell.
+const typingPause = 500 * time.Millisecond
+
 // typeInput sends standard input to the gateway. At the end of an input that is no tty
 // typeInput sends the end-of-file character, so that a shell fed by a pipe ends.
 func (t *console) typeInput(conn *client.Session, leave context.CancelCauseFunc) {
 	escape := escape{active: t.tty >= 0, lineStart: true}
 	buf := make([]byte, 32<<10)
+	var came time.Time // when input came last
+	isOld := false // what comes was begun for a shell that is gone
 	for {
 		n, err := t.In.Read(buf)
+		isOld = (t.isNew.Swap(false) || isOld) && time.Since(came) < typingPause
 		p, left := escape.filter(buf[:n])
+		if isOld {
+			p = nil
+		}
 		if _, err := conn.Write(p); err != nil && !errors.Is(err, client.ErrReadOnly) {
 			return
 		}
+		came = time.Now() // Write may have waited
 		if left {
 			leave(errLeft)
 			return
@@ -349,6 +362,7 @@ func (t *console) status(s client.Status) {
 	case s.Waiting:
 		t.say(fmt.Sprintf("%v: a new shell is asked for (Enter ~ . leaves)", s.Err))
 	case s.New:
+		t.isNew.Store(true)
 		t.say("the shell is gone: this is a new one")
 	default:
 		t.say("here is your shell again")

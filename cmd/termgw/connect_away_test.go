@@ -146,9 +146,15 @@ func TestConnectWhoseShellIsGone(t *testing.T) {
 	v.line.cut(byReset)
 	person.sees(t, "your shell waits for 1h0m0s")
 	v.revoke(t)
+	person.types(t, strings.Repeat("touch /tmp/old\r", 10))
 	v.line.out(false)
-	person.sees(t, "the shell is gone: this is a new one")
-	person.types(t, "echo \"B[$secret]\"\r")
+	eventually(t, "there is another shell", func() bool {
+		person.types(t, "touch /tmp/old\r") // on and on, faster than a person pauses
+		return strings.Contains(person.screen.String(), "the shell is gone: this is a new one")
+	})
+	person.types(t, "touch /tmp/old\r")
+	time.Sleep(2 * typingPause) // the person's
+	person.types(t, "echo \"B[$secret$(ls /tmp/old 2>/dev/null)]\"\r")
 	person.sees(t, "B[]")
 
 	// Who leaves while away is told what becomes of the shell.

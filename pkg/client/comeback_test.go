@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -265,6 +267,138 @@ func TestComeBackFromOwnTry(t *testing.T) {
 		if len(s.statuses) != 2 || !s.statuses[0].Waiting || s.statuses[1].Waiting {
 			t.Errorf("told %+v", s.statuses)
 		}
+	})
+}
+
+// typed reads frames, answers pings, and returns the input up to so many bytes.
+func (f far) typed(n int) (input []byte, sizes []string) {
+	for len(input) < n {
+		op, p, err := f.read()
+		var id int
+		switch {
+		case err != nil:
+			return input, sizes
+		case op == opBinary:
+			input = append(input, p...)
+		case op == opText && strings.Contains(string(p), "resize"):
+			sizes = append(sizes, string(p))
+		case op == opText:
+			if _, err := fmt.Sscanf(string(p), `{"type":"ping","id":%d}`, &id); err == nil {
+				f.frame(opText, fmt.Sprintf(`{"type":"pong","id":%d,"input":%d}`, id, len(input)))
+			}
+		}
+	}
+	return input, sizes
+}
+
+// What is typed comes in order, whatever the ticket of the connection allows over which it comes.
+func TestTypedWhileAwayComesFirst(t *testing.T) {
+	t.Parallel()
+	for _, resume := range []int{0, 60} {
+		synctest.Test(t, func(t *testing.T) {
+			want := make([]byte, 900<<10)
+			for i := range want {
+				want[i] = byte(i >> 10)
+			}
+			s := &scene{resume: 60}
+			s.held = func(n int) {
+				if n > 0 {
+					time.Sleep(2 * time.Second)
+				}
+			}
+			s.play = func(n int, asked url.Values, f far) {
+				if s.ready(f, asked, n > 0); n == 0 {
+					s.resume = resume
+					return
+				}
+				time.Sleep(2 * time.Second) // the line is full meanwhile
+				if got, _ := f.typed(len(want)); !bytes.Equal(got, want) {
+					t.Errorf("resume %d: other input, %d bytes", resume, len(got))
+				}
+				f.exit()
+			}
+			session := s.open(t)
+			var typist sync.WaitGroup
+			typist.Go(func() {
+				for piece := range slices.Chunk(want, 7777) {
+					time.Sleep(30 * time.Millisecond)
+					_, _ = session.Write(piece)
+				}
+			})
+			if err := ends(session); err != nil {
+				t.Error(err)
+			}
+			typist.Wait()
+		})
+	}
+}
+
+// The rest of a long paste for a shell that is gone is not typed into the one in its place.
+func TestPasteForAShellThatIsGone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &scene{resume: 60}
+		s.held = func(n int) {
+			if n > 0 {
+				time.Sleep(5 * time.Second)
+			}
+		}
+		s.play = func(n int, asked url.Values, f far) {
+			if s.ready(f, asked, false); n == 0 {
+				return
+			}
+			if got, _ := f.typed(3); string(got) != "new" {
+				t.Errorf("the new shell was given %q", got)
+			}
+			f.exit()
+		}
+		session := s.open(t)
+		var typist sync.WaitGroup
+		typist.Go(func() {
+			time.Sleep(time.Second) // it is away
+			if n, err := session.Write(bytes.Repeat([]byte("old"), 1<<20)); n != 3<<20 || err != nil {
+				t.Errorf("%d bytes were written: %v", n, err)
+			}
+			_, _ = session.Write([]byte("new"))
+		})
+		if err := ends(session); err != nil {
+			t.Error(err)
+		}
+		typist.Wait()
+	})
+}
+
+// A size of while the connection was away is told over the next one.
+func TestResizedWhileAway(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &scene{resume: 60, config: client.Config{Cols: 80, Rows: 24}}
+		s.held = func(n int) {
+			if n > 0 {
+				time.Sleep(5 * time.Second)
+			}
+		}
+		s.play = func(n int, asked url.Values, f far) {
+			if s.ready(f, asked, n > 0); n == 0 {
+				return
+			}
+			if _, sizes := f.typed(1); len(sizes) == 0 || sizes[len(sizes)-1] != `{"type":"resize","cols":77,"rows":33}` {
+				t.Errorf("told %q", sizes)
+			}
+			f.exit()
+		}
+		session := s.open(t)
+		var typist sync.WaitGroup
+		typist.Go(func() {
+			time.Sleep(time.Second) // a try is under way
+			session.Resize(77, 33)
+			time.Sleep(10 * time.Second)
+			_, _ = session.Write([]byte("x"))
+		})
+		if err := ends(session); err != nil {
+			t.Error(err)
+		}
+		typist.Wait()
 	})
 }
 

@@ -49,6 +49,7 @@ type Session struct {
 	from       int64  // the offset of its first byte, in all input
 	sent       int64  // the offset up to which input was sent on conn
 	sending    *Conn  // on which send runs
+	shells     int    // shells before this one
 	dials      int    // connections that were tried, at times two side by side
 	isAway     bool   // status was told so; Read's own
 	cols, rows int
@@ -137,8 +138,12 @@ func (s *Session) take(conn *Conn) {
 	ready := conn.Ready()
 	s.mu.Lock()
 	s.conn = conn
+	if s.cols > 0 && s.rows > 0 {
+		conn.Resize(s.cols, s.rows) // it may be another than that of the try
+	}
 	if !ready.Resumed {
 		s.typed, s.from = nil, 0
+		s.shells++
 	}
 	s.drop(ready.Input)
 	s.sent = s.from
@@ -176,6 +181,9 @@ func (s *Session) send(conn *Conn) {
 		if err != nil {
 			return // Read comes back
 		}
+		if s.conn == conn && conn.Ready().Resume == 0 {
+			s.drop(s.sent) // nothing is sent again
+		}
 	}
 }
 
@@ -199,8 +207,12 @@ func (s *Session) drop(taken int64) {
 }
 
 // Write is Conn's Write, also while the connection is lost: what is typed then is kept,
-// and sent to the same shell. Write waits while a mebibyte is kept.
+// and sent to the same shell. Write waits while a mebibyte is kept. What is left of p when the
+// shell is gone is dropped: it was typed for no other.
 func (s *Session) Write(p []byte) (n int, err error) {
+	s.mu.Lock()
+	shells := s.shells
+	s.mu.Unlock()
 	for n < len(p) {
 		s.mu.Lock()
 		conn := s.conn
@@ -211,7 +223,10 @@ func (s *Session) Write(p []byte) (n int, err error) {
 		case ready.ReadOnly():
 			s.mu.Unlock()
 			return n, ErrReadOnly
-		case ready.Resume == 0: // nothing can be sent again
+		case s.shells != shells:
+			s.mu.Unlock()
+			return len(p), nil
+		case ready.Resume == 0 && len(s.typed) == 0: // nothing is sent again, and nothing has to be sent before
 			s.mu.Unlock()
 			m, err := conn.Write(p[n:])
 			return n + m, err
