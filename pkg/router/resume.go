@@ -180,9 +180,9 @@ func (req *request) goneOn(b *bridge.Bridge, cause error) {
 	b.Close(context.Background(), end.close, &e)
 }
 
-// maxSuperseded bounds the clients of a session that are remembered as superseded. The oldest
-// is forgotten first: its tries have most likely ended.
-const maxSuperseded = 8
+// maxSuperseded bounds the clients of a session that are remembered as superseded: each reload of a
+// page is another client, and one that sleeps may come back after a day. The oldest is forgotten first.
+const maxSuperseded = 1000
 
 // tries puts the tries to come back to one session in order. A try that the network has held up
 // must not take the session from a later one of the same client; and a client that comes back by
