@@ -231,9 +231,12 @@ function follow(
     /** Leaves the terminal the size that it is given meanwhile. */
     async hold(work) {
       isHeld = true;
-      await work();
-      isHeld = false;
-      fitToContainer();
+      try {
+        await work();
+      } finally {
+        isHeld = false;
+        fitToContainer();
+      }
     },
     stop() {
       watcher.disconnect();

@@ -181,7 +181,9 @@ export class TerminalConnection extends Events<ConnectionEvents> {
   private kept: Kept | undefined;
   /** The same, until that has come to its end. */
   private recalled: Kept | undefined;
-  /** The screen that was kept, until there is output after it. */
+  /** The screen that was kept, until it is known that the shell is this person's. */
+  private unseen: Saved | undefined;
+  /** The screen that was drawn as it was kept, until there is output after it. */
   private saved: Saved | undefined;
   private stopListening: (() => void) | undefined;
   private stopWaiting: () => void = () => {};
@@ -220,11 +222,11 @@ export class TerminalConnection extends Events<ConnectionEvents> {
 
   /**
    * Has the screen outlive the page, together with the shell, until the returned function is called.
-   * A screen that is there before `connect` is drawn as the page before this one left it.
+   * It is drawn as the page before this one left it, once the gateway has given this page the shell.
    */
   keep(screen: LastingScreen): () => void {
     this.screen = screen;
-    if (this.saved) void screen.restore(this.saved);
+    if (this.saved) void this.draw(this.saved);
     return () => {
       if (this.screen === screen) this.screen = undefined;
     };
@@ -348,22 +350,32 @@ export class TerminalConnection extends Events<ConnectionEvents> {
 
   /** Looks for a shell that the page before this one had. */
   private recall(): void {
-    this.kept = this.recalled = this.place.take();
-    if (!this.kept) return;
-    this.shell.id = this.kept.session;
-    this.shell.resume = this.kept.resume;
-    this.shell.until = this.kept.until;
+    this.kept = this.place.take();
+    if (this.kept) this.ask(this.kept);
+  }
+
+  /** Asks for the shell that was kept. */
+  private ask(kept: Kept): void {
+    this.recalled = kept;
+    this.shell.id = kept.session;
+    this.shell.resume = kept.resume;
+    this.shell.until = kept.until;
     this.shell.isShown = false;
   }
 
-  /** Goes on where the page before this one was, unless that is still there. */
-  private async takeUp(kept: Kept): Promise<void> {
+  /** Goes on where a page before this one was, unless that is still there. */
+  private async takeUp(first: Kept): Promise<void> {
     this.kept = undefined;
-    const isOurs = await this.place.lock(kept.session);
-    if (this.shell.id !== kept.session) return; // closed meanwhile
-    if (!isOurs) {
+    let kept: Kept | undefined = first;
+    while (kept) {
+      const isOurs = await this.place.lock(kept.session);
+      if (this.shell.id !== kept.session) return; // closed meanwhile
+      if (isOurs) break;
+      kept = this.place.next();
+      if (kept) this.ask(kept);
+    }
+    if (!kept) {
       this.shell = new Shell();
-      this.place.remove();
       this.setStatus({ state: "connecting", attempt: this.failures.attempts });
       return;
     }
@@ -371,10 +383,21 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     this.openedAt = kept.openedAt - since;
     this.inputAt = kept.inputAt - since;
     if (!kept.screen || !this.screen) return;
-    this.saved = kept.screen;
+    this.unseen = kept.screen;
     this.shell.output = new Progress(kept.screen.output);
     this.shell.isShown = true;
-    await this.screen.restore(kept.screen);
+  }
+
+  /** Draws a screen as it was kept; the gateway has one drawn anew where that fails. */
+  private async draw(saved: Saved): Promise<void> {
+    try {
+      await this.screen?.restore(saved);
+    } catch (fault) {
+      console.error("termgw: the screen that was kept could not be drawn:", fault);
+      this.saved = undefined;
+      this.shell.isShown = false;
+      this.session?.finish(localEnd("connection_lost"));
+    }
   }
 
   /** What the page that comes after this one has to know of the shell. */
@@ -394,7 +417,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
   private recordWithScreen(): Kept | undefined {
     if (this.recalled) return this.recalled;
     const record = this.record();
-    const screen = record && (this.screen?.save() ?? this.saved);
+    const screen = record && (this.screen?.save() ?? this.saved ?? this.unseen);
     return screen ? { ...record, screen } : record;
   }
 
@@ -448,7 +471,11 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     const back = (event: Event) => {
       const { persisted } = event as PageTransitionEvent;
       if (persisted && this.shell.id !== undefined)
-        void this.place.comeBack(this.shell.id).then(shown);
+        void this.place.comeBack(this.shell.id).then(() => {
+          const record = this.recordWithScreen();
+          if (record) this.place.write(record);
+          shown();
+        });
     };
     window?.addEventListener("pageshow", back, { signal });
     window?.addEventListener(
@@ -494,7 +521,10 @@ export class TerminalConnection extends Events<ConnectionEvents> {
           }
           this.emit("notice", notice);
         },
-        accepted: () => this.progressed(),
+        accepted: (trip) => {
+          this.roundTrip = trip;
+          this.progressed();
+        },
         roundTrip: (ms) => {
           this.roundTrip = ms;
           this.emit("roundTrip", ms);
@@ -526,7 +556,13 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     });
     this.failures = { ...this.failures, refused: 0 };
     if (shell !== before) this.openedAt = this.inputAt = this.clock.now();
+    const { unseen } = this;
+    this.unseen = undefined;
     if (hasGap || shell !== before) this.saved = undefined;
+    else if (unseen) {
+      this.saved = unseen;
+      void this.draw(unseen);
+    }
     const record = this.record();
     if (record) {
       void this.place.lock(record.session);
@@ -629,7 +665,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     const others = this.attempts;
     this.attempts = [];
     this.shell = new Shell();
-    this.kept = this.recalled = this.saved = undefined;
+    this.kept = this.recalled = this.unseen = this.saved = undefined;
     this.place.remove();
     this.away = undefined;
     this.announced = undefined;

@@ -11,6 +11,10 @@ import type { Saved } from "./screen.js";
 /** The next page may be there before the locks of the last one have gone. */
 const LOCK_MS = 500;
 
+/** Of records: those of another are removed. */
+const VERSION = 1;
+const RECORD = /^termgw wss?:/;
+
 /** What is kept of one terminal. */
 export interface Kept {
   session: string;
@@ -22,6 +26,8 @@ export interface Kept {
   inputAt: number;
   /** There once the page has gone, or was hidden. */
   screen?: Saved;
+  /** The page has gone: nobody has the shell wait beyond `until`. */
+  isLeft?: boolean;
 }
 
 /** The records that a connection of this page has. */
@@ -41,16 +47,26 @@ export class Place {
 
   /** What the page before this one kept of the first terminal that nobody has taken yet. */
   take(): Kept | undefined {
+    purge();
     for (const name of this.names()) {
-      if (taken.has(name)) continue;
-      const kept = parse(storage()?.getItem(name));
-      if (!hasLocks() || !kept) storage()?.removeItem(name);
+      const kept = taken.has(name) ? undefined : parse(storage()?.getItem(name));
       if (!kept) continue;
+      if (!hasLocks()) storage()?.removeItem(name);
       taken.add(name);
       this.name = name;
       return kept;
     }
     return undefined;
+  }
+
+  /**
+   * The next one, where another page has that. It is of the tab of which this one is a copy, or of
+   * another frame of this tab, which needs it.
+   */
+  next(): Kept | undefined {
+    if (globalThis.window === globalThis.top) this.remove();
+    this.name = undefined;
+    return this.take();
   }
 
   /** Has the session, and tells whether no other page has: that of which this tab is a copy. */
@@ -79,7 +95,7 @@ export class Place {
 
   /** The page goes: the next one may take what is kept. */
   leave(kept: Kept): void {
-    this.put(kept);
+    this.put({ ...kept, isLeft: true });
     this.locked = undefined;
     this.unlock();
   }
@@ -117,7 +133,7 @@ export class Place {
       },
       rest,
     ]) {
-      if (tried && set(this.name, JSON.stringify(tried))) return;
+      if (tried && set(this.name, JSON.stringify({ version: VERSION, ...tried }))) return;
     }
   }
 
@@ -157,11 +173,23 @@ function hasLocks(): boolean {
 
 function parse(text: string | null | undefined): Kept | undefined {
   try {
-    const kept = JSON.parse(text ?? "") as Kept;
+    const kept = JSON.parse(text ?? "") as Kept & { version: unknown };
+    const { version, session, resume, until, openedAt, inputAt } = kept;
     const isWhole =
-      typeof kept.session === "string" && [kept.resume, kept.until].every(Number.isFinite);
+      version === VERSION &&
+      typeof session === "string" &&
+      [resume, until, openedAt, inputAt].every(Number.isFinite);
     return isWhole ? kept : undefined;
   } catch {
-    return undefined; // of another version
+    return undefined;
+  }
+}
+
+/** Removes what nobody needs any more, of all addresses. */
+function purge(): void {
+  for (const name of Object.keys(storage() ?? {})) {
+    if (!RECORD.test(name) || taken.has(name)) continue;
+    const kept = parse(storage()?.getItem(name));
+    if (!kept || (kept.isLeft && kept.until < Date.now())) storage()?.removeItem(name);
   }
 }

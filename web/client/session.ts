@@ -51,6 +51,10 @@ const PINGS_LOST = 2;
  * milliseconds after a ping, unless the line is busy with input.
  */
 const ANSWER_MS = 3_000;
+/** And so many round trips at least. */
+const ANSWER_TRIPS = 4;
+/** A handshake takes this many round trips, or more. */
+const HANDSHAKE_TRIPS = 2;
 /** Input after so long a silence has a ping before it, so that a lost line is noticed while somebody types. */
 const QUIET_MS = 1_000;
 
@@ -95,8 +99,8 @@ export interface Clock {
 
 /** What a session tells; nothing after `end`. */
 export interface SessionEvents {
-  /** The handshake is done. */
-  accepted(): void;
+  /** The handshake is done, and shows that a round trip takes about `trip` milliseconds. */
+  accepted(trip: number): void;
   /** `shell` is the one that was asked for, or a new one; `hasGap`: output between is lost. */
   ready(shell: Shell, hasGap: boolean): void;
   output(output: Output): void;
@@ -138,6 +142,8 @@ export class Session {
   /** Pings without a pong yet: id to the time they left. */
   private readonly pings = new Map<number, number>();
   private nextPing = 1;
+  /** Milliseconds of a round trip. */
+  private trip = 0;
   /** Regular pings since the gateway was last heard. */
   private unanswered = 0;
   private stopPings: () => void = () => {};
@@ -169,13 +175,15 @@ export class Session {
       asked.searchParams.set("resume", shell.id);
       if (shell.isShown) asked.searchParams.set("output", String(shell.output.received));
     }
+    const began = clock.now();
     const socket = openSocket(asked.href, [PROTOCOL, TICKET_PROTOCOL + ticket]);
     this.socket = socket;
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
       this.accepted = true;
       if (socket.protocol !== PROTOCOL) this.finish(localEnd("bad_server_message"));
-      else if (!this.over) events.accepted();
+      this.trip = (clock.now() - began) / HANDSHAKE_TRIPS;
+      if (!this.over) events.accepted(this.trip);
     };
     socket.onmessage = ({ data }) => {
       if (this.over) return;
@@ -407,7 +415,7 @@ export class Session {
     if (this.stopDeadline && this.heard === this.heardAtPing) return; // to an older ping
     this.stopDeadline?.();
     this.heardAtPing = this.heard;
-    this.stopDeadline = this.clock.after(ANSWER_MS, () => {
+    this.stopDeadline = this.clock.after(Math.max(ANSWER_MS, ANSWER_TRIPS * this.trip), () => {
       this.stopDeadline = undefined;
       // Behind much input an answer takes longer: PINGS_LOST is for that.
       if (this.heard > this.heardAtPing || this.inputPing !== 0) return;
@@ -425,7 +433,8 @@ export class Session {
       this.inputSent = 0;
       this.sendInput();
     }
-    this.events.roundTrip(this.clock.now() - sent);
+    this.trip = this.clock.now() - sent;
+    this.events.roundTrip(this.trip);
   }
 
   private sendSize(): void {
