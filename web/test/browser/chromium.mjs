@@ -2,7 +2,7 @@
 // reported to it, in base64: in a flood that takes the browser as long again as the page itself.
 // And its pages are never hidden.
 import { spawn } from "node:child_process";
-import { once } from "node:events";
+import { EventEmitter, once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -42,13 +42,20 @@ export async function startChromium(scope, flags, environment = {}) {
  * @param {URL} chromium
  * @param {string} url
  */
-export async function openedPage(scope, { host }, url) {
-  const targets = await (await fetch(`http://${host}/json/list`)).json();
-  const page = targets.find(
-    (/** @type {{type: string, url: string}} */ target) =>
-      target.type === "page" && target.url === url,
-  );
+export async function openedPage(scope, chromium, url) {
+  const page = (await targets(chromium)).find((one) => one.type === "page" && one.url === url);
+  if (!page) throw new Error(`no page at ${url}`);
   return connect(scope, page.webSocketDebuggerUrl);
+}
+
+/**
+ * What a Chromium has open.
+ *
+ * @param {URL} chromium
+ * @returns {Promise<{type: string, url: string, id: string, webSocketDebuggerUrl: string}[]>}
+ */
+export async function targets({ host }) {
+  return (await fetch(`http://${host}/json/list`)).json();
 }
 
 /**
@@ -66,9 +73,9 @@ export async function openPage(scope, { host }, url) {
 
 /**
  * @param {import("./harness.mjs").Scope} scope
- * @param {string} url a page's
+ * @param {string} url a target's `webSocketDebuggerUrl`
  */
-async function connect(scope, url) {
+export async function connect(scope, url) {
   const socket = new WebSocket(url, { perMessageDeflate: false });
   await once(socket, "open");
   defer(scope, () => socket.close());
@@ -76,8 +83,10 @@ async function connect(scope, url) {
   let asked = 0;
   /** @type {Map<number, (answer: any) => void>} */
   const waiting = new Map();
+  const events = new EventEmitter();
   socket.on("message", (data) => {
     const answer = JSON.parse(String(data));
+    if (answer.method) events.emit(answer.method);
     waiting.get(answer.id)?.(answer);
     waiting.delete(answer.id);
   });
@@ -92,6 +101,14 @@ async function connect(scope, url) {
 
   return {
     send,
+    /**
+     * Waits for an event of the protocol.
+     *
+     * @param {string} method
+     */
+    happens: (method) => once(events, method),
+    /** Leaves the page alone: Chromium discards none that somebody talks to. */
+    close: () => socket.close(),
     /**
      * Calls a function in the page, as Playwright does.
      *

@@ -90,37 +90,6 @@ test("a reload comes back to the same shell and the same screen", { skip }, asyn
   await sees(tab, new RegExp(`^again:${pid}$`, "m"));
 });
 
-test("a duplicated tab opens a shell of its own", { skip }, async (t) => {
-  const demo = await startDemo(t);
-  const browser = await startBrowser(t);
-  const tab = await openTab(t, browser, demo.page);
-  await tab.goto(demo.page);
-  const pid = await settle(tab);
-  await tab.reload(); // so that there is something to copy
-  await shows(tab, "#state", /^Connected$/);
-  // A window that a page opens has a copy of its sessionStorage, as a duplicated tab has.
-  const opened = tab.waitForEvent("popup");
-  await tab.evaluate(() => {
-    window.open(location.href);
-  });
-  const copy = await opened;
-  const other = await settle(copy);
-  assert.notEqual(other, pid);
-  await shows(tab, "#state", /^Connected$/);
-  await type(tab, "echo still:$$");
-  await sees(tab, new RegExp(`^still:${pid}$`, "m"));
-  // Each has its own after a reload, too.
-  for (const [page, shell] of /** @type {const} */ ([
-    [copy, other],
-    [tab, pid],
-  ])) {
-    await page.reload();
-    await shows(page, "#state", /^Connected$/);
-    await type(page, "echo reloaded:$$");
-    await sees(page, new RegExp(`^reloaded:${shell}$`, "m"));
-  }
-});
-
 /**
  * A terminal as a canvas has it, at a demo's gateway.
  *
