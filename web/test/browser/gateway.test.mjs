@@ -256,3 +256,52 @@ test("through nginx into a container", { skip: skip || skipEngine || skipSite },
     assert.equal(await screen(tab), shown);
   });
 });
+
+test(
+  "through nginx to three gateways, any of which brings the shell back",
+  { skip: skip || skipEngine || skipSite },
+  async (t) => {
+    const engine = await startEngine(t);
+    await engine.run("box");
+    const box = { id: "box", name: "Box", detail: "a container" };
+    const site = await startSite(t, engine.host, [box], { replicas: 3, resume: 60 });
+    const browser = await openBrowser();
+    const expected = /ERR_CONNECTION|WebSocket connection|net::ERR|status of 502|no ticket, asked/;
+    const tab = await openTab(t, browser, site.url, { expected });
+    await tab.goto(`${site.url}#key=first`);
+    await shows(tab, "#state", /^Connected$/);
+    await type(tab, "PS1='> '; clear; shell=kept; echo shell:$shell");
+    await sees(tab, /^shell:kept\n>\s*$/m);
+    for (let count = 0; count < 3; count++) {
+      const before = await screen(tab);
+      await tab.reload();
+      await shows(tab, "#state", /^Connected$/);
+      assert.equal(await screen(tab), before);
+
+      await type(tab, `read -r typed; echo "got:$typed"`);
+      site.line.cut();
+      await shows(tab, "#panel", /Your shell is waiting/);
+      await type(tab, `kept-${count}`);
+      site.line.mend();
+      await sees(tab, new RegExp(`^got:kept-${count}\n>\\s*$`, "m"));
+    }
+    await type(tab, 'echo "still:$shell"');
+    await sees(tab, /^still:kept$/m);
+    const started = site.gateways.map((gateway) => gateway.started());
+    assert.deepEqual(started.sort(), [0, 0, 1], "it was one shell in one gateway");
+    const passed = await Promise.all(site.gateways.map((gateway) => gateway.passedOn()));
+    t.diagnostic(`passed on: ${passed}`);
+    assert.ok(
+      passed.some((count) => count > 0),
+      "a connection came to another gateway",
+    );
+
+    // The gateway that has the shell is gone: another one opens a shell, and says so.
+    const holder = site.gateways.findIndex((gateway) => gateway.started() > 0);
+    site.gateways[holder]?.kill();
+    await sees(tab, /── the shell is gone, this is a new one ──/);
+    await shows(tab, "#state", /^Connected$/);
+    const others = site.gateways.filter((_, index) => index !== holder);
+    assert.ok(others.some((gateway) => gateway.started() > 0));
+  },
+);

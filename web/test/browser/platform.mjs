@@ -74,8 +74,9 @@ export async function startPlatform(t, { workspaces, ticket, terminal }) {
  *
  * @param {Record<string, string>} key a private JWK
  * @param {Wanted} wanted
+ * @param {number} [resume] seconds for which the shell waits for its person
  */
-export function signTicket(key, { workspace, mode = "rw" }) {
+export function signTicket(key, { workspace, mode = "rw" }, resume) {
   const now = Math.floor(Date.now() / 1000);
   const header = { typ: "termgw-ticket+jwt", alg: "EdDSA", kid: key.kid };
   const claims = {
@@ -87,6 +88,7 @@ export function signTicket(key, { workspace, mode = "rw" }) {
     exp: now + 30,
     workspace_id: workspace,
     mode,
+    resume,
   };
   const signed = [header, claims]
     .map((part) => Buffer.from(JSON.stringify(part)).toString("base64url"))

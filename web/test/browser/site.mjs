@@ -1,4 +1,4 @@
-// A whole site: the platform, two gateways with one database, nginx before them,
+// A whole site: the platform, gateways with one database, nginx before them,
 // and a line to it that can be cut.
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -25,8 +25,11 @@ export const skipSite =
  * @param {string} dockerHost
  * @param {{id: string, name: string, detail: string}[]} workspaces a running container is named
  *   as each of them
+ * @param {object} [options]
+ * @param {number} [options.replicas] how many gateways there are
+ * @param {number} [options.resume] seconds for which a shell waits for its person
  */
-export async function startSite(t, dockerHost, workspaces) {
+export async function startSite(t, dockerHost, workspaces, { replicas = 2, resume = 0 } = {}) {
   const dir = await mkdtemp(join(tmpdir(), "termgw-site-"));
   defer(t, () => rm(dir, { recursive: true, force: true }));
   execFileSync(BIN, ["ticket", "keygen", "--out", join(dir, "ticket.json")], { stdio: "ignore" });
@@ -48,7 +51,7 @@ export async function startSite(t, dockerHost, workspaces) {
     workspaces,
     ticket: (wanted) => {
       tickets.minted++;
-      const ticket = signTicket(key, wanted);
+      const ticket = signTicket(key, wanted, resume);
       // Somebody else's signature: what a gateway with the wrong key set sees.
       return tickets.forge ? `${ticket.slice(0, -8)}AAAAAAAA` : ticket;
     },
@@ -58,11 +61,13 @@ export async function startSite(t, dockerHost, workspaces) {
     TERMGW_DATABASE_URL: postgres.url,
     TERMGW_TICKET_JWKS: join(dir, "ticket.jwks.json"),
     TERMGW_TRUSTED_PROXIES: "127.0.0.1",
-    TERMGW_ADMIN_LISTEN: "",
+    TERMGW_RESUME: `${resume}s`,
     TERMGW_DRAIN_TIMEOUT: "50s", // longer than any test looks at it; it is cut short
     DOCKER_HOST: dockerHost,
   };
-  const gateways = await Promise.all([startGateway(t, environment), startGateway(t, environment)]);
+  const gateways = await Promise.all(
+    Array.from({ length: replicas }, () => startGateway(t, environment)),
+  );
   const nginx = await startNginx(
     t,
     dir,
@@ -78,9 +83,14 @@ export async function startSite(t, dockerHost, workspaces) {
  * @param {Record<string, string>} environment
  */
 async function startGateway(t, environment) {
-  const port = await freePort();
+  const [port, admin] = [await freePort(), await freePort()];
+  const own = {
+    TERMGW_LISTEN: `127.0.0.1:${port}`,
+    TERMGW_ADVERTISE_URL: `http://127.0.0.1:${port}`,
+    TERMGW_ADMIN_LISTEN: `127.0.0.1:${admin}`,
+  };
   const child = spawn(BIN, ["serve"], {
-    env: { ...process.env, ...environment, TERMGW_LISTEN: `127.0.0.1:${port}` },
+    env: { ...process.env, ...environment, ...own },
     stdio: ["ignore", "ignore", "pipe"],
   });
   const { log, ended } = supervise(t, child);
@@ -89,6 +99,13 @@ async function startGateway(t, environment) {
     port,
     /** How many terminals were opened here. */
     started: () => log().split('"session started"').length - 1,
+    /** How many connections were passed on to the gateway that has the shell. */
+    async passedOn() {
+      const metrics = await (await fetch(`http://127.0.0.1:${admin}/metrics`)).text();
+      return Number(/^termgw_resumes_total\{outcome="passed_on"\} (\d+)$/m.exec(metrics)?.[1] ?? 0);
+    },
+    /** Ends it as a crash does. */
+    kill: () => child.kill("SIGKILL"),
     /** Lets it drain, until all terminals have ended or `hurry` ends them. */
     drain() {
       child.kill("SIGTERM");
