@@ -61,6 +61,8 @@ type Config struct {
 	handshake time.Duration                 // bounds the handshake; 0: nothing does but the context of Dial
 	name      string                        // of the client, among all that come back to a session; empty: it has none
 	try       int                           // counts the client's connections
+	answered  func()                        // called after the handshake; may be nil
+	busy      time.Duration                 // Conn's; 0: its own
 }
 
 // Ready is the gateway's message that the shell runs. Fields that the gateway left
@@ -157,12 +159,15 @@ func Dial(ctx context.Context, config Config) (*Conn, error) {
 	}
 	target.RawQuery = query.Encode()
 	c := newConn(config.Notice)
-	c.given, c.try = config.given, config.try
+	c.given, c.try, c.busy = config.given, config.try, cmp.Or(config.busy, c.busy)
 	began := time.Now()
 	if c.ws, err = c.upgrade(ctx, target, config); err != nil {
 		return nil, err
 	}
 	c.trip = time.Since(began) / 2
+	if config.answered != nil {
+		config.answered()
+	}
 	c.loops.Go(c.receive)
 	c.loops.Go(c.tell)
 	c.loops.Go(c.watch)
@@ -179,7 +184,7 @@ func Dial(ctx context.Context, config Config) (*Conn, error) {
 	case <-ctx.Done():
 		err = fmt.Errorf("waiting for a shell: %w", context.Cause(ctx))
 	}
-	if config.Resume == "" {
+	if config.Resume == "" || errors.Is(context.Cause(ctx), errNotNeeded) {
 		_ = c.Close()
 	} else {
 		c.drop() // a close frame would end the shell

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,6 +20,9 @@ const (
 	// tryLimit bounds a try's wait for a ticket, and again that for the answer to its
 	// handshake: on a line that goes silent neither would come to an end.
 	tryLimit = 16 * time.Second
+	// answeredLimit is how long a try whose handshake was answered goes without company: a
+	// new shell may be starting, and another try would start one more.
+	answeredLimit = 30 * time.Second
 
 	// The pauses between two tries that have failed: the first one, which doubles, and the
 	// longest one while the network is away, which may be back at any time. A gateway lets an
@@ -71,16 +75,17 @@ func (s *Session) byOwnTry(try int, err error) bool {
 
 // try is one of the tries to come back to a session.
 type try struct {
-	number int
-	cancel context.CancelFunc
-	isDone chan struct{} // closed when conn or err is set
-	conn   *Conn
-	err    error
+	number   int
+	cancel   context.CancelCauseFunc
+	answered atomic.Bool   // its handshake was
+	isDone   chan struct{} // closed when conn or err is set
+	conn     *Conn
+	err      error
 }
 
 // begin begins a try. News of it are its progress and its end.
 func (s *Session) begin(news chan<- *try) *try {
-	ctx, cancel := context.WithCancel(s.ctx)
+	ctx, cancel := context.WithCancelCause(s.ctx)
 	config := s.next()
 	t := &try{number: config.try, cancel: cancel, isDone: make(chan struct{})}
 	tell := func() {
@@ -90,7 +95,10 @@ func (s *Session) begin(news chan<- *try) *try {
 		}
 	}
 	go func() {
-		t.conn, t.err = s.dial(ctx, config, tryLimit, tell)
+		t.conn, t.err = s.dial(ctx, config, tryLimit, func(answered bool) {
+			t.answered.Store(answered)
+			tell()
+		})
 		close(t.isDone)
 		tell()
 	}()
@@ -107,10 +115,12 @@ func (t *try) done() bool {
 	}
 }
 
-// abandon gives a try up for another one. The shell stays, unless it is a new one that
-// nobody has heard of.
-func (t *try) abandon() {
-	t.cancel()
+// errNotNeeded is why a try is given up that can only lead to another new shell.
+var errNotNeeded = errors.New("there is a new shell already")
+
+// abandon gives a try up. The shell stays, unless it is a new one, which nobody has heard of.
+func (t *try) abandon(cause error) {
+	t.cancel(cause)
 	go func() {
 		<-t.isDone
 		switch {
@@ -138,16 +148,24 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 
 	news := make(chan *try)
 	var tries []*try // the first and the latest of those that have not ended
+	var notNeeded error
 	defer func() {
 		for _, t := range tries {
-			t.abandon()
+			t.abandon(notNeeded)
 		}
 	}()
 	company := max(companyAfter, companyTrips*lostConn.roundTrip())
 	pause := againAfter
 	next := time.NewTimer(0)
 	defer next.Stop()
-	if !s.byOwnTry(lostConn.try, cause) {
+	var silent silentError
+	isBusy := errors.As(cause, &silent) && silent.busy
+	if isBusy {
+		s.mu.Lock()
+		s.busy = min(2*s.busy, busyLimit)
+		s.mu.Unlock()
+	}
+	if !isBusy && !s.byOwnTry(lostConn.try, cause) { // else it is as if nothing were, unless the first try fails
 		s.tellAway(began.Add(waits), cause)
 	}
 	for {
@@ -161,8 +179,11 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 			return fmt.Errorf("%w: it waited for %s (%w)", ErrShellGone, waits, cause)
 		case <-next.C:
 			if len(tries) == 2 {
-				tries[1].abandon()
+				tries[1].abandon(nil)
 				tries = tries[:1]
+			}
+			if len(tries) > 0 && !s.isAway {
+				s.tellAway(began.Add(waits), cause)
 			}
 			tries = append(tries, s.begin(news))
 			next.Reset(company)
@@ -173,10 +194,16 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 			}
 			if !t.done() {
 				next.Reset(company)
+				if t.answered.Load() {
+					next.Reset(answeredLimit)
+				}
 				continue
 			}
 			tries = slices.Delete(tries, at, at+1)
 			if t.err == nil {
+				if !t.conn.Ready().Resumed {
+					notNeeded = errNotNeeded
+				}
 				return s.goOn(t.conn)
 			}
 			if s.isFinal(t) {

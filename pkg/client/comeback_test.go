@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -159,12 +160,12 @@ func TestComeBackOverASlowWay(t *testing.T) {
 	})
 }
 
-// slowly answers pings after a time, until the connection is over.
-func (f far) slowly(after time.Duration) {
+// slowly answers pings after a time, until the connection is over. It reports whether that was by a close frame.
+func (f far) slowly(after time.Duration) (closed bool) {
 	for {
 		op, p, err := f.read()
-		if err != nil {
-			return
+		if err != nil || op == 8 {
+			return op == 8
 		}
 		var id int
 		if _, err := fmt.Sscanf(string(p), `{"type":"ping","id":%d}`, &id); op == opText && err == nil {
@@ -245,12 +246,16 @@ func TestComeBackFromOwnTry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &scene{resume: 600}
+		s.held = func(n int) {
+			if n == 1 { // it has company meanwhile
+				time.Sleep(600 * time.Millisecond)
+			}
+		}
 		s.play = func(n int, asked url.Values, f far) {
 			switch n {
 			case 0:
 				s.ready(f, asked, false)
-			case 1: // has company meanwhile
-				time.Sleep(600 * time.Millisecond)
+			case 1:
 				s.ready(f, asked, true)
 				time.Sleep(time.Second)
 				f.takenOver()
@@ -289,6 +294,105 @@ func (f far) typed(n int) (input []byte, sizes []string) {
 		}
 	}
 	return input, sizes
+}
+
+// A shell that takes long to start has no others beside it.
+func TestNewShellStartsSlowly(t *testing.T) {
+	t.Parallel()
+	for _, late := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &scene{resume: 60}
+			var shells, ended atomic.Int32
+			s.held = func(n int) {
+				if late && n == 1 {
+					time.Sleep(2 * time.Second) // another try is answered meanwhile
+				}
+			}
+			s.play = func(n int, asked url.Values, f far) {
+				if n > 0 {
+					shells.Add(1)
+					time.Sleep(4 * time.Second)
+				}
+				if s.ready(f, asked, false); n == 0 {
+					return
+				}
+				time.AfterFunc(5*time.Second, f.exit)
+				if f.slowly(0) {
+					ended.Add(1)
+				}
+			}
+			if err := ends(s.open(t)); err != nil {
+				t.Error(err)
+			}
+			want := int32(1)
+			if late {
+				want = 2
+			}
+			if shells.Load() != want || ended.Load() < want-1 {
+				t.Errorf("%d shells, %d of them ended", shells.Load(), ended.Load())
+			}
+		})
+	}
+}
+
+// While nobody reads what came, a lost connection is made anew all the same.
+func TestComeBackWhileNobodyReads(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &scene{resume: 10}
+		s.play = func(n int, asked url.Values, f far) {
+			if s.ready(f, asked, n > 0); n == 0 {
+				f.frame(opBinary, "first")
+				return
+			}
+			f.frame(opBinary, asked.Get("output"))
+			f.slowly(0)
+		}
+		session := s.open(t)
+		time.Sleep(time.Minute)
+		s.mu.Lock()
+		if n := len(s.statuses); n != 2 {
+			t.Errorf("told %+v", s.statuses)
+		}
+		s.mu.Unlock()
+		buf := make([]byte, 100)
+		if n, err := session.Read(buf); string(buf[:n]) != "0" || err != nil { // what nobody read comes again
+			t.Errorf("read %q, %v", buf[:n], err)
+		}
+		_ = session.Close()
+	})
+}
+
+// Input that is on its way when a line goes silent is no reason to wait for longer than the shell does; nor is a program that takes
+// none one to tell anybody.
+func TestSilenceWithInputOnItsWay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &scene{resume: 60}
+		began := time.Now()
+		var came []time.Duration
+		s.play = func(n int, asked url.Values, f far) {
+			came = append(came, time.Since(began))
+			if s.ready(f, asked, n > 0); n < 3 {
+				_, _ = io.Copy(io.Discard, f.r) // what comes is lost
+				return
+			}
+			if got, _ := f.typed(32 << 10); len(got) != 32<<10 {
+				t.Errorf("%d bytes of input", len(got))
+			}
+			f.exit()
+		}
+		session := s.open(t)
+		if _, err := session.Write(make([]byte, 32<<10)); err != nil {
+			t.Error(err)
+		}
+		if err := ends(session); err != nil {
+			t.Error(err)
+		}
+		if len(came) != 4 || came[1] > 12*time.Second || came[2] < came[1]+20*time.Second || len(s.statuses) > 0 {
+			t.Errorf("connections after %v, told %+v", came, s.statuses)
+		}
+	})
 }
 
 // What is typed comes in order, whatever the ticket of the connection allows over which it comes.
@@ -333,7 +437,7 @@ func TestTypedWhileAwayComesFirst(t *testing.T) {
 	}
 }
 
-// The rest of a long paste for a shell that is gone is not typed into the one in its place.
+// What was typed for a shell that is gone is not typed into the one in its place, and no more than a mebibyte of it is kept.
 func TestPasteForAShellThatIsGone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -356,9 +460,10 @@ func TestPasteForAShellThatIsGone(t *testing.T) {
 		var typist sync.WaitGroup
 		typist.Go(func() {
 			time.Sleep(time.Second) // it is away
-			if n, err := session.Write(bytes.Repeat([]byte("old"), 1<<20)); n != 3<<20 || err != nil {
+			if n, err := session.Write(bytes.Repeat([]byte("old"), 1<<20)); n != 1<<20 || !errors.Is(err, client.ErrNotKept) {
 				t.Errorf("%d bytes were written: %v", n, err)
 			}
+			time.Sleep(10 * time.Second)
 			_, _ = session.Write([]byte("new"))
 		})
 		if err := ends(session); err != nil {

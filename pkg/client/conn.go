@@ -38,6 +38,9 @@ const (
 	// than answerInput, in bytes, is on its way.
 	silenceLimit = 30 * time.Second
 	busyLimit    = 2 * time.Minute
+	// busyLeast is busyLimit where the shell waits, for a first time: a Session doubles it as long
+	// as no input is taken.
+	busyLeast    = 10 * time.Second
 	answerLimit  = 3 * time.Second
 	answerTrips  = 4
 	answerInput  = 4 << 10
@@ -55,6 +58,7 @@ type Conn struct {
 	notice func(Notice)
 	given  func(*Conn, int64) // Config's; may be nil
 	try    int                // Config's
+	busy   time.Duration      // Config's
 	loops  sync.WaitGroup
 	opened chan struct{} // closed when ready is set
 	done   chan struct{} // closed when end is set
@@ -70,6 +74,7 @@ type Conn struct {
 	output  bytes.Buffer
 
 	rendered, acked int64 // offsets in the session's output
+	skipped         int64 // the offset before which output is left out
 	returned        int64 // bytes of output, by the last Read
 	resized         bool  // cols and rows are not sent yet
 	cols, rows      int
@@ -96,7 +101,7 @@ type ping struct {
 }
 
 func newConn(notice func(Notice)) *Conn {
-	c := &Conn{notice: notice, opened: make(chan struct{}), done: make(chan struct{}), due: make(chan struct{}, 1)}
+	c := &Conn{busy: busyLimit, notice: notice, opened: make(chan struct{}), done: make(chan struct{}), due: make(chan struct{}, 1)}
 	c.changed = sync.NewCond(&c.mu)
 	return c
 }
@@ -140,7 +145,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 func (c *Conn) Output() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.rendered + c.returned
+	return max(c.rendered+c.returned, c.skipped)
 }
 
 // Write sends input to the terminal. Write waits while the gateway takes no input,
@@ -233,6 +238,31 @@ func (c *Conn) wakeTell() {
 	}
 }
 
+// freeze ends Read of a connection that is lost: what it has not returned comes again, over
+// another one. freeze returns the offset of that.
+func (c *Conn) freeze() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.output.Reset()
+	return max(c.rendered+c.returned, c.skipped)
+}
+
+// skip leaves out the output before an offset: Read of another connection has returned it.
+func (c *Conn) skip(to int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.skipped = to
+	c.leaveOut(len(c.output.Next(int(min(max(to-c.rendered, 0), int64(c.output.Len()))))))
+}
+
+// leaveOut counts output as rendered that Read does not return. The lock is held.
+func (c *Conn) leaveOut(n int) {
+	if n > 0 {
+		c.rendered += int64(n)
+		c.wakeTell()
+	}
+}
+
 // drop ends the connection without a word, so that the shell goes on where it waits.
 func (c *Conn) drop() {
 	c.finish(net.ErrClosed)
@@ -275,40 +305,52 @@ func (c *Conn) watch() {
 		now := time.Now()
 		slept := now.Round(0).Sub(last.Round(0))-now.Sub(last) >= sleepLeast
 		last = now
-		if limit := c.silent(now); limit > 0 {
-			c.finish(fmt.Errorf("the gateway has not answered for %s", limit))
+		if err := c.silent(now); err != nil {
+			c.finish(err)
 			return
 		}
 		c.ask(now, slept)
 	}
 }
 
-// silent returns 0, or the time for which the gateway has sent nothing, if that is too
-// long. While output has no room nothing can be received.
-func (c *Conn) silent(now time.Time) time.Duration {
+// silentError is the loss of a connection over which nothing came for too long.
+type silentError struct {
+	limit time.Duration
+	busy  bool // the program may be to blame, which takes no input
+}
+
+func (e silentError) Error() string {
+	return fmt.Sprintf("the gateway has not answered for %s", e.limit.Round(time.Second))
+}
+
+// silent returns nil, or a silentError. While output has no room nothing can be received.
+func (c *Conn) silent(now time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.output.Len() >= maxOutput {
 		c.heard = now
 	}
 	if len(c.awaited) == 0 {
-		return 0
+		return nil
 	}
 	limit := silenceLimit
-	switch unheard := c.awaited[len(c.awaited)-1].at - c.heardAt; {
+	unheard := c.awaited[len(c.awaited)-1].at - c.heardAt
+	switch waits := c.ready.Resume > 0; {
+	case waits && unheard > answerInput:
+		limit = max(c.busy, answerTrips*c.trip)
+	case waits:
+		limit = min(max(answerLimit, answerTrips*c.trip), silenceLimit)
 	case unheard >= unheardLimit/2:
 		limit = busyLimit
-	case unheard <= answerInput && c.ready.Resume > 0:
-		limit = min(max(answerLimit, answerTrips*c.trip.Round(time.Second)), silenceLimit)
 	}
 	since := c.awaited[0].left
 	if c.heard.After(since) {
 		since = c.heard
 	}
 	if now.Sub(since) < limit {
-		return 0
+		return nil
 	}
-	return limit
+	return silentError{limit, unheard > answerInput}
 }
 
 // ask has a ping sent if one is due.

@@ -315,8 +315,9 @@ func types(s *client.Session, has func(n int)) error {
 	return nil
 }
 
-// play runs a session over connections that are cut, in a bubble, and returns the bytes that the first connection carried.
-func play(t *testing.T, cuts func(n int) (cutAt [2]int, silent bool)) (carried [2]int, connections int) {
+// play runs a session over connections that are cut, in a bubble, and returns the bytes that the first connection carried. Its
+// reader pauses before each read.
+func play(t *testing.T, cuts func(n int) (cutAt [2]int, silent bool), pauses ...func()) (carried [2]int, connections int) {
 	t.Helper()
 	n := &network{cuts: cuts, conns: make(chan net.Conn, 100)}
 	g := &waitingGateway{t: t}
@@ -361,6 +362,9 @@ func play(t *testing.T, cuts func(n int) (cutAt [2]int, silent bool)) (carried [
 	})
 	buf := make([]byte, 100)
 	for failed == nil {
+		for _, pause := range pauses {
+			pause()
+		}
 		m, err := s.Read(buf)
 		mu.Lock()
 		output, failed = append(output, buf[:m]...), err
@@ -438,6 +442,10 @@ func TestCutAgainAndAgain(t *testing.T) {
 					cutAt[rnd.IntN(2)] = rnd.IntN(1500)
 				}
 				return cutAt, rnd.IntN(2) == 0
+			}, func() {
+				if slowly := rand.New(rand.NewPCG(seed, 2)); slowly.IntN(2) == 0 {
+					time.Sleep(time.Duration(slowly.IntN(5000)) * time.Millisecond)
+				}
 			})
 		})
 		if t.Failed() {

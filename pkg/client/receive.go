@@ -73,6 +73,10 @@ func (c *Conn) keep(p []byte) error {
 	for c.output.Len() >= maxOutput && c.end == nil && !c.closing {
 		c.changed.Wait()
 	}
+	if n := min(c.skipped-c.rendered, int64(len(p))); n > 0 && c.output.Len() == 0 {
+		p = p[n:]
+		c.leaveOut(int(n))
+	}
 	if !c.closing {
 		c.output.Write(p)
 		c.changed.Broadcast()

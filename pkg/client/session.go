@@ -42,33 +42,63 @@ type Session struct {
 	status  func(Status)
 	ctx     context.Context // ends with Close
 	stop    context.CancelFunc
+	over    chan struct{} // closed once live has returned
 
 	mu         sync.Mutex
-	conn       *Conn
+	changed    *sync.Cond // Read waits here for another connection
+	conn       *Conn      // the last; it may be lost
+	isLost     bool       // it is, and another one is tried
 	typed      []byte // what may have to be sent again
 	from       int64  // the offset of its first byte, in all input
 	sent       int64  // the offset up to which input was sent on conn
 	sending    *Conn  // on which send runs
 	shells     int    // shells before this one
 	dials      int    // connections that were tried, at times two side by side
-	isAway     bool   // status was told so; Read's own
 	cols, rows int
 	ended      error
+
+	busy       time.Duration // how long the next connection may be silent with input on its way
+
+	isAway bool // status was told so; live's own
 }
 
 // Open is Dial for a Session. Tickets gives a fresh ticket for each try; two tries may ask
-// at the same time. Status is told when the connection is lost and when the session goes on;
-// Read calls it. The caller closes the Session. Config's Ticket, Resume and Output are not used.
+// at the same time. Status is told when the connection is lost and when the session goes on,
+// by a goroutine of its own that tries nothing meanwhile. The caller closes the Session. Config's
+// Ticket, Resume and Output are not used.
 func Open(ctx context.Context, config Config, tickets func(context.Context) (string, error), status func(Status)) (*Session, error) {
-	s := &Session{config: config, tickets: tickets, status: status, cols: config.Cols, rows: config.Rows}
+	s := &Session{config: config, tickets: tickets, status: status, cols: config.Cols, rows: config.Rows, over: make(chan struct{}), busy: busyLeast}
+	s.changed = sync.NewCond(&s.mu)
 	s.config.Resume, s.config.name = "", rand.Text()
-	conn, err := s.dial(ctx, s.next(), 0, func() {})
+	conn, err := s.dial(ctx, s.next(), 0, func(bool) {})
 	if err != nil {
 		return nil, err
 	}
 	s.conn = conn
 	s.ctx, s.stop = context.WithCancel(context.Background())
+	go s.live()
 	return s, nil
+}
+
+// live comes back to the session whenever its connection is lost, also while nobody reads.
+func (s *Session) live() {
+	defer close(s.over)
+	for {
+		conn := s.conn // which live alone sets
+		<-conn.done
+		err := conn.end
+		if !s.goesOn(conn, err) {
+			s.end(err)
+			return
+		}
+		s.mu.Lock()
+		s.isLost = true
+		s.mu.Unlock()
+		if err := s.comeBack(conn, err); err != nil {
+			s.end(err)
+			return
+		}
+	}
 }
 
 // next returns the configuration of the next try.
@@ -77,15 +107,17 @@ func (s *Session) next() Config {
 	config.given = s.given
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	config.busy = s.busy
 	s.dials++
 	config.try = s.dials
 	return config
 }
 
 // dial opens a connection. The limit bounds the wait for a ticket, and that for the answer
-// to the handshake; 0: ctx alone does. Progress is called between the two.
-func (s *Session) dial(ctx context.Context, config Config, limit time.Duration, progress func()) (*Conn, error) {
+// to the handshake; 0: ctx alone does. Progress is called between the two, and after the answer.
+func (s *Session) dial(ctx context.Context, config Config, limit time.Duration, progress func(answered bool)) (*Conn, error) {
 	config.handshake = limit
+	config.answered = func() { progress(true) }
 	asking, cancel := ctx, context.CancelFunc(func() {})
 	if limit > 0 {
 		asking, cancel = context.WithTimeout(ctx, limit)
@@ -96,7 +128,7 @@ func (s *Session) dial(ctx context.Context, config Config, limit time.Duration, 
 	if err != nil {
 		return nil, err
 	}
-	progress()
+	progress(false)
 	s.mu.Lock()
 	config.Cols, config.Rows = s.cols, s.rows
 	s.mu.Unlock()
@@ -110,23 +142,23 @@ func (s *Session) Ready() Ready {
 	return s.conn.Ready()
 }
 
-// Read is Conn's Read, but for a lost connection: then Read comes back to the session, for
-// as long as its shell waits.
+// Read is Conn's Read, but for a lost connection: then Read waits for another one, for as
+// long as the shell waits.
 func (s *Session) Read(p []byte) (int, error) {
 	for {
 		s.mu.Lock()
 		conn := s.conn
 		s.mu.Unlock()
-		n, err := conn.Read(p)
-		if err == nil {
+		if n, err := conn.Read(p); err == nil {
 			return n, nil
 		}
-		if !s.goesOn(conn, err) {
-			s.end(err)
-			return 0, err
+		s.mu.Lock()
+		for s.conn == conn && s.ended == nil {
+			s.changed.Wait()
 		}
-		if err := s.comeBack(conn, err); err != nil {
-			s.end(err)
+		isOther, err := s.conn != conn, s.ended
+		s.mu.Unlock()
+		if !isOther {
 			return 0, err
 		}
 	}
@@ -137,7 +169,11 @@ func (s *Session) Read(p []byte) (int, error) {
 func (s *Session) take(conn *Conn) {
 	ready := conn.Ready()
 	s.mu.Lock()
-	s.conn = conn
+	if at := s.conn.freeze(); ready.Resumed && ready.Output == s.config.Output {
+		conn.skip(at) // Read has gone on since
+	}
+	s.conn, s.isLost = conn, false
+	s.changed.Broadcast()
 	if s.cols > 0 && s.rows > 0 {
 		conn.Resize(s.cols, s.rows) // it may be another than that of the try
 	}
@@ -204,11 +240,17 @@ func (s *Session) drop(taken int64) {
 	}
 	s.typed, s.from = append([]byte(nil), s.typed[n:]...), s.from+n
 	s.sent = max(s.sent, s.from)
+	s.busy = busyLeast
 }
 
+// ErrNotKept is the error of a Session's Write for what it does not take while the connection is
+// lost: a mebibyte is kept already.
+var ErrNotKept = errors.New("a mebibyte is kept already")
+
 // Write is Conn's Write, also while the connection is lost: what is typed then is kept,
-// and sent to the same shell. Write waits while a mebibyte is kept. What is left of p when the
-// shell is gone is dropped: it was typed for no other.
+// and sent to the same shell. The error is ErrNotKept once a mebibyte is kept; while there is a
+// connection, Write waits. What is left of p when the shell is gone is dropped: it was typed for
+// no other.
 func (s *Session) Write(p []byte) (n int, err error) {
 	s.mu.Lock()
 	shells := s.shells
@@ -230,6 +272,9 @@ func (s *Session) Write(p []byte) (n int, err error) {
 			s.mu.Unlock()
 			m, err := conn.Write(p[n:])
 			return n + m, err
+		case len(s.typed) >= maxTyped && s.isLost:
+			s.mu.Unlock()
+			return n, ErrNotKept
 		case len(s.typed) >= maxTyped:
 			s.mu.Unlock()
 			s.awaitRoom(conn)
@@ -286,7 +331,15 @@ func (s *Session) Close() error {
 	s.mu.Lock()
 	conn := s.conn
 	s.mu.Unlock()
-	return conn.Close()
+	err := conn.Close()
+	<-s.over
+	s.mu.Lock()
+	last := s.conn // live may have come back meanwhile
+	s.mu.Unlock()
+	if last != conn {
+		err = last.Close()
+	}
+	return err
 }
 
 func (s *Session) end(err error) {
@@ -295,6 +348,7 @@ func (s *Session) end(err error) {
 	if s.ended == nil {
 		s.ended = err
 	}
+	s.changed.Broadcast()
 }
 
 func (s *Session) tell(status Status) {
