@@ -179,6 +179,7 @@ var errLeft = errors.New("left, by the escape sequence")
 type console struct {
 	*stdio
 	comesBack bool        // there are tickets to come back with
+	away      sync.Mutex  // guards the next two
 	waits     bool        // there is no connection
 	until     time.Time   // the shell waits so long at least; only if waits
 	isNew     atomic.Bool // the shell is another since input came last
@@ -198,7 +199,7 @@ func (t *console) run(ctx context.Context, conn *client.Session) error {
 		defer restore() // also after a panic
 	}
 	if conn.Ready().ReadOnly() {
-		t.say("this terminal is read-only: what you type is not sent")
+		t.say(readOnly)
 	}
 	ctx, leave := context.WithCancelCause(ctx)
 	defer leave(nil)
@@ -206,20 +207,20 @@ func (t *console) run(ctx context.Context, conn *client.Session) error {
 	loops.Go(func() { t.followSize(ctx, conn) })
 	// A Read of standard input cannot be interrupted: this goroutine ends with the process.
 	go t.typeInput(conn, leave)
-	stopped := context.AfterFunc(ctx, func() { _ = conn.Close() }) // the gateway then ends the shell
+	closed := make(chan error, 1)
+	stopped := context.AfterFunc(ctx, func() { closed <- conn.Close() }) // the gateway then ends the shell
 	_, err := io.Copy(t.Out, conn)
 	if !stopped() {
 		err = context.Cause(ctx)
+		if <-closed != nil && conn.Ready().Resume > 0 {
+			t.status(client.Status{Waiting: true, Left: conn.Ready().Resume})
+		}
 	}
 	leave(nil)
 	loops.Wait()
 	restore()
-	switch left := time.Until(t.until).Round(time.Second); {
-	case errors.Is(err, errLeft) && t.waits && left > 0:
-		t.say(fmt.Sprintf("%v; the shell, which cannot be told, waits for %s and then ends", err, left))
-		return gatewayFailed
-	case err != nil:
-		t.say(err.Error())
+	if err != nil {
+		t.sayEnd(err)
 		return gatewayFailed
 	}
 	switch code := conn.Exit().Code; {
@@ -242,7 +243,7 @@ func (t *console) typeInput(conn *client.Session, leave context.CancelCauseFunc)
 	escape := escape{active: t.tty >= 0, lineStart: true}
 	buf := make([]byte, 32<<10)
 	var came time.Time // when input came last
-	isOld := false // what comes was begun for a shell that is gone
+	isOld := false     // what comes was begun for a shell that is gone
 	for {
 		n, err := t.In.Read(buf)
 		isOld = (t.isNew.Swap(false) || isOld) && time.Since(came) < typingPause
@@ -250,10 +251,10 @@ func (t *console) typeInput(conn *client.Session, leave context.CancelCauseFunc)
 		if isOld {
 			p = nil
 		}
-		if _, err := conn.Write(p); err != nil && !errors.Is(err, client.ErrReadOnly) {
+		if err := t.write(conn, p); err != nil && !errors.Is(err, client.ErrReadOnly) {
 			return
 		}
-		came = time.Now() // Write may have waited
+		came = time.Now() // write may have waited
 		if left {
 			leave(errLeft)
 			return
@@ -264,6 +265,24 @@ func (t *console) typeInput(conn *client.Session, leave context.CancelCauseFunc)
 			}
 			return
 		}
+	}
+}
+
+// write is the Session's Write. While there is no connection, what a person types beyond a
+// mebibyte is dropped, since the escape sequence has to be heard; a script waits.
+func (t *console) write(conn *client.Session, p []byte) error {
+	for {
+		n, err := conn.Write(p)
+		if !errors.Is(err, client.ErrNotKept) {
+			return err
+		}
+		if p = p[n:]; t.tty >= 0 {
+			if n > 0 {
+				t.say("a mebibyte of what you typed is kept already: the rest is dropped (Enter ~ . leaves)")
+			}
+			return nil
+		}
+		time.Sleep(endEvery)
 	}
 }
 
@@ -355,20 +374,39 @@ func shown(s string) string {
 
 // status tells the person what became of the connection, once for each change.
 func (t *console) status(s client.Status) {
+	t.away.Lock()
+	before := t.waits
+	t.waits, t.until = s.Waiting, time.Now().Add(s.Left)
+	t.away.Unlock()
 	switch {
-	case s.Waiting && t.waits, s.Waiting && !t.comesBack:
+	case s.Waiting && (before || !t.comesBack || s.Err == nil):
 	case s.Waiting && s.Left > 0:
 		t.say(fmt.Sprintf("%v: your shell waits for %s, and this comes back by itself (Enter ~ . leaves)", s.Err, s.Left.Round(time.Second)))
 	case s.Waiting:
-		t.say(fmt.Sprintf("%v: a new shell is asked for (Enter ~ . leaves)", s.Err))
+		t.say(fmt.Sprintf("%v: your shell may be gone, and is asked for (Enter ~ . leaves)", s.Err))
 	case s.New:
 		t.isNew.Store(true)
 		t.say("the shell is gone: this is a new one")
 	default:
 		t.say("here is your shell again")
 	}
-	t.waits, t.until = s.Waiting, time.Now().Add(s.Left)
+	if !s.Waiting && s.Ready.ReadOnly() {
+		t.say(readOnly)
+	}
 }
+
+// sayEnd says why it is over, and what becomes of a shell that could not be told.
+func (t *console) sayEnd(err error) {
+	t.away.Lock()
+	defer t.away.Unlock()
+	message := err.Error()
+	if left := time.Until(t.until).Round(time.Second); t.waits && left > 0 && !errors.Is(err, client.ErrShellGone) {
+		message += fmt.Sprintf("; the shell, which could not be told, waits for %s and then ends", left)
+	}
+	t.say(message)
+}
+
+const readOnly = "this terminal is read-only: what you type is not sent"
 
 // say prints a message to the person, apart from the shell's output.
 func (t *console) say(message string) {

@@ -142,7 +142,7 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 	if isRestart(cause) {
 		waits = 0 // the gateway has ended the shell
 	}
-	began := time.Now()
+	began, until := time.Now(), lostConn.lastHeard().Add(waits)
 	over := time.NewTimer(waits + grace)
 	defer over.Stop()
 
@@ -166,7 +166,7 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 		s.mu.Unlock()
 	}
 	if !isBusy && !s.byOwnTry(lostConn.try, cause) { // else it is as if nothing were, unless the first try fails
-		s.tellAway(began.Add(waits), cause)
+		s.tellAway(until, cause)
 	}
 	for {
 		select {
@@ -183,7 +183,7 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 				tries = tries[:1]
 			}
 			if len(tries) > 0 && !s.isAway {
-				s.tellAway(began.Add(waits), cause)
+				s.tellAway(until, cause)
 			}
 			tries = append(tries, s.begin(news))
 			next.Reset(company)
@@ -210,7 +210,7 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 				return fmt.Errorf("%w (%w)", t.err, cause)
 			}
 			cause = t.err
-			s.tellAway(began.Add(waits), cause)
+			s.tellAway(until, cause)
 			if len(tries) == 0 { // else the next one begins when this one has had its time
 				next.Reset(pause)
 				pause = min(2*pause, longestPause(began, cause))

@@ -269,6 +269,13 @@ func (c *Conn) drop() {
 	c.loops.Wait()
 }
 
+// lastHeard returns when the gateway was heard last.
+func (c *Conn) lastHeard() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.heard
+}
+
 // roundTrip returns the last round trip that was measured; 0: none was.
 func (c *Conn) roundTrip() time.Duration {
 	c.mu.Lock()

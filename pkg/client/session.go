@@ -30,8 +30,9 @@ type Status struct {
 	Left    time.Duration
 	// New says that the session goes on with a new shell: the one before is gone. What was
 	// typed for it and not taken is dropped.
-	New bool
-	Err error // why the connection was lost, or the last try failed
+	New   bool
+	Ready Ready // of the connection with which it goes on
+	Err   error // why the connection was lost, or the last try failed
 }
 
 // Session is a terminal over connections that may be lost, where the gateway and the
@@ -186,7 +187,7 @@ func (s *Session) take(conn *Conn) {
 	rest := s.typed
 	s.mu.Unlock()
 	if s.isAway || !ready.Resumed {
-		s.tell(Status{New: !ready.Resumed})
+		s.tell(Status{New: !ready.Resumed, Ready: ready})
 	}
 	s.isAway = false
 	if len(rest) > 0 {
