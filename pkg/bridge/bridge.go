@@ -45,8 +45,9 @@ const (
 	// the answer to the close frame.
 	answerTime = 5 * time.Minute
 	// unheardTime bounds the time that a session waits for its first client when nothing was
-	// ever heard of that client: it may not have got the session's id, and then nobody comes
-	// back. Such shells must not stand in the limits of a person whose connections fail.
+	// ever heard of that client (and Options.Speaks is not set): it may not have got the session's
+	// id, and then nobody comes back. Such shells must not stand in the limits of a person whose
+	// connections fail.
 	unheardTime = 30 * time.Second
 )
 
@@ -62,6 +63,9 @@ type Options struct {
 	// this client: the cause is ErrAway, ErrLost or ErrTakenOver. The caller then closes
 	// the bridge. To be set where the session may be resumed.
 	Gone func(b *Bridge, cause error)
+	// Speaks says that the client sends something as soon as it has Ready. One that is lost before
+	// does not know of the session, which then waits for nobody.
+	Speaks bool
 	// ExitClose is the close code that says so when the shell ended by itself. To be set
 	// with Gone.
 	ExitClose websocket.StatusCode

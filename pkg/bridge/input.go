@@ -52,6 +52,9 @@ func (b *Bridge) lost(cause error) {
 	wait := b.opt.Ready.Resume
 	if !b.ws.wire.spoke.Load() && !b.opt.Ready.resumed {
 		wait = min(wait, unheardTime)
+		if b.opt.Speaks {
+			wait = 0
+		}
 	}
 	if b.session.Leave(cause, wait) {
 		b.leave(cause)

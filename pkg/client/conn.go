@@ -40,10 +40,10 @@ const (
 	busyLimit    = 2 * time.Minute
 	// busyLeast is busyLimit where the shell waits, for a first time: a Session doubles it as long
 	// as no input is taken.
-	busyLeast    = 10 * time.Second
-	answerLimit  = 3 * time.Second
-	answerTrips  = 4
-	answerInput  = 4 << 10
+	busyLeast   = 10 * time.Second
+	answerLimit = 3 * time.Second
+	answerTrips = 4
+	answerInput = 4 << 10
 	// Input asks for an answer where nothing was heard for so long.
 	staleAfter = time.Second
 	// By so much more than the other clock the wall clock moves on while a computer sleeps;

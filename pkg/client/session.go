@@ -49,16 +49,16 @@ type Session struct {
 	changed    *sync.Cond // Read waits here for another connection
 	conn       *Conn      // the last; it may be lost
 	isLost     bool       // it is, and another one is tried
-	typed      []byte // what may have to be sent again
-	from       int64  // the offset of its first byte, in all input
-	sent       int64  // the offset up to which input was sent on conn
-	sending    *Conn  // on which send runs
-	shells     int    // shells before this one
-	dials      int    // connections that were tried, at times two side by side
+	typed      []byte     // what may have to be sent again
+	from       int64      // the offset of its first byte, in all input
+	sent       int64      // the offset up to which input was sent on conn
+	sending    *Conn      // on which send runs
+	shells     int        // shells before this one
+	dials      int        // connections that were tried, at times two side by side
 	cols, rows int
 	ended      error
 
-	busy       time.Duration // how long the next connection may be silent with input on its way
+	busy time.Duration // how long the next connection may be silent with input on its way
 
 	isAway bool // status was told so; live's own
 }

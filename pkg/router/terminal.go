@@ -221,6 +221,9 @@ func (req *request) serve(ws *bridge.Socket, claims ticket.Claims, size terminal
 	if err == nil {
 		found, err = req.comeBack(ws, claims, size)
 	}
+	if err == nil && !found && req.comeback.session != "" && ws.Left() { // it was given up for another one of its client
+		err = bridge.ErrClosed
+	}
 	if err == nil && !found {
 		err = req.terminal(ws, claims, size)
 		goesOn = err == nil
@@ -337,6 +340,7 @@ func (req *request) clientOptions(ws *bridge.Socket, claims ticket.Claims) bridg
 	}
 	if req.resume > 0 {
 		o.ExitClose = exited.close
+		o.Speaks = req.comeback.by.client != ""
 		o.Gone = func(b *bridge.Bridge, cause error) {
 			req.socket.CompareAndSwap(ws, nil) // a session that waits holds no memory of a connection
 			req.goneOn(b, cause)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // pastLeast is how many bytes of its past a session keeps at least, of a program that has
@@ -49,34 +50,38 @@ func (t *past) since(from, to int64) (output []byte, ok bool) {
 }
 
 // screen returns output for a terminal that is new, after which it shows about what another
-// would that was given all of the past: nothing of a full-screen program, which draws itself anew,
-// else the tail's whole lines. It takes the offsets before the past's end, and is no longer than what was printed.
+// would that was given all of the past: the tail's whole lines, with the modes at their beginning.
+// Of a full-screen program, which draws itself anew, there is nothing where the tail does not have all that it
+// has drawn. Not followed are colours, margins and character sets that were set before the tail.
+// The output takes the offsets before the past's end, and is no longer than what was printed.
 func (t *past) screen() []byte {
+	if len(t.tail) < pastLeast { // nothing was cut off
+		return quiet(t.tail)
+	}
+	for _, ends := range []string{"\n", "\r", ""} {
+		if lines, ok := t.from(ends); ok {
+			return lines
+		}
+	}
 	now := t.modes.clone()
 	now.follow(t.tail)
-	if lines, ok := t.lines(); ok && !now.alternate() {
-		return lines
-	}
 	return append(now.restore(), t.tail[len(t.tail)-min(now.unfinished, len(t.tail)):]...)
 }
 
-// lines returns the tail from its first whole line on, with the modes at its beginning.
-func (t *past) lines() (output []byte, ok bool) {
-	if len(t.tail) < pastLeast { // nothing was cut off
-		return quiet(t.tail), true
-	}
-	modes, rest := t.modes.clone(), t.tail
-	for {
-		n := bytes.IndexByte(rest, '\n') + 1
-		if n == 0 {
-			return nil, false
+// from returns the tail after the first of some bytes, with the modes there. With none it begins
+// at the first character.
+func (t *past) from(ends string) (output []byte, ok bool) {
+	modes := t.modes.clone()
+	for i, c := range t.tail {
+		if ends == "" && modes.at == inText && !modes.alternate() && utf8.RuneStart(c) {
+			return append(modes.restore(), quiet(t.tail[i:])...), true
 		}
-		modes.follow(rest[:n])
-		rest = rest[n:]
-		if modes.at == inText && !modes.alternate() {
-			return append(modes.restore(), quiet(rest)...), true
+		modes.follow(t.tail[i : i+1])
+		if ends != "" && c == ends[0] && modes.at == inText && !modes.alternate() {
+			return append(modes.restore(), quiet(t.tail[i+1:])...), true
 		}
 	}
+	return nil, false
 }
 
 // quiet returns output without what a terminal answers, rings or copies: it did so when the output

@@ -70,6 +70,27 @@ func TestQuiet(t *testing.T) {
 	}
 }
 
+// TestPastBegins: where what is repeated to a new terminal begins.
+func TestPastBegins(t *testing.T) {
+	long := strings.Repeat("x", 40<<10)
+	for name, c := range map[string]struct{ output, begins, ends string }{
+		"all of a short session":  {"$ vim\r\n\x1b[?1049h\x1b[2JPress a key", "$ vim\r\n\x1b[?1049h\x1b[2J", "Press a key"},
+		"at a line":               {strings.Repeat("a line\r\n", 5<<10), "a line\r\na line\r\n", "a line\r\n"},
+		"at a full-screen switch": {long + "\r\n$ vim\r\n\x1b[?1049h\x1b[2JPress a key", "$ vim\r\n\x1b[?1049h\x1b[2J", "Press a key"},
+		"at a return":             {strings.Repeat("progress 50%\r", 5<<10) + "progress 51%", "progress 50%\rprogress 50%", "progress 51%"},
+		"at a character":          {strings.Repeat("é", 20<<10), "éé", "é"},
+		"not in a sequence":       {long + "\x1b[?2004h\x1b]0;" + strings.Repeat("y", 17<<10) + "\a$ ", "\x1b[?2004h$ ", "$ "},
+		"not on another screen":   {"\x1b[?1049h" + long + "\r\n\x1b[6", "\x1b[?1049h\x1b[6", "\x1b[6"},
+	} {
+		var past past
+		past.add([]byte(c.output))
+		got := string(past.screen())
+		if !strings.HasPrefix(got, c.begins) || !strings.HasSuffix(got, c.ends) {
+			t.Errorf("%s: %d bytes, %.60q … %q", name, len(got), got, got[max(0, len(got)-20):])
+		}
+	}
+}
+
 // TestPastScreen: a terminal that is given what a session kept of its past, and then all that is
 // printed, is as one that was given everything.
 func TestPastScreen(t *testing.T) {
