@@ -485,7 +485,7 @@ const PROGRAMS = /** @type {const} */ ([
   },
   {
     name: "tmux",
-    command: String.raw`tmux -L $$ -f tmux.conf new 'less -Pless lines' \; splitw 'seq 99; exec sh' \; selectp -t 0`,
+    command: String.raw`tmux -L $$ -f tmux.conf new 'seq 99; exec sh' \; splitw -b 'less -Pless lines'`,
     shown: /^line 1 [^]*^99\n[^]*^\[0\]/m,
   },
   { name: "less", command: "less -Pless +40 lines", shown: /^line 40 / },
