@@ -28,6 +28,10 @@ const STUCK_MS = 500;
 const STUCK_TRIPS = 5;
 /** For so long the connection is tried that often; a network that is away longer is tried as others. */
 const QUICK_MS = 5 * 60_000;
+/** What is refused is asked for again this often at least, while a shell waits: its time is short. */
+const CALM_MS = 4_000;
+/** More than the tries that a page may have made after it was kept how many there were. */
+const TRIES_BEYOND = 1_000;
 /** A session that was open for so long was a good one: the next wait is short again. */
 const STABLE_MS = 10_000;
 /**
@@ -215,8 +219,8 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     if (this.attempts.length > 0 && !this.away) return;
     // Asked for by a person: what failed before does not slow this one down.
     if (this.current.state !== "waiting") this.failures = noFailures;
-    if (this.current.state === "idle") this.recall();
     this.name = randomName();
+    if (this.current.state === "idle") this.recall();
     this.open();
   }
 
@@ -357,6 +361,9 @@ export class TerminalConnection extends Events<ConnectionEvents> {
   /** Asks for the shell that was kept. */
   private ask(kept: Kept): void {
     this.recalled = kept;
+    // The same client: it takes the shell from no other with which its person went on meanwhile.
+    this.name = kept.client;
+    this.tries = kept.tries + TRIES_BEYOND;
     this.shell.id = kept.session;
     this.shell.resume = kept.resume;
     this.shell.until = kept.until;
@@ -376,6 +383,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     }
     if (!kept) {
       this.shell = new Shell();
+      this.name = randomName();
       this.setStatus({ state: "connecting", attempt: this.failures.attempts });
       return;
     }
@@ -407,6 +415,8 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     const since = Date.now() - this.clock.now();
     return {
       session,
+      client: this.name,
+      tries: this.tries,
       resume,
       until: this.away?.until ?? until ?? Date.now() + resume * 1000,
       openedAt: this.openedAt + since,
@@ -431,12 +441,12 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     return this.wait(Math.max(STUCK_MS, STUCK_TRIPS * this.roundTrip), false);
   }
 
-  /** Gives an attempt up for another one to the same shell. */
-  private abandon(attempt: Attempt | undefined): void {
+  /** Gives an attempt up for another one, with the shell that it may have or without. */
+  private abandon(attempt: Attempt | undefined, withShell = false): void {
     if (!attempt) return;
     attempt.stopTimer();
     attempt.cancel.abort();
-    attempt.session?.abandon();
+    attempt.session?.abandon(withShell);
   }
 
   /** Comes back at once where the network or the page does. */
@@ -468,10 +478,12 @@ export class TerminalConnection extends Events<ConnectionEvents> {
       if (record) this.place.leave(record);
     };
     window?.addEventListener("pagehide", gone, { signal });
+    window?.addEventListener("offline", () => this.session?.probe(), { signal });
     const back = (event: Event) => {
       const { persisted } = event as PageTransitionEvent;
       if (persisted && this.shell.id !== undefined)
         void this.place.comeBack(this.shell.id).then(() => {
+          this.name = randomName(); // a person has come back to this page
           const record = this.recordWithScreen();
           if (record) this.place.write(record);
           shown();
@@ -523,7 +535,8 @@ export class TerminalConnection extends Events<ConnectionEvents> {
         },
         accepted: (trip) => {
           this.roundTrip = trip;
-          this.progressed();
+          // A new shell may be starting now: another try would start one more.
+          if (this.away) this.stopWaiting();
         },
         roundTrip: (ms) => {
           this.roundTrip = ms;
@@ -545,7 +558,10 @@ export class TerminalConnection extends Events<ConnectionEvents> {
   private opened(attempt: Attempt, shell: Shell, hasGap: boolean): void {
     const { shell: before, away } = this;
     this.stopWaiting();
-    for (const other of this.attempts) if (other !== attempt) this.abandon(other);
+    for (const other of this.attempts) {
+      // Where this one has a new shell, that of before is gone: another can only have one more.
+      if (other !== attempt) this.abandon(other, shell !== before);
+    }
     this.attempts = [attempt];
     this.shell = shell;
     this.away = undefined;
@@ -621,6 +637,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
       this.tellAway(this.away, this.wait(quickWait(this.failures, this.random), false));
       return;
     }
+    const waits = Date.now() < this.away.until;
     const failures = counted(this.failures, end);
     const next = plan(end, failures, this.random);
     if (next.kind !== "wait") {
@@ -628,7 +645,8 @@ export class TerminalConnection extends Events<ConnectionEvents> {
       return;
     }
     this.failures = failures;
-    this.tellAway(this.away, this.wait(next.ms, next.shown));
+    const ms = waits ? Math.min(next.ms, CALM_MS) : next.ms;
+    this.tellAway(this.away, this.wait(ms, next.shown && !waits));
   }
 
   private tellAway({ last, until }: Away, retryAt: number): void {

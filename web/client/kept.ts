@@ -18,6 +18,9 @@ const RECORD = /^termgw wss?:/;
 /** What is kept of one terminal. */
 export interface Kept {
   session: string;
+  /** The client's name, and how many tries it has made. */
+  client: string;
+  tries: number;
   /** Seconds for which the shell waits, and until when, by `Date.now()`. */
   resume: number;
   until: number;
@@ -174,11 +177,12 @@ function hasLocks(): boolean {
 function parse(text: string | null | undefined): Kept | undefined {
   try {
     const kept = JSON.parse(text ?? "") as Kept & { version: unknown };
-    const { version, session, resume, until, openedAt, inputAt } = kept;
+    const { version, session, client, tries, resume, until, openedAt, inputAt } = kept;
     const isWhole =
       version === VERSION &&
       typeof session === "string" &&
-      [resume, until, openedAt, inputAt].every(Number.isFinite);
+      typeof client === "string" &&
+      [tries, resume, until, openedAt, inputAt].every(Number.isFinite);
     return isWhole ? kept : undefined;
   } catch {
     return undefined;

@@ -215,10 +215,11 @@ export class Session {
     this.events.end(end);
   }
 
-  /** Gives up the connection for another one to the same shell, and tells nobody. */
-  abandon(): void {
+  /** Gives up the connection for another one, and tells nobody. `withShell`: nobody comes back to its shell. */
+  abandon(withShell = false): void {
     this.stop();
-    this.letGo();
+    if (withShell) this.end();
+    else this.letGo();
   }
 
   private stop(): void {

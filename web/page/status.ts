@@ -203,10 +203,18 @@ function endWords(end: EndReason, session: TerminalSession, goesOn: boolean): Wo
     more: "",
   };
   if (waitsUntil !== undefined) {
-    words.message = `${waitingWords(waitsUntil, session)} ${end.message}`;
+    // What changes by itself, or with each try, is not read out: it is in `more`.
+    const left = (waitsUntil - Date.now()) / 1000;
+    words.title = "Connection lost";
+    words.message = left > 0 ? keptWords(session) : "Your shell may be gone.";
     words.primary = connect("Try now");
     words.second = { words: "Stop", press: () => session.connection.close() };
-    facts.unshift("Trying to reach it", attempt > 1 ? `attempt ${attempt}` : "");
+    facts.unshift(
+      left > 0 && `Your shell is waiting, ${clock(left)} left`,
+      "Trying to reach it",
+      attempt > 1 && `attempt ${attempt}`,
+      end.code !== "connection_lost" && end.title,
+    );
   } else if (!goesOn) {
     words.primary = connect(end.retry === "never" ? "New session" : "Reconnect");
   } else if (state === "waiting" && retryAt === undefined) {
@@ -225,13 +233,10 @@ function endWords(end: EndReason, session: TerminalSession, goesOn: boolean): Wo
   return words;
 }
 
-function waitingWords(until: number, { status, inputRefused }: TerminalSession): string {
-  const left = (until - Date.now()) / 1000;
-  const waits =
-    left > 0 ? `Your shell is waiting, ${clock(left)} left.` : "Your shell may be gone.";
-  if (status.ready?.mode === "ro") return waits;
-  if (inputRefused) return `${waits} What you type now is not kept: there is too much already.`;
-  return `${waits} What you type is kept for it.`;
+function keptWords({ status, inputRefused }: TerminalSession): string {
+  if (status.ready?.mode === "ro") return "Your shell goes on meanwhile.";
+  if (inputRefused) return "What you type now is not kept: there is too much already.";
+  return "What you type is kept for your shell.";
 }
 
 function stateWords({ status }: TerminalSession): string {

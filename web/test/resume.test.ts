@@ -534,6 +534,29 @@ test("a try that gets no further has company, of two at most, and the first is n
   );
 });
 
+test("a new shell that starts slowly has no other beside it", async () => {
+  const rig = new Rig();
+  await rig.open();
+  rig.gateway.restart();
+  rig.cut();
+  const pass = async (ms: number) => {
+    for (let passed = 0; passed < ms; passed += 100) {
+      rig.clock.advance(100);
+      await settle();
+    }
+  };
+  await pass(900); // the second try is the first one's company
+  const [, first, second] = rig.gateway.lines as [Line, Line, Line];
+  first.accept();
+  second.accept();
+  await pass(20_000);
+  assert.equal(rig.gateway.lines.length, 3);
+  rig.gateway.accept(second);
+  await rig.quiet();
+  assert.equal(rig.connection.status.shell, "new");
+  assert.equal(first.closedWith, 1000, "its shell is not needed");
+});
+
 for (const close of [1001, 1005, 1011]) {
   test(`a close that is not the gateway's (${close}) is a connection lost`, async () => {
     const rig = new Rig();
