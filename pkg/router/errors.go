@@ -28,6 +28,7 @@ var (
 	errMismatch     = errors.New("the ticket is for another workspace")
 	errOverloaded   = errors.New("at the limit of sessions")
 	errNotHeld      = errors.New("another replica passed a request on for a session that is not here")
+	errPaused       = errors.New("the replica that holds the session does not answer, and lived a moment ago")
 	errOver         = errors.New("the session ended while it was resumed") // the ticket is spent
 
 	// ErrDraining is the cause of a session that is cut, or refused, because
@@ -129,6 +130,10 @@ var outcomes = []outcome{
 	{is: syscall.EMFILE, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true, message: full},
 	{is: syscall.ENFILE, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true, message: full},
 	{is: syscall.ENOSPC, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true, message: full}, // no pty: kernel.pty.max
+	{
+		is: errPaused, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true,
+		message: "The gateway that has your shell does not answer just now. Try again in a moment.",
+	},
 	{is: errOverloaded, code: "overloaded", close: websocket.StatusTryAgainLater, retry: true, message: full},
 	{
 		is: store.ErrUnavailable, code: "store_unavailable", close: 4503, retry: true,

@@ -32,6 +32,9 @@ const (
 	// hopTime bounds the search for a holder and, again, its answer: a client that comes
 	// back has a new shell within 3 s where the holder is gone.
 	hopTime = 1300 * time.Millisecond
+	// pausedTime is how long a holder that does not answer may have been silent for, when a client
+	// comes back by itself, to be taken for paused rather than dead: a replica's heart beats each 10 s.
+	pausedTime = 15 * time.Second
 	// hopLife is how long a hop header is good for: clocks may differ a little.
 	hopLife = 30 * time.Second
 )
@@ -96,6 +99,8 @@ func (req *request) passOn(w http.ResponseWriter, r *http.Request) bool {
 			var answer holderError
 			answered := errors.As(err, &answer)
 			req.unreached = !answered || answer.status == http.StatusConflict
+			var slow net.Error
+			req.paused = errors.As(err, &slow) && slow.Timeout() && holder.Silent < pausedTime
 			if answered && answer.status == http.StatusConflict {
 				req.log.Info("a session's holder has it no more", "resume", asked, "holder", holder.URL)
 				return

@@ -56,6 +56,32 @@ func TestPassedOn(t *testing.T) {
 	}
 }
 
+// A holder that does not answer, and lived a moment ago, has most likely paused: a client that tries again by itself is told to, and
+// gets no other shell. Its ticket is not spent.
+func TestHolderPauses(t *testing.T) {
+	_, asked, p, _, id := pair(t)
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = silent.Close() })
+	url := asked.store.holder.URL
+	asked.store.holder.URL, asked.store.holder.Silent = "http://"+silent.Addr().String(), 5*time.Second
+	raw := asked.ticket("ws-1", waits)
+	late := asked.ask(t, requestFor("ws-1", raw, v1, query("resume="+id+"&output=5&client=a&try=2")))
+	if f := late.rest(); f.code != 1013 || f.reason != "overloaded" || !strings.Contains(f.text[0], `"retryable":true`) {
+		t.Errorf("told %+v", f)
+	}
+	wantResumed(t, asked.ask(t, requestFor("ws-1", asked.ticket("ws-1", waits), v1, query("resume="+id+"&output=5"))).message("ready"), false, 0, 0)
+	p.reset()
+	asked.store.holder.URL = url
+	p = asked.ask(t, requestFor("ws-1", raw, v1, query("resume="+id+"&output=5&client=a&try=3")))
+	wantResumed(t, p.message("ready"), true, 5, 3)
+	asked.store.holder.URL, asked.store.holder.Silent = "http://"+silent.Addr().String(), 20*time.Second
+	p = asked.ask(t, requestFor("ws-1", asked.ticket("ws-1", waits), v1, query("resume="+id+"&output=5&client=a&try=4")))
+	wantResumed(t, p.message("ready"), false, 0, 0)
+}
+
 // Where the holder is not to be reached, or does not hold the session, there is a new shell.
 func TestHolderIsAway(t *testing.T) {
 	closed, err := net.Listen("tcp", "127.0.0.1:0")

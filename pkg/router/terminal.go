@@ -40,6 +40,7 @@ type request struct {
 	overAt      time.Time // when the shell was over, and its last output began to wait
 	comeback    comeback
 	unreached   bool                          // the replica that holds that session was not reached, or has it no more
+	paused      bool                          // that replica does not answer, and lived a moment ago
 	sized       bool                          // the query has a size
 	claims      ticket.Claims                 // of the ticket that opened the session: issuer, subject and workspace
 	longest     time.Duration                 // the session's longest life
@@ -221,8 +222,12 @@ func (req *request) serve(ws *bridge.Socket, claims ticket.Claims, size terminal
 	if err == nil {
 		found, err = req.comeBack(ws, claims, size)
 	}
-	if err == nil && !found && req.comeback.session != "" && ws.Left() { // it was given up for another one of its client
+	switch {
+	case err != nil || found || req.comeback.session == "":
+	case ws.Left(): // it was given up for another one of its client
 		err = bridge.ErrClosed
+	case req.paused && req.comeback.by.client != "": // by a client that tries again; a person's act has a new shell at once
+		err = errPaused
 	}
 	if err == nil && !found {
 		err = req.terminal(ws, claims, size)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/molecule-ai/termgw/pkg/ticket"
 )
@@ -68,7 +69,7 @@ func (p *Postgres) Resume(ctx context.Context, claims ticket.Claims, sessionID, 
 }
 
 // A session that has ended is heard of no more: whether its holder lives, who asks finds out.
-const holderSQL = `SELECT holder_url, holder_key FROM termgw.sessions
+const holderSQL = `SELECT holder_url, holder_key, extract(epoch FROM now() - last_seen_at)::float8 FROM termgw.sessions
 WHERE id = $1 AND issuer = $2 AND subject = $3 AND replica <> $4
   AND (ended_at IS NULL AND last_seen_at > now() - make_interval(secs => $5) OR ended_at IS NOT NULL AND waiting)`
 
@@ -77,9 +78,11 @@ WHERE id = $1 AND issuer = $2 AND subject = $3 AND replica <> $4
 func (p *Postgres) HolderOf(ctx context.Context, claims ticket.Claims, sessionID, replica string) (Holder, error) {
 	const op = "looking for a session's holder"
 	var h Holder
+	var silent float64
 	err := p.one(ctx, holderSQL, []any{
 		text(sessionID), text(claims.Issuer), text(claims.Subject), text(replica), p.silence(),
-	}, &h.URL, &h.Key)
+	}, &h.URL, &h.Key, &silent)
+	h.Silent = time.Duration(silent * float64(time.Second))
 	switch {
 	case errors.Is(err, errNoRow), err == nil && (h.URL == "" || h.Key == ""):
 		return Holder{}, fmt.Errorf("%s: %w", op, ErrGone)

@@ -13,6 +13,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Every error of Redeem is one of these, by errors.Is. When more than one applies, the order is the one below: a used
@@ -89,6 +90,8 @@ type Session struct {
 type Holder struct {
 	URL string // http(s)://host:port
 	Key string // by which a replica proves to the holder that it is one
+
+	Silent time.Duration // since the holder's last heartbeat; only HolderOf's
 }
 
 // ReasonLost is the End.Reason of a session whose gateway is gone: nobody knows how it ended. It is not a code of the wire
