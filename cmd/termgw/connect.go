@@ -62,11 +62,12 @@ func (c *ConnectCmd) carry(ctx context.Context, std *stdio) error {
 	if err != nil {
 		return err
 	}
-	t := &console{stdio: std, tty: -1, comesBack: c.TicketEndpoint != ""}
+	t := &console{stdio: std, tty: -1, comesBack: c.TicketEndpoint != "", redraw: make(chan struct{}, 1)}
 	in, _ := std.In.(*os.File)
 	out, _ := std.Out.(*os.File)
 	if in != nil && out != nil && term.IsTerminal(int(in.Fd())) && term.IsTerminal(int(out.Fd())) {
 		t.tty = int(in.Fd())
+		t.screen = &screen{Writer: std.Out}
 	}
 	config := client.Config{URL: target.String(), HTTPClient: ticketClient(), Notice: func(n client.Notice) {
 		t.say(cmp.Or(n.Message, n.Code))
@@ -178,13 +179,15 @@ var errLeft = errors.New("left, by the escape sequence")
 // console is the person's side: standard input and output, and the tty if there is one.
 type console struct {
 	*stdio
-	comesBack bool        // there are tickets to come back with
-	away      sync.Mutex  // guards the next two
-	waits     bool        // there is no connection
-	until     time.Time   // the shell waits so long at least; only if waits
-	isNew     atomic.Bool // the shell is another since input came last
-	tty       int         // file descriptor of the tty; -1: input or output is no tty
-	saying    sync.Mutex  // held while a message is printed
+	comesBack bool          // there are tickets to come back with
+	away      sync.Mutex    // guards the next two
+	waits     bool          // there is no connection
+	until     time.Time     // the shell waits so long at least; only if waits
+	isNew     atomic.Bool   // the shell is another since input came last
+	tty       int           // file descriptor of the tty; -1: input or output is no tty
+	screen    *screen       // nil: input or output is no tty
+	redraw    chan struct{} // has a value when the program is to draw its screen anew
+	saying    sync.Mutex    // held while a message is printed
 }
 
 // run carries bytes both ways until one side ends.
@@ -209,7 +212,11 @@ func (t *console) run(ctx context.Context, conn *client.Session) error {
 	go t.typeInput(conn, leave)
 	closed := make(chan error, 1)
 	stopped := context.AfterFunc(ctx, func() { closed <- conn.Close() }) // the gateway then ends the shell
-	_, err := io.Copy(t.Out, conn)
+	out := t.Out
+	if t.screen != nil {
+		out = t.screen
+	}
+	_, err := io.Copy(out, conn)
 	if !stopped() {
 		err = context.Cause(ctx)
 		if <-closed != nil && conn.Ready().Resume > 0 {
@@ -332,6 +339,9 @@ func (e *escape) filter(p []byte) (send []byte, left bool) {
 	return send, false
 }
 
+// redrawPause is how long a program has another size, so that it draws its screen anew.
+const redrawPause = 300 * time.Millisecond
+
 // followSize sends the tty's size to the gateway at once, since the size may have changed
 // while the shell was started, and after each change until ctx ends.
 func (t *console) followSize(ctx context.Context, conn *client.Session) {
@@ -344,6 +354,15 @@ func (t *console) followSize(ctx context.Context, conn *client.Session) {
 		}
 		select {
 		case <-resized:
+		case <-t.redraw:
+			if cols, rows := t.size(); rows > 1 {
+				conn.Resize(cols, rows-1)
+			}
+			select {
+			case <-time.After(redrawPause):
+			case <-ctx.Done():
+				return
+			}
 		case <-ctx.Done():
 			return
 		}
@@ -386,9 +405,18 @@ func (t *console) status(s client.Status) {
 		t.say(fmt.Sprintf("%v: your shell may be gone, and is asked for (Enter ~ . leaves)", s.Err))
 	case s.New:
 		t.isNew.Store(true)
+		if t.screen != nil {
+			t.screen.leave()
+		}
 		t.say("the shell is gone: this is a new one")
 	default:
 		t.say("here is your shell again")
+		if t.screen != nil && t.screen.isDrawn() { // messages are in it
+			select {
+			case t.redraw <- struct{}{}:
+			default:
+			}
+		}
 	}
 	if !s.Waiting && s.Ready.ReadOnly() {
 		t.say(readOnly)
@@ -403,6 +431,9 @@ func (t *console) sayEnd(err error) {
 	if left := time.Until(t.until).Round(time.Second); t.waits && left > 0 && !errors.Is(err, client.ErrShellGone) {
 		message += fmt.Sprintf("; the shell, which could not be told, waits for %s and then ends", left)
 	}
+	if t.screen != nil {
+		t.screen.leave()
+	}
 	t.say(message)
 }
 
@@ -410,6 +441,11 @@ const readOnly = "this terminal is read-only: what you type is not sent"
 
 // say prints a message to the person, apart from the shell's output.
 func (t *console) say(message string) {
+	if t.screen != nil {
+		cols, _ := t.size()
+		t.screen.say(shown(message), cols)
+		return
+	}
 	t.saying.Lock()
 	defer t.saying.Unlock()
 	_, _ = fmt.Fprintf(t.Err, "\r\ntermgw: %s\r\n", shown(message))
