@@ -583,7 +583,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     if (record) {
       void this.place.lock(record.session);
       this.place.write(record);
-    }
+    } else this.place.remove();
     const { attempts } = this.failures;
     const status = { state: "open", ready: shell.ready as Ready, attempt: attempts } as const;
     if (shell === before) this.setStatus({ ...status, shell: hasGap ? "redrawn" : "same" });
@@ -662,7 +662,11 @@ export class TerminalConnection extends Events<ConnectionEvents> {
   }
 
   private ended(end: EndReason): void {
-    this.forget();
+    const until = this.away?.until ?? this.shell.until ?? 0;
+    // Without a ticket nothing is known of the shell: whoever asks for it once more may have one.
+    const isKept = this.shell.id !== undefined && noTicketEnds.has(end.code) && Date.now() < until;
+    if (isKept) this.rest();
+    else this.forget();
     this.failures = counted(this.failures, end);
     const next = plan(end, this.failures, this.random);
     const { attempts } = this.failures;
@@ -672,7 +676,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
       this.setStatus({ state: "waiting", end, attempt: attempts, retryAt });
     } else {
       const state = next.kind === "input" ? "waiting" : "ended";
-      if (state === "ended") this.stopListening?.();
+      if (state === "ended" && !isKept) this.stopListening?.();
       this.setStatus({ state, end, attempt: attempts });
     }
     this.emit("end", end);
@@ -680,13 +684,18 @@ export class TerminalConnection extends Events<ConnectionEvents> {
 
   /** The shell is gone, or nobody comes back to it. */
   private forget(): void {
-    const others = this.attempts;
-    this.attempts = [];
     this.shell = new Shell();
     this.kept = this.recalled = this.unseen = this.saved = undefined;
     this.place.remove();
     this.away = undefined;
     this.announced = undefined;
+    this.rest();
+  }
+
+  /** Tries nothing any more. */
+  private rest(): void {
+    const others = this.attempts;
+    this.attempts = [];
     this.stopWaiting();
     for (const { session, cancel, stopTimer } of others) {
       stopTimer();
@@ -721,6 +730,17 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     this.emit("status", status);
   }
 }
+
+/** The ends of who has no ticket, or none that is good. */
+const noTicketEnds = new Set([
+  "ticket_denied",
+  "ticket_unavailable",
+  "ticket_missing",
+  "ticket_invalid",
+  "ticket_expired",
+  "ticket_used",
+  "ticket_mismatch",
+]);
 
 /** Why there is no ticket: only what is known to pass is tried again. */
 function noTicket(cause: unknown, isReported: boolean): EndReason {

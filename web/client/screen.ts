@@ -11,9 +11,11 @@
 import type { IBuffer, IBufferCell, Terminal } from "@xterm/xterm";
 import { finishPiece } from "./guard.js";
 
-/** Lines of scrollback that are kept, and the length of all lines. */
+/** Lines of scrollback that are kept, and the length of all lines in JSON. */
 const MAX_LINES = 2_000;
 const MAX_LENGTH = 512 * 1024;
+/** A link whose address is longer is kept as text: the address is repeated where the style changes. */
+const MAX_LINK = 1_000;
 /** Bytes of a sequence that has begun, such as a picture, which are kept with the screen. */
 const MAX_BEGUN = 64 * 1024;
 /** Characters that are drawn at once. */
@@ -165,7 +167,9 @@ export class Screen {
     const { buffer } = terminal;
     const isAlternate = buffer.active.type === "alternate";
     const alternate = this.lines(buffer.alternate, core.buffers.alt, MAX_LENGTH, isAlternate);
-    const used = alternate.lines.reduce((sum, { length }) => sum + length, 0);
+    const used = alternate?.lines.reduce((sum, line) => sum + lengthInJSON(line), 0) ?? 0;
+    const normal = this.lines(buffer.normal, core.buffers.normal, MAX_LENGTH - used);
+    if (!alternate || !normal) return undefined;
     const { modes, decPrivateModes, isCursorHidden } = core.coreService;
     const { activeProtocol, activeEncoding } = core.coreMouseService;
     const { _charsetService: sets, _inputHandler: handler } = core;
@@ -176,7 +180,7 @@ export class Screen {
       cols: terminal.cols,
       rows: terminal.rows,
       output,
-      normal: this.lines(buffer.normal, core.buffers.normal, MAX_LENGTH - used),
+      normal,
       alternate,
       state: {
         style: this.style(pen, true),
@@ -245,8 +249,8 @@ export class Screen {
     });
   }
 
-  /** The last lines of a buffer, of so many characters at most beyond those of the screen. */
-  private lines(buffer: IBuffer, inner: Buffer, most: number, isUsed = true): Lines {
+  /** The last lines of a buffer, of so many characters at most; undefined: those of the screen are more. */
+  private lines(buffer: IBuffer, inner: Buffer, most: number, isUsed = true): Lines | undefined {
     const { rows } = this.terminal;
     const texts: string[] = [];
     const wrapped: number[] = [];
@@ -255,8 +259,9 @@ export class Screen {
     const last = isUsed ? Math.max(0, buffer.length - rows - MAX_LINES) : buffer.length;
     for (let y = buffer.length - 1; y >= last; y--) {
       const text = this.line(buffer, y);
-      length += text.length;
-      if (y < buffer.length - rows && length > most) break;
+      length += lengthInJSON(text);
+      if (length > most && y >= buffer.length - rows) return undefined;
+      if (length > most) break;
       texts.push(text);
       first = y;
     }
@@ -319,7 +324,8 @@ export class Screen {
     const { _ext: underline } = isPen || has ? of.extended : NO_EXTENDED;
     const { urlId } = has ? of.extended : NO_EXTENDED;
     const { _oscLinkService: links } = this.core;
-    const link = urlId > 0 ? links.getLinkData(urlId) : undefined;
+    const data = urlId > 0 ? links.getLinkData(urlId) : undefined;
+    const link = data && data.uri.length + (data.id?.length ?? 0) <= MAX_LINK ? data : undefined;
     // A link is underlined by dashes, also one that xterm.js has forgotten.
     const isDead = urlId > 0 && !link && !isPen;
     const isUnderlined = urlId > 0 && !isDead ? of.fg & UNDERLINE : of.isUnderline();
@@ -342,6 +348,11 @@ export class Screen {
       .filter(Boolean)
       .join("");
   }
+}
+
+/** JSON writes an ESC in six characters. */
+function lengthInJSON(text: string): number {
+  return text.length + 5 * (text.split("\x1b").length - 1);
 }
 
 /** A style that is a background and no more. */

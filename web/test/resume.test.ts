@@ -169,12 +169,13 @@ class Rig {
   readonly pending: (() => void)[] = [];
   readonly refused: number[] = [];
   readonly ends: string[] = [];
+  ticket = async () => "aaa.bbb.ccc";
 
   constructor(gateway = new Gateway(), random: () => number = () => 0.5) {
     this.gateway = gateway;
     this.connection = new TerminalConnection({
       url: "wss://gateway.example/workspaces/w/terminal",
-      ticket: async () => "aaa.bbb.ccc",
+      ticket: () => this.ticket(),
       clock: this.clock,
       page: this.page,
       window: this.window,
@@ -590,6 +591,27 @@ test("a refusal that no try mends ends the waiting; one that passes does not", a
   assert.equal(rig.state, "ended");
   assert.equal(rig.connection.status.end?.code, "revoked");
   assert.deepEqual(rig.clock.running, []);
+});
+
+test("a platform that gives no ticket ends the tries, and not the shell", async () => {
+  const rig = new Rig();
+  await rig.open();
+  rig.gateway.print([1, 2, 3]);
+  await rig.quiet();
+  const { ticket } = rig;
+  rig.ticket = async () => {
+    throw new Error("Log in again.");
+  };
+  rig.cut();
+  rig.clock.advance(1_000);
+  await rig.quiet();
+  assert.equal(rig.state, "ended");
+  assert.equal(rig.connection.status.end?.code, "ticket_denied");
+  rig.ticket = ticket;
+  rig.connection.connect();
+  await rig.back();
+  assert.equal(rig.connection.status.shell, "same");
+  assert.deepEqual(asked(rig), ["", "resume=s1&output=3"]);
 });
 
 test("without resume nothing is kept, and the session is another", async () => {
