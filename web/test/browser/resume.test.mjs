@@ -475,8 +475,9 @@ const view = (tab) => tab.evaluate(() => window.lasting.view());
 const PROGRAMS = /** @type {const} */ ([
   {
     name: "vim",
+    // Without its questions to the terminal: it may erase its ruler when they are answered late.
     command:
-      "vim -n -u NONE -i NONE --cmd 'set nocp shm+=F ruler nu mouse=a' -c 'normal 40Gzt' lines",
+      "vim -n -u NONE -i NONE --cmd 'set nocp shm+=F ruler nu mouse=a ttym=sgr t_RV= t_u7=' -c 'normal 40Gzt' lines",
     shown: /^ *40 line 40 /m,
   },
   {
