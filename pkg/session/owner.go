@@ -100,7 +100,7 @@ func (s *Session) Resume(c Client, window int, readOnly bool, size terminal.Size
 	at := max(from, s.kept.from)
 	before, exact := s.past.since(from, s.kept.from)
 	if at != from && !exact {
-		before = s.past.screen()
+		before = s.past.screen(size.Rows == 0 || size == s.sizes.wanted)
 		s.past.exact = at
 	}
 	where := Resumed{Output: at - int64(len(before)), Input: s.taken}

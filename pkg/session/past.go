@@ -52,19 +52,22 @@ func (t *past) since(from, to int64) (output []byte, ok bool) {
 // screen returns output for a terminal that is new, after which it shows about what another
 // would that was given all of the past: the tail's whole lines, with the modes at their beginning.
 // Of a full-screen program, which draws itself anew, there is nothing where the tail does not have all that it
-// has drawn. Not followed are colours, margins and character sets that were set before the tail.
-// The output takes the offsets before the past's end, and is no longer than what was printed.
-func (t *past) screen() []byte {
-	if len(t.tail) < pastLeast { // nothing was cut off
-		return quiet(t.tail)
-	}
-	for _, ends := range []string{"\n", "\r", ""} {
-		if lines, ok := t.from(ends); ok {
-			return lines
-		}
-	}
+// has drawn, or where the new terminal is of another size. Not followed are colours, margins and character sets
+// that were set before the tail. The output takes the offsets before the past's end, and is no longer than what was
+// printed.
+func (t *past) screen(isOfSize bool) []byte {
 	now := t.modes.clone()
 	now.follow(t.tail)
+	if isOfSize || !now.alternate() {
+		if len(t.tail) < pastLeast { // nothing was cut off
+			return quiet(t.tail)
+		}
+		for _, ends := range []string{"\n", "\r", ""} {
+			if lines, ok := t.from(ends); ok {
+				return lines
+			}
+		}
+	}
 	return append(now.restore(), t.tail[len(t.tail)-min(now.unfinished, len(t.tail)):]...)
 }
 

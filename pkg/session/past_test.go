@@ -84,10 +84,15 @@ func TestPastBegins(t *testing.T) {
 	} {
 		var past past
 		past.add([]byte(c.output))
-		got := string(past.screen())
+		got := string(past.screen(true))
 		if !strings.HasPrefix(got, c.begins) || !strings.HasSuffix(got, c.ends) {
 			t.Errorf("%s: %d bytes, %.60q … %q", name, len(got), got, got[max(0, len(got)-20):])
 		}
+	}
+	var past past
+	past.add([]byte("$ vim\r\n\x1b[?1049h\x1b[2JPress a key"))
+	if got := string(past.screen(false)); got != "\x1b[?1049h" {
+		t.Errorf("of another size: %q", got)
 	}
 }
 
@@ -120,7 +125,7 @@ func TestPastScreen(t *testing.T) {
 		}
 		var want, got modes
 		want.follow(all)
-		screen := past.screen()
+		screen := past.screen(true)
 		got.follow(screen)
 		if string(got.restore()) != string(want.restore()) || got.at != want.at {
 			t.Fatalf("seed %d: it has %+v, want %+v", seed, got, want)

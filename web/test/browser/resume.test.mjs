@@ -138,12 +138,13 @@ async function leave(tab, href) {
  * What is kept, without the screens.
  *
  * @param {Record<string, string>} kept
+ * @param {object} [change]
  */
-const withoutScreens = (kept) =>
+const withoutScreens = (kept, change = {}) =>
   Object.fromEntries(
     Object.entries(kept).map(([name, value]) => {
       const { screen: _screen, ...rest } = JSON.parse(value);
-      return [name, JSON.stringify(rest)];
+      return [name, JSON.stringify({ ...rest, ...change })];
     }),
   );
 
@@ -592,7 +593,8 @@ for (const { name, command, shown, ...more } of PROGRAMS) {
 
       const viewport = { width: 700, height: 640 };
       await whole.setViewportSize(viewport);
-      const device = await openLasting(t, browser, () => demo, { kept, viewport });
+      const asAnother = withoutScreens(kept, { client: "another" });
+      const device = await openLasting(t, browser, () => demo, { kept: asAnother, viewport });
       await goOn(device.tab);
       await until(async () => (await status(tab)).end?.code ?? "", /^taken_over$/);
     },
