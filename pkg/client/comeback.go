@@ -186,17 +186,17 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 				s.tellAway(until, cause)
 			}
 			tries = append(tries, s.begin(news))
-			next.Reset(company)
+			if time.Since(began) > longAfter {
+				company = max(company, longCompany)
+			}
+			next.Reset(patience(tries, company))
 		case t := <-news:
 			at := slices.Index(tries, t)
 			if at < 0 {
 				continue // given up
 			}
 			if !t.done() {
-				next.Reset(company)
-				if t.answered.Load() {
-					next.Reset(answeredLimit)
-				}
+				next.Reset(patience(tries, company))
 				continue
 			}
 			tries = slices.Delete(tries, at, at+1)
@@ -211,15 +211,22 @@ func (s *Session) comeBack(lostConn *Conn, cause error) error {
 			}
 			cause = t.err
 			s.tellAway(until, cause)
-			if len(tries) == 0 { // else the next one begins when this one has had its time
-				next.Reset(pause)
-				pause = min(2*pause, longestPause(began, cause))
+			if len(tries) > 0 {
+				next.Reset(patience(tries, company))
+				continue
 			}
-		}
-		if time.Since(began) > longAfter {
-			company = max(company, longCompany)
+			next.Reset(pause)
+			pause = min(2*pause, longestPause(began, cause))
 		}
 	}
+}
+
+// patience returns how long tries go without another one.
+func patience(tries []*try, company time.Duration) time.Duration {
+	if slices.ContainsFunc(tries, func(t *try) bool { return t.answered.Load() }) {
+		return answeredLimit
+	}
+	return company
 }
 
 // isFinal reports whether no other try will do better than one that has failed.
