@@ -75,7 +75,9 @@ func Open(ctx context.Context, config Config, tickets func(context.Context) (str
 	if err != nil {
 		return nil, err
 	}
+	s.mu.Lock() // the connection tells what the terminal was given
 	s.conn = conn
+	s.mu.Unlock()
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	go s.live()
 	return s, nil

@@ -277,6 +277,8 @@ func TestTriesComeInOrder(t *testing.T) {
 	p := g.ask(t, requestFor("ws-1", g.ticket("ws-1", waits), v1, query("client=laptop&try=1")))
 	id, _ := p.message("ready")["session"].(string)
 	shell := <-g.local.asked
+	p.send(opBinary, "a") // else it may know nothing of the session
+	<-shell.typed
 	printed := 0
 	resume := func(by string) *peer {
 		return g.ask(t, requestFor("ws-1", g.ticket("ws-1", waits), v1, query(fmt.Sprintf("resume=%s&output=%d%s", id, printed, by))))

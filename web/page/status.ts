@@ -211,9 +211,9 @@ function endWords(end: EndReason, session: TerminalSession, goesOn: boolean): Wo
     words.second = { words: "Stop", press: () => session.connection.close() };
     facts.unshift(
       left > 0 && `Your shell is waiting, ${clock(left)} left`,
+      end.code !== "connection_lost" && end.message,
       "Trying to reach it",
       attempt > 1 && `attempt ${attempt}`,
-      end.code !== "connection_lost" && end.title,
     );
   } else if (!goesOn) {
     words.primary = connect(end.retry === "never" ? "New session" : "Reconnect");
