@@ -375,7 +375,7 @@ export class TerminalConnection extends Events<ConnectionEvents> {
     this.kept = undefined;
     let kept: Kept | undefined = first;
     while (kept) {
-      const isOurs = await this.place.lock(kept.session);
+      const isOurs = await this.place.lock(kept.session, kept.isLeft);
       if (this.shell.id !== kept.session) return; // closed meanwhile
       if (isOurs) break;
       kept = this.place.next();

@@ -8,8 +8,11 @@
  */
 import type { Saved } from "./screen.js";
 
-/** The next page may be there before the locks of the last one have gone. */
-const LOCK_MS = 500;
+/**
+ * The next page may be there before the locks of the last one have gone: with a page that has gone
+ * by itself they do, however busy the machine is; else the page may be a copy of one that stays.
+ */
+const LOCK_MS = { left: 10_000, else: 500 };
 
 /** Of records: those of another are removed. */
 const VERSION = 1;
@@ -73,7 +76,7 @@ export class Place {
   }
 
   /** Has the session, and tells whether no other page has: that of which this tab is a copy. */
-  async lock(session: string): Promise<boolean> {
+  async lock(session: string, isLeft = false): Promise<boolean> {
     if (!hasLocks() || this.locked === session) return true;
     this.unlock();
     this.locked = session;
@@ -86,7 +89,9 @@ export class Place {
           if (!isOurs()) unlock();
         });
       };
-      const options = { signal: AbortSignal.timeout(LOCK_MS) };
+      // Of two frames with the same terminal the other may have it.
+      const ms = isLeft && globalThis.window === globalThis.top ? LOCK_MS.left : LOCK_MS.else;
+      const options = { signal: AbortSignal.timeout(ms) };
       navigator.locks.request(`termgw ${session}`, options, held).catch(() => resolve(false));
     });
   }
