@@ -476,9 +476,9 @@ const view = (tab) => tab.evaluate(() => window.lasting.view());
 const PROGRAMS = /** @type {const} */ ([
   {
     name: "vim",
-    // Without its questions to the terminal: it may erase its ruler when they are answered late.
+    // Without its questions to the terminal, and without a ruler, which it may erase when it is busy.
     command:
-      "vim -n -u NONE -i NONE --cmd 'set nocp shm+=F ruler nu mouse=a ttym=sgr t_RV= t_u7=' -c 'normal 40Gzt' lines",
+      "vim -n -u NONE -i NONE --cmd 'set nocp shm+=F noru nosc nu mouse=a ttym=sgr t_RV= t_u7=' -c 'normal 40Gzt' lines",
     shown: /^ *40 line 40 /m,
   },
   {
