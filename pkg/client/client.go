@@ -77,8 +77,8 @@ type Ready struct {
 	IdleTimeout time.Duration // the longest time without input
 	MaxSession  time.Duration // the longest life
 
-	// Resume is how long the shell waits for its person when the connection is lost; 0: it
-	// does not, and the next fields mean nothing.
+	// Resume is how long the shell waits for its person when this connection is lost; 0: it
+	// does not. Output and Input are 0 in a new shell that does not wait.
 	Resume  time.Duration
 	Resumed bool  // this is the session that Config.Resume named, and not a new shell
 	Output  int64 // the offset of the first byte that Read returns, in the session's output
