@@ -21,7 +21,7 @@ import (
 
 const (
 	mostAsked = 8 // addresses of replicas
-	askTime   = 2 * time.Second
+	askTime   = 10 * time.Second
 )
 
 // What to do about an address of a replica.

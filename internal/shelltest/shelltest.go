@@ -314,6 +314,13 @@ func (s *Session) Ready(tb testing.TB, line string) {
 	s.Expect(tb, "up=42")
 }
 
+// Started waits until the shell does what is typed: the engine says that it runs a little before it is the shell.
+func (s *Session) Started(tb testing.TB) {
+	tb.Helper()
+	s.Send(tb, "echo up=$((6*7))\n")
+	s.Expect(tb, "up=42")
+}
+
 // WantStep fails the test unless err is a runner.Failure of the step.
 func WantStep(tb testing.TB, err error, step string) {
 	tb.Helper()

@@ -228,10 +228,11 @@ children_first() {
 	# A shell that reads a command reaps its jobs before the next prompt (dash).
 	patience=$((now + grace / 4))
 	for pid in $all; do
-		[ -d "/proc/$pid" ] && ! alive "$pid" || continue
+		alive "$pid" && continue
+		await exiting "$pid"
+		[ -d "/proc/$pid" ] || continue
 		kill -s INT "$sid"
 		await [ -d "/proc/$pid" ]
-		break
 	done
 } 2>/dev/null
 
@@ -252,6 +253,13 @@ alive() {
 	set -- ${whole##*) }
 	case $1 in Z | X | x | '') return 1 ;; esac
 	[ $(($7 & 4)) = 0 ]
+}
+
+# exiting PID: it is no zombie yet: nobody can reap it.
+exiting() {
+	whole "/proc/$1/stat" || return
+	set -- ${whole##*) }
+	case $1 in Z | X | x | '') return 1 ;; esac
 }
 
 # foreign PID: it lives, and is another user's. What has just ended takes no signal

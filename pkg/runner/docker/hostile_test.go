@@ -63,6 +63,7 @@ func TestHostileSweeps(t *testing.T) {
 			var ends []*shelltest.Session
 			for range many {
 				ends = append(ends, shelltest.Open(t, shelltest.By(p.Kind), shelltest.NewTarget(t, hostile)))
+				ends[len(ends)-1].Started(t)
 			}
 			engine.Exec(t, hostile, "dash", "-ec", turns)
 			p.cfg.Timing.Call, p.cfg.Timing.End = 3*time.Second, 5*time.Second
@@ -108,7 +109,7 @@ func TestHostileSweepsOfTheAbandoned(t *testing.T) {
 			var targets []runner.Target
 			for range many {
 				targets = append(targets, shelltest.NewTarget(t, hostile))
-				shelltest.Open(t, shelltest.By(gone), targets[len(targets)-1])
+				shelltest.Open(t, shelltest.By(gone), targets[len(targets)-1]).Started(t)
 			}
 			engine.Exec(t, hostile, "dash", "-ec", hostileSweeps[name])
 			gone.cfg.Timing.End = time.Second // at the test's end

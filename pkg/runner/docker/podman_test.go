@@ -32,7 +32,7 @@ func TestPodman(t *testing.T) {
 		if err := s.Resize(terminal.Size{Cols: 123, Rows: 45}); err != nil {
 			t.Fatal(err)
 		}
-		s.Send(t, "stty size; pwd\n")
+		s.Send(t, "until stty size | grep '45 123'; do sleep 0.05; done; pwd\n") // Podman answers before conmon has done it
 		s.Expect(t, "45 123\r\n/work\r\n")
 		keys := string(s.Terminal.(*execTerminal).keys[:4])
 		for _, typed := range []string{"\x10\x11", "\x00a", "\x00\x1ea", keys + keys + "a", "\xff\x03\x04"} {

@@ -1,7 +1,7 @@
 // A terminal as a canvas has it, whose inside a test may see.
 import "@xterm/xterm/css/xterm.css";
 import { Unicode11Addon } from "@xterm/addon-unicode11";
-import { Terminal } from "@xterm/xterm";
+import { type IBufferCell, Terminal } from "@xterm/xterm";
 import { attachTerminal, type Status, TerminalConnection } from "../../client/index.js";
 
 interface Attribute {
@@ -28,22 +28,36 @@ const statuses: Status[] = [];
 connection.on("status", (status) => statuses.push(status));
 connection.connect();
 
+/** A cell as it is: its character, a dot for a cell without one, and its style. */
+function exact(cell: IBufferCell): [string, string] {
+  const { fg, bg } = cell as unknown as Attribute;
+  return [cell.getChars() || "·".repeat(cell.getWidth()), `${fg.toString(16)}/${bg.toString(16)}`];
+}
+
+/** A cell as a person sees it: a space is as an erased cell, and has no colour but its background. */
+function seen(cell: IBufferCell): [string, string] {
+  const [char, style] = exact(cell);
+  if (char !== " " && char !== "·") return [char, style];
+  const { bg } = cell as unknown as Attribute;
+  const drawn =
+    cell.isInverse() || cell.isUnderline() || cell.isStrikethrough() || cell.isOverline();
+  return ["·", drawn ? style : `0/${bg.toString(16)}`];
+}
+
 /**
- * What a terminal shows, cell by cell, its scrollback included: each line's characters, a dot for a
- * cell without one, and before the cells whose style is not that of the cell before, the style.
+ * What a terminal shows, cell by cell, its scrollback included: each line's characters, and before
+ * the cells whose style is not that of the cell before, the style.
  */
-function cells(of: Terminal): string[] {
+function cells(of: Terminal, as = exact): string[] {
   const { active } = of.buffer;
   const lines = Array.from({ length: active.length }, (_, y) => {
     const line = active.getLine(y);
     let last = "0/0";
     const row = Array.from({ length: of.cols }, (__, x) => {
-      const cell = line?.getCell(x);
-      const { fg, bg } = cell as unknown as Attribute;
-      const style = `${fg.toString(16)}/${bg.toString(16)}`;
+      const [char, style] = as(line?.getCell(x) as IBufferCell);
       const set = style === last ? "" : `{${style}}`;
       last = style;
-      return set + (cell?.getChars() || "·".repeat(cell?.getWidth() ?? 0));
+      return set + char;
     });
     return `${line?.isWrapped ? "+" : ""}${row.join("").replace(/·+$/, "")}`;
   });
@@ -64,7 +78,7 @@ async function cellsOf(bytes: number[]): Promise<string[]> {
 function view(of: Terminal): string[] {
   const { _core: core } = of as unknown as { _core: Inner };
   const { x, y } = core.buffer;
-  const [, ...lines] = cells(of);
+  const [, ...lines] = cells(of, seen);
   const modes = { ...of.modes, isCursorHidden: core.coreService.isCursorHidden };
   const mouse = core.coreMouseService.activeEncoding;
   const { type } = of.buffer.active;
