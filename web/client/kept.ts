@@ -96,9 +96,12 @@ export class Place {
     });
   }
 
-  /** Keeps what is there while the page lives. Then it has to be free for the next page. */
+  /**
+   * Keeps what is there while the page lives, and has the session. Then it has to be free for the next page: what
+   * `leave` has kept stays, also where the browser hides the page after that.
+   */
   write(kept: Kept): void {
-    if (hasLocks()) this.put(kept);
+    if (this.locked && hasLocks()) this.put(kept);
   }
 
   /** The page goes: the next one may take what is kept. */

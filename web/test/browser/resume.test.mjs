@@ -346,6 +346,18 @@ test("no ticket is kept, nor what was typed", { skip }, async (t) => {
   await until(() => text(tab), /^got$/m);
 });
 
+// The browser hides a page that goes after it has told it so.
+test("what is kept by a page that goes says that it has gone", { skip }, async (t) => {
+  const demo = await startDemo(t);
+  const browser = await startBrowser(t);
+  const { tab, href } = await openLasting(t, browser, () => demo);
+  const kept = await leave(tab, href);
+  assert.deepEqual(
+    Object.values(kept).map((value) => JSON.parse(value).isLeft),
+    [true],
+  );
+});
+
 test("a page that lost its screen gets one that is right", { skip }, async (t) => {
   const demo = await startDemo(t);
   const browser = await startBrowser(t);
