@@ -69,7 +69,7 @@ func (p *platform) cuts(tb testing.TB, workspace, gateway string, s stream) (awa
 	command := fmt.Sprintf("bash -c 'stty raw -echo; printf REA; printf DY.; exec 3<&0; "+
 		"head -c %d <&3 | sha256sum >/tmp/in & seq 1 %d; wait; cat /tmp/in'; exit 7\r", s.typing, s.lines)
 	secret := make([]byte, s.typing)
-	_, _ = cryptorand.Read(secret)
+	randomKeys(secret)
 	typed := append([]byte(command), secret...) // all input
 	var want bytes.Buffer                       // the output from READY on
 	for i := range s.lines {
@@ -179,6 +179,13 @@ func (p *platform) cuts(tb testing.TB, workspace, gateway string, s stream) (awa
 	return away
 }
 
+// randomKeys fills p with random bytes. The last is no NUL, which an engine holds back until the next key
+// (runner.DetachKeys).
+func randomKeys(p []byte) {
+	_, _ = cryptorand.Read(p)
+	p[len(p)-1] |= 1
+}
+
 // TestSessionOverCuts: pkg/client comes back by itself.
 func TestSessionOverCuts(t *testing.T) {
 	t.Parallel()
@@ -214,7 +221,7 @@ func TestSessionOverCuts(t *testing.T) {
 		fmt.Fprintln(&want, i+1)
 	}
 	secret := make([]byte, typing)
-	_, _ = cryptorand.Read(secret)
+	randomKeys(secret)
 	fmt.Fprintf(&want, "%x  -\n", sha256.Sum256(secret))
 	var typist sync.WaitGroup
 	defer typist.Wait()
