@@ -143,9 +143,9 @@ workspace-image: setup
 test-race: setup web workspace-image
 lint-go: web
 build: web
-image-test: setup web workspace-image
-test-web: setup web build workspace-image
 aws-cli: setup
+test-web: setup web build workspace-image
+image-test: setup web workspace-image
 test-bench: setup web
 test-plain:
 lint-page: web

@@ -46,8 +46,8 @@ func run(title, last string) (status int, err error) {
 	if err != nil {
 		return 2, err
 	}
-	// One phase for each processor, and one more: most phases wait more than they compute.
-	most := runtime.NumCPU() + 1
+	// One phase for each processor: those that wait more than they compute run several things at once themselves.
+	most := max(2, runtime.NumCPU())
 	if jobs := os.Getenv("PHASES"); jobs != "" {
 		if most, err = strconv.Atoi(jobs); err != nil || most < 1 {
 			return 2, fmt.Errorf("PHASES=%s is no number of phases that run at the same time", jobs)

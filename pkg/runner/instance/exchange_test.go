@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -196,7 +197,7 @@ func TestRemoteGreeting(t *testing.T) {
 		} {
 			t.Run(fmt.Sprint(step, "/", name), func(t *testing.T) {
 				t.Parallel()
-				_, err := by.remote(t, Config{Timing: wholeStart}).Start(t.Context(), by.target(t, ""), shelltest.DefaultSize)
+				_, err := by.remote(t, Config{Timing: runner.Timing{Start: 30 * time.Second}}).Start(t.Context(), by.target(t, ""), shelltest.DefaultSize)
 				shelltest.WantStep(t, err, step)
 				var told *runner.Failure
 				if !errors.As(err, &told) || told.Final != (step == "ssh_greeting") || told.Sentence == "" || !strings.Contains(err.Error(), "the instance says") {

@@ -248,7 +248,16 @@ export async function screen(tab) {
  * @param {number} [limit] milliseconds
  */
 export async function sees(tab, pattern, limit = LIMIT_MS) {
-  return until(() => screen(tab), pattern, limit);
+  return until(() => screen(tab), pattern, limit).catch(async (fault) => {
+    fault.message += `\nThe page says: ${await words(tab)}`;
+    throw fault;
+  });
+}
+
+/** What the page says beside the terminal. @param {import("playwright-core").Page} tab */
+async function words(tab) {
+  const texts = await tab.locator("#state, #panel, :focus").allTextContents();
+  return texts.map((text) => text.replace(/\s+/g, " ").trim()).join("; ");
 }
 
 /**
