@@ -34,11 +34,12 @@ for word; do
 	esac
 done
 
-# whole FILE: its contents as one line in $whole. A command's name, which stands
-# in /proc/PID/stat, may hold a newline.
+# whole FILE: its contents as one line in $whole; fails without any: a process may end
+# while its file is open. A command's name, which stands in /proc/PID/stat, may hold a
+# newline.
 whole() {
 	whole=
-	while IFS= read -r part || [ -n "$part" ]; do whole=$whole$part; done <"$1"
+	while IFS= read -r part || [ -n "$part" ]; do whole=$whole$part; done <"$1" && [ -n "$whole" ]
 } 2>/dev/null
 
 # spare: whether the container may start a few more processes, as its pids cgroup

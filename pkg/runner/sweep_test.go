@@ -233,6 +233,28 @@ job=`
 	}
 }
 
+// TestSweepOfALeaderThatEnds: its file is open when it ends, and gives nothing.
+func TestSweepOfALeaderThatEnds(t *testing.T) {
+	t.Parallel()
+	const read = `read() {
+	[ ! /dev/stdin -ef "/proc/$leader/stat" ] && command read "$@"
+}
+leader=`
+	for _, shell := range sweepShells() {
+		t.Run(strings.Join(shell, " "), func(t *testing.T) {
+			t.Parallel()
+			s := shelltest.Open(t, shelltest.By(ending(t)), shelltest.NewTarget(t, ""))
+			sid, start := leader(t, s.ID)
+			s.Ready(t, shelltest.Job("bg", "$SIG{HUP}=sub{}")+" &")
+			sweep := runner.Sweep{SID: sid, Start: start, Session: s.ID, KeepDetached: true, Grace: 200 * time.Millisecond}
+			if said := runScript(t, shell, read+sid+"\n"+runner.SweepScript, sweep.Args()); said != "1 0 0" {
+				t.Errorf("it said %q", said)
+			}
+			shelltest.WantLiving(t, s.ID, "bash") // which has not ended, in truth
+		})
+	}
+}
+
 // pidOf returns the pid of the process that has a label among its arguments.
 func pidOf(tb testing.TB, label string) string {
 	tb.Helper()
