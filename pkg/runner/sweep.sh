@@ -230,7 +230,7 @@ children_first() {
 	patience=$((now + grace / 4))
 	for pid in $all; do
 		alive "$pid" && continue
-		await exiting "$pid"
+		await unended "$pid"
 		[ -d "/proc/$pid" ] || continue
 		kill -s INT "$sid"
 		await [ -d "/proc/$pid" ]
@@ -248,19 +248,18 @@ await() {
 	done
 }
 
-# alive PID: it is no zombie, nor all but one (PF_EXITING).
-alive() {
+# unended PID: it is no zombie yet: nobody can reap it.
+unended() {
 	whole "/proc/$1/stat" || return
 	set -- ${whole##*) }
 	case $1 in Z | X | x | '') return 1 ;; esac
-	[ $(($7 & 4)) = 0 ]
 }
 
-# exiting PID: it is no zombie yet: nobody can reap it.
-exiting() {
-	whole "/proc/$1/stat" || return
+# alive PID: it is no zombie, nor all but one (PF_EXITING).
+alive() {
+	unended "$1" || return
 	set -- ${whole##*) }
-	case $1 in Z | X | x | '') return 1 ;; esac
+	[ $(($7 & 4)) = 0 ]
 }
 
 # foreign PID: it lives, and is another user's. What has just ended takes no signal

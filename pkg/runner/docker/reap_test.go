@@ -141,13 +141,13 @@ func TestReapElsewhere(t *testing.T) {
 	engine.Unpause(t, container)
 	shelltest.WantLiving(t, s.ID, "bash")
 	var swept []runner.Swept
+	var err error
 	shelltest.Eventually(t, "it is reaped", func() bool { // the engine may hear late that the container was paused, and says so once more
-		var err error
 		swept, err = reap(t, cli, target, cfg)
 		return !errors.Is(err, runner.ErrNotRunning)
 	})
-	if !slices.Equal(swept, []runner.Swept{{Killed: 1}}) {
-		t.Errorf("reaped %+v", swept)
+	if err != nil || !slices.Equal(swept, []runner.Swept{{Killed: 1}}) {
+		t.Errorf("reaped %+v, %v", swept, err)
 	}
 	shelltest.WantLiving(t, s.ID)
 }
