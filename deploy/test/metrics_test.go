@@ -26,9 +26,7 @@ var targetLabels = []string{"job", "instance", "namespace", "pod"}
 
 // foreign are what others than termgw expose.
 var foreign = series{
-	"up":                                    nil,
-	"kube_deployment_status_replicas_ready": {"deployment"},
-	"kube_deployment_spec_replicas":         {"deployment"},
+	"up": nil,
 }
 
 // exposed are all series of a gateway: its own from the source, since many begin with a first terminal, and those of the

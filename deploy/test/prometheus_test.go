@@ -4,7 +4,6 @@ import (
 	"os/exec"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -81,17 +80,6 @@ func TestRules(t *testing.T) {
 		}) {
 			t.Errorf("docs/operations.md explains %s, which is no alert", heading[1])
 		}
-	}
-}
-
-// The manifests' limit is in a rule, since no metric has it.
-func TestRuleKnowsLimit(t *testing.T) {
-	limit, err := strconv.Atoi(render(t, "deploy/kubernetes/base").environment(t, "termgw")["TERMGW_MAX_SESSIONS"])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := "termgw_sessions_active) > " + strconv.Itoa(limit*8/10) + "\n"; !strings.Contains(read(t, "deploy/prometheus/rules.yaml"), want) {
-		t.Errorf("the rules lack %q, 80%% of %d", want, limit)
 	}
 }
 

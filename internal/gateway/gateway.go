@@ -22,7 +22,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promauto"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/molecule-ai/termgw/pkg/router"
@@ -191,6 +190,7 @@ type gateway struct {
 func Run(ctx context.Context, cfg Config) (err error) {
 	g := &gateway{Config: cfg, reg: prometheus.NewRegistry()}
 	g.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	buildInfo(g.reg, g.Version)
 	g.Replica, g.Metrics = cmp.Or(g.Replica, replicaName()), router.NewMetrics(g.reg)
 	var memoryErr error
 	if g.memory, g.HeldBytes, memoryErr = memoryLimit(); memoryErr != nil {
@@ -208,6 +208,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	g.router = router.New(g.Config.Config)
 	g.reg.MustRegister(g.router)
+	g.jobs = append(g.jobs, g.router.CheckParts)
 	if err := g.listen(); err != nil {
 		return err
 	}
@@ -236,18 +237,15 @@ func (g *gateway) open(ctx context.Context) error {
 	g.Verifier = ticket.NewVerifier(ticket.VerifierConfig{
 		Keys: keys, Issuer: g.TicketIssuer, Audience: g.TicketAudience, MaxTTL: g.TicketMaxTTL,
 	})
-	promauto.With(g.reg).NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "termgw_ticket_keys_age_seconds", Help: "How long ago the ticket keys were last read from their file or URL.",
-	}, func() float64 { return keys.Age().Seconds() })
+	keysAge(g.reg, keys.Age)
+	sessionsLimit(g.reg, maxSessions)
 	g.Store, g.Places, g.Docker, g.MaxSessions = sessions, places, ping, maxSessions
 	g.Keys = keys.Ready
 	g.jobs = append(g.jobs, keys.Run)
 	if shared, ok := sessions.(*store.Postgres); ok {
 		g.Orders, g.Watching = shared.Reading, shared.Watching
-		promauto.With(g.reg).NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "termgw_orders_age_seconds", Help: "How long ago the orders to cut sessions were last read.",
-		}, func() float64 { return shared.OrdersAge().Seconds() })
-		r := &reaper{store: shared, places: places, replica: g.Replica, waiting: func() []string { return g.router.Waiting() }, log: g.Log}
+		storeMetrics(g.reg, shared)
+		r := &reaper{store: shared, places: places, replica: g.Replica, beatFailed: heartbeatFailures(g.reg).Inc, waiting: func() []string { return g.router.Waiting() }, log: g.Log}
 		g.jobs = append(g.jobs, shared.Run, r.beat, r.reap, r.purge, func(ctx context.Context) error {
 			return shared.Watch(ctx, func(revocation store.Revocation, ids []string) {
 				g.Log.Info("sessions are revoked", "order", revocation.ID, "sessions", ids)
@@ -297,18 +295,4 @@ func replicaName() string {
 		host = "unknown"
 	}
 	return host + "-" + strings.ToLower(rand.Text()[:6])
-}
-
-// orphanCounter returns a function that adds the report of a sweep to termgw_orphans_total.
-func orphanCounter(reg prometheus.Registerer) func(runner.Swept) {
-	orphans := promauto.With(reg).NewCounterVec(prometheus.CounterOpts{
-		Name: "termgw_orphans_total",
-		Help: "Processes that a shell left behind: killed, kept because they were told to stay, or left, which should never move.",
-	}, []string{"outcome"})
-	killed, kept, left := orphans.WithLabelValues("killed"), orphans.WithLabelValues("kept"), orphans.WithLabelValues("left")
-	return func(s runner.Swept) {
-		killed.Add(float64(s.Killed))
-		kept.Add(float64(s.Kept))
-		left.Add(float64(s.Left))
-	}
 }

@@ -60,6 +60,8 @@ type reaper struct {
 	waiting func() []string // the ids of the sessions that wait for their persons
 	log     *slog.Logger
 
+	beatFailed func() // counts a failed heartbeat
+
 	skipped sync.Map // skipped, by the workspace's id
 	busy    sync.Map // ids of the workspaces whose sessions are being ended
 	ending  sync.WaitGroup
@@ -74,6 +76,7 @@ func (r *reaper) beat(ctx context.Context) error {
 		wait := beatEvery
 		if err != nil {
 			wait = beatAgain
+			r.beatFailed()
 			if !failed {
 				r.log.Warn("sessions were not noted as live", "err", err)
 			}

@@ -159,7 +159,11 @@ func TestBeatsAgainSoonAfterAFault(t *testing.T) {
 		s := reaperStore{began: time.Now(), away: func(since time.Duration) bool {
 			return since > 15*time.Second && since < 23500*time.Millisecond || since == 44*time.Second
 		}}
-		r := &reaper{store: &s, replica: "r", waiting: func() []string { return nil }, log: slog.New(slog.NewTextHandler(&log, nil))}
+		failed := 0
+		r := &reaper{
+			store: &s, replica: "r", waiting: func() []string { return nil }, log: slog.New(slog.NewTextHandler(&log, nil)),
+			beatFailed: func() { failed++ },
+		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		if err := r.beat(ctx); err != nil {
@@ -174,6 +178,9 @@ func TestBeatsAgainSoonAfterAFault(t *testing.T) {
 		}
 		if n := strings.Count(log.String(), "not noted as live"); n != 2 {
 			t.Errorf("two faults are logged %d times:\n%s", n, &log)
+		}
+		if failed != 5 {
+			t.Errorf("five failures are counted as %d", failed)
 		}
 	})
 }

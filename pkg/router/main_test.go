@@ -146,6 +146,12 @@ func (g *gateway) ticket(workspace string, edits ...func(*ticket.Claims)) string
 // labels are "name=value". What was never counted is 0.
 func (g *gateway) metric(name string, labels ...string) float64 {
 	g.t.Helper()
+	value, _ := g.series(name, labels...)
+	return value
+}
+
+func (g *gateway) series(name string, labels ...string) (value float64, found bool) {
+	g.t.Helper()
 	families, err := g.reg.Gather()
 	if err != nil {
 		g.t.Fatal(err)
@@ -160,11 +166,11 @@ func (g *gateway) metric(name string, labels ...string) float64 {
 				have = append(have, l.GetName()+"="+l.GetValue())
 			}
 			if strings.Join(have, " ") == strings.Join(labels, " ") {
-				return m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+				return m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount()), true
 			}
 		}
 	}
-	return 0
+	return 0, false
 }
 
 func (g *gateway) wantMetric(want float64, name string, labels ...string) {

@@ -4,7 +4,14 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/store"
+	"github.com/molecule-ai/termgw/pkg/ticket"
 )
+
+// noTarget is the target of requests that were refused before their workspace was known.
+const noTarget = "none"
 
 // Metrics are the metrics of a Router, made by NewMetrics.
 type Metrics struct {
@@ -20,11 +27,11 @@ type Metrics struct {
 	draining     prometheus.Gauge
 	revocation   prometheus.Histogram
 	resumes      *prometheus.CounterVec
-	ready        *prometheus.GaugeVec // collected by Router.Collect, as is waiting
-	waiting      prometheus.Gauge
+	ready        *prometheus.GaugeVec // set whenever the parts are asked
+	waiting      prometheus.Gauge     // collected by Router.Collect
 }
 
-// NewMetrics registers the router's metrics, except termgw_ready: the Router is its collector.
+// NewMetrics registers the router's metrics, except termgw_sessions_waiting: the Router is its collector.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	bytes := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "termgw_bytes_total", Help: "Terminal bytes: in to shells, out of them.",
@@ -76,8 +83,36 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "termgw_ready", Help: "1 while a part is as it should be. Of them, store, keys and orders decide /readyz.",
 		}, []string{"part"}),
 	}
-	reg.MustRegister(m.active, m.total, m.duration, m.startSeconds, bytes, m.rejections, m.backlog, m.rttSeconds, m.storeSeconds, m.draining, m.revocation, m.resumes)
+	reg.MustRegister(m.active, m.total, m.duration, m.startSeconds, bytes, m.rejections, m.backlog, m.rttSeconds, m.storeSeconds, m.draining, m.revocation, m.resumes, m.ready)
 	return m
+}
+
+// rejected are the errors of tickets that termgw_ticket_rejections_total counts.
+var rejected = []error{errNoTicket, ticket.ErrExpired, ticket.ErrInvalid, errMismatch, store.ErrUsed, store.ErrRevoked}
+
+// begin makes the series of every target and code: a counter that began with its first event would hide that event, since
+// rate and increase see no step from nothing to 1.
+func (m *Metrics) begin(places runner.Places) {
+	targets := []string{noTarget}
+	for _, place := range places {
+		targets = append(targets, place.Name)
+		m.active.WithLabelValues(place.Name)
+		m.startSeconds.WithLabelValues(place.Name)
+	}
+	for _, o := range append([]outcome{exited, backendFailed}, outcomes...) {
+		for _, target := range targets {
+			m.total.WithLabelValues(target, o.code)
+		}
+	}
+	for _, err := range rejected {
+		m.rejections.WithLabelValues(outcomeOf(err).code)
+	}
+	for _, op := range []string{"redeem", "resume", "unreached", "trace", "finish"} {
+		m.storeSeconds.WithLabelValues(op)
+	}
+	for _, outcome := range []string{resumeDone, resumeTaken, resumeGone, resumeRefused, resumePassed} {
+		m.resumes.WithLabelValues(outcome)
+	}
 }
 
 func (m *Metrics) started(target string, took time.Duration) {

@@ -4,13 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/molecule-ai/termgw/pkg/store"
 	"github.com/molecule-ai/termgw/pkg/ticket"
@@ -222,7 +227,6 @@ func TestNoKeys(t *testing.T) {
 	var missing error
 	g := open(t, func(c *Config) { c.Keys = func() error { return missing } })
 	g.parts.now = (&played{time.Unix(1e9, 0)}).now
-	g.reg.MustRegister(g.Router)
 	if p := g.ask(t, get("/readyz")); p.status != http.StatusOK {
 		t.Errorf("with keys: %d %s", p.status, p.body)
 	}
@@ -239,23 +243,89 @@ func TestNoKeys(t *testing.T) {
 	g.wantMetric(0, "termgw_ticket_rejections_total", "code=keys_unavailable")
 }
 
-// TestReadyMetric: what /readyz tells, a scrape tells too.
+// TestReadyMetric: termgw_ready follows the parts although nobody calls /readyz, and a scrape asks no part.
 func TestReadyMetric(t *testing.T) {
-	var orders error
-	g := open(t, func(c *Config) {
-		c.Orders = func() error { return orders }
-		c.Docker = func(context.Context) error { return errors.New("down") }
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var pings int
+		var down, orders error
+		reg := prometheus.NewRegistry()
+		rt := New(Config{
+			Store:   pinged{ping: func() error { pings++; return down }},
+			Orders:  func() error { return orders },
+			Docker:  func(context.Context) error { return errors.New("no engine") },
+			Log:     slog.New(slog.DiscardHandler),
+			Metrics: NewMetrics(reg),
+		})
+		ctx, stop := context.WithCancel(t.Context())
+		var checks sync.WaitGroup
+		checks.Go(func() { _ = rt.CheckParts(ctx) })
+		want := func(when string, want map[string]float64) {
+			t.Helper()
+			synctest.Wait()
+			before := pings
+			if got := readyParts(t, reg); !maps.Equal(got, want) {
+				t.Errorf("%s: %v, want %v", when, got, want)
+			}
+			if pings != before {
+				t.Errorf("%s: the scrape asked the store", when)
+			}
+		}
+		want("at the start", map[string]float64{"store": 1, "orders": 1, "docker": 0})
+		down, orders = errors.New("down"), errors.New("not read")
+		time.Sleep(checkEvery)
+		want("away", map[string]float64{"store": 0, "orders": 0, "docker": 0})
+		down, orders = nil, nil
+		time.Sleep(checkEvery)
+		want("back", map[string]float64{"store": 1, "orders": 1, "docker": 0})
+		stop()
+		checks.Wait()
 	})
-	clock := &played{time.Unix(1e9, 0)}
-	g.parts.now = clock.now
-	g.reg.MustRegister(g.Router)
-	g.wantMetric(1, "termgw_ready", "part=store")
-	g.wantMetric(0, "termgw_ready", "part=docker")
-	g.wantMetric(1, "termgw_ready", "part=orders")
-	orders = errors.New("not read")
-	clock.pass(readyAge)
-	g.wantMetric(0, "termgw_ready", "part=orders")
-	g.store.pingErr = errors.New("down")
-	clock.pass(readyAge)
-	g.wantMetric(0, "termgw_ready", "part=store")
+}
+
+// pinged is a Store of which only Ping is called.
+type pinged struct {
+	Store
+	ping func() error
+}
+
+func (p pinged) Ping(context.Context) error { return p.ping() }
+
+func readyParts(t *testing.T, reg *prometheus.Registry) map[string]float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := map[string]float64{}
+	for _, f := range families {
+		if f.GetName() == "termgw_ready" {
+			for _, m := range f.GetMetric() {
+				parts[m.GetLabel()[0].GetValue()] = m.GetGauge().GetValue()
+			}
+		}
+	}
+	return parts
+}
+
+// TestCountersBeginAtZero: a scrape before the first request has every code, or an alert would miss each code's first event.
+func TestCountersBeginAtZero(t *testing.T) {
+	g := open(t)
+	for _, want := range []struct {
+		name   string
+		labels []string
+	}{
+		{"termgw_sessions_total", []string{"code=store_unavailable", "target=none"}},
+		{"termgw_sessions_total", []string{"code=backend_failed", "target=local"}},
+		{"termgw_sessions_total", []string{"code=exit", "target=remote"}},
+		{"termgw_ticket_rejections_total", []string{"code=ticket_invalid"}},
+		{"termgw_ticket_rejections_total", []string{"code=revoked"}},
+		{"termgw_resumes_total", []string{"outcome=gone"}},
+		{"termgw_session_start_seconds", []string{"target=local"}},
+		{"termgw_store_seconds", []string{"op=finish"}},
+	} {
+		if n, found := g.series(want.name, want.labels...); n != 0 || !found {
+			t.Errorf("%s%v is %v, there: %v", want.name, want.labels, n, found)
+		}
+	}
 }

@@ -107,9 +107,7 @@ func New(cfg Config) *Router {
 		lines: logline.NewBound(cfg.Log), handshakes: newPacer(time.Now), others: newPacer(time.Now), parts: parts{now: time.Now},
 		lingering: lingering{of: map[holder][]*connection{}}, hops: newHops(),
 	}
-	for _, place := range cfg.Places {
-		cfg.Metrics.active.WithLabelValues(place.Name) // 0 from the start: an autoscaler takes a missing series as unknown
-	}
+	cfg.Metrics.begin(cfg.Places)
 	if cfg.HeldBytes > 0 {
 		rt.budget = session.NewBudget(cfg.HeldBytes)
 	}
@@ -143,7 +141,7 @@ func (rt *Router) notFound(w http.ResponseWriter, r *http.Request) {
 	err := errUnknown
 	if !rt.allow(r, rt.clientAddr(r), false) {
 		err = errRate
-		rt.Metrics.over("none", outcomeOf(err).code)
+		rt.Metrics.over(noTarget, outcomeOf(err).code)
 	}
 	problem(w, err)
 }

@@ -171,7 +171,7 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 		addr = rt.clientAddr(r)
 	}
 	req := &request{
-		Router: rt, http: r, target: "none", started: time.Now(),
+		Router: rt, http: r, target: noTarget, started: time.Now(),
 		id: newSessionID(), workspaceID: strings.Clone(chi.URLParam(r, "workspace_id")), client: addrString(addr),
 	}
 	req.log = req.logger()

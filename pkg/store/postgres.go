@@ -65,6 +65,7 @@ const (
 type Postgres struct {
 	db           *sql.DB
 	conns        chan struct{} // one for each of the pool's that is in use
+	waits        waits         // for one of them
 	url          string
 	timeout      time.Duration
 	limits       Limits
@@ -335,6 +336,7 @@ func (p *Postgres) acquire(ctx context.Context, until time.Time) error {
 	}
 	ctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
+	defer p.waits.began()()
 	select {
 	case p.conns <- struct{}{}:
 		return nil
