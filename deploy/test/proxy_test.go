@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,11 +28,14 @@ const host = "terminal.example.com"
 type proxy struct {
 	*child
 	address string
-	scheme  string // http or https
+	scheme  string                        // http or https
+	dialer  func(*testing.T) *http.Client // of WebSockets; nil: each has a connection of its own
 }
 
 // proxies start before an upstream, with TLS or without.
-var proxies = map[string]func(t *testing.T, upstream string, secure bool) *proxy{"nginx": startNginx, "Caddy": startCaddy}
+var proxies = map[string]func(t *testing.T, upstream string, secure bool) *proxy{
+	"nginx": startNginx, "Caddy": startCaddy, "HAProxy": startHAProxy, "Apache httpd": startHTTPD,
+}
 
 func newProxy(secure bool) *proxy {
 	p := &proxy{address: ownAddress(), scheme: "http"}
@@ -78,16 +83,66 @@ func startCaddy(t *testing.T, upstream string, secure bool) *proxy {
 	config = replace(t, config, "\nterminal.example.com {\n", "\n"+site)
 	config = replace(t, config, "reverse_proxy termgw:8080", "reverse_proxy "+upstream)
 	// No port of its own for commands, and none to redirect from.
-	config = replace(t, config, "\n{\n", "\n{\n\tadmin off\n\tauto_https disable_redirects\n")
-	version, err := exec.Command(caddy, "version").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if regexp.MustCompile(`^v?2\.[0-6]\.`).Match(version) { // Debian's is older than this option
+	config = replace(t, config, "\n{\n", "\n{\n\tadmin unix/"+filepath.Join(dir, "admin")+"\n\tauto_https disable_redirects\n")
+	if oldCaddy(t, caddy) {
 		config = replace(t, config, "stream_close_delay 8h\n", "\n")
 	}
 	file := filepath.Join(dir, "Caddyfile")
 	return p.run(t, config, exec.Command(caddy, "run", "--adapter", "caddyfile", "--config", file), file)
+}
+
+// oldCaddy reports whether a Caddy is older than stream_close_delay, as Debian's is.
+func oldCaddy(t *testing.T, caddy string) bool {
+	t.Helper()
+	version, err := exec.Command(caddy, "version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return regexp.MustCompile(`^v?2\.[0-6]\.`).Match(version)
+}
+
+func startHAProxy(t *testing.T, upstream string, secure bool) *proxy {
+	t.Helper()
+	haproxy, p, dir := program(t, "haproxy", "haproxy"), newProxy(secure), t.TempDir()
+	bind := "bind " + p.address
+	if secure {
+		pem := filepath.Join(dir, "terminal.pem")
+		cert, key := certificate(t, host)
+		var both []byte
+		for _, file := range []string{cert, key} {
+			one, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			both = append(both, one...)
+		}
+		if err := os.WriteFile(pem, both, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		bind += " ssl crt " + pem + " alpn h2,http/1.1"
+	}
+	config := replace(t, read(t, "deploy/proxy/haproxy.cfg"), "bind :80\n", bind+"\n")
+	config = strings.ReplaceAll(config, " termgw:8080\n", " "+upstream+"\n")
+	file := filepath.Join(dir, "haproxy.cfg")
+	return p.run(t, config, exec.Command(haproxy, "-W", "-f", file), file)
+}
+
+func startHTTPD(t *testing.T, upstream string, secure bool) *proxy {
+	t.Helper()
+	httpd, p, dir := program(t, "apache2", "apache2-bin"), newProxy(secure), t.TempDir()
+	config := strings.ReplaceAll(read(t, "deploy/proxy/httpd.conf"), " /tmp", " "+dir)
+	config = strings.ReplaceAll(config, " file:/tmp ", " file:"+dir+" ")
+	config = replace(t, config, "ServerRoot /usr/local/apache2\n", "ServerRoot /usr/lib/apache2\n") // Debian's
+	config = replace(t, config, "Listen 80\n", "Listen "+p.address+"\n")
+	server := "<VirtualHost *:*>\n"
+	if secure {
+		cert, key := certificate(t, host)
+		server += fmt.Sprintf("SSLEngine on\nSSLCertificateFile %s\nSSLCertificateKeyFile %s\n", cert, key)
+	}
+	config = replace(t, config, "<VirtualHost *:80>\n", server)
+	config = replace(t, config, "BalancerMember http://termgw:8080 ", "BalancerMember http://"+upstream+" ")
+	file := filepath.Join(dir, "httpd.conf")
+	return p.run(t, config, exec.Command(httpd, "-D", "FOREGROUND", "-f", file), file)
 }
 
 func (p *proxy) url(scheme, path string) string {
@@ -135,10 +190,6 @@ func TestTerminalThroughProxy(t *testing.T) {
 			t.Errorf("the subprotocol is %q", c.Subprotocol())
 		}
 		c.run(t, "stty size; echo $((40+2))", "30 100\r\n42\r\n")
-		if reload := reloads[filepath.Base(p.cmd.Path)]; reload != nil {
-			reload(t, p)
-			c.run(t, "echo still $((40+3))", "still 43\r\n")
-		}
 		c.run(t, "exit 3", "exit")
 		if code := c.end(t); code != websocket.StatusNormalClosure || !strings.Contains(strings.Join(c.events, ""), `"type":"exit","code":3`) {
 			t.Errorf("the terminal ended by %d, %s", code, c.events)
@@ -146,29 +197,126 @@ func TestTerminalThroughProxy(t *testing.T) {
 	})
 }
 
-// reloads are those that cut no terminal, and return when the reload is over. Debian's Caddy is too old for it.
-var reloads = map[string]func(t *testing.T, p *proxy){
-	"nginx": func(t *testing.T, p *proxy) {
-		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+// reload has the proxy read its file again, and returns when new connections are the new configuration's.
+func (p *proxy) reload(t *testing.T) {
+	t.Helper()
+	signal := func(s syscall.Signal) {
+		t.Helper()
+		if err := p.cmd.Process.Signal(s); err != nil {
 			t.Fatal(err)
 		}
+	}
+	switch filepath.Base(p.cmd.Path) {
+	case "nginx":
+		signal(syscall.SIGHUP)
 		eventually(t, "the old worker is about to go, with its terminal", func() bool {
-			children, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.cmd.Process.Pid))
-			if err != nil || len(children) == 0 {
-				t.Fatal("the kernel tells no children: ", err)
-			}
-			pids, err := os.ReadFile(children[0])
-			if err != nil {
-				t.Fatal(err)
-			}
-			for pid := range strings.FieldsSeq(string(pids)) {
-				if title, _ := os.ReadFile("/proc/" + pid + "/cmdline"); strings.Contains(string(title), "worker process is shutting down") {
-					return true
-				}
-			}
-			return false
+			return slices.ContainsFunc(p.workers(t), func(worker string) bool { return strings.Contains(worker, "shutting down") })
 		})
-	},
+	case "haproxy":
+		signal(syscall.SIGUSR2)
+		eventually(t, "there are an old worker, with its terminal, and a new one", func() bool {
+			return len(p.workers(t)) == 2 && strings.Count(p.said(t), "Loading success") == 2
+		})
+	case "apache2":
+		before := p.workers(t)
+		signal(syscall.SIGUSR1)
+		eventually(t, "there are an old worker, with its terminal, and new ones", func() bool {
+			return slices.ContainsFunc(p.workers(t), func(worker string) bool { return !slices.Contains(before, worker) })
+		})
+	case "caddy":
+		file := p.cmd.Args[len(p.cmd.Args)-1]
+		admin := "unix/" + filepath.Join(filepath.Dir(file), "admin")
+		reload := exec.Command(p.cmd.Path, "reload", "--force", "--adapter", "caddyfile", "--config", file, "--address", admin)
+		if out, err := reload.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", reload, err, out)
+		}
+	}
+}
+
+// workers are the proxy's children: the process id and the title of each.
+func (p *proxy) workers(t *testing.T) (workers []string) {
+	t.Helper()
+	children, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.cmd.Process.Pid))
+	if err != nil || len(children) == 0 {
+		t.Fatal("the kernel tells no children: ", err)
+	}
+	for _, file := range children {
+		pids, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for pid := range strings.FieldsSeq(string(pids)) {
+			title, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+			workers = append(workers, pid+" "+strings.ReplaceAll(string(title), "\x00", " "))
+		}
+	}
+	return workers
+}
+
+// A reload cuts no terminal, and those that follow open by what the file says then.
+func TestReload(t *testing.T) {
+	upstream, ticket := demo(t)
+	forEachProxy(t, func(t *testing.T, start func(t *testing.T, upstream string, secure bool) *proxy) {
+		p := start(t, upstream, false)
+		_, port, _ := net.SplitHostPort(upstream)
+		name := "localhost:" + port
+		open := func() *tty {
+			t.Helper()
+			c, response := dial(t, client(t, p.address, name), "ws://"+name+"/workspaces/host/terminal", nil, "termgw.v1", "termgw.ticket."+ticket())
+			if c == nil {
+				t.Fatalf("refused: %s", response.Status)
+			}
+			return c
+		}
+		old := open()
+		old.run(t, "echo one $((40+2))", "one 42\r\n")
+		p.reload(t)
+		after := open()
+		after.run(t, "echo two $((40+2))", "two 42\r\n")
+		if strings.HasSuffix(p.cmd.Path, "caddy") && oldCaddy(t, p.cmd.Path) {
+			return // it closes streams
+		}
+		old.run(t, "echo still $((40+3))", "still 43\r\n")
+		old.run(t, "exit 3", "exit")
+		if code := old.end(t); code != websocket.StatusNormalClosure {
+			t.Errorf("the terminal ended by %d, %s", code, old.events)
+		}
+	})
+}
+
+// A gateway that says that it is not ready gets no terminals from a proxy that asks it, until it is ready again.
+func TestHealthChecks(t *testing.T) {
+	gateway, upstream, _ := serve(t)
+	found := regexp.MustCompile(`"msg":"ticket keys loaded","location":"([^"]+)"`).FindStringSubmatch(gateway.said(t))
+	if found == nil {
+		t.Fatalf("where are the keys?\n%s", gateway.said(t))
+	}
+	keys, err := os.ReadFile(found[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	replaceKeys := func(with []byte) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(found[1]+".new", with, 0o600), os.Rename(found[1]+".new", found[1])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var asking []*proxy
+	for _, name := range []string{"Caddy", "HAProxy", "Apache httpd"} {
+		p := proxies[name](t, upstream, false)
+		asking = append(asking, p)
+	}
+	everywhere := func(status int) {
+		t.Helper()
+		for _, p := range asking {
+			eventually(t, fmt.Sprintf("%s answers %d", p.cmd.Path, status), func() bool { return p.get(t, "/workspaces/ws1/terminal", nil) == status })
+		}
+	}
+	everywhere(http.StatusUpgradeRequired) // by the gateway
+	replaceKeys([]byte(`{"keys":[]}`))
+	everywhere(http.StatusServiceUnavailable) // by the proxy
+	replaceKeys(keys)
+	everywhere(http.StatusUpgradeRequired)
 }
 
 func TestWhatGatewaySeesThroughProxy(t *testing.T) {
@@ -192,7 +340,11 @@ func TestWhatGatewaySeesThroughProxy(t *testing.T) {
 // refused has a wrong ticket, or the origin before it, refused by the gateway; it returns an HTTP status, or 0.
 func (p *proxy) refused(t *testing.T, header http.Header, protocols ...string) (status int) {
 	t.Helper()
-	c, response := dial(t, client(t, p.address, host), p.url("ws", "/workspaces/ws1/terminal"), header, protocols...)
+	via := client(t, p.address, host)
+	if p.dialer != nil {
+		via = p.dialer(t)
+	}
+	c, response := dial(t, via, p.url("ws", "/workspaces/ws1/terminal"), header, protocols...)
 	if c == nil {
 		return response.StatusCode
 	}
@@ -257,8 +409,8 @@ func TestProxyLogsNoTicket(t *testing.T) {
 	forEachProxy(t, func(t *testing.T, start func(t *testing.T, upstream string, secure bool) *proxy) {
 		for name, at := range map[string]struct {
 			upstream string
-			status   int
-		}{"a gateway": {upstream, 0}, "no gateway": {ownAddress(), http.StatusBadGateway}} {
+			statuses []int
+		}{"a gateway": {upstream, nil}, "no gateway": {ownAddress(), []int{http.StatusBadGateway, http.StatusServiceUnavailable}}} {
 			t.Run(name, func(t *testing.T) {
 				p := start(t, at.upstream, false)
 				c, response := dial(t, client(t, p.address, host), p.url("ws", "/workspaces/ws1/terminal?cols=80&ticket="+secret),
@@ -266,7 +418,7 @@ func TestProxyLogsNoTicket(t *testing.T) {
 					"termgw.v1", "termgw.ticket."+secret)
 				if c != nil {
 					c.end(t)
-				} else if response.StatusCode != at.status {
+				} else if !slices.Contains(at.statuses, response.StatusCode) {
 					t.Fatalf("the handshake got %s", response.Status)
 				}
 				if status := p.get(t, "/?ticket="+secret, nil); status != http.StatusNotFound {
@@ -295,23 +447,32 @@ func TestProxyTimeouts(t *testing.T) {
 		{"nginx.conf", `proxy_send_timeout (\w+);`, silence},
 		{"nginx.conf", `worker_shutdown_timeout (\w+);`, session},
 		{"Caddyfile", `stream_close_delay (\w+)`, session},
+		{"haproxy.cfg", `timeout client (\w+)\n`, silence},
+		{"haproxy.cfg", `timeout server (\w+)\n`, silence},
+		{"haproxy.cfg", `timeout tunnel (\w+)\n`, silence},
+		{"haproxy.cfg", `hard-stop-after (\w+)\n`, session},
+		{"httpd.conf", ` timeout=(\w+) `, silence},
 	} {
 		found := regexp.MustCompile(test.setting).FindAllStringSubmatch(read(t, "deploy/proxy/"+test.file), -1)
 		if len(found) != 1 {
 			t.Errorf("%s: %s is there %d times", test.file, test.setting, len(found))
-		} else if d, err := time.ParseDuration(found[0][1]); err != nil || d < test.least {
+		} else if d, err := time.ParseDuration(regexp.MustCompile(`^\d+$`).ReplaceAllString(found[0][1], "${0}s")); err != nil || d < test.least {
 			t.Errorf("%s: %s, and has to be %s", test.file, found[0][0], test.least)
 		}
 	}
 }
 
-// A flood of an address ends at nginx and fills no log, whatever is asked for; a page whose ten terminals come back at
+// A flood of an address ends at the proxy and fills no log, whatever is asked for; a page whose ten terminals come back at
 // once, and a company whose 150 do, are never refused.
-func TestFloodThroughNginx(t *testing.T) {
+func TestFloodThroughNginx(t *testing.T) { testFlood(t, startNginx, 200) }
+
+func TestFloodThroughHAProxy(t *testing.T) { testFlood(t, startHAProxy, 250) }
+
+func testFlood(t *testing.T, start func(t *testing.T, upstream string, secure bool) *proxy, burst int) {
 	gateway, upstream, _ := serve(t)
-	p := startNginx(t, upstream, false)
 
 	t.Run("honest", func(t *testing.T) {
+		p := start(t, upstream, false)
 		var all sync.WaitGroup
 		for range 150 {
 			all.Go(func() {
@@ -338,11 +499,17 @@ func TestFloodThroughNginx(t *testing.T) {
 		"another path still": "GET /" + strings.Repeat("x", 8<<10) + "\u009b2J HTTP/1.1\r\nHost: " + host + "\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
-			began, proxyBefore, gatewayBefore := time.Now(), len(p.said(t)), len(gateway.said(t))
+			p := start(t, upstream, false)
+			began, gatewayBefore := time.Now(), len(gateway.said(t))
 			const requests = 2000
 			statuses := map[int]int{}
 			for asked := 0; asked < requests; {
 				conn, err := net.Dial("tcp", p.address)
+				if errors.Is(err, syscall.ECONNRESET) { // by the proxy
+					asked++
+					statuses[0]++
+					continue
+				}
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -355,11 +522,11 @@ func TestFloodThroughNginx(t *testing.T) {
 				}
 				conn.Close()
 			}
-			most := 201 + int(time.Since(began).Seconds()+1)*50
+			most := burst + 1 + int(time.Since(began).Seconds()+1)*50
 			if passed := requests - statuses[http.StatusTooManyRequests] - statuses[0]; passed > most {
 				t.Errorf("%d of %d pass, of at most %d: %v", passed, requests, most, statuses)
 			}
-			for who, said := range map[string]string{"nginx": p.said(t)[proxyBefore:], "the gateway": gateway.said(t)[gatewayBefore:]} {
+			for who, said := range map[string]string{"the proxy": p.said(t), "the gateway": gateway.said(t)[gatewayBefore:]} {
 				if n := strings.Count(said, "\n"); n > most+requests/20 {
 					t.Errorf("%s logs %d lines", who, n)
 				}

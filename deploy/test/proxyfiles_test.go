@@ -3,8 +3,10 @@ package deploy
 import (
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	streamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
@@ -15,6 +17,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -218,5 +223,90 @@ func TestTraefik(t *testing.T) {
 	}
 	if _, ok := dynamic.HTTP.ServersTransports[service.ServersTransport]; !ok {
 		t.Errorf("there is no transport %s", service.ServersTransport)
+	}
+}
+
+func TestIngressNginx(t *testing.T) {
+	var ingress networkingv1.Ingress
+	var settings corev1.ConfigMap
+	documents := strings.Split(read(t, "deploy/proxy/ingress-nginx.yaml"), "\n---\n")
+	if len(documents) != 2 {
+		t.Fatalf("there are %d documents", len(documents))
+	}
+	decode(t, "the Ingress", []byte(documents[0]), &ingress)
+	decode(t, "the ConfigMap", []byte(documents[1]), &settings)
+
+	path := ingress.Spec.Rules[0].HTTP.Paths[0]
+	if "^"+path.Path != terminalPath.String() || *path.PathType != networkingv1.PathTypeImplementationSpecific {
+		t.Errorf("the path is %+v", path)
+	}
+	if service := render(t, "deploy/kubernetes/base").services[path.Backend.Service.Name]; service == nil || service.Spec.Ports[0].Name != path.Backend.Service.Port.Name {
+		t.Errorf("the Ingress leads to %+v", path.Backend.Service)
+	}
+	annotation := func(name string) int {
+		t.Helper()
+		n, err := strconv.Atoi(ingress.Annotations["nginx.ingress.kubernetes.io/"+name])
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		return n
+	}
+	silence := int(longerThan(t, "TERMGW_PING_INTERVAL", 2) / time.Second)
+	if annotation("proxy-read-timeout") < silence || annotation("proxy-send-timeout") < silence {
+		t.Errorf("a silent terminal is closed: %v", ingress.Annotations)
+	}
+	if annotation("limit-rps") != 50 || annotation("limit-rps")*annotation("limit-burst-multiplier") != 200 {
+		t.Errorf("the pace is %v", ingress.Annotations)
+	}
+	if ingress.Annotations["nginx.ingress.kubernetes.io/use-regex"] != "true" {
+		t.Error("the path is no regular expression")
+	}
+	if d, err := time.ParseDuration(settings.Data["worker-shutdown-timeout"]); err != nil || d < longerThan(t, "TERMGW_MAX_SESSION", 1) {
+		t.Errorf("a reload cuts terminals after %q", settings.Data["worker-shutdown-timeout"])
+	}
+	for _, variable := range regexp.MustCompile(`\$\w+`).FindAllString(settings.Data["log-format-upstream"], -1) {
+		if slices.Contains([]string{"$request", "$request_uri", "$args", "$query_string", "$http_referer"}, variable) || strings.HasPrefix(variable, "$arg_") {
+			t.Errorf("the access log has %s", variable)
+		}
+	}
+	if settings.Data["error-log-level"] != "crit" || settings.Data["limit-req-status-code"] != "429" {
+		t.Errorf("the settings are %v", settings.Data)
+	}
+}
+
+func TestGatewayAPI(t *testing.T) {
+	var gateway gatewayv1.Gateway
+	var route gatewayv1.HTTPRoute
+	documents := strings.Split(read(t, "deploy/proxy/gateway-api.yaml"), "\n---\n")
+	if len(documents) != 2 {
+		t.Fatalf("there are %d documents", len(documents))
+	}
+	decode(t, "the Gateway", []byte(documents[0]), &gateway)
+	decode(t, "the HTTPRoute", []byte(documents[1]), &route)
+
+	parent, listener := route.Spec.ParentRefs[0], gateway.Spec.Listeners[0]
+	if string(parent.Name) != gateway.Name || route.Namespace != gateway.Namespace || *parent.SectionName != listener.Name ||
+		route.Spec.Hostnames[0] != *listener.Hostname || listener.Protocol != gatewayv1.HTTPSProtocolType {
+		t.Errorf("the route's parent is %+v, the listener %+v", parent, listener)
+	}
+	if len(route.Spec.Rules) != 1 || len(route.Spec.Rules[0].Matches) != 1 {
+		t.Fatalf("the rules are %+v", route.Spec.Rules)
+	}
+	rule := route.Spec.Rules[0]
+	if path := rule.Matches[0].Path; *path.Type != gatewayv1.PathMatchRegularExpression || "^"+*path.Value+"$" != terminalPath.String() {
+		t.Errorf("the path is %+v", path)
+	}
+	for name, limit := range map[string]*gatewayv1.Duration{"request": rule.Timeouts.Request, "backendRequest": rule.Timeouts.BackendRequest} {
+		if limit == nil || *limit != "0s" { // no limit, says the API
+			t.Errorf("a terminal is cut by %s: %v", name, limit)
+		}
+	}
+	if len(rule.Filters) != 1 || !slices.Equal(rule.Filters[0].RequestHeaderModifier.Remove, []string{"X-Forwarded-Host"}) {
+		t.Errorf("what the client says of the host is passed on: %+v", rule.Filters)
+	}
+	backend := rule.BackendRefs[0]
+	service := render(t, "deploy/kubernetes/base").services[string(backend.Name)]
+	if service == nil || service.Spec.Ports[0].Port != *backend.Port || *service.Spec.Ports[0].AppProtocol != "kubernetes.io/ws" {
+		t.Errorf("the route leads to %+v, which is %+v", backend, service)
 	}
 }
