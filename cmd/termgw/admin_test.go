@@ -13,10 +13,14 @@ import (
 	"time"
 )
 
-// ask sends a request byte by byte and returns the answer, whose body is not read.
+// askAdmin sends a request byte by byte, to the listener that has the path, and returns the answer, whose body is not read.
 func (g *served) askAdmin(t *testing.T, path, host, header string) *http.Response {
 	t.Helper()
-	conn, err := net.Dial("tcp", g.admin)
+	address := g.admin
+	if strings.HasPrefix(path, "/debug/") {
+		address = g.said("serving profiles")
+	}
+	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,6 +103,37 @@ func TestAdminHost(t *testing.T) {
 	}
 }
 
+// Profiles are served only where they are asked for, and apart from the metrics; the admin listener has the probes of health too.
+func TestProfilesAreApart(t *testing.T) {
+	t.Parallel()
+	p := &platform{}
+	p.makeKey(t)
+	environ := []string{"TERMGW_WORKSPACES_FILE=" + workspacesFile(t), "DOCKER_HOST=unix:///nonexistent.sock"}
+	without, with := p.serve(t, append(environ, "TERMGW_PPROF_LISTEN=")...), p.serve(t, environ...)
+	if at := without.said("serving profiles"); at != "" {
+		t.Errorf("profiles are served at %s without being asked for", at)
+	}
+	profiles := with.said("serving profiles")
+	for _, test := range []struct {
+		g             *served
+		address, path string
+		want          int
+	}{
+		{without, without.admin, "/debug/pprof/", http.StatusNotFound},
+		{with, with.admin, "/debug/pprof/cmdline", http.StatusNotFound},
+		{with, with.address, "/debug/pprof/", http.StatusNotFound},
+		{with, profiles, "/metrics", http.StatusNotFound},
+		{with, profiles, "/debug/pprof/heap?debug=1", http.StatusOK},
+		{with, with.admin, "/metrics", http.StatusOK},
+		{with, with.admin, "/healthz", http.StatusOK},
+		{with, with.admin, "/readyz", http.StatusOK},
+	} {
+		if got := test.g.get(t, test.address, test.path); got.StatusCode != test.want {
+			t.Errorf("%s: %s, want %d", test.path, got.Status, test.want)
+		}
+	}
+}
+
 // A recording has a longest time, and is one at once.
 func TestProfilesAreBounded(t *testing.T) {
 	t.Parallel()
@@ -128,7 +163,7 @@ func TestProfilesAreBounded(t *testing.T) {
 			_ = lasting.Close()
 		}
 		var err error
-		if lasting, err = net.Dial("tcp", g.admin); err != nil {
+		if lasting, err = net.Dial("tcp", g.said("serving profiles")); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := io.WriteString(lasting, "GET /debug/pprof/profile?seconds=60 HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {

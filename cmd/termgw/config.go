@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -33,8 +34,14 @@ import (
 // would stop at the first. A variable's name comes from its field: given the name by a
 // tag, envconfig would also read the variable of that name without the prefix.
 type environment struct {
-	Listen         string `default:":8080" desc:"Terminal endpoint, /healthz, /readyz"`
-	AdminListen    string `split_words:"true" default:"127.0.0.1:9090" desc:"/metrics and pprof; empty turns it off"`
+	Listen         string `default:":8080" desc:"Terminal endpoint, /healthz, /readyz: host:port, unix:/PATH, or systemd[:NAME], a socket that systemd passes"`
+	ListenMode     string `split_words:"true" default:"0660" desc:"File mode of the sockets of unix:/PATH"`
+	TLSCert        string `split_words:"true" desc:"TLS on TERMGW_LISTEN: file of the certificate and its chain (PEM), re-read when it changes"`
+	TLSKey         string `split_words:"true" desc:"File of the certificate's private key (PEM), re-read when it changes"`
+	TLSClientCA    string `split_words:"true" desc:"Clients need a certificate of one of these CAs: a file (PEM), re-read when it changes"`
+	ProxyProtocol  string `split_words:"true" default:"false" desc:"true: connections of TERMGW_TRUSTED_PROXIES begin with a PROXY protocol header, version 2"`
+	AdminListen    string `split_words:"true" default:"127.0.0.1:9090" desc:"/metrics, /healthz and /readyz for operators; forms as of TERMGW_LISTEN; empty turns it off"`
+	PprofListen    string `split_words:"true" desc:"Go's profiles, /debug/pprof/; forms as of TERMGW_LISTEN; empty: none"`
 	BasePath       string `split_words:"true" desc:"Prefix before /workspaces"`
 	DatabaseURL    string `split_words:"true" desc:"Postgres; without it, TERMGW_WORKSPACES_FILE"`
 	WorkspacesFile string `split_words:"true" desc:"For one replica without a database: JSON array of {\"id\",\"name\",…}"`
@@ -44,7 +51,7 @@ type environment struct {
 	TicketAudience string `split_words:"true" default:"termgw" desc:"Required aud"`
 	TicketMaxTTL   string `split_words:"true" default:"60s" desc:"Longest life of a ticket"`
 	AllowedOrigins string `split_words:"true" desc:"Origins besides the gateway's own: scheme://host[:port], comma-separated"`
-	TrustedProxies string `split_words:"true" desc:"CIDRs whose X-Forwarded-For/-Proto/-Host are believed, comma-separated"`
+	TrustedProxies string `split_words:"true" desc:"CIDRs whose X-Forwarded-For/-Proto/-Host and traceparent are believed, comma-separated; unix: for the peers of a unix socket"`
 
 	PingInterval            string `split_words:"true" default:"25s" desc:"Two unanswered pings: the client is gone"`
 	IdleTimeout             string `split_words:"true" default:"30m" desc:"A terminal without input for so long is closed"`
@@ -103,7 +110,8 @@ func (e environment) parse() (gateway.Config, []error) {
 			AdvertiseURL:   strings.TrimSuffix(e.AdvertiseURL, "/"),
 			Resume:         p.duration("RESUME", e.Resume, 0, 7*24*time.Hour),
 		},
-		Listen: e.Listen, AdminListen: e.AdminListen,
+		Listen: e.Listen, AdminListen: e.AdminListen, PprofListen: e.PprofListen,
+		TLS:         gateway.TLSFiles{Cert: e.TLSCert, Key: e.TLSKey, ClientCA: e.TLSClientCA},
 		DatabaseURL: e.DatabaseURL, WorkspacesFile: e.WorkspacesFile, WorkspaceQuery: e.WorkspaceQuery,
 		TicketJWKS: e.TicketJWKS, TicketIssuer: e.TicketIssuer, TicketAudience: e.TicketAudience,
 		TicketMaxTTL: p.duration("TICKET_MAX_TTL", e.TicketMaxTTL, time.Second, 24*time.Hour),
@@ -115,6 +123,14 @@ func (e environment) parse() (gateway.Config, []error) {
 	if e.AdminListen != "" {
 		p.address("ADMIN_LISTEN", e.AdminListen)
 	}
+	if e.PprofListen != "" {
+		p.address("PPROF_LISTEN", e.PprofListen)
+	}
+	c.ListenMode = p.mode("LISTEN_MODE", e.ListenMode)
+	p.require("TLS_CERT", e.TLSCert != "" || e.TLSKey == "" && e.TLSClientCA == "", "is not set, but TERMGW_TLS_KEY or TERMGW_TLS_CLIENT_CA is")
+	p.require("TLS_KEY", e.TLSKey != "" || e.TLSCert == "", "is not set, but TERMGW_TLS_CERT is")
+	c.ProxyProtocol = p.boolean("PROXY_PROTOCOL", e.ProxyProtocol)
+	p.require("PROXY_PROTOCOL", !c.ProxyProtocol || len(list(e.TrustedProxies)) > 0, "is true, but TERMGW_TRUSTED_PROXIES names no proxy")
 	p.require("BASE_PATH", basePath.MatchString(c.BasePath) && path.Join("/", c.BasePath) == cmp.Or(c.BasePath, "/"),
 		"want a path like /terminals, of letters, digits and ._~-, without . and .. in it, which clients take out (RFC 3986, 5.2.4)")
 	p.require("DATABASE_URL", e.DatabaseURL != "" || e.WorkspacesFile != "",
@@ -135,6 +151,10 @@ func (e environment) parse() (gateway.Config, []error) {
 			fmt.Sprintf("%q is not scheme://host[:port] of http or https", o))
 	}
 	for _, s := range list(e.TrustedProxies) {
+		if s == "unix:" {
+			c.TrustUnix = true
+			continue
+		}
 		prefix, err := netip.ParsePrefix(s)
 		if err != nil {
 			var addr netip.Addr
@@ -142,7 +162,7 @@ func (e environment) parse() (gateway.Config, []error) {
 				prefix = netip.PrefixFrom(addr, addr.BitLen())
 			}
 		}
-		p.require("TRUSTED_PROXIES", err == nil, fmt.Sprintf("%q is not a CIDR like 10.0.0.0/8", s))
+		p.require("TRUSTED_PROXIES", err == nil, fmt.Sprintf("%q is neither a CIDR like 10.0.0.0/8 nor unix:", s))
 		c.TrustedProxies = append(c.TrustedProxies, prefix.Masked())
 	}
 	p.require("SHELLS", len(c.Shells) > 0, "must name a shell")
@@ -154,9 +174,7 @@ func (e environment) parse() (gateway.Config, []error) {
 		PerWorkspace: p.count("MAX_SESSIONS_PER_WORKSPACE", e.MaxSessionsPerWorkspace),
 		PerSubject:   p.count("MAX_SESSIONS_PER_SUBJECT", e.MaxSessionsPerSubject),
 	}
-	var err error
-	c.KeepDetached, err = strconv.ParseBool(e.KeepDetached)
-	p.require("KEEP_DETACHED", err == nil, fmt.Sprintf("%q is neither true nor false", e.KeepDetached))
+	c.KeepDetached = p.boolean("KEEP_DETACHED", e.KeepDetached)
 	p.require("REMOTE_TARGET", e.RemoteTarget == instance.TargetContainer || e.RemoteTarget == instance.TargetHost, fmt.Sprintf("%q is neither container nor host", e.RemoteTarget))
 	p.require("EICE_TUNNEL", e.EICETunnel == "native" || e.EICETunnel == "aws-cli", fmt.Sprintf("%q is neither native nor aws-cli", e.EICETunnel))
 	p.require("EICE_OS_USER", eice.ValidOSUser(e.EICEOsUser), fmt.Sprintf("%q is no OS user", e.EICEOsUser))
@@ -203,12 +221,36 @@ func (p *parser) count(name, value string) int {
 	return n
 }
 
+func (p *parser) boolean(name, value string) bool {
+	b, err := strconv.ParseBool(value)
+	p.require(name, err == nil, fmt.Sprintf("%q is neither true nor false", value))
+	return b
+}
+
+// mode parses the file mode of a socket. A socket that its owner cannot write to serves nobody.
+func (p *parser) mode(name, value string) fs.FileMode {
+	m, err := strconv.ParseUint(value, 8, 9)
+	p.require(name, err == nil && m&0o200 != 0, fmt.Sprintf("%q is not a file mode from 0200 to 0777, in octal, that lets the owner write", value))
+	return fs.FileMode(m)
+}
+
+// socketPath bounds a unix socket's path, in bytes. The kernel takes 107 (unix(7)), and the socket is made in a directory beside it.
+const socketPath = 90
+
 func (p *parser) address(name, value string) {
+	if path, ok := strings.CutPrefix(value, "unix:"); ok {
+		p.require(name, filepath.IsAbs(path) && filepath.Clean(path) == path && path != "/" && len(path) <= socketPath,
+			fmt.Sprintf("%q is not unix: and a plain absolute path of at most %d bytes", value, socketPath))
+		return
+	}
+	if value == "systemd" || strings.HasPrefix(value, "systemd:") && value != "systemd:" {
+		return
+	}
 	_, port, err := net.SplitHostPort(value)
 	if err == nil {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
-	p.require(name, err == nil, fmt.Sprintf("%q is not host:port or :port", value))
+	p.require(name, err == nil, fmt.Sprintf("%q is not host:port, :port, unix:/PATH, systemd or systemd:NAME", value))
 }
 
 func list(s string) []string {

@@ -14,7 +14,13 @@ import (
 // defaults are what operators are promised.
 var defaults = map[string]string{
 	"TERMGW_LISTEN":          ":8080",
+	"TERMGW_LISTEN_MODE":     "0660",
+	"TERMGW_TLS_CERT":        "",
+	"TERMGW_TLS_KEY":         "",
+	"TERMGW_TLS_CLIENT_CA":   "",
+	"TERMGW_PROXY_PROTOCOL":  "false",
 	"TERMGW_ADMIN_LISTEN":    "127.0.0.1:9090",
+	"TERMGW_PPROF_LISTEN":    "",
 	"TERMGW_BASE_PATH":       "",
 	"TERMGW_DATABASE_URL":    "",
 	"TERMGW_WORKSPACES_FILE": "",
@@ -104,12 +110,54 @@ func TestAdvertiseURL(t *testing.T) {
 	}
 }
 
+func TestListenAddress(t *testing.T) {
+	t.Parallel()
+	for address, good := range map[string]bool{
+		":8080": true, "127.0.0.1:0": true, "[::1]:80": true, "unix:/run/termgw/termgw.sock": true, "systemd": true, "systemd:termgw.socket": true,
+		"8080": false, ":http": false, ":70000": false, "unix:": false, "unix:/": false, "unix:run/x": false, "unix:/run/../x": false,
+		"unix:/run/x/": false, "unix:/" + strings.Repeat("x", 90): false, "systemd:": false,
+	} {
+		_, faults := environment{Listen: address}.parse()
+		if told := strings.Contains(errors.Join(faults...).Error(), "_LISTEN: "); told == good {
+			t.Errorf("%q: %v", address, faults)
+		}
+	}
+	for mode, good := range map[string]bool{"0660": true, "600": true, "0777": true, "0200": true, "0": false, "0440": false, "1777": false, "rw": false, "-1": false, "0o660": false} {
+		_, faults := environment{ListenMode: mode}.parse()
+		if told := strings.Contains(errors.Join(faults...).Error(), "LISTEN_MODE"); told == good {
+			t.Errorf("mode %q: %v", mode, faults)
+		}
+	}
+}
+
+// Settings of TLS and of the PROXY protocol that lack their other half.
+func TestHalves(t *testing.T) {
+	t.Parallel()
+	for fault, e := range map[string]environment{
+		"TLS_KEY: is not set":                {TLSCert: "cert"},
+		"TLS_CERT: is not set":               {TLSKey: "key"},
+		"TERMGW_TLS_CERT: is not set":        {TLSClientCA: "ca"},
+		"TERMGW_PROXY_PROTOCOL: is true, bu": {ProxyProtocol: "true"},
+	} {
+		if _, faults := e.parse(); !strings.Contains(errors.Join(faults...).Error(), fault) {
+			t.Errorf("%+v: %v, want %s", e, faults, fault)
+		}
+	}
+	c, faults := environment{ProxyProtocol: "true", TrustedProxies: "unix:, 10.0.0.0/8"}.parse()
+	if strings.Contains(errors.Join(faults...).Error(), "PROX") || !c.TrustUnix || len(c.TrustedProxies) != 1 {
+		t.Errorf("%v, %v: %v", c.TrustUnix, c.TrustedProxies, faults)
+	}
+}
+
 // Every fault is named at once, by its variable; a secret in one is not repeated.
 func TestConfigurationFaults(t *testing.T) {
 	t.Parallel()
 	wrong := []string{
 		"TERMGW_LISTEN=8080",
+		"TERMGW_LISTEN_MODE=0440",
+		"TERMGW_PROXY_PROTOCOL=maybe",
 		"TERMGW_ADMIN_LISTEN=localhost:admin",
+		"TERMGW_PPROF_LISTEN=unix:relative.sock",
 		"TERMGW_BASE_PATH=terminals//x",
 		"TERMGW_DATABASE_URL=postgres://u:hunter2@h/d",
 		"TERMGW_WORKSPACES_FILE=/etc/workspaces.json", // not with a database

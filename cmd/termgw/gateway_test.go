@@ -325,7 +325,7 @@ func (p *platform) serveBy(tb testing.TB, by []string, environ ...string) *serve
 func (p *platform) launch(tb testing.TB, by []string, environ ...string) *served {
 	tb.Helper()
 	defaults := []string{
-		"TERMGW_LISTEN=127.0.0.1:0", "TERMGW_ADMIN_LISTEN=127.0.0.1:0", "TERMGW_LOG_LEVEL=debug",
+		"TERMGW_LISTEN=127.0.0.1:0", "TERMGW_ADMIN_LISTEN=127.0.0.1:0", "TERMGW_PPROF_LISTEN=127.0.0.1:0", "TERMGW_LOG_LEVEL=debug",
 		"TERMGW_TICKET_JWKS=" + p.jwks, "TERMGW_TICKET_ISSUER=" + issuer, "TERMGW_TICKET_MAX_TTL=" + ticketLife.String(),
 		"TERMGW_DRAIN_TIMEOUT=0", // no test waits for a terminal that it left open
 	}
@@ -398,7 +398,7 @@ func (g *served) stop(tb testing.TB) {
 
 // ownWords are the messages of the gateway itself, which belong to no session.
 var ownWords = []string{
-	"serving terminals", "serving metrics", "ending", "cutting sessions", "not ready", "ready again", "old rows were not purged",
+	"serving terminals", "serving metrics", "serving profiles", "TLS certificate read", "ending", "cutting sessions", "not ready", "ready again", "old rows were not purged",
 	"revocations are not read", "revocations do not arrive at once", "revocations are read again", "sessions were not noted as live", "abandoned sessions were not looked for",
 	"the workspace query returns no id", "a revocation's workspace has no row", "a revocation cannot be read",
 	"ticket keys loaded", "no ticket keys yet", "ticket keys not refreshed, the last good ones stay", "ticket key set is empty: every ticket will be refused",
@@ -407,6 +407,8 @@ var ownWords = []string{
 	"no terminals on instances", // the temporary directory of a test with a long name is too long for a socket
 	"sessions are revoked",      // it names all sessions of an order
 	"more of the same was not logged",
+	"the TLS certificate was not read again; the last good one is used",
+	"a trusted proxy's connection was closed: it has to begin with a PROXY protocol header of version 2 (TERMGW_PROXY_PROTOCOL)",
 }
 
 // checkLog is the rule for every line that a gateway logs: JSON, no secret, and the session's id in each line of a

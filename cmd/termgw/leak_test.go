@@ -141,7 +141,7 @@ type resources struct{ goroutines, descriptors, children, active int }
 
 func (g *served) resources(t *testing.T) (r resources) {
 	t.Helper()
-	first, _, _ := strings.Cut(g.get(t, g.admin, "/debug/pprof/goroutine?debug=1").body, "\n")
+	first, _, _ := strings.Cut(g.get(t, g.said("serving profiles"), "/debug/pprof/goroutine?debug=1").body, "\n")
 	total := strings.TrimPrefix(first, "goroutine profile: total ")
 	var err error
 	if r.goroutines, err = strconv.Atoi(total); err != nil {

@@ -306,7 +306,7 @@ func (g *served) live(tb testing.TB) float64 {
 func rest(tb testing.TB, g *served) int64 {
 	tb.Helper()
 	for range 2 {
-		g.get(tb, g.admin, "/debug/pprof/heap?gc=1")
+		g.get(tb, g.said("serving profiles"), "/debug/pprof/heap?gc=1")
 		time.Sleep(2 * time.Second)
 	}
 	for line := range strings.Lines(procFile(tb, g.cmd.Process.Pid, "smaps_rollup")) {

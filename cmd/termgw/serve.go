@@ -7,6 +7,8 @@ import (
 	"os"
 	"strings"
 
+	"github.com/coreos/go-systemd/v22/activation"
+
 	"github.com/molecule-ai/termgw/internal/gateway"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
@@ -26,7 +28,13 @@ func (ServeCmd) Help() string {
 
 // Run serves until a signal ends the process.
 func (ServeCmd) Run(ctx context.Context, std *stdio, timing runner.Timing, places runner.Places) error {
+	sockets, err := activation.ListenersWithNames() // before the environment is passed on
+	if err != nil {
+		return fmt.Errorf("taking the sockets of systemd: %w", err)
+	}
 	cfg := loadConfig(std.Err)
+	warnOfUnknown(cfg.Log, os.Environ())
+	cfg.Sockets = sockets
 	cfg.Version, cfg.Timing, cfg.Places = version, timing, places
 	return gateway.Run(ctx, cfg)
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// admin serves /metrics and pprof, for operators alone. There is no password; the
+// admin serves what is for operators alone. There is no password; the
 // check of the Host header keeps a browser's pages from reading the answers.
 type admin struct {
 	mux       *http.ServeMux
@@ -23,16 +23,20 @@ type admin struct {
 	recording sync.Mutex // held while a profile or a trace is recorded
 }
 
-// adminHandler returns the handler of the admin listener. The host in listen becomes one of the own names.
-func adminHandler(reg *prometheus.Registry, listen string) http.Handler {
-	a := &admin{mux: http.NewServeMux()}
-	machine, _ := os.Hostname() // empty after an error
-	for _, name := range []string{hostOf(listen), machine} {
-		if name != "" {
-			a.ownNames = append(a.ownNames, strings.ToLower(name))
-		}
-	}
-	a.mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+// metricsHandler returns the handler of the admin listener: /metrics, and the probes of health, for which
+// the terminals' listener may want a certificate or a PROXY header that a prober does not have.
+func metricsHandler(reg *prometheus.Registry, health http.Handler, listen string) http.Handler {
+	a := newAdmin(listen)
+	// Exemplars are part of OpenMetrics alone, which Prometheus asks for.
+	a.mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	a.mux.Handle("GET /healthz", health)
+	a.mux.Handle("GET /readyz", health)
+	return a
+}
+
+// pprofHandler returns the handler of Go's profiles.
+func pprofHandler(listen string) http.Handler {
+	a := newAdmin(listen)
 	a.mux.HandleFunc("GET /debug/pprof/", a.bounded(pprof.Index, false))
 	a.mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 	a.mux.HandleFunc("GET /debug/pprof/profile", a.bounded(pprof.Profile, true))
@@ -41,10 +45,22 @@ func adminHandler(reg *prometheus.Registry, listen string) http.Handler {
 	return a
 }
 
+// newAdmin returns an admin that serves nothing yet. The host in listen becomes one of the own names.
+func newAdmin(listen string) *admin {
+	a := &admin{mux: http.NewServeMux()}
+	machine, _ := os.Hostname() // empty after an error
+	for _, name := range []string{hostOf(listen), machine} {
+		if name != "" {
+			a.ownNames = append(a.ownNames, strings.ToLower(name))
+		}
+	}
+	return a
+}
+
 func (a *admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch site := r.Header.Get("Sec-Fetch-Site"); {
 	case !a.knows(hostOf(r.Host)):
-		http.Error(w, "The admin port answers to an IP address, localhost, its machine's name, the host of TERMGW_ADMIN_LISTEN, "+
+		http.Error(w, "The admin port answers to an IP address, localhost, its machine's name, the host of its TERMGW_…_LISTEN, "+
 			"and names that only a private network has: without a dot, or under .svc, .cluster.local, .internal or .localhost.", http.StatusMisdirectedRequest)
 	case site != "" && site != "none" && site != "same-origin", len(r.Header["Origin"]) > 0:
 		http.Error(w, "The admin port is for no other page.", http.StatusForbidden)

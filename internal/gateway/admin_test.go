@@ -10,7 +10,7 @@ import (
 
 // The host of TERMGW_ADMIN_LISTEN may be any name.
 func TestAdminOwnName(t *testing.T) {
-	handler := adminHandler(prometheus.NewRegistry(), "Metrics.Corp.Example:9090")
+	handler := metricsHandler(prometheus.NewRegistry(), http.NotFoundHandler(), "Metrics.Corp.Example:9090")
 	for host, want := range map[string]int{
 		"metrics.corp.example:9090": http.StatusOK, "METRICS.corp.example.": http.StatusOK, "corp.example:9090": http.StatusMisdirectedRequest,
 	} {

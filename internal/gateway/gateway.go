@@ -10,9 +10,11 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -44,7 +46,11 @@ type Config struct {
 	Faults  error
 	Version string
 
-	Listen, AdminListen                         string // host:port; AdminListen empty: no admin port
+	Listen, AdminListen, PprofListen            string                    // host:port, unix:/PATH or systemd[:NAME]; empty, of the last two: none
+	ListenMode                                  fs.FileMode               // of the sockets of unix:/PATH
+	Sockets                                     map[string][]net.Listener // those that systemd has passed, by name
+	TLS                                         TLSFiles                  // of Listen; empty: no TLS
+	ProxyProtocol                               bool                      // trusted proxies begin with a PROXY header
 	DatabaseURL, WorkspacesFile, WorkspaceQuery string
 	TicketJWKS, TicketIssuer, TicketAudience    string
 	TicketMaxTTL                                time.Duration
@@ -182,6 +188,7 @@ type gateway struct {
 	memory  int64                         // the process's memory limit, in bytes; 0: none
 	jobs    []func(context.Context) error // each runs until its context ends
 	servers []server
+	certs   *certificates  // nil: no TLS
 	closers []func() error // called in reverse order
 }
 
@@ -206,6 +213,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			return err
 		}
 	}
+	if g.certs != nil {
+		g.HopTLS = &tls.Config{GetClientCertificate: g.certs.present}
+	}
 	g.router = router.New(g.Config.Config)
 	g.reg.MustRegister(g.router)
 	g.jobs = append(g.jobs, g.router.CheckParts)
@@ -228,10 +238,14 @@ func (g *gateway) open(ctx context.Context) error {
 			storeErr = fmt.Errorf("TERMGW_WORKSPACE_QUERY: %w", pingErr)
 		}
 	}
+	var tlsErr error
+	if g.TLS.Cert != "" {
+		g.certs, tlsErr = openCertificates(g.TLS, g.Log)
+	}
 	swept := orphanCounter(g.reg)
 	places, ping, closePlaces, placesErr := g.OpenPlaces(ctx, sessions, swept, g.reg)
 	g.closers = append(g.closers, closePlaces)
-	if err := errors.Join(g.Faults, limitErr, keysErr, storeErr, placesErr); err != nil {
+	if err := errors.Join(g.Faults, limitErr, keysErr, storeErr, tlsErr, placesErr); err != nil {
 		return err
 	}
 	g.Verifier = ticket.NewVerifier(ticket.VerifierConfig{
@@ -261,30 +275,6 @@ func (g *gateway) open(ctx context.Context) error {
 			return nil
 		})
 	}
-	return nil
-}
-
-// listen opens the listeners, unless the caller has set Listener.
-func (g *gateway) listen() error {
-	if g.Listener != nil {
-		g.servers = []server{{g.Listener, g.Front(g.router)}}
-		return nil
-	}
-	terminals, err := net.Listen("tcp", g.Listen)
-	if err != nil {
-		return fmt.Errorf("TERMGW_LISTEN: listening: %w", err)
-	}
-	g.servers = []server{{&sparing{Listener: terminals}, g.router}}
-	if g.AdminListen != "" {
-		admin, err := net.Listen("tcp", g.AdminListen)
-		if err != nil {
-			return errors.Join(fmt.Errorf("TERMGW_ADMIN_LISTEN: listening: %w", err), terminals.Close())
-		}
-		g.servers = append(g.servers, server{admin, adminHandler(g.reg, g.AdminListen)})
-		g.Log.Info("serving metrics", "address", admin.Addr().String())
-	}
-	g.Log.Info("serving terminals", "address", terminals.Addr().String(), "version", g.Version,
-		"max_sessions", g.MaxSessions, "memory_limit", g.memory, "held_bytes", g.HeldBytes)
 	return nil
 }
 

@@ -2,12 +2,14 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strconv"
@@ -23,6 +25,8 @@ import (
 type server struct {
 	listener net.Listener
 	handler  http.Handler
+	tls      *tls.Config           // nil: no TLS
+	proxies  func(netip.Addr) bool // whose connections begin with a PROXY header; nil: nobody's do
 }
 
 // headerTimeout bounds the time in which a client sends a request, with the unused body,
@@ -86,10 +90,14 @@ func (g *gateway) serve(ctx context.Context) error {
 	servers := make([]*http.Server, len(g.servers))
 	for i, s := range g.servers {
 		servers[i] = newServer(s.handler, g.Log)
-		waiting := newLobby(s.listener)
+		waiting := newLobby(s, g.Log)
 		servers[i].ConnState = waiting.track
+		listener := net.Listener(waiting)
+		if s.tls != nil {
+			listener = tls.NewListener(waiting, s.tls)
+		}
 		parts.Go(func() error {
-			if err := servers[i].Serve(waiting); !errors.Is(err, http.ErrServerClosed) {
+			if err := servers[i].Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serving %s: %w", s.listener.Addr(), err)
 			}
 			return nil
@@ -99,7 +107,7 @@ func (g *gateway) serve(ctx context.Context) error {
 
 	hurry, forget := signal.NotifyContext(context.Background(), ends...)
 	defer forget()
-	g.Log.Info("ending", "cause", context.Cause(failed), "drain", g.DrainTimeout.String())
+	g.Log.Info("ending", "cause", context.Cause(failed), "drain_seconds", g.DrainTimeout.Seconds())
 	err := g.router.Drain(hurry, g.DrainTimeout)
 	if err != nil {
 		g.Log.Error("sessions are left", "err", err)

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -18,6 +19,7 @@ import (
 type wire struct {
 	net.Conn
 	fd    *pollfd.FD  // nil: not a socket
+	plain bool        // the bytes on fd are the WebSocket's own: without TLS
 	heard atomic.Bool // bytes have come since the flag was cleared
 	spoke atomic.Bool // bytes have come
 	cut   atomic.Bool // the connection has ended or failed
@@ -27,7 +29,7 @@ type wire struct {
 }
 
 // socket is a connection of the kernel: a net.TCPConn, or a type that embeds one.
-// The wire reads and writes the descriptor directly.
+// The wire reads and writes the descriptor directly, or through TLS, and asks it what became of the bytes.
 type socket interface {
 	syscall.Conn
 	SetReadBuffer(bytes int) error
@@ -36,8 +38,12 @@ type socket interface {
 var errCloseSent = errors.New("the close frame was sent")
 
 func newWire(conn net.Conn) (*wire, error) {
-	w := &wire{Conn: conn}
-	if socket, ok := conn.(socket); ok {
+	w := &wire{Conn: conn, plain: true}
+	under := conn
+	if encrypted, ok := conn.(*tls.Conn); ok {
+		under, w.plain = encrypted.NetConn(), false
+	}
+	if socket, ok := under.(socket); ok {
 		var err error
 		if w.fd, err = pollfd.New(socket); err != nil {
 			return nil, err
@@ -48,7 +54,7 @@ func newWire(conn net.Conn) (*wire, error) {
 }
 
 func (w *wire) Read(p []byte) (n int, err error) {
-	if w.fd == nil {
+	if w.fd == nil || !w.plain {
 		n, err = w.Conn.Read(p)
 	} else {
 		n, err = w.fd.Read(p)
@@ -161,7 +167,7 @@ func (w *wire) write(frame []byte) error {
 // between two turns.
 func (w *wire) writeAll(p []byte) (done int, err error) {
 	switch {
-	case w.fd == nil:
+	case w.fd == nil || !w.plain:
 		return w.Conn.Write(p)
 	case len(p) < pollfd.Large:
 		return w.fd.Write(p)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -39,9 +40,10 @@ const (
 	hopLife = 30 * time.Second
 )
 
-func newHops() *http.Transport {
+func newHops(config *tls.Config) *http.Transport {
 	t := &http.Transport{
 		DialContext:           (&net.Dialer{Timeout: hopTime}).DialContext,
+		TLSClientConfig:       config,
 		TLSHandshakeTimeout:   hopTime,
 		ResponseHeaderTimeout: hopTime,
 		DisableKeepAlives:     true,

@@ -38,14 +38,14 @@ func newPacer(now func() time.Time) *pacer {
 // allow counts a request of an address, and reports whether the request is within the pace: that of well-made
 // handshakes, or that of all other requests.
 //
-// Handshakes from a loopback address are free. No packet from another machine carries such an address, so the peer is a
+// Handshakes from a loopback address, or by a unix socket, are free. No packet from another machine carries such an address, so the peer is a
 // local process, or a local proxy that is not trusted and hides all its clients. A trusted proxy that names its client
 // is not free: the client can have forged the name.
 func (rt *Router) allow(r *http.Request, addr netip.Addr, handshake bool) bool {
 	switch {
 	case !handshake:
 		return rt.others.allow(addr)
-	case peerAddr(r).IsLoopback() && (len(r.Header["X-Forwarded-For"]) == 0 || !rt.trusts(peerAddr(r))):
+	case isLocal(peerAddr(r)) && (len(r.Header["X-Forwarded-For"]) == 0 || !rt.Trusts(peerAddr(r))):
 		return true
 	}
 	return rt.handshakes.allow(addr)

@@ -66,7 +66,7 @@ func (rt *Router) ownOrigin(r *http.Request) string {
 	if r.TLS != nil {
 		scheme = "https"
 	}
-	if rt.trusts(peerAddr(r)) {
+	if rt.Trusts(peerAddr(r)) {
 		// The nearest proxy wrote the last value.
 		if v := lastValue(r.Header, "X-Forwarded-Proto"); v != "" {
 			scheme = httpScheme(v)
@@ -112,10 +112,10 @@ func normalOrigin(s string) string {
 func (rt *Router) clientAddr(r *http.Request) netip.Addr {
 	addr := peerAddr(r)
 	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-	for i := len(hops) - 1; i >= 0 && rt.trusts(addr); i-- {
+	for i := len(hops) - 1; i >= 0 && rt.Trusts(addr); i-- {
 		hop, err := parseHop(strings.TrimSpace(hops[i]))
 		hop = hop.Unmap().WithZone("") // a zone can be any text, and means nothing on another machine
-		if err != nil || !isClientOf(addr, hop) {
+		if err != nil || !IsClientOf(addr, hop) {
 			break
 		}
 		addr = hop
@@ -130,12 +130,12 @@ var nowhere = []netip.Prefix{
 	netip.MustParsePrefix("::/96"), netip.MustParsePrefix("ff00::/8"),
 }
 
-// isClientOf reports whether a client of this address can have connected to the
+// IsClientOf reports whether a client of this address can have connected to the
 // proxy. A loopback address means the proxy's own machine, so the proxy has to be on
 // this machine, too.
-func isClientOf(proxy, client netip.Addr) bool {
+func IsClientOf(proxy, client netip.Addr) bool {
 	if client.IsLoopback() {
-		return proxy.IsLoopback()
+		return isLocal(proxy)
 	}
 	for _, p := range nowhere {
 		if p.Contains(client) {
@@ -165,7 +165,14 @@ func addrString(addr netip.Addr) string {
 	return addr.String()
 }
 
-func (rt *Router) trusts(addr netip.Addr) bool {
+// isLocal reports whether a peer is a process of this machine. The peer of a unix socket has no valid address.
+func isLocal(peer netip.Addr) bool { return !peer.IsValid() || peer.IsLoopback() }
+
+// Trusts reports whether a peer is a trusted proxy.
+func (rt *Router) Trusts(addr netip.Addr) bool {
+	if !addr.IsValid() {
+		return rt.TrustUnix
+	}
 	for _, p := range rt.TrustedProxies {
 		if p.Contains(addr) {
 			return true

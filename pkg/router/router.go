@@ -9,6 +9,7 @@ package router
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/json"
 	"log/slog"
 	"net/http"
@@ -68,7 +69,9 @@ type Config struct {
 
 	BasePath       string         // before /workspaces; empty or "/prefix"
 	AllowedOrigins []string       // "scheme://host[:port]"
-	TrustedProxies []netip.Prefix // proxies whose X-Forwarded-* headers are believed
+	TrustedProxies []netip.Prefix // proxies whose X-Forwarded-* headers and traceparent are believed
+	TrustUnix      bool           // peers of a unix socket are such proxies
+	HopTLS         *tls.Config    // of requests to other replicas; nil: the default
 
 	PingInterval time.Duration
 	IdleTimeout  time.Duration
@@ -105,7 +108,7 @@ func New(cfg Config) *Router {
 	rt := &Router{
 		Config: cfg, mux: chi.NewRouter(), live: newSessions(cfg.MaxSessions),
 		lines: logline.NewBound(cfg.Log), handshakes: newPacer(time.Now), others: newPacer(time.Now), parts: parts{now: time.Now},
-		lingering: lingering{of: map[holder][]*connection{}}, hops: newHops(),
+		lingering: lingering{of: map[holder][]*connection{}}, hops: newHops(cfg.HopTLS),
 	}
 	cfg.Metrics.begin(cfg.Places)
 	if cfg.HeldBytes > 0 {
