@@ -184,3 +184,25 @@ func TestProfilesAreBounded(t *testing.T) {
 		return g.askAdmin(t, "/debug/pprof/trace?seconds=0.01", "127.0.0.1", "").StatusCode == http.StatusOK
 	})
 }
+
+// A gateway for workspaces on instances alone says nothing of an engine, and why it opens no container.
+func TestWithoutDocker(t *testing.T) {
+	t.Parallel()
+	p := &platform{}
+	p.makeKey(t)
+	g := p.serve(t, "TERMGW_WORKSPACES_FILE="+workspacesFile(t), "TERMGW_DOCKER=false", "DOCKER_HOST=unix:///nonexistent.sock")
+	if a := g.get(t, g.address, "/readyz"); a.StatusCode != http.StatusOK || strings.Contains(a.body, "ocker") {
+		t.Errorf("/readyz answers %d %s", a.StatusCode, a.body)
+	}
+	if a := g.get(t, g.admin, "/metrics"); !strings.Contains(a.body, `termgw_ready{part="store"} 1`) || strings.Contains(a.body, `part="docker"`) {
+		t.Errorf("/metrics answers %d %s", a.StatusCode, a.body)
+	}
+	c := g.dial(t, "ws", p.ticket(t, "ws"), dialing{})
+	if m := c.message(t, "error"); m.Code != "backend_failed" || m.Detail != "docker" {
+		t.Errorf("a local workspace is told %+v", m)
+	}
+	eventually(t, "the log names the variable", func() bool { return strings.Contains(g.log.String(), "TERMGW_DOCKER is false") })
+	if said := g.said("not ready"); strings.Contains(said, "docker") {
+		t.Errorf("the log says %s", said)
+	}
+}

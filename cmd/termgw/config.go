@@ -65,6 +65,7 @@ type environment struct {
 	KeepDetached            string `split_words:"true" default:"true" desc:"Spare what was told to outlive its terminal (nohup, setsid)"`
 	Shells                  string `default:"/bin/bash,/bin/sh" desc:"POSIX shells; the first that is in the workspace is used"`
 
+	Docker         string `default:"true" desc:"false: no Docker engine here, for workspaces on instances alone; /readyz does not ask for one"`
 	RemoteTarget   string `split_words:"true" default:"container" desc:"On an instance: container (docker exec) or host (login shell)"`
 	EICETunnel     string `split_words:"true" default:"native" desc:"What carries an instance's tunnel: native, or aws-cli"`
 	EICEOsUser     string `split_words:"true" default:"ec2-user" desc:"OS user on instances"`
@@ -175,6 +176,7 @@ func (e environment) parse() (gateway.Config, []error) {
 		PerSubject:   p.count("MAX_SESSIONS_PER_SUBJECT", e.MaxSessionsPerSubject),
 	}
 	c.KeepDetached = p.boolean("KEEP_DETACHED", e.KeepDetached)
+	c.WithoutDocker = !p.boolean("DOCKER", e.Docker)
 	p.require("REMOTE_TARGET", e.RemoteTarget == instance.TargetContainer || e.RemoteTarget == instance.TargetHost, fmt.Sprintf("%q is neither container nor host", e.RemoteTarget))
 	p.require("EICE_TUNNEL", e.EICETunnel == "native" || e.EICETunnel == "aws-cli", fmt.Sprintf("%q is neither native nor aws-cli", e.EICETunnel))
 	p.require("EICE_OS_USER", eice.ValidOSUser(e.EICEOsUser), fmt.Sprintf("%q is no OS user", e.EICEOsUser))

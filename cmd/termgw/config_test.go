@@ -44,6 +44,7 @@ var defaults = map[string]string{
 
 	"TERMGW_KEEP_DETACHED":    "true",
 	"TERMGW_SHELLS":           "/bin/bash,/bin/sh",
+	"TERMGW_DOCKER":           "true",
 	"TERMGW_REMOTE_TARGET":    "container",
 	"TERMGW_EICE_TUNNEL":      "native",
 	"TERMGW_EICE_OS_USER":     "ec2-user",
@@ -174,6 +175,7 @@ func TestConfigurationFaults(t *testing.T) {
 		"TERMGW_DRAIN_TIMEOUT=2h",
 		"TERMGW_MAX_SESSIONS=-1",
 		"TERMGW_KEEP_DETACHED=maybe",
+		"TERMGW_DOCKER=unix:///var/run/docker.sock",
 		"TERMGW_SHELLS=bash",
 		"TERMGW_LOG_FORMAT=xml",
 		"TERMGW_LOG_LEVEL=loud",

@@ -58,6 +58,7 @@ type Config struct {
 	DrainTimeout                                time.Duration
 	Shells                                      []string
 	KeepDetached                                bool
+	WithoutDocker                               bool // no engine is asked for, nor for its state
 	RemoteTarget, EICETunnel                    string
 	EICEOSUser, EICEEndpointID                  string
 	Environ                                     []string // the environment of the AWS CLI, if EICETunnel is aws-cli
@@ -173,6 +174,9 @@ func (c *Config) OpenPlaces(ctx context.Context, shared tunnelStore, swept func(
 }
 
 func (c *Config) openContainers(_ context.Context, parts placeParts) (runner.Kind, func() error, error) {
+	if c.WithoutDocker {
+		return runner.Absent("docker", errors.New("TERMGW_DOCKER is false")), func() error { return nil }, nil
+	}
 	k, err := docker.Open(docker.Config{Shells: c.Shells, KeepDetached: c.KeepDetached, Swept: parts.swept, Timing: c.Timing})
 	if err != nil {
 		return nil, nil, err
