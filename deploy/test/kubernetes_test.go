@@ -45,59 +45,83 @@ func render(t *testing.T, kustomization string) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{
-		namespaces: map[string]*corev1.Namespace{}, services: map[string]*corev1.Service{}, configs: map[string]*corev1.ConfigMap{},
-	}
+	c := newCluster()
 	for _, r := range rendered.Resources() {
-		kind := r.GetApiVersion() + " " + r.GetKind()
-		var object metav1.Object
-		switch kind {
-		case "v1 Namespace":
-			n := &corev1.Namespace{}
-			c.namespaces[r.GetName()], object = n, n
-		case "v1 Service":
-			s := &corev1.Service{}
-			c.services[r.GetName()], object = s, s
-		case "v1 ConfigMap":
-			m := &corev1.ConfigMap{}
-			c.configs[r.GetName()], object = m, m
-		case "v1 ServiceAccount":
-			c.account = &corev1.ServiceAccount{}
-			object = c.account
-		case "apps/v1 Deployment":
-			c.deployment = &appsv1.Deployment{}
-			object = c.deployment
-		case "autoscaling/v2 HorizontalPodAutoscaler":
-			c.autoscaler = &autoscalingv2.HorizontalPodAutoscaler{}
-			object = c.autoscaler
-		case "policy/v1 PodDisruptionBudget":
-			c.budget = &policyv1.PodDisruptionBudget{}
-			object = c.budget
-		case "networking.k8s.io/v1 NetworkPolicy":
-			c.policy = &networkingv1.NetworkPolicy{}
-			object = c.policy
-		case "networking.k8s.io/v1 Ingress":
-			c.ingress = &networkingv1.Ingress{}
-			object = c.ingress
-		case "monitoring.coreos.com/v1 ServiceMonitor":
-			c.monitor = &monitoringv1.ServiceMonitor{}
-			object = c.monitor
-		default:
-			t.Fatalf("%s renders %s %s, which this test does not know", kustomization, kind, r.GetName())
-		}
 		raw, err := r.AsYAML()
 		if err != nil {
 			t.Fatal(err)
 		}
-		decode(t, kind+" "+r.GetName(), raw, object)
-		if object.GetNamespace() != "termgw" && kind != "v1 Namespace" {
-			t.Errorf("%s %s is in namespace %q", kind, r.GetName(), object.GetNamespace())
-		}
+		c.add(t, r.GetApiVersion()+" "+r.GetKind(), raw)
 	}
 	if c.deployment == nil || c.account == nil || c.budget == nil || c.policy == nil || c.monitor == nil {
 		t.Fatalf("%s lacks an object: %+v", kustomization, c)
 	}
 	return c
+}
+
+// decodeObjects decodes what a chart renders to.
+func decodeObjects(t *testing.T, all map[string]object) *cluster {
+	t.Helper()
+	c := newCluster()
+	for _, o := range all {
+		c.add(t, fmt.Sprint(o["apiVersion"], " ", o["kind"]), []byte(asYAML(t, o)))
+	}
+	return c
+}
+
+func newCluster() *cluster {
+	return &cluster{
+		namespaces: map[string]*corev1.Namespace{}, services: map[string]*corev1.Service{}, configs: map[string]*corev1.ConfigMap{},
+	}
+}
+
+func (c *cluster) add(t *testing.T, kind string, raw []byte) {
+	t.Helper()
+	var object metav1.Object
+	switch kind {
+	case "v1 Namespace":
+		object = &corev1.Namespace{}
+	case "v1 Service":
+		object = &corev1.Service{}
+	case "v1 ConfigMap":
+		object = &corev1.ConfigMap{}
+	case "v1 ServiceAccount":
+		c.account = &corev1.ServiceAccount{}
+		object = c.account
+	case "apps/v1 Deployment":
+		c.deployment = &appsv1.Deployment{}
+		object = c.deployment
+	case "autoscaling/v2 HorizontalPodAutoscaler":
+		c.autoscaler = &autoscalingv2.HorizontalPodAutoscaler{}
+		object = c.autoscaler
+	case "policy/v1 PodDisruptionBudget":
+		c.budget = &policyv1.PodDisruptionBudget{}
+		object = c.budget
+	case "networking.k8s.io/v1 NetworkPolicy":
+		c.policy = &networkingv1.NetworkPolicy{}
+		object = c.policy
+	case "networking.k8s.io/v1 Ingress":
+		c.ingress = &networkingv1.Ingress{}
+		object = c.ingress
+	case "monitoring.coreos.com/v1 ServiceMonitor":
+		c.monitor = &monitoringv1.ServiceMonitor{}
+		object = c.monitor
+	default:
+		t.Fatalf("this test does not know %s:\n%s", kind, raw)
+	}
+	decode(t, kind, raw, object)
+	switch one := object.(type) {
+	case *corev1.Namespace:
+		c.namespaces[one.Name] = one
+		return
+	case *corev1.Service:
+		c.services[one.Name] = one
+	case *corev1.ConfigMap:
+		c.configs[one.Name] = one
+	}
+	if object.GetNamespace() != "termgw" {
+		t.Errorf("%s %s is in namespace %q", kind, object.GetName(), object.GetNamespace())
+	}
 }
 
 // container is the gateway's, or the one that migrates.
