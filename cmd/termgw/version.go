@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+
+	"github.com/molecule-ai/termgw/pkg/bridge"
+	"github.com/molecule-ai/termgw/pkg/store"
 )
 
 // The build sets these variables (-ldflags "-X main.version=…"). The date is the commit's: with the time of the build, no
@@ -17,10 +20,12 @@ var (
 // VersionCmd prints the version.
 type VersionCmd struct{}
 
-// Run prints one line.
+// Run prints the program's version, and the versions of what it shares with others: the schema in the database after
+// `termgw migrate`, and the protocol that clients speak.
 func (VersionCmd) Run(std *stdio) error {
 	commit, date := built()
-	_, err := fmt.Fprintf(std.Out, "termgw %s (commit %s, %s, %s %s/%s)\n", version, commit, date, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	_, err := fmt.Fprintf(std.Out, "termgw %s (commit %s, %s, %s %s/%s)\nschema %s\nprotocol %s\n",
+		version, commit, date, runtime.Version(), runtime.GOOS, runtime.GOARCH, store.SchemaVersion(), bridge.Subprotocol)
 	return err
 }
 

@@ -54,11 +54,7 @@ func Migrate(ctx context.Context, url string, waiting func()) (applied []string,
 	if err != nil {
 		return nil, fmt.Errorf("migrating: %w", err)
 	}
-	files, err := fs.Glob(migrations, "migrations/*.sql") // sorted
-	if err != nil {
-		return nil, fmt.Errorf("migrating: %w", err)
-	}
-	for _, file := range files {
+	for _, file := range migrationFiles() {
 		name := strings.TrimSuffix(path.Base(file), ".sql")
 		if slices.Contains(done, name) {
 			continue
@@ -72,6 +68,22 @@ func Migrate(ctx context.Context, url string, waiting func()) (applied []string,
 		}
 	}
 	return applied, nil
+}
+
+// migrationFiles returns the files of all migrations, in order.
+func migrationFiles() []string {
+	files, err := fs.Glob(migrations, "migrations/*.sql") // sorted
+	if err != nil {
+		panic(err) // a malformed pattern
+	}
+	return files
+}
+
+// SchemaVersion returns the name of the last migration that this program knows: the version of the schema termgw after
+// Migrate.
+func SchemaVersion() string {
+	files := migrationFiles()
+	return strings.TrimSuffix(path.Base(files[len(files)-1]), ".sql")
 }
 
 // appliedMigrations returns what the record holds, and begins one where there is none. CREATE SCHEMA IF NOT EXISTS would
