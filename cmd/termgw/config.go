@@ -85,6 +85,10 @@ func loadConfig(w io.Writer) gateway.Config {
 		panic(err) // no field but strings
 	}
 	c, faults := e.parse()
+	var fault error
+	if c.Tracing, fault = tracing(os.Getenv); fault != nil {
+		faults = append(faults, fault)
+	}
 	if len(faults) > 0 {
 		c.Faults = fmt.Errorf("the configuration has %d fault(s); 'termgw serve --help' lists the variables:\n%w", len(faults), errors.Join(faults...))
 	}
@@ -265,6 +269,26 @@ func list(s string) []string {
 	return l
 }
 
+// tracing reports whether spans are to be exported, by the standard variables of OpenTelemetry: off, unless an endpoint or the
+// exporter is named. No fault repeats a value that may be secret.
+func tracing(getenv func(string) string) (bool, error) {
+	endpoint := cmp.Or(getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"), getenv("OTEL_EXPORTER_OTLP_ENDPOINT"))
+	protocol := cmp.Or(getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), getenv("OTEL_EXPORTER_OTLP_PROTOCOL"))
+	exporter := getenv("OTEL_TRACES_EXPORTER")
+	u, err := url.Parse(endpoint)
+	switch {
+	case strings.EqualFold(getenv("OTEL_SDK_DISABLED"), "true"), exporter == "none", exporter == "" && endpoint == "":
+		return false, nil
+	case exporter != "" && exporter != "otlp":
+		return false, fmt.Errorf("  OTEL_TRACES_EXPORTER: %q is neither otlp nor none", exporter)
+	case protocol != "" && protocol != "http/protobuf":
+		return false, fmt.Errorf("  OTEL_EXPORTER_OTLP_PROTOCOL: %q is not http/protobuf, the only one that termgw has (port 4318 of most collectors)", protocol)
+	case endpoint != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == ""):
+		return false, errors.New("  OTEL_EXPORTER_OTLP_ENDPOINT: want http(s)://host:port")
+	}
+	return true, nil
+}
+
 // usage is the template of the table of variables.
 const usage = `Environment:
 {{range .}}  {{usage_key .}}{{with usage_default .}} = {{.}}{{end}}
@@ -275,7 +299,8 @@ and the gateway ends when their shells have: some seconds later, or 110 s after 
 if Docker or an instance does not answer. Kubernetes has to wait for so long: its
 terminationGracePeriodSeconds must be no less than preStop, the drain timeout and 110 s together.
 
-AWS and Docker take their own standard variables (DOCKER_HOST and friends).`
+AWS and Docker take their own standard variables (DOCKER_HOST and friends), and so does OpenTelemetry: with
+OTEL_EXPORTER_OTLP_ENDPOINT the openings of terminals are traced.`
 
 func environmentUsage(w io.Writer) error {
 	return envconfig.Usagef(environmentPrefix, &environment{}, w, usage)

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/molecule-ai/termgw/internal/gateway"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/store"
 )
@@ -27,7 +28,7 @@ const (
 // What to do about an address of a replica.
 const (
 	fixReach = "Let replicas reach each other at the port of TERMGW_LISTEN: NetworkPolicy, security group, firewall. A replica that was killed is named for half a minute more."
-	fixTLS   = "Where TERMGW_ADVERTISE_URL is https, the certificate of what answers there has to be one that every replica trusts (SSL_CERT_FILE); the gateway itself speaks http."
+	fixTLS   = "Where TERMGW_ADVERTISE_URL is https, the certificate of what answers there has to be one that every replica trusts (SSL_CERT_FILE), and TERMGW_TLS_CERT has to be set there, or a proxy before it. Where TERMGW_TLS_CLIENT_CA is set, its CAs sign the replicas' own certificates, for clients too."
 	fixOwn   = "Set TERMGW_ADVERTISE_URL on each replica to an address of its own that leads to its TERMGW_LISTEN, such as http://$(POD_IP):8080; not a Service's, a proxy's or that of TERMGW_ADMIN_LISTEN."
 )
 
@@ -65,7 +66,7 @@ func (d *doctor) resume(ctx context.Context) (string, error) {
 		return found + "; no replica has a session to pass a person on to now", nil
 	}
 	asked := all[:min(len(all), mostAsked)]
-	askAll(ctx, asked)
+	askAll(ctx, d.hopTLS(), asked)
 	var causes []error
 	var fixes []string
 	for _, a := range all {
@@ -131,11 +132,20 @@ func advertisedBy(replicas []store.Replica) (list []advertised) {
 	return list
 }
 
+// hopTLS returns what a gateway of this configuration shows other replicas; nil: nothing.
+func (d *doctor) hopTLS() *tls.Config {
+	own, err := tls.LoadX509KeyPair(d.cfg.TLS.Cert, d.cfg.TLS.Key)
+	if err != nil {
+		return nil // the start of the gateway tells
+	}
+	return &tls.Config{Certificates: []tls.Certificate{own}}
+}
+
 // askAll asks at once whether gateways are at the addresses without a fault.
-func askAll(ctx context.Context, list []advertised) {
+func askAll(ctx context.Context, config *tls.Config, list []advertised) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	t := &http.Transport{DisableKeepAlives: true} // as the router's: by no proxy
+	t := &http.Transport{DisableKeepAlives: true, TLSClientConfig: config} // as the router's: by no proxy
 	var asking sync.WaitGroup
 	for i := range list {
 		a := &list[i]
@@ -161,7 +171,10 @@ func askAll(ctx context.Context, list []advertised) {
 	asking.Wait()
 }
 
-var errNoGateway = errors.New("what answers is not termgw")
+var (
+	errNoGateway = errors.New("what answers is not termgw")
+	errAdmin     = fmt.Errorf("%w's listener of terminals, but TERMGW_ADMIN_LISTEN", errNoGateway)
+)
 
 // askGateway asks for /readyz, whatever that says: a replica that drains is a gateway, too.
 func askGateway(ctx context.Context, t *http.Transport, address string) error {
@@ -174,6 +187,9 @@ func askGateway(ctx context.Context, t *http.Transport, address string) error {
 		return err
 	}
 	defer response.Body.Close()
+	if response.Header.Get(gateway.AdminHeader) != "" {
+		return errAdmin
+	}
 	var ready struct {
 		Draining *bool `json:"draining"`
 		Sessions *int  `json:"sessions"`

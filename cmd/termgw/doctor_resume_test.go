@@ -86,7 +86,7 @@ func TestDoctorResume(t *testing.T) {
 	p.atAddress(t, "same", "http://127.0.0.1:"+port)
 	diagnose(advertises, "resume",
 		"(hangs): nothing answers within 10s", elsewhere.URL+" (redirects): what answers is not termgw: status 302",
-		g.admin+" (admin): what answers is not termgw: status 404", "(untrusted): tls: failed to verify certificate",
+		g.admin+" (admin): what answers is not termgw's listener of terminals, but TERMGW_ADMIN_LISTEN", "(untrusted): tls: failed to verify certificate",
 		"(plain): ", "holder_url (odd): the row of a session has no address", "http://127.0.0.1:"+port+" (", "same", "it is one address for all of them",
 		"fix:   Let replicas reach each other", "Set TERMGW_ADVERTISE_URL on each replica to an address of its own", "SSL_CERT_FILE")
 	c.close(t)

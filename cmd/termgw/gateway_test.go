@@ -407,6 +407,7 @@ var ownWords = []string{
 	"no terminals on instances", // the temporary directory of a test with a long name is too long for a socket
 	"sessions are revoked",      // it names all sessions of an order
 	"more of the same was not logged",
+	"spans were not exported", "the last spans were not exported",
 	"the TLS certificate was not read again; the last good one is used",
 	"a trusted proxy's connection was closed: it has to begin with a PROXY protocol header of version 2 (TERMGW_PROXY_PROTOCOL)",
 }

@@ -23,14 +23,21 @@ type admin struct {
 	recording sync.Mutex // held while a profile or a trace is recorded
 }
 
+// AdminHeader is in the admin listener's answers about health, so that they are not taken for those of the terminals' listener.
+const AdminHeader = "Termgw-Admin"
+
 // metricsHandler returns the handler of the admin listener: /metrics, and the probes of health, for which
 // the terminals' listener may want a certificate or a PROXY header that a prober does not have.
 func metricsHandler(reg *prometheus.Registry, health http.Handler, listen string) http.Handler {
 	a := newAdmin(listen)
 	// Exemplars are part of OpenMetrics alone, which Prometheus asks for.
 	a.mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{EnableOpenMetrics: true}))
-	a.mux.Handle("GET /healthz", health)
-	a.mux.Handle("GET /readyz", health)
+	marked := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(AdminHeader, "true")
+		health.ServeHTTP(w, r)
+	})
+	a.mux.Handle("GET /healthz", marked)
+	a.mux.Handle("GET /readyz", marked)
 	return a
 }
 

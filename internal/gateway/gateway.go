@@ -50,6 +50,7 @@ type Config struct {
 	ListenMode                                  fs.FileMode               // of the sockets of unix:/PATH
 	Sockets                                     map[string][]net.Listener // those that systemd has passed, by name
 	TLS                                         TLSFiles                  // of Listen; empty: no TLS
+	Tracing                                     bool                      // spans go where the OTEL_* variables say
 	ProxyProtocol                               bool                      // trusted proxies begin with a PROXY header
 	DatabaseURL, WorkspacesFile, WorkspaceQuery string
 	TicketJWKS, TicketIssuer, TicketAudience    string
@@ -212,6 +213,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			err = errors.Join(err, c())
 		}
 	}()
+	if g.Tracing && g.Faults == nil {
+		if err := g.openTracing(ctx); err != nil {
+			return err
+		}
+	}
 	if g.Store == nil {
 		if err := g.open(ctx); err != nil {
 			return err

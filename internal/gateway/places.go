@@ -79,6 +79,7 @@ func (p *place) idle(ctx context.Context) bool {
 // release gives the place back.
 func (p *place) release() {
 	p.open.WithLabelValues(p.endpoint).Dec() // the tunnel is closed, also if the store fails
+	p.steps.closed(p.lease)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if err := p.shared.ReleaseTunnel(ctx, p.lease); err != nil {

@@ -147,7 +147,9 @@ func (r *reaper) end(ctx context.Context, a store.Abandoned) {
 		skip()
 		return
 	case err == nil:
-		err = r.store.Finish(ctx, a.SessionID, store.End{Reason: store.ReasonLost})
+		if err = r.store.Finish(ctx, a.SessionID, store.End{Reason: store.ReasonLost}); err == nil {
+			log.Info("session ended", "code", store.ReasonLost, "target", place.Name)
+		}
 	}
 	if err != nil && ctx.Err() == nil {
 		log.Warn("an abandoned session was not ended", "err", err)

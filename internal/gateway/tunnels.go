@@ -67,6 +67,7 @@ type tunnels struct {
 	cli     bool                 // tunnels are opened by the AWS CLI
 	open    *prometheus.GaugeVec // tunnels of this replica, by endpoint
 	log     *slog.Logger
+	steps   *tunnelSteps // nil: nobody asks for them
 }
 
 func tunnelGauge(reg prometheus.Registerer) *prometheus.GaugeVec {
@@ -78,15 +79,22 @@ func tunnelGauge(reg prometheus.Registerer) *prometheus.GaugeVec {
 // openInstances opens the kind of place for instances. It sends no request to AWS: a
 // gateway without such workspaces needs no credentials, nor OpenSSH.
 func (c *Config) openInstances(ctx context.Context, parts placeParts) (runner.Kind, func() error, error) {
-	k, err := c.openInstanceKind(ctx, parts)
-	if err != nil {
+	var steps *tunnelSteps
+	if c.Tracer != nil {
+		steps = &tunnelSteps{}
+	}
+	k, err := c.openInstanceKind(ctx, parts, steps)
+	switch {
+	case err != nil:
 		c.Log.Warn("no terminals on instances", "err", err)
 		return runner.Absent("remote", err), func() error { return nil }, nil
+	case steps != nil:
+		return &observedInstances{k, steps}, k.Close, nil
 	}
 	return k, k.Close, nil
 }
 
-func (c *Config) openInstanceKind(ctx context.Context, parts placeParts) (*instance.Kind, error) {
+func (c *Config) openInstanceKind(ctx context.Context, parts placeParts, steps *tunnelSteps) (*instance.Kind, error) {
 	sdk, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithAPIOptions([]func(*middleware.Stack) error{eice.KeepRefusals}))
 	if err != nil {
 		return nil, fmt.Errorf("the AWS configuration: %w", err)
@@ -94,7 +102,7 @@ func (c *Config) openInstanceKind(ctx context.Context, parts placeParts) (*insta
 	return instance.Open(instance.Config{
 		Tunnels: &tunnels{
 			aws:    eice.New(eice.Config{AWS: sdk, EndpointID: c.EICEEndpointID, Environ: c.Environ}),
-			shared: parts.shared, replica: c.Replica, cli: c.EICETunnel == "aws-cli", open: tunnelGauge(parts.reg), log: c.Log,
+			shared: parts.shared, replica: c.Replica, cli: c.EICETunnel == "aws-cli", open: tunnelGauge(parts.reg), log: c.Log, steps: steps,
 		},
 		HostKeys: parts.shared, OSUser: c.EICEOSUser, Target: c.RemoteTarget,
 		Shells: c.Shells, KeepDetached: c.KeepDetached, Swept: parts.swept, Timing: c.Timing,
@@ -108,7 +116,9 @@ func (t *tunnels) Find(ctx context.Context, r instance.TunnelRequest) (runner.Tr
 }
 
 func (t *tunnels) find(ctx context.Context, r instance.TunnelRequest) (eice.Route, runner.Trail, error) {
+	began := time.Now()
 	route, err := t.aws.Locate(ctx, asked(r))
+	t.steps.found(r, began, time.Now())
 	return route, refusedTrail(trailOf(route), err), told(err)
 }
 
@@ -119,6 +129,7 @@ func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.
 	if err != nil {
 		return instance.Tunnel{Trail: trail}, err
 	}
+	began := time.Now()
 	place, err := t.acquire(ctx, route.EndpointID, r.InstanceID)
 	if err != nil {
 		return instance.Tunnel{Trail: trail}, err
@@ -160,6 +171,7 @@ func (t *tunnels) Open(ctx context.Context, r instance.TunnelRequest) (instance.
 		tunnel.Ended()
 		return instance.Tunnel{Trail: refusedTrail(tunnel.Trail, err)}, told(err)
 	}
+	t.steps.opened(r, place.lease, began, time.Now())
 	return tunnel, nil
 }
 

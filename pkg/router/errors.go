@@ -29,6 +29,7 @@ var (
 	errOverloaded   = errors.New("at the limit of sessions")
 	errNotHeld      = errors.New("another replica passed a request on for a session that is not here")
 	errPaused       = errors.New("the replica that holds the session does not answer, and lived a moment ago")
+	errPanic        = errors.New("a panic")
 	errOver         = errors.New("the session ended while it was resumed") // the ticket is spent
 
 	// ErrDraining is the cause of a session that is cut, or refused, because

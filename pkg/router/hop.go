@@ -88,12 +88,14 @@ func (req *request) passOn(w http.ResponseWriter, r *http.Request) bool {
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL.Scheme, p.Out.URL.Host, p.Out.Host = to.Scheme, to.Host, ""
 			p.Out.Header.Set(hopHeader, signHop(holder.Key, asked, req.client, time.Now()))
+			req.opening.passOn(p.Out.Header)
 		},
 		ModifyResponse: func(response *http.Response) error {
 			if response.StatusCode != http.StatusSwitchingProtocols || !strings.EqualFold(response.Header.Get("Upgrade"), "websocket") {
 				return holderError{response.StatusCode, response.Status}
 			}
 			req.Metrics.resumes.WithLabelValues(resumePassed).Inc()
+			req.endOpening(nil)
 			passed = true
 			return nil
 		},

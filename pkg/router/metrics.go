@@ -115,9 +115,15 @@ func (m *Metrics) begin(places runner.Places) {
 	}
 }
 
-func (m *Metrics) started(target string, took time.Duration) {
+// started counts a session that has its shell. The trace is the observation's exemplar; empty: it has none.
+func (m *Metrics) started(target string, took time.Duration, traceID string) {
 	m.active.WithLabelValues(target).Inc()
-	m.startSeconds.WithLabelValues(target).Observe(took.Seconds())
+	seconds := m.startSeconds.WithLabelValues(target)
+	if with, ok := seconds.(prometheus.ExemplarObserver); ok && traceID != "" {
+		with.ObserveWithExemplar(took.Seconds(), prometheus.Labels{"trace_id": traceID})
+		return
+	}
+	seconds.Observe(took.Seconds())
 }
 
 func (m *Metrics) ended(target, code string, lasted time.Duration) {

@@ -110,7 +110,8 @@ func (req *request) comeBack(ws *bridge.Socket, claims ticket.Claims, size termi
 		return true, err
 	}
 	req.admitted = true
-	req.log = req.Log.With("session", asked, "workspace", first.workspaceID, "client", req.client, "subject", claims.Subject)
+	req.opening.resumes(asked)
+	req.log = req.Log.With("session", asked, "workspace", first.workspaceID, "client", req.client, "subject", claims.Subject).With(req.opening.logAttrs()...)
 	waited := first.session.Waits()
 	if !req.sized {
 		size = terminal.Size{}
@@ -129,7 +130,8 @@ func (req *request) comeBack(ws *bridge.Socket, claims ticket.Claims, size termi
 		outcome = resumeTaken
 	}
 	first.socket.Store(ws)
-	req.log.Info("session resumed", "outcome", outcome, "after", time.Since(req.started).String())
+	req.log.Info("session resumed", "outcome", outcome, "after_seconds", time.Since(req.started).Seconds())
+	req.endOpening(nil)
 	return true, nil
 }
 
@@ -153,7 +155,9 @@ func (req *request) noteUnreached(ctx context.Context, claims ticket.Claims) {
 // spend spends the ticket for a session that lives.
 func (req *request) spend(claims ticket.Claims, sessionID string) error {
 	defer req.Metrics.timeStore("resume", time.Now())
+	redeemed := req.step("redeem")
 	err := req.Store.Resume(context.Background(), claims, sessionID, req.Replica, req.client) // bounded by the store
+	redeemed(err)
 	if errors.Is(err, store.ErrUsed) || errors.Is(err, store.ErrRevoked) {
 		req.Metrics.rejections.WithLabelValues(outcomeOf(err).code).Inc()
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/molecule-ai/termgw/internal/logline"
 	"github.com/molecule-ai/termgw/pkg/runner"
@@ -84,6 +85,7 @@ type Config struct {
 
 	Log     *slog.Logger
 	Metrics *Metrics
+	Tracer  trace.Tracer // of the openings of terminals; nil: they are not traced
 }
 
 // Router serves the terminal endpoint, /healthz and /readyz.

@@ -32,6 +32,7 @@ type request struct {
 	holder      holder // of the connection while the connection lingers
 	http        *http.Request
 	log         *slog.Logger
+	opening     opening
 	target      string // the name of the workspace's place; "none" until the row was read
 	started     time.Time
 	admitted    bool      // the ticket is spent
@@ -98,6 +99,7 @@ func (req *request) carry(ctx context.Context) {
 	defer req.recovered(nil)
 
 	sum := req.session.Run(ctx)
+	req.endOpening(sum.Cause)
 	waited := true
 	req.over.Do(func() {
 		waited = false
@@ -124,7 +126,7 @@ func (req *request) carry(ctx context.Context) {
 	}
 	req.session.Join()
 	if !waited {
-		req.logEnd(sum.Cause)
+		req.logEnd(sum.Cause, &sum)
 	}
 }
 
@@ -145,7 +147,7 @@ func (req *request) waitsOver(sum session.Summary) {
 	req.over.Do(func() {
 		req.overAt = time.Now()
 		req.shellOver(sum, true)
-		req.logEnd(sum.Cause)
+		req.logEnd(sum.Cause, &sum)
 	})
 }
 
@@ -160,7 +162,7 @@ func (req *request) settle(sum session.Summary) {
 	if sum.Owner == nil {
 		message = "nobody came back for the last output"
 	}
-	req.log.Info(message, "waited", time.Since(req.overAt).String())
+	req.log.Info(message, "waited_seconds", time.Since(req.overAt).Seconds(), "bytes_out", sum.BytesOut)
 }
 
 // serveTerminal answers the terminal's endpoint. A browser cannot read why a handshake
@@ -174,6 +176,7 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 		Router: rt, http: r, target: noTarget, started: time.Now(),
 		id: newSessionID(), workspaceID: strings.Clone(chi.URLParam(r, "workspace_id")), client: addrString(addr),
 	}
+	req.identify(r, passed)
 	req.log = req.logger()
 	err := rt.checkRequest(r, req.workspaceID)
 	if err == nil && !passed {
@@ -190,18 +193,23 @@ func (rt *Router) serveTerminal(w http.ResponseWriter, r *http.Request) {
 		problem(w, err)
 		return
 	}
+	req.beginOpening()
 	if req.passOn(w, r) {
 		return
 	}
 	req.holder = holder{network: client(addr)}
 	ws, err := bridge.Accept(w, r)
 	if err != nil {
-		req.notUpgraded(fmt.Errorf("%w: %w", errHandshake, err)) // Accept has answered the client
+		err = fmt.Errorf("%w: %w", errHandshake, err)
+		req.notUpgraded(err) // Accept has answered the client
+		req.endOpening(err)
 		return
 	}
 	defer req.recovered(ws)
 	ws.Lingers = func(drop func()) func() { return req.lingering.add(req.holder, drop) }
+	checked := req.step("ticket")
 	claims, size, err := req.checkTicket()
+	checked(err)
 	req.http = nil
 	go req.serve(ws, claims, size, err)
 }
@@ -234,13 +242,14 @@ func (req *request) serve(ws *bridge.Socket, claims ticket.Claims, size terminal
 		goesOn = err == nil
 	}
 	if err != nil {
+		req.endOpening(err)
 		req.live.release(req.id)
 		req.refuse(ws, err)
 	}
 }
 
 func (req *request) logger() *slog.Logger {
-	return req.Log.With("session", req.id, "workspace", req.workspaceID, "client", req.client)
+	return req.Log.With("session", req.id, "workspace", req.workspaceID, "client", req.client).With(req.opening.logAttrs()...)
 }
 
 // notUpgraded counts and logs a request that was refused by an HTTP status.
@@ -286,9 +295,11 @@ func (req *request) checkTicket() (claims ticket.Claims, size terminal.Size, err
 func (req *request) redeem(ctx context.Context, claims ticket.Claims) (store.Workspace, error) {
 	defer req.Metrics.timeStore("redeem", time.Now())
 	req.recorded = true // possibly, even if Redeem panics
+	redeemed := req.step("redeem")
 	workspace, err := req.Store.Redeem(ctx, claims, store.Session{
 		ID: req.id, Replica: req.Replica, ClientAddr: req.client, Holder: req.passing,
 	})
+	redeemed(err)
 	req.recorded, req.admitted = err == nil, err == nil
 	if errors.Is(err, store.ErrUsed) || errors.Is(err, store.ErrRevoked) {
 		req.Metrics.rejections.WithLabelValues(outcomeOf(err).code).Inc()
@@ -317,7 +328,7 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 	}
 	req.session = session.New(term, session.Options{
 		Size: size, IdleTimeout: req.IdleTimeout, MaxSession: req.longest, Resume: req.resume,
-		Budget: req.budget, Holder: claims.Subject, Count: req.Metrics.carried, Over: req.waitsOver,
+		Budget: req.budget, Holder: claims.Subject, Count: req.countFirst(), Over: req.waitsOver,
 	})
 	req.socket.Store(ws)
 	req.tries.last = req.comeback.by
@@ -327,9 +338,9 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 		req.session.Close()
 		return err
 	}
-	req.log.Info("session started", "target", req.target, "after", time.Since(req.started).String(), "trail", req.trail)
+	req.log.Info("session started", "target", req.target, "after_seconds", time.Since(req.started).Seconds(), "trail", req.trail)
 	req.trace(ctx)
-	req.Metrics.started(req.target, time.Since(req.started))
+	req.Metrics.started(req.target, time.Since(req.started), req.opening.exemplar())
 	return nil
 }
 
@@ -358,13 +369,17 @@ func (req *request) clientOptions(ws *bridge.Socket, claims ticket.Claims) bridg
 func (req *request) start(ctx context.Context, claims ticket.Claims, w store.Workspace, size terminal.Size) (terminal.Terminal, error) {
 	place := req.Places.Of(w.Attributes)
 	req.target, req.trail = place.Name, runner.Trail{}
-	term, err := place.Kind.Start(ctx, runner.Target{
+	inner, end := req.startContext(ctx)
+	term, err := place.Kind.Start(inner, runner.Target{
 		Session: req.id, WorkspaceID: req.workspaceID, Subject: claims.Subject, Attributes: w.Attributes,
 		Trail: req.trail, Log: req.log,
 	}, size)
 	if err != nil {
-		return nil, cmp.Or(context.Cause(ctx), err)
+		err = cmp.Or(context.Cause(ctx), err)
+		end(err)
+		return nil, err
 	}
+	end(nil)
 	return term, nil
 }
 
@@ -407,14 +422,24 @@ func (req *request) refuse(ws *bridge.Socket, err error) {
 	req.Metrics.over(req.target, o.code)
 	ws.Refuse(o.close, o.tell(err))
 	if req.admitted {
-		req.logEnd(err)
+		req.logEnd(err, nil)
 	} else {
-		req.lines.Do(o.code, func() { req.logEnd(err) })
+		req.lines.Do(o.code, func() { req.logEnd(err, nil) })
 	}
 }
 
-func (req *request) logEnd(err error) {
-	attrs := []any{"code", outcomeOf(err).code, "target", req.target, "duration", time.Since(req.started).String()}
+// logEnd logs what the audit trail has of a session's end. The sum is nil where there was no shell.
+func (req *request) logEnd(err error, sum *session.Summary) {
+	attrs := []any{
+		"code", outcomeOf(err).code, "target", req.target, "replica", req.Replica,
+		"started", req.started, "duration_seconds", time.Since(req.started).Seconds(),
+	}
+	if sum != nil {
+		attrs = append(attrs, "bytes_in", sum.BytesIn, "bytes_out", sum.BytesOut)
+		if sum.Exit != nil {
+			attrs = append(attrs, "exit_code", sum.Exit.Code)
+		}
+	}
 	if err != nil {
 		attrs = append(attrs, "err", err)
 	}
@@ -432,6 +457,7 @@ func (req *request) recovered(ws *bridge.Socket) {
 	if fault == nil {
 		return
 	}
+	req.endOpening(errPanic)
 	req.log.Error("panic in a session", "panic", fault, "stack", strings.Split(string(debug.Stack()), "\n"))
 	if ws == nil {
 		ws = req.socket.Load()

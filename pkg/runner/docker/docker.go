@@ -176,7 +176,9 @@ func (k *Kind) Start(ctx context.Context, t runner.Target, size terminal.Size) (
 }
 
 func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (terminal.Terminal, error) {
-	id, err := k.findContainer(ctx, t)
+	finding, found := runner.BeginStep(ctx, "container")
+	id, err := k.findContainer(finding, t)
+	found(err)
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +187,10 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 	if n := k.strays(ctx, id); n >= strayLimit {
 		return nil, final("shell", fmt.Errorf("%d shells and sweeps that were ended still run in container %s: restart it", n, id))
 	}
-	return k.openFound(ctx, id, t, size)
+	opening, opened := runner.BeginStep(ctx, "shell")
+	term, err := k.openFound(opening, id, t, size)
+	opened(err)
+	return term, err
 }
 
 // openFound opens a terminal in a container that ran when it was found.
