@@ -11,12 +11,17 @@
 ARG GOLANG_IMAGE=golang:1.26-trixie@sha256:0e214333a799b48cce126b20a906cbbcaacd04f55dd54aa22f050fbd9462965a
 ARG DEBIAN_IMAGE=debian:trixie-slim@sha256:d7e12182ce18b85b93007c1dedf31f2d29e01ccf3182cc4017c709b6259bc132
 
+# The program is built on the builder's own platform, for the one that is asked for: `docker buildx build --platform
+# linux/amd64,linux/arm64 .`. A builder that names no platforms, as Docker's legacy one, is on amd64, or is told
+# --build-arg BUILDPLATFORM=linux/arm64.
+ARG BUILDPLATFORM=${BUILDPLATFORM:-linux/amd64}
+
 ARG VERSION=dev
 ARG COMMIT=unknown
 ARG DATE=unknown
 
 
-FROM ${GOLANG_IMAGE} AS build
+FROM --platform=${BUILDPLATFORM} ${GOLANG_IMAGE} AS build
 WORKDIR /src
 # The modules stay cached while only the source changes.
 COPY go.mod go.sum ./
@@ -25,6 +30,8 @@ COPY . .
 ARG VERSION
 ARG COMMIT
 ARG DATE
+ARG TARGETARCH
+ENV GOARCH=${TARGETARCH}
 # As `make build` does it: the same source and the same Go give the same bytes, in here and outside.
 RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false \
         -ldflags "-s -w -X main.version=${VERSION} -X main.commit=${COMMIT} -X main.date=${DATE}" \

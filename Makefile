@@ -37,6 +37,10 @@ image: ## build the images termgw:VERSION, and termgw:VERSION-slim without the A
 
 image_args = --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) --build-arg DATE=$(DATE)
 
+.PHONY: dist
+dist: web ## build the files of a release into dist/: the program for two architectures, the npm package, checksums
+	@VERSION=$(VERSION) COMMIT=$(COMMIT) DATE=$(DATE) scripts/dist
+
 .PHONY: web
 ifneq ($(NODE),)
 web: web/dist/index.html ## build the page into web/dist (needs Node)
@@ -188,6 +192,7 @@ lint-go:
 	@$(call golangci_lint) --build-tags image,race ./internal/pollfd
 	@cd bench && nice $(GO) vet ./... && $(call golangci_lint,../)
 	@cd deploy/test && nice $(GO) vet ./... && $(call golangci_lint,../../)
+	@$(GO) tool -modfile=tools/actionlint/go.mod actionlint .github/workflows/*.yml
 	@unformatted=$$($(call go_files) | xargs -r $(GO) tool -modfile=tools/go.mod gofumpt -l); \
 		if [[ -n $$unformatted ]]; then printf 'not formatted, run make fmt:\n%s\n' "$$unformatted" >&2; exit 1; fi
 
@@ -225,6 +230,7 @@ fuzz-short:
 tidy-check:
 	@$(GO) mod tidy -diff
 	@cd tools && $(GO) mod tidy -diff
+	@cd tools/actionlint && $(GO) mod tidy -diff
 	@cd bench && $(GO) mod tidy -diff
 	@cd deploy/test && $(GO) mod tidy -diff
 
@@ -234,5 +240,5 @@ setup: ## install what the tests need, as root; otherwise say what to install
 
 .PHONY: clean
 clean: ## remove what was built; the cached workspace image stays in .cache
-	rm -rf bin web/node_modules web/build
+	rm -rf bin dist web/node_modules web/build
 	find web/dist -mindepth 1 ! -name .gitkeep -delete

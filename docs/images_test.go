@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -16,6 +17,30 @@ var (
 )
 
 // TestImagesArePinned finds images of others that a tag alone names.
+// TestActionsArePinned: who can move an action's tag could run what they like in a release.
+func TestActionsArePinned(t *testing.T) {
+	action := regexp.MustCompile(`^[\w-]+(/[\w-]+)+@[0-9a-f]{40} # v\d+\.\d+\.\d+$`)
+	files, err := filepath.Glob("../.github/workflows/*.yml")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no workflows: ", err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, used := range regexp.MustCompile(`(?m)uses: (.+)$`).FindAllStringSubmatch(string(text), -1) {
+			if own := strings.HasPrefix(used[1], "./.github/workflows/"); own {
+				if _, err := os.Stat("../" + used[1]); err != nil {
+					t.Errorf("%s: %v", file, err)
+				}
+			} else if !action.MatchString(used[1]) {
+				t.Errorf("%s: %s is not pinned by its commit", file, used[1])
+			}
+		}
+	}
+}
+
 func TestImagesArePinned(t *testing.T) {
 	dockerfile, err := os.ReadFile("../Dockerfile")
 	if err != nil {
@@ -26,10 +51,14 @@ func TestImagesArePinned(t *testing.T) {
 	found := 0
 	for _, line := range base.FindAllString(string(dockerfile), -1) {
 		words := strings.Fields(line)
+		words = slices.DeleteFunc(words, func(word string) bool { return word == "--platform=${BUILDPLATFORM}" })
 		name := words[1]
 		switch words[0] {
 		case "ARG":
 			variable, value, _ := strings.Cut(name, "=")
+			if variable == "BUILDPLATFORM" { // no image
+				continue
+			}
 			arguments["${"+variable+"}"] = true
 			found++
 			if !pinned.MatchString(value) {

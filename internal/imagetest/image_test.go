@@ -51,6 +51,7 @@ func TestImage(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "termgw")
 
 	t.Run("bytes", func(t *testing.T) { testBytes(t, e, program) })
+	t.Run("arm64", func(t *testing.T) { testARM64(t, e, program) })
 	t.Run("contents", func(t *testing.T) { testContents(t, e) })
 	t.Run("files", func(t *testing.T) { testFiles(t, e, program) })
 	t.Run("pins", func(t *testing.T) { testPins(t, e) })
@@ -60,8 +61,9 @@ func TestImage(t *testing.T) {
 	t.Run("taken", func(t *testing.T) { testTaken(t, e) }) // the last: it changes the base image
 }
 
-// testBytes builds the program outside, of a copy that has just what .dockerignore lets in, and compares.
-func testBytes(t *testing.T, e engine, program string) {
+// buildOutside builds the program of a copy that has just what .dockerignore lets in.
+func buildOutside(t *testing.T, program, arch string) {
+	t.Helper()
 	outside := t.TempDir()
 	for _, name := range []string{"Makefile", "go.mod", "go.sum", "cmd", "internal", "pkg", "web/embed.go", "web/dist/.gitkeep"} {
 		to := filepath.Join(outside, name)
@@ -73,13 +75,18 @@ func testBytes(t *testing.T, e engine, program string) {
 		}
 	}
 	mk := exec.Command("make", "--no-print-directory", "-C", outside, "build", "VERSION="+version, "COMMIT="+commit, "DATE="+date)
+	mk.Env = append(os.Environ(), "GOARCH="+arch)
 	if out, err := mk.CombinedOutput(); err != nil {
 		t.Fatalf("make build: %v\n%s", err, out)
 	}
 	if err := os.Rename(filepath.Join(outside, "bin/termgw"), program); err != nil {
 		t.Fatal(err)
 	}
+}
 
+// testBytes builds the program outside, and compares.
+func testBytes(t *testing.T, e engine, program string) {
+	buildOutside(t, program, runtime.GOARCH)
 	built, err := os.ReadFile(program)
 	if err != nil {
 		t.Fatal(err)
@@ -263,14 +270,16 @@ func (e engine) serve(t *testing.T, program, settings, image string, options ...
 	return g
 }
 
+// serving is the log's line of the address that the gateway chose.
+var serving = regexp.MustCompile(`"msg":"serving terminals","address":"([^"]+)"`)
+
 // listens returns the address that the gateway chose.
 func (g gateway) listens(t *testing.T) string {
 	t.Helper()
-	said := regexp.MustCompile(`"msg":"serving terminals","address":"([^"]+)"`)
 	var found []string
 	eventually(t, func() bool {
 		log := g.log(t)
-		found = said.FindStringSubmatch(log)
+		found = serving.FindStringSubmatch(log)
 		return found != nil
 	}, func() string { return "the gateway does not serve: " + g.log(t) })
 	return found[1]
