@@ -104,7 +104,7 @@ func TestAdapter(t *testing.T) {
 		t.Fatalf("it has %d rules", len(config.Rules))
 	}
 	rule, known := config.Rules[0], exposed(t)
-	if want := render(t, "deploy/kubernetes/base").autoscaler.Spec.Metrics[0].Pods.Metric.Name; rule.Name.As != want {
+	if want := render(t, "deploy/kubernetes/overlays/eks").autoscaler.Spec.Metrics[0].Pods.Metric.Name; rule.Name.As != want {
 		t.Errorf("it makes %s, the autoscaler wants %s", rule.Name.As, want)
 	}
 	if rule.Resources.Overrides["namespace"].Resource != "namespace" || rule.Resources.Overrides["pod"].Resource != "pod" {
