@@ -34,24 +34,26 @@ import (
 // would stop at the first. A variable's name comes from its field: given the name by a
 // tag, envconfig would also read the variable of that name without the prefix.
 type environment struct {
-	Listen         string `default:":8080" desc:"Terminal endpoint, /healthz, /readyz: host:port, unix:/PATH, or systemd[:NAME], a socket that systemd passes"`
-	ListenMode     string `split_words:"true" default:"0660" desc:"File mode of the sockets of unix:/PATH"`
-	TLSCert        string `split_words:"true" desc:"TLS on TERMGW_LISTEN: file of the certificate and its chain (PEM), re-read when it changes"`
-	TLSKey         string `split_words:"true" desc:"File of the certificate's private key (PEM), re-read when it changes"`
-	TLSClientCA    string `split_words:"true" desc:"Clients need a certificate of one of these CAs: a file (PEM), re-read when it changes"`
-	ProxyProtocol  string `split_words:"true" default:"false" desc:"true: connections of TERMGW_TRUSTED_PROXIES begin with a PROXY protocol header, version 2"`
-	AdminListen    string `split_words:"true" default:"127.0.0.1:9090" desc:"/metrics, /healthz and /readyz for operators; forms as of TERMGW_LISTEN; empty turns it off"`
-	PprofListen    string `split_words:"true" desc:"Go's profiles, /debug/pprof/; forms as of TERMGW_LISTEN; empty: none"`
-	BasePath       string `split_words:"true" desc:"Prefix before /workspaces"`
-	DatabaseURL    string `split_words:"true" desc:"Postgres; without it, TERMGW_WORKSPACES_FILE"`
-	WorkspacesFile string `split_words:"true" desc:"For one replica without a database: JSON array of {\"id\",\"name\",…}"`
-	WorkspaceQuery string `split_words:"true" desc:"Finds a workspace's row by $1, its id; see docs"`
-	TicketJWKS     string `split_words:"true" desc:"Required: JWK Set that tickets are verified with, a file or an https URL"`
-	TicketIssuer   string `split_words:"true" desc:"If set, the required iss"`
-	TicketAudience string `split_words:"true" default:"termgw" desc:"Required aud"`
-	TicketMaxTTL   string `split_words:"true" default:"60s" desc:"Longest life of a ticket"`
-	AllowedOrigins string `split_words:"true" desc:"Origins besides the gateway's own: scheme://host[:port], comma-separated"`
-	TrustedProxies string `split_words:"true" desc:"CIDRs whose X-Forwarded-For/-Proto/-Host and traceparent are believed, comma-separated; unix: for the peers of a unix socket"`
+	Listen           string `default:":8080" desc:"Terminal endpoint, /healthz, /readyz: host:port, unix:/PATH, or systemd[:NAME], a socket that systemd passes"`
+	ListenMode       string `split_words:"true" default:"0660" desc:"File mode of the sockets of unix:/PATH"`
+	TLSCert          string `split_words:"true" desc:"TLS on TERMGW_LISTEN: file of the certificate and its chain (PEM), re-read when it changes"`
+	TLSKey           string `split_words:"true" desc:"File of the certificate's private key (PEM), re-read when it changes"`
+	TLSClientCA      string `split_words:"true" desc:"Clients need a certificate of one of these CAs: a file (PEM), re-read when it changes"`
+	ProxyProtocol    string `split_words:"true" default:"false" desc:"true: connections of TERMGW_TRUSTED_PROXIES begin with a PROXY protocol header, version 2"`
+	AdminListen      string `split_words:"true" default:"127.0.0.1:9090" desc:"/metrics, /healthz and /readyz for operators; forms as of TERMGW_LISTEN; empty turns it off"`
+	PprofListen      string `split_words:"true" desc:"Go's profiles, /debug/pprof/; forms as of TERMGW_LISTEN; empty: none"`
+	BasePath         string `split_words:"true" desc:"Prefix before /workspaces"`
+	DatabaseURL      string `split_words:"true" desc:"Postgres; without it, TERMGW_WORKSPACES_FILE"`
+	DatabaseMaxConns string `split_words:"true" default:"10" desc:"Connections to the database at most, besides the one that listens for revocations"`
+	AuditRetention   string `split_words:"true" default:"2160h" desc:"How long sessions and revocations stay in the database; 0: for ever"`
+	WorkspacesFile   string `split_words:"true" desc:"For one replica without a database: JSON array of {\"id\",\"name\",…}"`
+	WorkspaceQuery   string `split_words:"true" desc:"Finds a workspace's row by $1, its id; see docs"`
+	TicketJWKS       string `split_words:"true" desc:"Required: JWK Set that tickets are verified with, a file or an https URL"`
+	TicketIssuer     string `split_words:"true" desc:"If set, the required iss"`
+	TicketAudience   string `split_words:"true" default:"termgw" desc:"Required aud"`
+	TicketMaxTTL     string `split_words:"true" default:"60s" desc:"Longest life of a ticket"`
+	AllowedOrigins   string `split_words:"true" desc:"Origins besides the gateway's own: scheme://host[:port], comma-separated"`
+	TrustedProxies   string `split_words:"true" desc:"CIDRs whose X-Forwarded-For/-Proto/-Host and traceparent are believed, comma-separated; unix: for the peers of a unix socket"`
 
 	PingInterval            string `split_words:"true" default:"25s" desc:"Two unanswered pings: the client is gone"`
 	IdleTimeout             string `split_words:"true" default:"30m" desc:"A terminal without input for so long is closed"`
@@ -97,6 +99,9 @@ func loadConfig(w io.Writer) gateway.Config {
 	c.Log, c.Environ = logline.New(w, e.LogFormat, level), os.Environ()
 	return c
 }
+
+// leastRetention is longer than the longest session, whose row must not go before its end.
+const leastRetention = 8 * 24 * time.Hour
 
 var basePath = regexp.MustCompile(`^(/[A-Za-z0-9._~-]+)*$`)
 
@@ -179,6 +184,10 @@ func (e environment) parse() (gateway.Config, []error) {
 		PerWorkspace: p.count("MAX_SESSIONS_PER_WORKSPACE", e.MaxSessionsPerWorkspace),
 		PerSubject:   p.count("MAX_SESSIONS_PER_SUBJECT", e.MaxSessionsPerSubject),
 	}
+	c.DatabaseMaxConns = p.count("DATABASE_MAX_CONNS", e.DatabaseMaxConns)
+	p.require("DATABASE_MAX_CONNS", c.DatabaseMaxConns >= 2 && c.DatabaseMaxConns <= 1000, "want 2 to 1000 connections")
+	c.AuditRetention = p.duration("AUDIT_RETENTION", e.AuditRetention, 0, 100*365*24*time.Hour)
+	p.require("AUDIT_RETENTION", c.AuditRetention == 0 || c.AuditRetention >= leastRetention, "want 0, for ever, or at least 192h: a session may last for 168h, and its row as long")
 	c.KeepDetached = p.boolean("KEEP_DETACHED", e.KeepDetached)
 	c.WithoutDocker = !p.boolean("DOCKER", e.Docker)
 	p.require("REMOTE_TARGET", e.RemoteTarget == instance.TargetContainer || e.RemoteTarget == instance.TargetHost, fmt.Sprintf("%q is neither container nor host", e.RemoteTarget))

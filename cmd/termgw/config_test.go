@@ -13,31 +13,33 @@ import (
 
 // defaults are what operators are promised.
 var defaults = map[string]string{
-	"TERMGW_LISTEN":          ":8080",
-	"TERMGW_LISTEN_MODE":     "0660",
-	"TERMGW_TLS_CERT":        "",
-	"TERMGW_TLS_KEY":         "",
-	"TERMGW_TLS_CLIENT_CA":   "",
-	"TERMGW_PROXY_PROTOCOL":  "false",
-	"TERMGW_ADMIN_LISTEN":    "127.0.0.1:9090",
-	"TERMGW_PPROF_LISTEN":    "",
-	"TERMGW_BASE_PATH":       "",
-	"TERMGW_DATABASE_URL":    "",
-	"TERMGW_WORKSPACES_FILE": "",
-	"TERMGW_WORKSPACE_QUERY": "",
-	"TERMGW_TICKET_JWKS":     "",
-	"TERMGW_TICKET_ISSUER":   "",
-	"TERMGW_TICKET_AUDIENCE": "termgw",
-	"TERMGW_TICKET_MAX_TTL":  "60s",
-	"TERMGW_ALLOWED_ORIGINS": "",
-	"TERMGW_TRUSTED_PROXIES": "",
-	"TERMGW_PING_INTERVAL":   "25s",
-	"TERMGW_IDLE_TIMEOUT":    "30m",
-	"TERMGW_MAX_SESSION":     "8h",
-	"TERMGW_RESUME":          "0s",
-	"TERMGW_ADVERTISE_URL":   "",
-	"TERMGW_DRAIN_TIMEOUT":   "30s",
-	"TERMGW_MAX_SESSIONS":    "0",
+	"TERMGW_LISTEN":             ":8080",
+	"TERMGW_LISTEN_MODE":        "0660",
+	"TERMGW_TLS_CERT":           "",
+	"TERMGW_TLS_KEY":            "",
+	"TERMGW_TLS_CLIENT_CA":      "",
+	"TERMGW_PROXY_PROTOCOL":     "false",
+	"TERMGW_ADMIN_LISTEN":       "127.0.0.1:9090",
+	"TERMGW_PPROF_LISTEN":       "",
+	"TERMGW_BASE_PATH":          "",
+	"TERMGW_DATABASE_URL":       "",
+	"TERMGW_WORKSPACES_FILE":    "",
+	"TERMGW_DATABASE_MAX_CONNS": "10",
+	"TERMGW_AUDIT_RETENTION":    "2160h",
+	"TERMGW_WORKSPACE_QUERY":    "",
+	"TERMGW_TICKET_JWKS":        "",
+	"TERMGW_TICKET_ISSUER":      "",
+	"TERMGW_TICKET_AUDIENCE":    "termgw",
+	"TERMGW_TICKET_MAX_TTL":     "60s",
+	"TERMGW_ALLOWED_ORIGINS":    "",
+	"TERMGW_TRUSTED_PROXIES":    "",
+	"TERMGW_PING_INTERVAL":      "25s",
+	"TERMGW_IDLE_TIMEOUT":       "30m",
+	"TERMGW_MAX_SESSION":        "8h",
+	"TERMGW_RESUME":             "0s",
+	"TERMGW_ADVERTISE_URL":      "",
+	"TERMGW_DRAIN_TIMEOUT":      "30s",
+	"TERMGW_MAX_SESSIONS":       "0",
 
 	"TERMGW_MAX_SESSIONS_PER_WORKSPACE": "0",
 	"TERMGW_MAX_SESSIONS_PER_SUBJECT":   "0",
@@ -91,6 +93,26 @@ func TestBasePath(t *testing.T) {
 		_, faults := environment{BasePath: path}.parse()
 		if told := strings.Contains(errors.Join(faults...).Error(), "BASE_PATH"); told == good {
 			t.Errorf("%q: %v", path, faults)
+		}
+	}
+}
+
+func TestDatabaseConfig(t *testing.T) {
+	t.Parallel()
+	for fault, cases := range map[string]map[environment]bool{
+		"DATABASE_MAX_CONNS": {
+			{DatabaseMaxConns: "10"}: true, {DatabaseMaxConns: "2"}: true, {DatabaseMaxConns: "1"}: false, {DatabaseMaxConns: "many"}: false, {DatabaseMaxConns: "1001"}: false,
+		},
+		"AUDIT_RETENTION": {
+			{AuditRetention: "0"}: true, {AuditRetention: "2160h"}: true, {AuditRetention: "192h"}: true, {AuditRetention: "100h"}: false,
+			{AuditRetention: "-1h"}: false, {AuditRetention: "90 days"}: false,
+		},
+	} {
+		for e, good := range cases {
+			_, faults := e.parse()
+			if told := strings.Contains(errors.Join(faults...).Error(), fault); told == good {
+				t.Errorf("%+v: %v", e, faults)
+			}
 		}
 	}
 }

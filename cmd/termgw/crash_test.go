@@ -52,7 +52,7 @@ func TestKilledGateway(t *testing.T) {
 			t.Fatalf("%d processes live without their gateway: there is nothing to reap", n)
 		}
 	}
-	p.exec(t, "UPDATE termgw.sessions SET last_seen_at = now() - interval '5 minutes'")
+	p.exec(t, "UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - interval '5 minutes'")
 	// Sessions that are not this engine's to find: of a container elsewhere, of an instance, and one that nobody looks for.
 	for id, row := range map[string][2]string{"elsewhere": {"", "5 minutes"}, "instance": {"i-1", "15 minutes"}, "old": {"", "25 hours"}} {
 		p.exec(t, `INSERT INTO termgw.sessions (id, workspace_id, subject, issuer, jti, mode, instance_id, replica, client_addr, last_seen_at)

@@ -242,7 +242,7 @@ func TestReapingAnotherSpelling(t *testing.T) {
 	session := c.message(t, "ready").Session
 	g.signal(t, os.Kill)
 	g.wait(t)
-	p.exec(t, `UPDATE termgw.sessions SET last_seen_at = now() - interval '1 hour'`)
+	p.exec(t, `UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - interval '1 hour'`)
 	p.serve(t)
 	if r := p.lastRowOf(t, session); r.reason != "replica_lost" {
 		t.Errorf("ended as %q", r.reason)

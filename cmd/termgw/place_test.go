@@ -87,7 +87,7 @@ func TestAnotherKindOfPlace(t *testing.T) {
 	if got := withMarker(t, orphaned); len(got) == 0 {
 		t.Fatal("nothing lives without its gateway: there is nothing to reap")
 	}
-	p.exec(t, "UPDATE termgw.sessions SET last_seen_at = now() - interval '5 minutes' WHERE ended_at IS NULL")
+	p.exec(t, "UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - interval '5 minutes' WHERE ended_at IS NULL")
 	p.serve(t, query, docker)
 	eventually(t, "it is reaped", func() bool { return p.lastRow(t, "shelly").reason == store.ReasonLost })
 	if got := withMarker(t, orphaned); len(got) > 0 {

@@ -387,7 +387,7 @@ func (s *site) revoke(tb testing.TB) {
 func (s *site) outlive(tb testing.TB) {
 	// As if more time had passed. What the others must have themselves for long enough, to believe that one is dead, is the
 	// database.
-	s.exec(tb, "UPDATE termgw.sessions SET last_seen_at = last_seen_at - interval '1 minute' WHERE subject = 'lost'")
+	s.exec(tb, "UPDATE termgw.sessions SET process = NULL, last_seen_at = last_seen_at - interval '1 minute' WHERE subject = 'lost'")
 	var again *seat
 	eventually(tb, "the dead one's sessions count no more", func() bool {
 		c := s.any.dial(tb, "ws0", s.ticketOf(tb, "ws0", "lost"), from(0))

@@ -54,7 +54,7 @@ func TestHolderIsLost(t *testing.T) {
 	// One that only hung has its session, which counts again.
 	hangs.signal(t, syscall.SIGCONT)
 	eventually(t, "its heart beats", func() (beats bool) {
-		p.query(t, "SELECT NOT unreached FROM termgw.sessions WHERE id = '"+bob.session+"'", &beats)
+		p.query(t, "SELECT h.seen_at > s.unreached_at FROM termgw.sessions s JOIN termgw.heartbeats h USING (process) WHERE id = '"+bob.session+"'", &beats)
 		return beats
 	})
 	if code := asked.dial(t, "ws", p.ticketOf(t, "ws", "bob"), dialing{}).closed(t); code != 4429 {
@@ -63,7 +63,7 @@ func TestHolderIsLost(t *testing.T) {
 	c := comesBack("bob", bob)
 	holds(t, c, bob.session)
 	c.close(t)
-	p.exec(t, "UPDATE termgw.sessions SET last_seen_at = now() - interval '5 minutes' WHERE ended_at IS NULL") // others end what is left
+	p.exec(t, "UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - interval '5 minutes' WHERE ended_at IS NULL") // others end what is left
 	container.empty(t)
 	if r := p.lastRowOf(t, ann.session); r.reason != "replica_lost" {
 		t.Errorf("the row says %+v", r)

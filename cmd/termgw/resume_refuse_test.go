@@ -200,7 +200,7 @@ func TestHolderIsNotThere(t *testing.T) {
 	isNew(t, asked.resumes(t, "ws", session, fmt.Sprint(output)), session)
 	holder.signal(t, syscall.SIGCONT)
 	eventually(t, "the holder's heart beats", func() (beats bool) {
-		p.query(t, "SELECT max(last_seen_at) > now() - interval '15 seconds' FROM termgw.sessions WHERE ended_at IS NULL", &beats)
+		p.query(t, "SELECT max(h.seen_at) > now() - interval '15 seconds' FROM termgw.sessions s JOIN termgw.heartbeats h USING (process) WHERE ended_at IS NULL", &beats)
 		return beats
 	})
 	holds(t, asked.resumes(t, "ws", session, fmt.Sprint(output)), session)
@@ -326,7 +326,7 @@ func TestNobodyComesBack(t *testing.T) {
 		"its gateway is killed": {"1h", store.ReasonLost, func(t *testing.T, g *served) {
 			g.signal(t, os.Kill)
 			g.wait(t)
-			g.exec(t, "UPDATE termgw.sessions SET last_seen_at = now() - interval '5 minutes'")
+			g.exec(t, "UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - interval '5 minutes'")
 			g.serve(t, "TERMGW_RESUME=1h")
 		}},
 	} {

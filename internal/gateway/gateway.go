@@ -53,6 +53,8 @@ type Config struct {
 	Tracing                                     bool                      // spans go where the OTEL_* variables say
 	ProxyProtocol                               bool                      // trusted proxies begin with a PROXY header
 	DatabaseURL, WorkspacesFile, WorkspaceQuery string
+	DatabaseMaxConns                            int           // 0: 10
+	AuditRetention                              time.Duration // 0: for ever
 	TicketJWKS, TicketIssuer, TicketAudience    string
 	TicketMaxTTL                                time.Duration
 	Limits                                      store.Limits
@@ -105,6 +107,7 @@ func (c *Config) OpenStore(ctx context.Context) (Store, error) {
 		}
 		shared, err := store.OpenPostgres(store.PostgresConfig{
 			URL: c.DatabaseURL, WorkspaceQuery: c.WorkspaceQuery, Limits: c.Limits, Logger: c.Log, Kinds: kinds,
+			MaxConns: c.DatabaseMaxConns, Retention: c.AuditRetention,
 		})
 		if err != nil {
 			return nil, fmt.Errorf("TERMGW_DATABASE_URL, TERMGW_WORKSPACE_QUERY: %w", err)

@@ -36,7 +36,7 @@ const (
 // reaper sends this replica's heartbeats, and ends the sessions of replicas that send none: a killed gateway leaves its
 // shells behind, and no engine ends them.
 //
-// A session is ended under two conditions. First, its row has had no heartbeat for a minute, by the database's clock; a
+// A session is ended under two conditions. First, its process has sent no heartbeat for a minute, by the database's clock; a
 // replica that is slow, or misses five heartbeats in a row, keeps its sessions. Second, the workspace's kind of place finds
 // the session: in a container of this gateway's engine by the marker, a random id that is never used again, so no other
 // process can be hit. While the database was away all replicas were silent: the store lists no session until this

@@ -100,7 +100,7 @@ func TestRowsOutOfBoundsAreRefused(t *testing.T) {
 			`INSERT INTO termgw.tunnels (id, endpoint, instance_id, replica, acquired_at) VALUES ('t', 'e', 'i-1', 'gw', $1)`,
 			`INSERT INTO termgw.spent_tickets (issuer, jti, attempt, expires_at) VALUES ('i', 'j', 'a', $1)`,
 			`UPDATE termgw.sessions SET started_at = $1`,
-			`UPDATE termgw.sessions SET last_seen_at = $1`,
+			`UPDATE termgw.sessions SET process = NULL, last_seen_at = $1`,
 			`UPDATE termgw.sessions SET ended_at = $1`,
 		} {
 			if _, err := db.Exec(statement, at); err == nil || !strings.Contains(err.Error(), "in_1970_to_9999") {
@@ -426,7 +426,7 @@ func TestNoWorkspaceStopsTheOthers(t *testing.T) {
 		execSQL(t, dsn, `INSERT INTO termgw.sessions (id, workspace_id, subject, issuer, jti, mode, instance_id, replica, client_addr)
 			VALUES ($1 || '-dead', $1, 'ann', 'i', 'j', 'rw', '', 'gw-dead', 'c')`, id)
 	}
-	execSQL(t, dsn, `UPDATE termgw.sessions SET last_seen_at = now() - interval '1 hour'`)
+	execSQL(t, dsn, `UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - interval '1 hour'`)
 	steadily(t, p, &c, "gw-1", time.Minute)
 	list, err := p.Abandoned(t.Context(), time.Minute, nil)
 	if err != nil {
@@ -485,8 +485,7 @@ func TestOlderGatewaysOnTheNewSchema(t *testing.T) {
 		t.Errorf("%d orders, %v", n, err)
 	}
 	execSQL(t, dsn, opened)
-	older := strings.Replace(heartbeatSQL, ", waiting = id = ANY ($4)", "", 1)
-	if _, err := db.Exec(older, "gw-old", pq.Array([]string{"old"}), pq.Array([]string{})); err != nil {
+	if _, err := db.Exec(olderHeartbeat, "gw-old", pq.Array([]string{"old"}), pq.Array([]string{}), pq.Array([]string{})); err != nil {
 		t.Error(err)
 	}
 	// A newer gateway cuts what an older one opened by the spelling that it has, as ever.

@@ -232,7 +232,7 @@ func TestSilenceAfterFailover(t *testing.T) {
 	s.standby.Promote(t)
 	s.proxy.lead(s.atStandby)
 	// The last heartbeat that arrived there.
-	execSQL(t, s.atStandby, `UPDATE termgw.sessions SET last_seen_at = now() - interval '4 minutes'`)
+	execSQL(t, s.atStandby, `UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - interval '4 minutes'`)
 	execSQL(t, s.atStandby, `UPDATE termgw.tunnels SET renewed_at = now() - interval '4 minutes'`)
 	n := 0
 	expect := func(when string, want error) {
@@ -274,7 +274,7 @@ func TestSilenceAfterFailover(t *testing.T) {
 func TestPurgeWithAWrongClock(t *testing.T) {
 	t.Parallel()
 	dsn := database(t, textWorkspaces)
-	p := open(t, PostgresConfig{URL: dsn, Now: func() time.Time { return time.Now().Add(-100 * 24 * time.Hour) }}) // the database's is ahead by that
+	p := open(t, PostgresConfig{URL: dsn, Retention: 90 * 24 * time.Hour, Now: func() time.Time { return time.Now().Add(-100 * 24 * time.Hour) }}) // the database's is ahead by that
 	for _, fill := range []string{
 		`INSERT INTO termgw.spent_tickets VALUES ('i', 'j', 'a', now() - interval '99 days')`,
 		`INSERT INTO termgw.sessions SELECT 's', '', '', '', '', '', '', '', '', now() - interval '99 days'`,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,22 +34,41 @@ type Abandoned struct {
 	Err error
 }
 
-// Only what this process knows as its own is noted: a row whose redemption nobody heard the answer of goes silent. A session
-// that others took for lost while this replica was paused is live again. The rest of the columns change only then, so
-// the update stays off the indexes.
-const heartbeatSQL = `WITH s AS (
-  UPDATE termgw.sessions SET last_seen_at = now(), ended_at = NULL, end_reason = NULL, waiting = id = ANY ($4), unreached = false
-  WHERE id = ANY ($2) AND replica = $1 AND (ended_at IS NULL OR end_reason = '` + ReasonLost + `')
+// heartbeatSQL writes one row, however many sessions the process has. It writes a session's row when the session is new, when it begins or
+// ends to wait ($6), and when others took it for lost while this replica was paused: then it is live again. A row whose redemption
+// nobody heard the answer of is none of this process's sessions, and goes silent. While gateways run that do not know of
+// termgw.heartbeats (0012_heartbeats.sql), all rows are written.
+const heartbeatSQL = `WITH h AS (
+  INSERT INTO termgw.heartbeats (process, replica) VALUES ($5, $1) ON CONFLICT (process) DO UPDATE SET seen_at = now()
+), s AS (
+  UPDATE termgw.sessions SET process = $5, last_seen_at = now(), waiting = id = ANY ($4)
+  WHERE replica = $1 AND ended_at IS NULL AND id = ANY (CASE WHEN EXISTS (
+    SELECT FROM termgw.heartbeats WHERE process = '' AND seen_at > now() - interval '5 minutes') THEN $2::text[] ELSE $6::text[] END)
+), l AS (
+  UPDATE termgw.sessions SET process = $5, last_seen_at = now(), waiting = id = ANY ($4), ended_at = NULL, end_reason = NULL
+  WHERE replica = $1 AND end_reason = '` + ReasonLost + `' AND id = ANY ($2)
 ), t AS (
   UPDATE termgw.tunnels SET renewed_at = now() WHERE id = ANY ($3) AND replica = $1
 )
 SELECT ` + serverSQL
 
+// lastSignSQL is when the session s gave its last sign of life.
+const lastSignSQL = `greatest(s.last_seen_at, (SELECT h.seen_at FROM termgw.heartbeats h WHERE h.process = s.process))`
+
+// silentSQL finds the live sessions s that are silent for $SECS seconds, by the index sessions_live_process: those of silent processes, and
+// those that no heartbeat has noted.
+const silentSQL = `s.ended_at IS NULL AND (s.process IS NULL OR s.process = ANY (ARRAY(
+    SELECT process FROM termgw.heartbeats WHERE seen_at < now() - make_interval(secs => $SECS))))
+  AND s.last_seen_at < now() - make_interval(secs => $SECS)`
+
 // A session of another engine's host would be listed again and again, until it is too old to look for.
-const abandonedSQL = `SELECT id, workspace_id, instance_id, extract(epoch FROM now() - last_seen_at)::float8 FROM termgw.sessions
-WHERE $4 = ` + serverSQL + ` AND ended_at IS NULL AND workspace_id <> ALL (COALESCE($3::text[], '{}'))
-  AND last_seen_at < now() - make_interval(secs => $1) AND last_seen_at > now() - make_interval(secs => $2)
-ORDER BY last_seen_at DESC LIMIT 1000`
+var abandonedSQL = `SELECT id, workspace_id, instance_id, extract(epoch FROM now() - sign)::float8 FROM (
+  SELECT s.id, s.workspace_id, s.instance_id, ` + lastSignSQL + ` AS sign FROM termgw.sessions s
+  WHERE ` + strings.ReplaceAll(silentSQL, "$SECS", "$1") + `
+) s
+WHERE $4 = ` + serverSQL + ` AND workspace_id <> ALL (COALESCE($3::text[], '{}'))
+  AND sign > now() - make_interval(secs => $2)
+ORDER BY sign DESC LIMIT 1000`
 
 const lookupSQL = `found AS (
   SELECT to_jsonb(termgw_ws.*) AS j FROM termgw_ws LIMIT 1
@@ -131,10 +151,34 @@ func (p *Postgres) silence() float64 {
 // Heartbeat notes that this process's sessions and tunnels are live, those under the given replica's name, and which of the
 // sessions wait for their persons. Call it every third of DeadAfter, from the start on, and soon again after a failure.
 func (p *Postgres) Heartbeat(ctx context.Context, replica string, waiting []string) error {
-	var server string
-	err := p.one(ctx, heartbeatSQL, []any{text(replica), pq.Array(p.sessions.ids()), pq.Array(p.leases.ids()), pq.Array(append([]string{}, waiting...))}, &server)
+	p.beating.Lock()
+	defer p.beating.Unlock()
+	server, complete, err := p.beat(ctx, replica, waiting)
+	if err == nil && server != p.beaten && !complete { // this server need not have what another was told
+		p.sessions.forgetNoted()
+		server, _, err = p.beat(ctx, replica, waiting)
+	}
+	if err == nil {
+		p.beaten = server
+	}
 	p.steady.note(server, err == nil, p.now())
 	return unavailable("noting that sessions are live", err)
+}
+
+// beat sends a heartbeat, and reports whether it told of all sessions.
+func (p *Postgres) beat(ctx context.Context, replica string, waiting []string) (server string, complete bool, err error) {
+	all, news := p.sessions.news(waiting)
+	ids := make([]string, 0, len(news))
+	for _, n := range news {
+		ids = append(ids, n.id)
+	}
+	err = p.one(ctx, heartbeatSQL, []any{
+		text(replica), pq.Array(all), pq.Array(p.leases.ids()), pq.Array(append([]string{}, waiting...)), p.process, pq.Array(ids),
+	}, &server)
+	if err == nil {
+		p.sessions.note(news)
+	}
+	return server, len(ids) == len(all), err
 }
 
 // Abandoned lists sessions that nobody has noted as live for so long, but not those of the workspaces to leave out. A

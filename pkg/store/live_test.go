@@ -52,7 +52,7 @@ func TestAbandoned(t *testing.T) {
 	if got := abandoned(); len(got) != 0 {
 		t.Errorf("just started: %v", got)
 	}
-	if _, err := db.Exec(`UPDATE termgw.sessions SET last_seen_at = now() - interval '2 minutes'`); err != nil {
+	if _, err := db.Exec(`UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - interval '2 minutes'`); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.Heartbeat(t.Context(), "gw-alive", nil); err != nil {
@@ -103,7 +103,7 @@ func TestAbandoned(t *testing.T) {
 	if got := abandoned(); !slices.EqualFunc(got, want, sameAbandoned) {
 		t.Errorf("without its row: got %+v, want %+v", got, want)
 	}
-	if _, err := db.Exec(`UPDATE termgw.sessions SET last_seen_at = now() - interval '2 days'`); err != nil {
+	if _, err := db.Exec(`UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - interval '2 days'`); err != nil {
 		t.Fatal(err)
 	}
 	if got := abandoned(); len(got) != 0 {

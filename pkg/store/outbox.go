@@ -20,9 +20,9 @@ const (
 
 // The first end stays, whoever writes it; but nobody has seen the end of a lost session. The end was $6 seconds ago:
 // the clocks of gateway and database may differ, their seconds do not.
-const finishSQL = `UPDATE termgw.sessions
+const finishSQL = `UPDATE termgw.sessions s
 SET ended_at = e.t, end_reason = $2, exit_code = $3, bytes_in = $4, bytes_out = $5, trail = COALESCE($7::jsonb, trail),
-  last_seen_at = CASE $2 WHEN '` + ReasonLost + `' THEN last_seen_at ELSE greatest(last_seen_at, e.t) END,
+  last_seen_at = CASE $2 WHEN '` + ReasonLost + `' THEN ` + lastSignSQL + ` ELSE greatest(last_seen_at, e.t) END,
   waiting = $8, holder_url = CASE WHEN $8 OR $2 = '` + ReasonLost + `' THEN holder_url ELSE '' END,
   holder_key = CASE WHEN $8 OR $2 = '` + ReasonLost + `' THEN holder_key ELSE '' END
 FROM (SELECT now() - make_interval(secs => $6) AS t) e

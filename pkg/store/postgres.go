@@ -35,6 +35,8 @@ type PostgresConfig struct {
 	Timeout time.Duration
 	// MaxConns bounds the pool; Watch has one connection more. Default: 10.
 	MaxConns int
+	// Retention is how long sessions, from their start on, and revocations are kept. 0: for ever.
+	Retention time.Duration
 	// Limits bounds the live sessions over all replicas.
 	Limits Limits
 	// DeadAfter is how long a replica may be silent before its sessions and tunnels stop counting. Default:
@@ -50,11 +52,11 @@ const (
 	// connLifetime replaces connections now and then: after a fail-over or a changed workspaces table, one that still
 	// answers may answer from the past.
 	connLifetime = 10 * time.Minute
+	// connIdle gives connections back that only a burst has needed: a heartbeat keeps one.
+	connIdle = 30 * time.Second
 	// spentMargin is kept beyond a ticket's end: the leeway of verification, and clocks that differ.
 	spentMargin = 10 * time.Minute
-	// auditTime is how long the audit trail is kept.
-	auditTime  = 90 * 24 * time.Hour
-	purgeBatch = 5000
+	purgeBatch  = 5000
 )
 
 // Postgres is the store that replicas share. It is safe for concurrent use.
@@ -69,6 +71,7 @@ type Postgres struct {
 	url          string
 	timeout      time.Duration
 	limits       Limits
+	retention    time.Duration
 	kinds        string // in JSON, for kindSQL
 	now          func() time.Time
 	redeem, ping string
@@ -80,6 +83,9 @@ type Postgres struct {
 	sessions *registry
 	outbox   *outbox
 	leases   leases
+	process  string     // this one, in termgw.heartbeats
+	beating  sync.Mutex // one heartbeat at a time
+	beaten   string     // serverSQL of the last heartbeat
 	steady   steadiness
 	watch    watchHealth
 	poll     time.Duration // watchPoll; tests that want to be notified wait longer
@@ -124,30 +130,33 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 	db := sql.OpenDB(newConnector(cfg, ours, query, c.Timeout))
 	db.SetMaxOpenConns(c.MaxConns)
 	db.SetMaxIdleConns(c.MaxConns)
+	db.SetConnMaxIdleTime(connIdle)
 	db.SetConnMaxLifetime(connLifetime)
 	kinds, err := json.Marshal(append([]Kind{}, c.Kinds...))
 	if err != nil {
 		return nil, err
 	}
 	return &Postgres{
-		db:       db,
-		conns:    make(chan struct{}, c.MaxConns),
-		url:      url,
-		timeout:  c.Timeout,
-		limits:   c.Limits,
-		kinds:    string(kinds),
-		now:      c.Now,
-		redeem:   operators + fmt.Sprintf(redeemSQL, foundSQL, true),
-		ping:     operators + fmt.Sprintf(redeemSQL, probeSQL, false),
-		lookup:   operators + lookupSQL,
-		rowID:    operators + rowIDSQL,
-		log:      c.Logger,
-		sessions: newRegistry(),
-		outbox:   newOutbox(),
-		leases:   leases{held: map[string]struct{}{}},
-		steady:   steadiness{deadAfter: c.DeadAfter, sure: c.Now().Add(-outageAtStart)},
-		watch:    watchHealth{since: c.Now()},
-		poll:     watchPoll,
+		db:        db,
+		conns:     make(chan struct{}, c.MaxConns),
+		url:       url,
+		timeout:   c.Timeout,
+		limits:    c.Limits,
+		retention: c.Retention,
+		kinds:     string(kinds),
+		now:       c.Now,
+		redeem:    operators + fmt.Sprintf(redeemSQL, foundSQL, true),
+		ping:      operators + fmt.Sprintf(redeemSQL, probeSQL, false),
+		lookup:    operators + lookupSQL,
+		rowID:     operators + rowIDSQL,
+		log:       c.Logger,
+		sessions:  newRegistry(),
+		outbox:    newOutbox(),
+		process:   rand.Text(),
+		leases:    leases{held: map[string]struct{}{}},
+		steady:    steadiness{deadAfter: c.DeadAfter, sure: c.Now().Add(-outageAtStart)},
+		watch:     watchHealth{since: c.Now()},
+		poll:      watchPoll,
 	}, nil
 }
 
@@ -260,12 +269,12 @@ func (p *Postgres) Ping(ctx context.Context) error {
 }
 
 // Purge deletes what nobody needs any more: spent tickets some minutes after their end, sessions and revocations after
-// 90 days, the tunnels of replicas that are gone after one. Any replica may call it at any time; it does nothing while another is at it.
+// Retention, the tunnels and heartbeats of replicas that are gone after a day. Any replica may call it at any time; it does nothing while another is at it.
 func (p *Postgres) Purge(ctx context.Context) error {
 	for {
 		var most int64
 		err := p.one(ctx, purgeSQL, []any{
-			spentMargin.Seconds(), auditTime.Seconds(), int64(purgeBatch), forgotten.Seconds(), p.now(),
+			spentMargin.Seconds(), p.retention.Seconds(), int64(purgeBatch), forgotten.Seconds(), p.now(),
 		}, &most)
 		if err != nil {
 			return unavailable("purging old rows", err)
@@ -419,7 +428,7 @@ func unavailable(op string, err error) error {
 	switch {
 	case pe != nil && pe.Code == "42P01" && strings.Contains(pe.Message, `"termgw.`):
 		return fmt.Errorf("%s: %w: the schema is missing or old, run `termgw migrate`: %w", op, ErrUnavailable, err)
-	case pe != nil && pe.Code == "42703" && (strings.Contains(pe.Message, `of relation "`) || strings.Contains(pe.Message, "row_id") || strings.Contains(pe.Message, "sessions.kind") || strings.Contains(pe.Message, "sessions.trail") || strings.Contains(pe.Message, "sessions.waiting") || strings.Contains(pe.Message, "sessions.holder_url") || strings.Contains(pe.Message, "tunnels.wanted_at")),
+	case pe != nil && pe.Code == "42703" && (strings.Contains(pe.Message, `of relation "`) || strings.Contains(pe.Message, "row_id") || strings.Contains(pe.Message, "sessions.kind") || strings.Contains(pe.Message, "sessions.trail") || strings.Contains(pe.Message, "sessions.waiting") || strings.Contains(pe.Message, "sessions.holder_url") || strings.Contains(pe.Message, "sessions.unreached_at") || strings.Contains(pe.Message, "tunnels.wanted_at")),
 		pe != nil && pe.Code == "42883" && strings.Contains(pe.Message, "function termgw."):
 		return fmt.Errorf("%s: %w: the schema is old, run `termgw migrate`: %w", op, ErrUnavailable, err)
 	case pe != nil && pe.Code == "25006":

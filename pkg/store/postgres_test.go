@@ -560,7 +560,7 @@ func TestPurge(t *testing.T) {
 	t.Parallel()
 	dsn := database(t, textWorkspaces)
 	db := sqlDB(t, dsn)
-	p := open(t, PostgresConfig{URL: dsn})
+	p := open(t, PostgresConfig{URL: dsn, Retention: 90 * 24 * time.Hour})
 	const kept = 7
 	for _, fill := range []string{
 		`INSERT INTO termgw.spent_tickets SELECT 'i', 'old' || n, 'a', now() - interval '11 minutes' FROM generate_series(1, 12000) n`,
@@ -571,14 +571,19 @@ func TestPurge(t *testing.T) {
 		`INSERT INTO termgw.revocations (subject, created_at) SELECT 'new', now() - interval '89 days' FROM generate_series(1, 7) n`,
 		`INSERT INTO termgw.tunnels SELECT 'old' || n, '', '', '', now(), now() - interval '25 hours' FROM generate_series(1, 100) n`,
 		`INSERT INTO termgw.tunnels SELECT 'new' || n, '', '', '', now(), now() - interval '23 hours' FROM generate_series(1, 7) n`,
+		`INSERT INTO termgw.heartbeats SELECT 'old' || n, '', now() - interval '25 hours' FROM generate_series(1, 100) n`,
+		`INSERT INTO termgw.heartbeats SELECT 'new' || n, '', now() - interval '23 hours' FROM generate_series(1, 5) n`,
+		`INSERT INTO termgw.heartbeats VALUES ('live', '', now() - interval '25 hours')`, // its session is not closed yet
+		`UPDATE termgw.sessions SET process = 'live' WHERE id = 'new1'`,
+		`UPDATE termgw.heartbeats SET seen_at = now() - interval '2 years' WHERE process = ''`, // that of older gateways
 	} {
 		if _, err := db.Exec(fill); err != nil {
 			t.Fatal(err)
 		}
 	}
-	counts := func() [4]int {
-		return [4]int{
-			count(t, db, "termgw.spent_tickets"), count(t, db, "termgw.sessions"), count(t, db, "termgw.revocations"), count(t, db, "termgw.tunnels"),
+	counts := func() [5]int {
+		return [5]int{
+			count(t, db, "termgw.spent_tickets"), count(t, db, "termgw.sessions"), count(t, db, "termgw.revocations"), count(t, db, "termgw.tunnels"), count(t, db, "termgw.heartbeats"),
 		}
 	}
 
@@ -593,17 +598,24 @@ func TestPurge(t *testing.T) {
 	if err := p.Purge(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := counts(); got != [4]int{12000 + kept, 100 + kept, 100 + kept, 100 + kept} {
+	if got := counts(); got != [5]int{12000 + kept, 100 + kept, 100 + kept, 100 + kept, 100 + kept} {
 		t.Errorf("while another purges: %v rows", got)
 	}
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
 
+	forever := open(t, PostgresConfig{URL: dsn})
+	if err := forever.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := counts(); got != [5]int{kept, 100 + kept, 100 + kept, kept, kept} {
+		t.Errorf("after a purge that keeps the trail for ever: %v rows", got)
+	}
 	if err := p.Purge(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := counts(); got != [4]int{kept, kept, kept, kept} {
+	if got := counts(); got != [5]int{kept, kept, kept, kept, kept} {
 		t.Errorf("after a purge: %v rows", got)
 	}
 }

@@ -99,7 +99,7 @@ const (
   FROM (SELECT to_jsonb(termgw_ws.*) AS j FROM termgw_ws LIMIT 2) r`
 	probeSQL = `SELECT 0::bigint AS n, to_jsonb(r.*) AS j FROM (
     SELECT w.* FROM (VALUES (1)) AS one LEFT JOIN (
-      SELECT termgw_ws.* FROM termgw_ws, (SELECT tunnels.wanted_at FROM termgw.tunnels) AS tunnels, termgw.host_keys, termgw.locks, (SELECT sessions.trail, sessions.waiting, sessions.holder_url, sessions.unreached FROM termgw.sessions) AS sessions LIMIT 0
+      SELECT termgw_ws.* FROM termgw_ws, (SELECT tunnels.wanted_at FROM termgw.tunnels) AS tunnels, termgw.host_keys, termgw.locks, termgw.heartbeats, (SELECT sessions.trail, sessions.waiting, sessions.holder_url, sessions.unreached_at FROM termgw.sessions) AS sessions LIMIT 0
     ) w ON true
   ) r`
 )
@@ -127,13 +127,17 @@ const purgeSQL = `WITH lock AS MATERIALIZED (
     SELECT ctid FROM termgw.spent_tickets WHERE expires_at < (SELECT t FROM clock) - make_interval(secs => $1) LIMIT $3)) RETURNING 1
 ), s AS (
   DELETE FROM termgw.sessions WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
-    SELECT ctid FROM termgw.sessions WHERE started_at < (SELECT t FROM clock) - make_interval(secs => $2) LIMIT $3)) RETURNING 1
+    SELECT ctid FROM termgw.sessions WHERE started_at < (SELECT t FROM clock) - make_interval(secs => $2) AND $2 > 0 LIMIT $3)) RETURNING 1
 ), r AS (
   DELETE FROM termgw.revocations WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
-    SELECT ctid FROM termgw.revocations WHERE created_at < (SELECT t FROM clock) - make_interval(secs => $2) LIMIT $3)) RETURNING 1
+    SELECT ctid FROM termgw.revocations WHERE created_at < (SELECT t FROM clock) - make_interval(secs => $2) AND $2 > 0 LIMIT $3)) RETURNING 1
 ), u AS (
   DELETE FROM termgw.tunnels WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
     SELECT ctid FROM termgw.tunnels WHERE renewed_at < (SELECT t FROM clock) - make_interval(secs => $4) LIMIT $3)) RETURNING 1
+), h AS (
+  DELETE FROM termgw.heartbeats WHERE (SELECT held FROM lock) AND ctid = ANY (ARRAY(
+    SELECT ctid FROM termgw.heartbeats h WHERE h.seen_at < (SELECT t FROM clock) - make_interval(secs => $4) AND h.process <> ''
+      AND NOT EXISTS (SELECT FROM termgw.sessions s WHERE s.process = h.process AND s.ended_at IS NULL) LIMIT $3)) RETURNING 1
 )
 SELECT greatest((SELECT count(*) FROM t), (SELECT count(*) FROM s), (SELECT count(*) FROM r), (SELECT count(*) FROM u))`
 

@@ -26,6 +26,9 @@ type entry struct {
 	begun     time.Time    // the redemption, by this process's clock
 	orders    []Revocation // that came while it was pending
 	cut       bool         // an order covers it, and it was told
+	noted     bool         // by a heartbeat
+	waits     bool         // as of that
+	version   int          // counts what makes that old
 }
 
 func newRegistry() *registry {
@@ -92,14 +95,58 @@ func (r *registry) apply(order Revocation) (sessions []string) {
 	return sessions
 }
 
-func (r *registry) ids() []string {
+// news is what a heartbeat has to tell of a session.
+type news struct {
+	id      string
+	waits   bool
+	version int
+}
+
+// news returns all sessions, and of those that are not noted as they are now, the state.
+func (r *registry) news(waiting []string) (all []string, changed []news) {
+	waits := make(map[string]bool, len(waiting))
+	for _, id := range waiting {
+		waits[id] = true
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	ids := make([]string, 0, len(r.live))
-	for id := range r.live {
-		ids = append(ids, id)
+	all = make([]string, 0, len(r.live))
+	for id, e := range r.live {
+		all = append(all, id)
+		if !e.noted || e.waits != waits[id] {
+			changed = append(changed, news{id, waits[id], e.version})
+		}
 	}
-	return ids
+	return all, changed
+}
+
+// note takes down what was written.
+func (r *registry) note(written []news) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range written {
+		if e := r.live[n.id]; e != nil && e.version == n.version {
+			e.noted, e.waits = true, n.waits
+		}
+	}
+}
+
+// forgetNoted has the next heartbeat tell of these sessions, or of all if none is named.
+func (r *registry) forgetNoted(ids ...string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(ids) == 0 {
+		for _, e := range r.live {
+			e.noted = false
+			e.version++
+		}
+	}
+	for _, id := range ids {
+		if e := r.live[id]; e != nil {
+			e.noted = false
+			e.version++
+		}
+	}
 }
 
 // coveredBy tells whether an order cuts the session: it names it, and the session is not newer than the order. Newer is a

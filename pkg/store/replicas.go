@@ -13,8 +13,8 @@ type Replica struct {
 }
 
 // The key that a replica is known by stays in the database.
-const replicasSQL = `SELECT replica, max(holder_url) FROM termgw.sessions
-WHERE ended_at IS NULL AND last_seen_at > now() - make_interval(secs => $1)
+const replicasSQL = `SELECT replica, max(holder_url) FROM termgw.sessions s
+WHERE ended_at IS NULL AND ` + lastSignSQL + ` > now() - make_interval(secs => $1)
 GROUP BY replica ORDER BY replica LIMIT 1000`
 
 // Replicas lists the replicas that have sessions, by name. One that was killed is listed for DeadAfter.

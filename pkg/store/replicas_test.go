@@ -150,7 +150,7 @@ func TestDeadReplicaStopsCounting(t *testing.T) {
 	}
 	steadily(t, p, &c, "gw-1", time.Minute)
 	refused("while it lives")
-	execSQL(t, dsn, `UPDATE termgw.sessions SET last_seen_at = now() - interval '31 seconds'`)
+	execSQL(t, dsn, `UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - interval '31 seconds'`)
 	execSQL(t, dsn, `UPDATE termgw.tunnels SET renewed_at = now() - interval '31 seconds'`)
 
 	// Whoever was out of touch cannot tell the dead from those that were out of touch too.
@@ -191,7 +191,7 @@ func TestLongDeadStaysDead(t *testing.T) {
 	}
 	heard := func(ago time.Duration) {
 		t.Helper()
-		execSQL(t, dsn, `UPDATE termgw.sessions SET last_seen_at = now() - make_interval(secs => $1)`, ago.Seconds())
+		execSQL(t, dsn, `UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - make_interval(secs => $1)`, ago.Seconds())
 		execSQL(t, dsn, `UPDATE termgw.tunnels SET renewed_at = now() - make_interval(secs => $1)`, ago.Seconds())
 	}
 	n := 0
@@ -286,7 +286,7 @@ func TestPausedReplicaComesBack(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	execSQL(t, dsn, `UPDATE termgw.sessions SET last_seen_at = now() - CASE id WHEN 'local' THEN interval '2 minutes' ELSE interval '2 hours' END`)
+	execSQL(t, dsn, `UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - CASE id WHEN 'local' THEN interval '2 minutes' ELSE interval '2 hours' END`)
 	closeAbandoned()
 	expect("not in touch for long enough to tell", map[string]string{"remote": "live", "remote2": "live", "local": "live"})
 	steadily(t, p, &c, "gw-1", time.Minute)
@@ -316,7 +316,7 @@ func TestPausedReplicaComesBack(t *testing.T) {
 	expect("an end that is known", map[string]string{"remote": "live", "remote2": "exit t 7", "local": "live"})
 
 	// Where nobody could sweep for a day, nobody will.
-	execSQL(t, dsn, `UPDATE termgw.sessions SET last_seen_at = now() - interval '25 hours' WHERE id = 'local'`)
+	execSQL(t, dsn, `UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - interval '25 hours' WHERE id = 'local'`)
 	closeAbandoned()
 	expect("too old", map[string]string{"remote": "live", "remote2": "exit t 7", "local": "replica_lost t"})
 }
@@ -332,7 +332,7 @@ func TestHeartbeatNotesOnlyItsOwn(t *testing.T) {
 	if err := p.Finish(t.Context(), "ended", End{Reason: "exit"}); err != nil {
 		t.Fatal(err)
 	}
-	execSQL(t, dsn, `UPDATE termgw.sessions SET last_seen_at = now() - interval '1 hour'`)
+	execSQL(t, dsn, `UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - interval '1 hour'`)
 	if err := p.Heartbeat(t.Context(), "gw-1", nil); err != nil {
 		t.Fatal(err)
 	}

@@ -65,13 +65,14 @@ func (p *Postgres) Resume(ctx context.Context, claims ticket.Claims, sessionID, 
 	case revoked:
 		return fmt.Errorf("%s: %w", op, ErrRevoked)
 	}
+	p.sessions.forgetNoted(sessionID) // that it waits
 	return nil
 }
 
 // A session that has ended is heard of no more: whether its holder lives, who asks finds out.
-const holderSQL = `SELECT holder_url, holder_key, extract(epoch FROM now() - last_seen_at)::float8 FROM termgw.sessions
+const holderSQL = `SELECT holder_url, holder_key, extract(epoch FROM now() - ` + lastSignSQL + `)::float8 FROM termgw.sessions s
 WHERE id = $1 AND issuer = $2 AND subject = $3 AND replica <> $4
-  AND (ended_at IS NULL AND last_seen_at > now() - make_interval(secs => $5) OR ended_at IS NOT NULL AND waiting)`
+  AND (ended_at IS NULL AND ` + lastSignSQL + ` > now() - make_interval(secs => $5) OR ended_at IS NOT NULL AND waiting)`
 
 // HolderOf returns the holder of a session that lives on another replica than this, and is the ticket's person's. The error is
 // ErrGone if there is none, or nobody passes connections on to it; else an ErrUnavailable.
@@ -93,7 +94,7 @@ func (p *Postgres) HolderOf(ctx context.Context, claims ticket.Claims, sessionID
 }
 
 // The session is not ended: what its shell has left may have to be ended yet (Abandoned).
-const unreachedSQL = `UPDATE termgw.sessions SET unreached = true
+const unreachedSQL = `UPDATE termgw.sessions SET unreached_at = now()
 WHERE id = $1 AND issuer = $2 AND subject = $3 AND ($4 = '' OR replica = $4) AND ended_at IS NULL`
 
 // Unreached notes that a session of the ticket's person, of a replica or, if that is empty, of any, could not be gone on with: its

@@ -56,7 +56,7 @@ func TestHolderOf(t *testing.T) {
 	}
 	seen := func(before string) {
 		t.Helper()
-		execSQL(t, dsn, `UPDATE termgw.sessions SET last_seen_at = now() - $1::interval`, before)
+		execSQL(t, dsn, `UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - $1::interval`, before)
 	}
 	s1 := heldBy("s1", "gw-1").Holder
 
@@ -238,7 +238,7 @@ func TestReplicas(t *testing.T) {
 	if err := p.Finish(t.Context(), "s4", End{Reason: "exit", Waits: true}); err != nil {
 		t.Fatal(err)
 	}
-	execSQL(t, dsn, `UPDATE termgw.sessions SET last_seen_at = now() - interval '31 seconds' WHERE id = 's5'`)
+	execSQL(t, dsn, `UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - interval '31 seconds' WHERE id = 's5'`)
 	list, err := p.Replicas(t.Context())
 	if want := []Replica{{"gw-1", ""}, {"gw-2", "http://gw-2:8080"}}; err != nil || !slices.Equal(list, want) {
 		t.Errorf("%v, %v; want %v", list, err, want)

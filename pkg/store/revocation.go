@@ -69,7 +69,7 @@ const setRowIDSQL = `UPDATE termgw.revocations SET row_id = $2 WHERE id = $1 AND
 
 const coveredSQL = `SELECT ARRAY(
   SELECT s.id FROM termgw.sessions s
-  WHERE s.ended_at IS NULL AND s.last_seen_at > now() - make_interval(secs => $1)
+  WHERE s.ended_at IS NULL AND ` + lastSignSQL + ` > now() - make_interval(secs => $1)
     AND ($2 = '' OR s.workspace_id IN ($2, $3)) AND ($4 = '' OR s.subject = $4)
     AND ($5 = '' OR s.id = $5) AND ($6 = '' OR s.instance_id = $6)
   ORDER BY s.id)`

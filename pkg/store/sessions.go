@@ -49,16 +49,16 @@ func (f SessionFilter) limit() int {
 }
 
 // Times are read within the years that Go and JSON know: a row from before 0004_bounds.sql must not hide the others.
-const sessionColumns = `SELECT id, workspace_id, subject, mode, sessions.kind, instance_id, replica, client_addr,
-  greatest(least(started_at, '9999-12-31Z'), '1970-01-01Z'), greatest(least(last_seen_at, '9999-12-31Z'), '1970-01-01Z'),
+const sessionColumns = `SELECT id, workspace_id, subject, mode, s.kind, instance_id, replica, client_addr,
+  greatest(least(started_at, '9999-12-31Z'), '1970-01-01Z'), greatest(least(CASE WHEN ended_at IS NULL THEN ` + lastSignSQL + ` ELSE last_seen_at END, '9999-12-31Z'), '1970-01-01Z'),
   CASE WHEN ended_at IS NOT NULL THEN greatest(least(ended_at, '9999-12-31Z'), '1970-01-01Z') END,
   COALESCE(end_reason, ''), exit_code, bytes_in, bytes_out, resumes, waiting AND ended_at IS NULL,
-  CASE WHEN jsonb_typeof(sessions.trail) = 'object' AND octet_length(sessions.trail::text) <= 16384
-    THEN (SELECT jsonb_object_agg(key, value) FROM jsonb_each_text(sessions.trail) WHERE value IS NOT NULL) END
-FROM termgw.sessions `
+  CASE WHEN jsonb_typeof(s.trail) = 'object' AND octet_length(s.trail::text) <= 16384
+    THEN (SELECT jsonb_object_agg(key, value) FROM jsonb_each_text(s.trail) WHERE value IS NOT NULL) END
+FROM termgw.sessions s `
 
 const sessionsSQL = sessionColumns + `
-WHERE ($1 OR ended_at IS NULL AND last_seen_at > now() - make_interval(secs => $2))
+WHERE ($1 OR ended_at IS NULL AND ` + lastSignSQL + ` > now() - make_interval(secs => $2))
   AND ($3 = '' OR workspace_id IN ($3, $9)) AND ($4 = '' OR subject = $4) AND ($5 = '' OR id = $5)
   AND ($6 = '' OR instance_id = $6) AND ($7 = '' OR replica = $7)
 ORDER BY started_at DESC, id LIMIT $8`
