@@ -213,7 +213,7 @@ func (d *doctor) reach(ctx context.Context) (string, error) {
 	d.pinged = d.store.Ping(ctx)
 	var refused interface{ SQLState() string }
 	// SQLSTATE class 42: syntax error or access rule violation, also a missing table.
-	statement := errors.Is(d.pinged, store.ErrQuery) || errors.As(d.pinged, &refused) && strings.HasPrefix(refused.SQLState(), "42")
+	statement := errors.Is(d.pinged, store.ErrQuery) || errors.Is(d.pinged, store.ErrSchema) || errors.As(d.pinged, &refused) && strings.HasPrefix(refused.SQLState(), "42")
 	if d.pinged != nil && !statement {
 		return "", d.pinged
 	}
@@ -221,7 +221,7 @@ func (d *doctor) reach(ctx context.Context) (string, error) {
 }
 
 func (d *doctor) schema(context.Context) (string, error) {
-	return "up to date; the workspace query fits", d.pinged
+	return "up to date (" + store.SchemaVersion() + "); the workspace query fits", d.pinged
 }
 
 // row redeems a ticket that nobody has signed: this process could also write the rows

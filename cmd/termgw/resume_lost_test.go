@@ -54,7 +54,7 @@ func TestHolderIsLost(t *testing.T) {
 	// One that only hung has its session, which counts again.
 	hangs.signal(t, syscall.SIGCONT)
 	eventually(t, "its heart beats", func() (beats bool) {
-		p.query(t, "SELECT h.seen_at > s.unreached_at FROM termgw.sessions s JOIN termgw.heartbeats h USING (process) WHERE id = '"+bob.session+"'", &beats)
+		p.query(t, "SELECT COALESCE(h.seen_at > s.unreached_at, false) FROM termgw.sessions s LEFT JOIN termgw.heartbeats h USING (process) WHERE id = '"+bob.session+"'", &beats)
 		return beats
 	})
 	if code := asked.dial(t, "ws", p.ticketOf(t, "ws", "bob"), dialing{}).closed(t); code != 4429 {

@@ -200,7 +200,7 @@ func TestHolderIsNotThere(t *testing.T) {
 	isNew(t, asked.resumes(t, "ws", session, fmt.Sprint(output)), session)
 	holder.signal(t, syscall.SIGCONT)
 	eventually(t, "the holder's heart beats", func() (beats bool) {
-		p.query(t, "SELECT max(h.seen_at) > now() - interval '15 seconds' FROM termgw.sessions s JOIN termgw.heartbeats h USING (process) WHERE ended_at IS NULL", &beats)
+		p.query(t, "SELECT COALESCE(max(h.seen_at) > now() - interval '15 seconds', false) FROM termgw.sessions s JOIN termgw.heartbeats h USING (process) WHERE ended_at IS NULL", &beats)
 		return beats
 	})
 	holds(t, asked.resumes(t, "ws", session, fmt.Sprint(output)), session)

@@ -86,6 +86,27 @@ func SchemaVersion() string {
 	return strings.TrimSuffix(path.Base(files[len(files)-1]), ".sql")
 }
 
+const missingSQL = `SELECT ARRAY(SELECT v FROM unnest($1::text[]) v WHERE v NOT IN (SELECT version FROM termgw.schema_migrations) ORDER BY v)`
+
+// checkSchema asks which of this program's migrations the database lacks, until it lacks none.
+func (p *Postgres) checkSchema(ctx context.Context, op string) error {
+	if p.migrated.Load() {
+		return nil
+	}
+	var names, missing []string
+	for _, file := range migrationFiles() {
+		names = append(names, strings.TrimSuffix(path.Base(file), ".sql"))
+	}
+	if err := p.one(ctx, missingSQL, []any{pq.Array(names)}, pq.Array(&missing)); err != nil {
+		return unavailable(op, err)
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%s: %w: %w: it lacks %s", op, ErrUnavailable, ErrSchema, strings.Join(missing, ", "))
+	}
+	p.migrated.Store(true)
+	return nil
+}
+
 // appliedMigrations returns what the record holds, and begins one where there is none. CREATE SCHEMA IF NOT EXISTS would
 // ask for the right to create even when there is nothing to do.
 func appliedMigrations(ctx context.Context, conn *sql.Conn) ([]string, error) {

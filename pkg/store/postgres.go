@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -79,6 +80,7 @@ type Postgres struct {
 	rowID        string
 	log          *slog.Logger
 	noID         sync.Once // the warning
+	migrated     atomic.Bool
 
 	sessions *registry
 	outbox   *outbox
@@ -256,6 +258,7 @@ func (p *Postgres) Ping(ctx context.Context) error {
 	})
 	switch {
 	case err != nil:
+		p.migrated.Store(false) // another database may be there
 		return unavailable(op, err)
 	case !complete:
 		return fmt.Errorf("%s: %w: %w: %s", op, ErrUnavailable, ErrQuery, lacksColumns)
@@ -265,7 +268,7 @@ func (p *Postgres) Ping(ctx context.Context) error {
 				"effect", "several spellings of an id may count as several workspaces", "fix", "add `id::text AS id` to its columns")
 		})
 	}
-	return nil
+	return p.checkSchema(ctx, op)
 }
 
 // Purge deletes what nobody needs any more: spent tickets some minutes after their end, sessions and revocations after

@@ -834,8 +834,8 @@ func TestPingNeedsWhatARedemptionNeeds(t *testing.T) {
 	dsn := database(t, textWorkspaces)
 	db := sqlDB(t, dsn)
 	role := fmt.Sprintf("gateway_%d", time.Now().UnixNano())
-	execSQL(t, dsn, `CREATE ROLE `+role+` LOGIN PASSWORD 's3cret'; GRANT SELECT ON workspaces TO `+role+`;
-		GRANT USAGE ON SCHEMA termgw TO `+role+`; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA termgw TO `+role)
+	execSQL(t, dsn, `REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA termgw FROM PUBLIC; CREATE ROLE `+role+` LOGIN PASSWORD 's3cret'`)
+	execSQL(t, dsn, documentedGrants(t, "gateway", role))
 	t.Cleanup(func() {
 		if _, err := db.Exec(`DROP OWNED BY ` + role + `; DROP ROLE ` + role); err != nil {
 			t.Error(err)
@@ -856,7 +856,8 @@ func TestPingNeedsWhatARedemptionNeeds(t *testing.T) {
 	}
 	for i, right := range []string{
 		"SELECT ON workspaces", "USAGE ON SCHEMA termgw", "INSERT ON termgw.spent_tickets", "UPDATE ON termgw.spent_tickets",
-		"INSERT ON termgw.sessions", "SELECT ON termgw.revocations",
+		"INSERT ON termgw.sessions", "SELECT ON termgw.revocations", "SELECT ON termgw.heartbeats",
+		"EXECUTE ON FUNCTION termgw.over_limit", "EXECUTE ON FUNCTION termgw.normal_id",
 	} {
 		execSQL(t, dsn, `REVOKE `+right+` FROM `+role)
 		redeemed, pinged := redeem(fmt.Sprint("t", i)), p.Ping(t.Context())

@@ -32,6 +32,8 @@ var (
 	// password of the database. Unless that is a workspace query whose rows do not fit, or a session id that is not new,
 	// the ticket is not spent as far as the store knows.
 	ErrUnavailable = errors.New("store unavailable")
+	// ErrSchema: an ErrUnavailable by a schema that lacks a migration of this program's.
+	ErrSchema = errors.New("the schema is not up to date, run `termgw migrate`")
 	// ErrQuery: an ErrUnavailable by the operator's own query, whatever the database holds.
 	ErrQuery = errors.New("the workspace query is wrong")
 )
