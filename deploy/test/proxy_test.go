@@ -124,7 +124,11 @@ func startHAProxy(t *testing.T, upstream string, secure bool) *proxy {
 	config := replace(t, read(t, "deploy/proxy/haproxy.cfg"), "bind :80\n", bind+"\n")
 	config = strings.ReplaceAll(config, " termgw:8080\n", " "+upstream+"\n")
 	file := filepath.Join(dir, "haproxy.cfg")
-	return p.run(t, config, exec.Command(haproxy, "-W", "-f", file), file)
+	p.run(t, config, exec.Command(haproxy, "-W", "-f", file), file)
+	if said := p.said(t); strings.Contains(said, "config : ") {
+		t.Errorf("HAProxy complains of its configuration:\n%s", said)
+	}
+	return p
 }
 
 func startHTTPD(t *testing.T, upstream string, secure bool) *proxy {
