@@ -649,3 +649,51 @@ func TestProxyProtocol(t *testing.T) {
 		})
 	}
 }
+
+// TestHAProxyNamesTheClient: HAProxy passes TCP on with a header, and checks the gateway's health with one, too.
+func TestHAProxyNamesTheClient(t *testing.T) {
+	t.Parallel()
+	haproxy, err := exec.LookPath("haproxy")
+	if err != nil {
+		haproxy, err = exec.LookPath("/usr/sbin/haproxy")
+	}
+	if err != nil {
+		if os.Getenv("TERMGW_TEST_REQUIRE") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip("needs haproxy: apt-get install haproxy")
+	}
+	p, environ := alone(t)
+	const proxy, person = "127.0.2.1", "127.0.2.2"
+	g := p.launch(t, nil, append(environ, "TERMGW_PROXY_PROTOCOL=true", "TERMGW_TRUSTED_PROXIES="+proxy)...)
+	front, config := freeAddress(t), filepath.Join(t.TempDir(), "haproxy.cfg")
+	err = os.WriteFile(config, []byte(`defaults
+	mode tcp
+	timeout connect 10s
+	timeout client 1h
+	timeout server 1h
+listen terminals
+	bind `+front+`
+	option httpchk GET /readyz
+	source `+proxy+`
+	server gateway `+g.address+` send-proxy-v2 check check-send-proxy inter 100
+`), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, exec.Command(haproxy, "-db", "-f", config))
+	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(person)}}
+	way := through{dial: func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", front) }}
+	var c *client.Conn
+	eventually(t, "HAProxy has found the gateway healthy", func() bool {
+		c, err = way.open(t, p)
+		return err == nil
+	})
+	says(t, c, "echo a$((1+1))b", "a2b")
+	if line := g.lineOf(t, "session started", any1); line["client"] != person {
+		t.Errorf("the client is %v, want %s", line["client"], person)
+	}
+	if strings.Contains(g.log.String(), "PROXY protocol header") {
+		t.Errorf("a connection of HAProxy's was refused:\n%s", g.log.String())
+	}
+}
