@@ -61,7 +61,7 @@ func loadSource() (*source, error) {
 	s := &source{
 		variables: map[string]bool{}, configuration: map[string]string{}, metrics: map[string]bool{}, series: map[string]bool{},
 		strings: map[string]bool{}, outcomes: map[string]outcome{}, codes: map[string]bool{}, details: map[string]bool{},
-		claims: map[string]bool{}, schema: map[string]bool{"v1": true, "ticket": true, "schema_migrations": true, "code": true, "detail": true}, targets: map[string]bool{},
+		claims: map[string]bool{}, schema: map[string]bool{"v1": true, "ticket": true, "schema_migrations": true, "code": true, "detail": true, "socket": true}, targets: map[string]bool{},
 	}
 	types := structs{}
 	for _, dir := range []string{"cmd", "pkg", "internal"} {

@@ -4,7 +4,7 @@ import (
 	"context"
 	"net/http"
 	"regexp"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -22,9 +22,14 @@ type opening struct {
 	requestID string
 	remote    trace.SpanContext // of the request's traceparent
 	trusted   bool              // a trusted proxy, or another replica, sent the traceparent
-	ctx       context.Context   // of the span; nil: there is none
-	firstByte func(error)       // ends the last step; nil: it has not begun
-	over      sync.Once
+	own       trace.SpanContext // of the opening's span; zero: there is none
+	trace     atomic.Pointer[openingTrace]
+}
+
+// openingTrace is the trace of an opening that is not over: a session of hours does not keep it.
+type openingTrace struct {
+	ctx       context.Context // of the span
+	firstByte func(error)     // ends the last step; nil: it has not begun
 }
 
 // requestIDForm is the form of an X-Request-Id that is taken over: a UUID, or what proxies make. A ticket is longer.
@@ -65,7 +70,9 @@ func (req *request) beginOpening() {
 	default:
 		options = append(options, trace.WithLinks(trace.Link{SpanContext: o.remote}))
 	}
-	o.ctx, _ = req.Tracer.Start(ctx, "open terminal", options...)
+	ctx, span := req.Tracer.Start(ctx, "open terminal", options...)
+	o.own = span.SpanContext()
+	o.trace.Store(&openingTrace{ctx: ctx})
 	req.log = req.logger()
 }
 
@@ -73,7 +80,7 @@ func (req *request) beginOpening() {
 func (o *opening) passOn(header http.Header) {
 	header.Del("Traceparent")
 	header.Del("Tracestate")
-	if span := o.span(); o.ctx != nil || o.trusted {
+	if span := o.span(); o.own.IsValid() || o.trusted {
 		ctx := trace.ContextWithSpanContext(context.Background(), span)
 		propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(header))
 	}
@@ -81,15 +88,15 @@ func (o *opening) passOn(header http.Header) {
 
 // resumes notes that the request goes on with a session.
 func (o *opening) resumes(session string) {
-	if o.ctx != nil {
-		trace.SpanFromContext(o.ctx).SetAttributes(attribute.String("termgw.session", session), attribute.Bool("termgw.resumed", true))
+	if t := o.trace.Load(); t != nil {
+		trace.SpanFromContext(t.ctx).SetAttributes(attribute.String("termgw.session", session), attribute.Bool("termgw.resumed", true))
 	}
 }
 
 // span returns the context of the opening's span: that of the request, if the gateway does not trace.
 func (o *opening) span() trace.SpanContext {
-	if o.ctx != nil {
-		return trace.SpanContextFromContext(o.ctx)
+	if o.own.IsValid() {
+		return o.own
 	}
 	return o.remote
 }
@@ -115,10 +122,11 @@ func (o *opening) exemplar() string {
 
 // step begins a step of the opening, and end ends it.
 func (req *request) step(name string) (end func(error)) {
-	if req.opening.ctx == nil {
+	t := req.opening.trace.Load()
+	if t == nil {
 		return func(error) {}
 	}
-	_, ended := req.observe(req.opening.ctx, name, time.Now())
+	_, ended := req.observe(t.ctx, name, time.Now())
 	return func(err error) { ended(time.Now(), err) }
 }
 
@@ -133,27 +141,27 @@ func (req *request) observe(ctx context.Context, name string, began time.Time) (
 
 // startContext returns the context of a start, whose steps are observed, and the function that ends its span.
 func (req *request) startContext(ctx context.Context) (inner context.Context, end func(error)) {
-	if req.opening.ctx == nil {
+	t := req.opening.trace.Load()
+	if t == nil {
 		return ctx, func(error) {}
 	}
-	inner, ended := req.observe(trace.ContextWithSpan(ctx, trace.SpanFromContext(req.opening.ctx)), "start", time.Now())
+	inner, ended := req.observe(trace.ContextWithSpan(ctx, trace.SpanFromContext(t.ctx)), "start", time.Now())
 	return runner.WithObserver(inner, req.observe), func(err error) { ended(time.Now(), err) }
 }
 
 // endOpening ends the trace, once: at the shell's first byte, or when there will be none.
 func (req *request) endOpening(err error) {
-	if req.opening.ctx == nil {
+	t := req.opening.trace.Swap(nil)
+	if t == nil {
 		return
 	}
-	req.opening.over.Do(func() {
-		if req.opening.firstByte != nil {
-			req.opening.firstByte(err)
-		}
-		span := trace.SpanFromContext(req.opening.ctx)
-		span.SetAttributes(attribute.String("termgw.target", req.target))
-		spanError(span, err)
-		span.End()
-	})
+	if t.firstByte != nil {
+		t.firstByte(err)
+	}
+	span := trace.SpanFromContext(t.ctx)
+	span.SetAttributes(attribute.String("termgw.target", req.target))
+	spanError(span, err)
+	span.End()
 }
 
 // spanError notes a failure by its code and step, as clients are told them. The text for operators stays in the log.
@@ -172,12 +180,13 @@ func spanError(span trace.Span, err error) {
 
 // countFirst returns the Count of a session: the metrics', and until the shell's first byte the trace's, too.
 func (req *request) countFirst() func(in, out int) {
-	if req.opening.ctx == nil {
+	t := req.opening.trace.Load()
+	if t == nil {
 		return req.Metrics.carried
 	}
-	req.opening.firstByte = req.step("first byte")
+	t.firstByte = req.step("first byte")
 	return func(in, out int) {
-		if out > 0 {
+		if out > 0 && req.opening.trace.Load() != nil {
 			req.endOpening(nil)
 		}
 		req.Metrics.carried(in, out)
