@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -145,6 +146,45 @@ func (s *service) Start(tb testing.TB) {
 	tb.Helper()
 	if err := s.start(); err != nil {
 		tb.Fatal(err)
+	}
+}
+
+// Suspend stops the server's processes without ending them, as a machine does that hangs, until Resume or the test's end:
+// connections stay open, new ones are taken by the kernel, and nothing answers.
+func (s *service) Suspend(tb testing.TB) {
+	tb.Helper()
+	tb.Cleanup(func() { s.Resume(tb) }) // a suspended process does not end by itself
+	s.signalAll(tb, syscall.SIGSTOP)
+}
+
+// Resume lets suspended processes go on.
+func (s *service) Resume(tb testing.TB) {
+	tb.Helper()
+	s.signalAll(tb, syscall.SIGCONT)
+}
+
+// signalAll sends a signal to the server and its descendants, unless the server is stopped. The server comes first: it must
+// not replace its children.
+func (s *service) signalAll(tb testing.TB, sig syscall.Signal) {
+	tb.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.daemon.cmd == nil {
+		return
+	}
+	for family := []int{s.daemon.cmd.Process.Pid}; len(family) > 0; family = family[1:] {
+		if err := syscall.Kill(family[0], sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+			tb.Errorf("sending %s to %s: %v", sig, s.daemon.name(), err)
+		}
+		children, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", family[0])) // none of an ended process
+		for _, list := range children {
+			pids, _ := os.ReadFile(list)
+			for _, field := range strings.Fields(string(pids)) {
+				if pid, err := strconv.Atoi(field); err == nil {
+					family = append(family, pid)
+				}
+			}
+		}
 	}
 }
 

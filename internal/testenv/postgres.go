@@ -20,6 +20,7 @@ import (
 	"time"
 
 	_ "github.com/lib/pq" // the driver that the store uses
+	"golang.org/x/sys/unix"
 )
 
 // Postgres is a cluster on a free port of loopback. fsync=off makes it several times faster; a crash of the machine
@@ -31,12 +32,25 @@ type Postgres struct {
 	service
 	databases int // guarded by the service's lock
 	password  string
+	disk      string // the path of its data
 }
 
 // StartPostgres starts a cluster for this test. When the test ends, the cluster is stopped and removed.
 func StartPostgres(tb testing.TB) *Postgres {
 	tb.Helper()
-	p, err := newPostgres()
+	return startCluster(tb, 0)
+}
+
+// StartPostgresOnDisk is StartPostgres on a disk of its own, of so many MiB in memory.
+func StartPostgresOnDisk(tb testing.TB, mib int) *Postgres {
+	tb.Helper()
+	check(tb, unavailable("a disk"))
+	return startCluster(tb, mib)
+}
+
+func startCluster(tb testing.TB, mib int) *Postgres {
+	tb.Helper()
+	p, err := newPostgres(mib)
 	check(tb, err)
 	tb.Cleanup(func() {
 		if err := p.remove(); err != nil {
@@ -44,6 +58,39 @@ func StartPostgres(tb testing.TB) *Postgres {
 		}
 	})
 	return p
+}
+
+// FillDisk writes to the disk of StartPostgresOnDisk until nothing more fits, and has the server write until it is out of
+// space and gives up. The returned function makes room, and starts the server again.
+func (p *Postgres) FillDisk(tb testing.TB) (makeRoom func()) {
+	tb.Helper()
+	fill := filepath.Join(p.disk, "fill")
+	file, err := os.Create(fill)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer file.Close()
+	for block := make([]byte, 64<<10); err == nil; {
+		_, err = file.Write(block)
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		tb.Fatal(err)
+	}
+	for deadline := time.Now().Add(startTimeout); !p.daemon.exited(); time.Sleep(pollInterval) {
+		// Each switch leaves the rest of a segment of 16 MiB unused.
+		_ = p.exec(tb.Context(), "SELECT pg_logical_emit_message(false, 'fill', 'x'), pg_switch_wal()")
+		if time.Now().After(deadline) {
+			tb.Fatalf("the server runs on a full disk; its log ends:\n%s", p.daemon.logTail())
+		}
+	}
+	return func() {
+		tb.Helper()
+		if err := os.Remove(fill); err != nil {
+			tb.Fatal(err)
+		}
+		p.Stop(tb)
+		p.Start(tb)
+	}
 }
 
 // NewDatabase makes an empty database and returns its connection string. When the test ends, the database is dropped,
@@ -116,7 +163,8 @@ func (p *Postgres) Crash(tb testing.TB) {
 	}
 }
 
-func newPostgres() (_ *Postgres, err error) {
+// newPostgres starts a cluster; with mib > 0 its data is on a disk of that size.
+func newPostgres(mib int) (_ *Postgres, err error) {
 	initdb, server, err := postgresBinaries()
 	if err != nil {
 		return nil, missingError("needs Postgres: apt-get install postgresql")
@@ -146,6 +194,11 @@ func newPostgres() (_ *Postgres, err error) {
 		}
 	}
 	data := filepath.Join(dir.path, "data")
+	if mib > 0 {
+		if err := mountDisk(data, mib, credential); err != nil {
+			return nil, err
+		}
+	}
 	cmd := exec.Command(initdb, "--pgdata="+data, "--username=postgres", "--pwfile="+passwordFile,
 		"--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync")
 	cmd.Dir = dir.path
@@ -155,6 +208,21 @@ func newPostgres() (_ *Postgres, err error) {
 	}
 
 	return startPostgres(server, data, password, dir, credential)
+}
+
+// mountDisk mounts a disk in memory, which is unmounted when its directory is removed.
+func mountDisk(path string, mib int, owner *syscall.Credential) error {
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return fmt.Errorf("mounting a disk: %w", err)
+	}
+	options := fmt.Sprintf("mode=0700,size=%dm", mib)
+	if owner != nil {
+		options += fmt.Sprintf(",uid=%d,gid=%d", owner.Uid, owner.Gid)
+	}
+	if err := unix.Mount("tmpfs", path, "tmpfs", 0, options); err != nil {
+		return fmt.Errorf("mounting a disk: %w", err)
+	}
+	return nil
 }
 
 func (p *Postgres) newStandby() (_ *Postgres, err error) {
@@ -210,7 +278,7 @@ func startPostgresOn(server, data, password string, dir *dir, credential *syscal
 		return nil, err
 	}
 	p := &Postgres{
-		password: password,
+		password: password, disk: data,
 		URL: (&url.URL{
 			Scheme:   "postgres",
 			User:     url.UserPassword("postgres", password),

@@ -66,7 +66,7 @@ func (e *Env) Main(m *testing.M) {
 // [StartPostgres] instead, so as not to disturb other tests.
 func (e *Env) Postgres(tb testing.TB) *Postgres {
 	tb.Helper()
-	p, err := e.postgres.start(newPostgres)
+	p, err := e.postgres.start(func() (*Postgres, error) { return newPostgres(0) })
 	check(tb, err)
 	return p
 }

@@ -48,6 +48,44 @@ func TestPostgresKeepsDataAndPortAcrossARestart(t *testing.T) {
 	}
 }
 
+func TestSuspendedPostgresAnswersNothing(t *testing.T) {
+	p := StartPostgres(t)
+	db := connect(t, p.NewDatabase(t))
+	if err := db.Ping(); err != nil {
+		t.Fatal(err)
+	}
+	p.Suspend(t)
+	answer := make(chan error)
+	go func() { answer <- db.Ping() }()
+	select {
+	case err := <-answer:
+		t.Errorf("a suspended server answered: %v", err)
+		return
+	case <-time.After(100 * time.Millisecond):
+	}
+	p.Resume(t)
+	if err := <-answer; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPostgresOnAFullDisk(t *testing.T) {
+	p := StartPostgresOnDisk(t, 160)
+	db := connect(t, p.NewDatabase(t))
+	if _, err := db.Exec("CREATE TABLE kept AS SELECT 'yes' AS answer"); err != nil {
+		t.Fatal(err)
+	}
+	makeRoom := p.FillDisk(t)
+	if err := db.Ping(); err == nil {
+		t.Error("a server without space answered")
+	}
+	makeRoom()
+	var answer string
+	if err := db.QueryRow("SELECT answer FROM kept").Scan(&answer); err != nil || answer != "yes" {
+		t.Errorf("with room again: %q, %v", answer, err)
+	}
+}
+
 func TestDatabaseIsDroppedThoughConnected(t *testing.T) {
 	p := env.Postgres(t)
 	var db *sql.DB
