@@ -173,6 +173,10 @@ bench: build ## measure termgw, and ttyd if it is on PATH, on this machine; quic
 soak: ## open 1,000 terminals in a minute on one gateway and hold them for SOAK (10m)
 	@cd cmd/termgw && $(GO) test -run '^TestSoak$$' -count=1 -timeout 3h -v -soak $(or $(SOAK),10m)
 
+.PHONY: faults
+faults: setup ## break each part for FAULTS (7m), and write the table of faults in docs/operations.md and the series for promtool
+	@cd cmd/termgw && TERMGW_TEST_REQUIRE=1 $(GO) test -run '^TestFaults$$' -count=1 -timeout 3h -v . -faults $(or $(FAULTS),7m)
+
 .PHONY: hidden
 hidden: web build ## follow a program in a hidden browser tab for HIDDEN (330) seconds
 	@cd web && TERMGW_TEST_HIDDEN=$(or $(HIDDEN),330) ../scripts/sandbox \

@@ -39,7 +39,11 @@ func TestMain(m *testing.M) {
 	}
 	flag.Parse()
 	// The tests mostly wait for what other processes do.
-	if err := flag.Set("test.parallel", "10"); err != nil {
+	parallel := "10"
+	if *faultTime > 0 {
+		parallel = strconv.Itoa(len(faults) + 1) // each takes minutes
+	}
+	if err := flag.Set("test.parallel", parallel); err != nil {
 		panic(err)
 	}
 	env.Main(m)

@@ -36,10 +36,67 @@ func TestRulesFire(t *testing.T) {
 	for _, args := range [][]string{
 		{"check", "rules", root + "/deploy/prometheus/rules.yaml"},
 		{"test", "rules", root + "/deploy/prometheus/rules.test.yaml"},
+		{"test", "rules", root + "/deploy/prometheus/outages.test.yaml"},
 	} {
 		if out, err := exec.Command(promtool, args...).CombinedOutput(); err != nil {
 			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)
 		}
+	}
+}
+
+// The recorded outages raise the alerts that tell of them, and are over at their end.
+func TestRecordedOutages(t *testing.T) {
+	type expected struct {
+		Labels string `json:"labels"`
+		Value  int    `json:"value"`
+	}
+	var file struct {
+		RuleFiles          []string `json:"rule_files"`
+		EvaluationInterval string   `json:"evaluation_interval"`
+		Tests              []struct {
+			Name        string `json:"name"`
+			Interval    string `json:"interval"`
+			InputSeries []struct {
+				Series string `json:"series"`
+				Values string `json:"values"`
+			} `json:"input_series"`
+			Expr []struct {
+				Expr       string     `json:"expr"`
+				EvalTime   string     `json:"eval_time"`
+				ExpSamples []expected `json:"exp_samples"`
+			} `json:"promql_expr_test"`
+		} `json:"tests"`
+	}
+	decode(t, "outages.test.yaml", []byte(read(t, "deploy/prometheus/outages.test.yaml")), &file)
+	wanted := map[string][]string{
+		"database": {"TermgwNotReady", "TermgwStoreUnavailable"},
+		"engine":   {"TermgwDockerUnavailable", "TermgwBackendFailing"},
+		"keys":     {"TermgwNoKeys"},
+	}
+	if len(file.Tests) != len(wanted) {
+		t.Errorf("%d outages are recorded, want %d", len(file.Tests), len(wanted))
+	}
+	for _, test := range file.Tests {
+		for part, alerts := range wanted {
+			if !strings.Contains(test.Name, part) {
+				continue
+			}
+			delete(wanted, part)
+			if len(test.Expr) != 2 || len(test.Expr[1].ExpSamples) != 0 {
+				t.Errorf("%s: want the alerts of the outage, and none after it", test.Name)
+				continue
+			}
+			for _, alert := range alerts {
+				if !slices.ContainsFunc(test.Expr[0].ExpSamples, func(s expected) bool {
+					return strings.Contains(s.Labels, `alertname="`+alert+`"`)
+				}) {
+					t.Errorf("%s: %s does not fire", test.Name, alert)
+				}
+			}
+		}
+	}
+	for part := range wanted {
+		t.Errorf("no outage of the %s is recorded", part)
 	}
 }
 
