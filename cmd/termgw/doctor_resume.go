@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -156,10 +157,11 @@ func askAll(ctx context.Context, config *tls.Config, list []advertised) {
 			a.err = askGateway(ctx, t, a.address)
 			var untrusted *tls.CertificateVerificationError
 			var plain tls.RecordHeaderError
+			var alert *net.OpError // of the gateway, that wants a certificate
 			switch {
 			case errors.Is(a.err, errNoGateway):
 				a.fix = fixOwn
-			case errors.As(a.err, &untrusted), errors.As(a.err, &plain):
+			case errors.As(a.err, &untrusted), errors.As(a.err, &plain), errors.As(a.err, &alert) && alert.Op == "remote error":
 				a.fix = fixTLS
 			case errors.Is(a.err, context.DeadlineExceeded):
 				a.err, a.fix = fmt.Errorf("nothing answers within %s", askTime), fixReach

@@ -175,11 +175,11 @@ func (a *authority) sign(tb testing.TB, template *x509.Certificate) (*x509.Certi
 	return cert, key
 }
 
-// leaf returns a certificate for gateway.test or for a client, and its key, as PEM.
-func (a *authority) leaf(tb testing.TB) (cert, key []byte) {
+// leaf returns a certificate for gateway.test and these addresses, or for a client, and its key, as PEM.
+func (a *authority) leaf(tb testing.TB, addresses ...net.IP) (cert, key []byte) {
 	tb.Helper()
 	leaf, private := a.sign(tb, &x509.Certificate{
-		DNSNames: []string{"gateway.test"}, KeyUsage: x509.KeyUsageDigitalSignature,
+		DNSNames: []string{"gateway.test"}, IPAddresses: addresses, KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	})
 	der, err := x509.MarshalPKCS8PrivateKey(private)
@@ -379,6 +379,76 @@ func TestTLSClientCA(t *testing.T) {
 			t.Errorf("%v: exit status %d, want %q:\n%s", wrong, status, name, c.log.String())
 		}
 	}
+}
+
+// TestReplicasByTLS: replicas that let nobody in without a certificate pass persons on to each other by their own, and the doctor
+// asks them so.
+func TestReplicasByTLS(t *testing.T) {
+	t.Parallel()
+	p := newPlatform(t)
+	p.workspace(t, "ws", "")
+	newBox(t, env.Docker(t), "ws")
+	a, dir := newAuthority(t), t.TempDir()
+	replace(t, dir+"/ca.crt", pemOf("CERTIFICATE", a.cert.Raw))
+	pair, err := tls.X509KeyPair(a.leaf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var replicas [2]*served
+	var environ [2][]string
+	for i := range replicas {
+		host := ownHost()
+		cert, key := a.leaf(t, net.ParseIP(host))
+		name := fmt.Sprint(dir, "/", i)
+		replace(t, name+".crt", cert)
+		replace(t, name+".key", key)
+		environ[i] = []string{
+			"TERMGW_RESUME=1h", "TERMGW_LISTEN=" + host + ":8080", "TERMGW_ADVERTISE_URL=https://" + host + ":8080", "SSL_CERT_FILE=" + dir + "/ca.crt",
+			"TERMGW_TLS_CERT=" + name + ".crt", "TERMGW_TLS_KEY=" + name + ".key", "TERMGW_TLS_CLIENT_CA=" + dir + "/ca.crt",
+		}
+		replicas[i] = p.launch(t, nil, environ[i]...)
+	}
+	var conn net.Conn
+	way := func(g *served) through {
+		return through{tls: &tls.Config{RootCAs: a.pool, Certificates: []tls.Certificate{pair}}, dial: func(ctx context.Context) (net.Conn, error) {
+			var err error
+			conn, err = to("tcp", g.address)(ctx)
+			return conn, err
+		}}
+	}
+	dial := func(g *served, resume string) *client.Conn {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		httpClient := way(g).client(t)
+		httpClient.Timeout = 0
+		c, err := client.Dial(ctx, client.Config{
+			URL: "wss://gateway.test/workspaces/ws/terminal", Ticket: p.ticket(t, "ws", waits), HTTPClient: httpClient, Resume: resume, Output: -1,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	holder, asked := replicas[0], replicas[1]
+	first := dial(holder, "")
+	says(t, first, "secret=mi; echo a$((1+1))b", "a2b")
+	if err := conn.(*net.TCPConn).SetLinger(0); err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close()
+	eventually(t, "the shell waits", func() bool { return holder.metric(t, "termgw_sessions_waiting") == 1 })
+	second := dial(asked, first.Ready().Session)
+	if ready := second.Ready(); !ready.Resumed {
+		t.Errorf("a new shell opened:\n%s", asked.log.String())
+	}
+	says(t, second, "echo [$secret]ne", "[mi]ne")
+
+	docker := "DOCKER_HOST=" + env.Docker(t).Host
+	p.diagnose(t, "ws", append(environ[1], docker)...).want(t, withResume, "", "1 of 1 addresses were asked, and are gateways'")
+	without := append(environ[1], docker, "TERMGW_TLS_CERT=", "TERMGW_TLS_KEY=", "TERMGW_TLS_CLIENT_CA=")
+	p.diagnose(t, "ws", without...).want(t, strings.TrimSuffix(withResume, " resume"), "resume", "certificate required", "TERMGW_TLS_CLIENT_CA")
 }
 
 // TestUnixSocket: a socket with a mode, whose peers may be trusted as proxies; a socket that a killed process has left is

@@ -88,8 +88,11 @@ func TestAnotherKindOfPlace(t *testing.T) {
 		t.Fatal("nothing lives without its gateway: there is nothing to reap")
 	}
 	p.exec(t, "UPDATE termgw.sessions SET process = NULL, last_seen_at = now() - interval '5 minutes' WHERE ended_at IS NULL")
-	p.serve(t, query, docker)
+	reaper := p.serve(t, query, docker)
 	eventually(t, "it is reaped", func() bool { return p.lastRow(t, "shelly").reason == store.ReasonLost })
+	reaper.lineOf(t, "session ended", func(line map[string]any) bool {
+		return line["session"] == orphaned && line["code"] == store.ReasonLost && line["workspace"] == "shelly" && line["target"] == "shell"
+	})
 	if got := withMarker(t, orphaned); len(got) > 0 {
 		t.Errorf("these live on: %q", got)
 	}
