@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -447,7 +448,7 @@ func TestReplicasByTLS(t *testing.T) {
 
 	docker := "DOCKER_HOST=" + env.Docker(t).Host
 	p.diagnose(t, "ws", append(environ[1], docker)...).want(t, withResume, "", "1 of 1 addresses were asked, and are gateways'")
-	without := append(environ[1], docker, "TERMGW_TLS_CERT=", "TERMGW_TLS_KEY=", "TERMGW_TLS_CLIENT_CA=")
+	without := slices.Concat(environ[1], []string{docker, "TERMGW_TLS_CERT=", "TERMGW_TLS_KEY=", "TERMGW_TLS_CLIENT_CA="})
 	p.diagnose(t, "ws", without...).want(t, strings.TrimSuffix(withResume, " resume"), "resume", "certificate required", "TERMGW_TLS_CLIENT_CA")
 }
 
