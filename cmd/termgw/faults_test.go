@@ -88,6 +88,7 @@ var faults = []fault{
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	testenv.Needs(t, "prometheus", "prometheus")
+	env.Docker(t) // or the test is skipped: most faults need it
 	watch := startPrometheus(t)
 	rows := make([]outcome, len(faults))
 	t.Run("all", func(t *testing.T) {
