@@ -44,6 +44,7 @@ type environment struct {
 	PprofListen      string `split_words:"true" desc:"Go's profiles, /debug/pprof/; forms as of TERMGW_LISTEN; empty: none"`
 	BasePath         string `split_words:"true" desc:"Prefix before /workspaces"`
 	DatabaseURL      string `split_words:"true" desc:"Postgres; without it, TERMGW_WORKSPACES_FILE"`
+	DatabaseURLFile  string `split_words:"true" desc:"File with the URL instead of TERMGW_DATABASE_URL, read anew for each connection"`
 	DatabaseMaxConns string `split_words:"true" default:"10" desc:"Connections to the database at most, besides the one that listens for revocations"`
 	AuditRetention   string `split_words:"true" default:"2160h" desc:"How long sessions and revocations stay in the database; 0: for ever"`
 	WorkspacesFile   string `split_words:"true" desc:"For one replica without a database: JSON array of {\"id\",\"name\",…}"`
@@ -122,7 +123,7 @@ func (e environment) parse() (gateway.Config, []error) {
 		},
 		Listen: e.Listen, AdminListen: e.AdminListen, PprofListen: e.PprofListen,
 		TLS:         gateway.TLSFiles{Cert: e.TLSCert, Key: e.TLSKey, ClientCA: e.TLSClientCA},
-		DatabaseURL: e.DatabaseURL, WorkspacesFile: e.WorkspacesFile, WorkspaceQuery: e.WorkspaceQuery,
+		DatabaseURL: e.DatabaseURL, DatabaseURLFile: e.DatabaseURLFile, WorkspacesFile: e.WorkspacesFile, WorkspaceQuery: e.WorkspaceQuery,
 		TicketJWKS: e.TicketJWKS, TicketIssuer: e.TicketIssuer, TicketAudience: e.TicketAudience,
 		TicketMaxTTL: p.duration("TICKET_MAX_TTL", e.TicketMaxTTL, time.Second, 24*time.Hour),
 		Shells:       list(e.Shells),
@@ -143,10 +144,12 @@ func (e environment) parse() (gateway.Config, []error) {
 	p.require("PROXY_PROTOCOL", !c.ProxyProtocol || len(list(e.TrustedProxies)) > 0, "is true, but TERMGW_TRUSTED_PROXIES names no proxy")
 	p.require("BASE_PATH", basePath.MatchString(c.BasePath) && path.Join("/", c.BasePath) == cmp.Or(c.BasePath, "/"),
 		"want a path like /terminals, of letters, digits and ._~-, without . and .. in it, which clients take out (RFC 3986, 5.2.4)")
-	p.require("DATABASE_URL", e.DatabaseURL != "" || e.WorkspacesFile != "",
-		"neither it nor TERMGW_WORKSPACES_FILE is set: the gateway does not know where workspaces are")
-	p.require("WORKSPACES_FILE", e.DatabaseURL == "" || e.WorkspacesFile == "",
-		"is for a gateway without a database, but TERMGW_DATABASE_URL is set too")
+	database := e.DatabaseURL != "" || e.DatabaseURLFile != ""
+	p.require("DATABASE_URL", database || e.WorkspacesFile != "",
+		"neither it nor TERMGW_DATABASE_URL_FILE nor TERMGW_WORKSPACES_FILE is set: the gateway does not know where workspaces are")
+	p.require("DATABASE_URL_FILE", e.DatabaseURL == "" || e.DatabaseURLFile == "", "is set, and so is TERMGW_DATABASE_URL: set one of them")
+	p.require("WORKSPACES_FILE", !database || e.WorkspacesFile == "",
+		"is for a gateway without a database, but TERMGW_DATABASE_URL or TERMGW_DATABASE_URL_FILE is set too")
 	p.require("TICKET_JWKS", e.TicketJWKS != "", "is required: a JWK Set, a file or an https URL")
 	p.require("TICKET_AUDIENCE", e.TicketAudience != "", "must not be empty (default "+ticket.DefaultAudience+")")
 	if c.AdvertiseURL != "" {
@@ -328,4 +331,17 @@ func shellEnvironment() (env []string, home string) {
 		home = "/"
 	}
 	return env, home
+}
+
+// databaseOf returns where the database is that the replicas share, for commands beside the gateway. without says what a command
+// needs a database for.
+func databaseOf(without string) (store.PostgresConfig, error) {
+	address, file := os.Getenv("TERMGW_DATABASE_URL"), os.Getenv("TERMGW_DATABASE_URL_FILE")
+	switch {
+	case address == "" && file == "":
+		return store.PostgresConfig{}, errors.New(strings.TrimSuffix("TERMGW_DATABASE_URL is not set, nor is TERMGW_DATABASE_URL_FILE: "+without, ": "))
+	case address != "" && file != "":
+		return store.PostgresConfig{}, errors.New("TERMGW_DATABASE_URL and TERMGW_DATABASE_URL_FILE are both set: set one of them")
+	}
+	return store.PostgresConfig{URL: address, URLFile: file, Token: gateway.DatabaseToken, WorkspaceQuery: os.Getenv("TERMGW_WORKSPACE_QUERY")}, nil
 }

@@ -24,6 +24,7 @@ var defaults = map[string]string{
 	"TERMGW_BASE_PATH":          "",
 	"TERMGW_DATABASE_URL":       "",
 	"TERMGW_WORKSPACES_FILE":    "",
+	"TERMGW_DATABASE_URL_FILE":  "",
 	"TERMGW_DATABASE_MAX_CONNS": "10",
 	"TERMGW_AUDIT_RETENTION":    "2160h",
 	"TERMGW_WORKSPACE_QUERY":    "",
@@ -102,6 +103,12 @@ func TestDatabaseConfig(t *testing.T) {
 	for fault, cases := range map[string]map[environment]bool{
 		"DATABASE_MAX_CONNS": {
 			{DatabaseMaxConns: "10"}: true, {DatabaseMaxConns: "2"}: true, {DatabaseMaxConns: "1"}: false, {DatabaseMaxConns: "many"}: false, {DatabaseMaxConns: "1001"}: false,
+		},
+		"DATABASE_URL_FILE: is set": {
+			{DatabaseURLFile: "/f"}: true, {DatabaseURLFile: "/f", DatabaseURL: "u"}: false,
+		},
+		"WORKSPACES_FILE: is for": {
+			{WorkspacesFile: "w"}: true, {WorkspacesFile: "w", DatabaseURLFile: "/f"}: false,
 		},
 		"AUDIT_RETENTION": {
 			{AuditRetention: "0"}: true, {AuditRetention: "2160h"}: true, {AuditRetention: "192h"}: true, {AuditRetention: "100h"}: false,

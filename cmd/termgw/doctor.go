@@ -207,7 +207,7 @@ func (d *doctor) reach(ctx context.Context) (string, error) {
 		return "", err
 	}
 	d.closers = append(d.closers, d.store.Close)
-	if d.cfg.DatabaseURL == "" {
+	if d.cfg.DatabaseURL == "" && d.cfg.DatabaseURLFile == "" {
 		return "none; workspaces are those of TERMGW_WORKSPACES_FILE", nil
 	}
 	d.pinged = d.store.Ping(ctx)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/molecule-ai/termgw/internal/gateway"
 	"github.com/molecule-ai/termgw/pkg/runner"
-	"github.com/molecule-ai/termgw/pkg/store"
 )
 
 // ServeCmd runs the gateway.
@@ -44,11 +42,11 @@ type MigrateCmd struct{}
 
 // Run applies the missing migrations and prints their names.
 func (MigrateCmd) Run(ctx context.Context, std *stdio) error {
-	url := os.Getenv("TERMGW_DATABASE_URL")
-	if url == "" {
-		return errors.New("TERMGW_DATABASE_URL is not set")
+	database, err := databaseOf("")
+	if err != nil {
+		return err
 	}
-	applied, err := store.Migrate(ctx, url, func() { _, _ = fmt.Fprintln(std.Err, "waiting for another migration") })
+	applied, err := database.Migrate(ctx, func() { _, _ = fmt.Fprintln(std.Err, "waiting for another migration") })
 	for _, name := range applied {
 		_, _ = fmt.Fprintf(std.Out, "applied %s\n", name)
 	}

@@ -299,11 +299,11 @@ const noSharedSessions = "sessions are listed and revoked by the database that r
 // withDatabase calls use with the store that the replicas share, and closes the store. without says what the command needs a
 // database for.
 func withDatabase(without string, use func(*store.Postgres) error) (err error) {
-	url := os.Getenv("TERMGW_DATABASE_URL")
-	if url == "" {
-		return errors.New("TERMGW_DATABASE_URL is not set: " + without)
+	database, err := databaseOf(without)
+	if err != nil {
+		return err
 	}
-	shared, err := store.OpenPostgres(store.PostgresConfig{URL: url, WorkspaceQuery: os.Getenv("TERMGW_WORKSPACE_QUERY")})
+	shared, err := store.OpenPostgres(database)
 	if err != nil {
 		return fmt.Errorf("TERMGW_DATABASE_URL, TERMGW_WORKSPACE_QUERY: %w", err)
 	}

@@ -1,5 +1,5 @@
 // Package awsplay plays the part of AWS that opens a way to an instance, for tests and for trials by hand: the EC2
-// query API (DescribeInstances, DescribeInstanceConnectEndpoints), STS's AssumeRole, SendSSHPublicKey, and openTunnel of an
+// query API (DescribeInstances, DescribeInstanceConnectEndpoints), STS's AssumeRole, SendSSHPublicKey, RDS's tokens, and openTunnel of an
 // EC2 Instance Connect Endpoint. It verifies each signature with its own code, honours the lives of keys and tunnels, and fails when
 // told to (Fail).
 //

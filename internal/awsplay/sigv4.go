@@ -87,8 +87,8 @@ func (v verifier) header(r *http.Request, body []byte) error {
 	return v.compare(r, c, date, query, hash)
 }
 
-// presigned verifies a request whose signature is in its query, without a body.
-func (v verifier) presigned(r *http.Request) error {
+// presigned verifies a request whose signature is in its query, without a body, for longest seconds at most.
+func (v verifier) presigned(r *http.Request, longest int) error {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil || query.Get("X-Amz-Algorithm") != algorithm || r.Header.Get("Authorization") != "" {
 		return errUnsigned
@@ -107,7 +107,7 @@ func (v verifier) presigned(r *http.Request) error {
 		return err
 	}
 	expires, err := strconv.Atoi(query.Get("X-Amz-Expires"))
-	if err != nil || expires < 1 || expires > maxExpires {
+	if err != nil || expires < 1 || expires > longest {
 		return fmt.Errorf("%w: X-Amz-Expires", errUnsigned)
 	}
 	switch {

@@ -135,7 +135,7 @@ func presignedRequest(t testing.TB, query url.Values) *http.Request {
 
 func TestPresignedSignature(t *testing.T) {
 	good := url.Values{"privateIpAddress": {"10.0.0.5"}, "remotePort": {"22"}, "X-Amz-Expires": {"60"}}
-	if err := testVerifier().presigned(presignedRequest(t, good)); err != nil {
+	if err := testVerifier().presigned(presignedRequest(t, good), maxExpires); err != nil {
 		t.Fatalf("a good one: %v", err)
 	}
 	query := func(old, replacement string) func(*http.Request, *verifier) {
@@ -175,7 +175,7 @@ func TestPresignedSignature(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r, v := presignedRequest(t, good), testVerifier()
 			test.change(r, &v)
-			if err := v.presigned(r); !errors.Is(err, test.want) {
+			if err := v.presigned(r, maxExpires); !errors.Is(err, test.want) {
 				t.Errorf("got %v, want %v", err, test.want)
 			}
 		})
@@ -183,7 +183,7 @@ func TestPresignedSignature(t *testing.T) {
 	// The life has to be signed with the rest: added afterwards it is refused.
 	late := presignedRequest(t, url.Values{"remotePort": {"22"}})
 	late.URL.RawQuery += "&X-Amz-Expires=60"
-	if err := testVerifier().presigned(late); !errors.Is(err, errMismatch) {
+	if err := testVerifier().presigned(late, maxExpires); !errors.Is(err, errMismatch) {
 		t.Errorf("X-Amz-Expires after signing: %v", err)
 	}
 }
@@ -197,7 +197,7 @@ func FuzzVerify(f *testing.F) {
 	f.Fuzz(func(t *testing.T, query, authorization string, body []byte) {
 		r := good.Clone(t.Context())
 		r.URL.RawQuery = query
-		if err := testVerifier().presigned(r); err == nil && !sameQuery(query, good.URL.RawQuery) {
+		if err := testVerifier().presigned(r, maxExpires); err == nil && !sameQuery(query, good.URL.RawQuery) {
 			t.Errorf("taken: %q", query)
 		}
 		r = signed.Clone(t.Context())

@@ -37,7 +37,7 @@ func (s *Server) serveTunnel(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	who := s.caller(r)
-	if err := s.verifier("ec2-instance-connect", who).presigned(r); err != nil {
+	if err := s.verifier("ec2-instance-connect", who).presigned(r, maxExpires); err != nil {
 		tellTunnel(w, jsonDenial(err))
 		return
 	}

@@ -46,26 +46,26 @@ type Config struct {
 	Faults  error
 	Version string
 
-	Listen, AdminListen, PprofListen            string                    // host:port, unix:/PATH or systemd[:NAME]; empty, of the last two: none
-	ListenMode                                  fs.FileMode               // of the sockets of unix:/PATH
-	Sockets                                     map[string][]net.Listener // those that systemd has passed, by name
-	TLS                                         TLSFiles                  // of Listen; empty: no TLS
-	Tracing                                     bool                      // spans go where the OTEL_* variables say
-	ProxyProtocol                               bool                      // trusted proxies begin with a PROXY header
-	DatabaseURL, WorkspacesFile, WorkspaceQuery string
-	DatabaseMaxConns                            int           // 0: 10
-	AuditRetention                              time.Duration // 0: for ever
-	TicketJWKS, TicketIssuer, TicketAudience    string
-	TicketMaxTTL                                time.Duration
-	Limits                                      store.Limits
-	DrainTimeout                                time.Duration
-	Shells                                      []string
-	KeepDetached                                bool
-	WithoutDocker                               bool // no engine is asked for, nor for its state
-	RemoteTarget, EICETunnel                    string
-	EICEOSUser, EICEEndpointID                  string
-	Environ                                     []string // the environment of the AWS CLI, if EICETunnel is aws-cli
-	Timing                                      runner.Timing
+	Listen, AdminListen, PprofListen                             string                    // host:port, unix:/PATH or systemd[:NAME]; empty, of the last two: none
+	ListenMode                                                   fs.FileMode               // of the sockets of unix:/PATH
+	Sockets                                                      map[string][]net.Listener // those that systemd has passed, by name
+	TLS                                                          TLSFiles                  // of Listen; empty: no TLS
+	Tracing                                                      bool                      // spans go where the OTEL_* variables say
+	ProxyProtocol                                                bool                      // trusted proxies begin with a PROXY header
+	DatabaseURL, DatabaseURLFile, WorkspacesFile, WorkspaceQuery string
+	DatabaseMaxConns                                             int           // 0: 10
+	AuditRetention                                               time.Duration // 0: for ever
+	TicketJWKS, TicketIssuer, TicketAudience                     string
+	TicketMaxTTL                                                 time.Duration
+	Limits                                                       store.Limits
+	DrainTimeout                                                 time.Duration
+	Shells                                                       []string
+	KeepDetached                                                 bool
+	WithoutDocker                                                bool // no engine is asked for, nor for its state
+	RemoteTarget, EICETunnel                                     string
+	EICEOSUser, EICEEndpointID                                   string
+	Environ                                                      []string // the environment of the AWS CLI, if EICETunnel is aws-cli
+	Timing                                                       runner.Timing
 
 	Listener net.Listener                              // nil: Run listens at Listen and AdminListen
 	Front    func(terminals http.Handler) http.Handler // the handler of Listener
@@ -92,12 +92,12 @@ func (c *Config) OpenKeys() (*ticket.Keys, error) {
 }
 
 // OpenStore opens the store without a connection to the database. The caller closes the
-// store. It is nil if DatabaseURL and WorkspacesFile are both empty, a fault.
+// store. It is nil if DatabaseURL, DatabaseURLFile and WorkspacesFile are all empty, a fault.
 func (c *Config) OpenStore(ctx context.Context) (Store, error) {
 	switch {
-	case c.DatabaseURL == "" && c.WorkspacesFile == "":
+	case c.DatabaseURL == "" && c.DatabaseURLFile == "" && c.WorkspacesFile == "":
 		return nil, nil
-	case c.DatabaseURL != "":
+	case c.WorkspacesFile == "":
 		var kinds []store.Kind
 		for _, p := range c.Places {
 			kinds = append(kinds, store.Kind{Name: p.Name, Column: p.Column})
@@ -106,7 +106,7 @@ func (c *Config) OpenStore(ctx context.Context) (Store, error) {
 			kinds = append(kinds, store.Kind{Name: own.name, Column: own.column})
 		}
 		shared, err := store.OpenPostgres(store.PostgresConfig{
-			URL: c.DatabaseURL, WorkspaceQuery: c.WorkspaceQuery, Limits: c.Limits, Logger: c.Log, Kinds: kinds,
+			URL: c.DatabaseURL, URLFile: c.DatabaseURLFile, Token: DatabaseToken, WorkspaceQuery: c.WorkspaceQuery, Limits: c.Limits, Logger: c.Log, Kinds: kinds,
 			MaxConns: c.DatabaseMaxConns, Retention: c.AuditRetention,
 		})
 		if err != nil {

@@ -27,10 +27,9 @@ import (
 // a peer that is gone without a word (a cut cable, a dropped NAT entry) the call returns minutes later, when TCP gives
 // up. Here the context's deadline is put on the socket instead, which also spares a goroutine for every statement.
 type connector struct {
-	cfg   pq.Config
+	from  source
 	ours  map[string]string // what a session is to have set besides what the URL states
 	bare  atomic.Bool       // a pooler refuses that
-	named bool              // statements may be kept on the server, by name
 	query string            // the operator's
 	// timeout bounds Connect by itself: when database/sql replaces a broken connection that others wait for, it does so in
 	// its own goroutine, with a context that has no deadline.
@@ -39,10 +38,8 @@ type connector struct {
 	retired atomic.Int64
 }
 
-func newConnector(cfg pq.Config, ours map[string]string, query string, timeout time.Duration) *connector {
-	c := &connector{cfg: cfg, ours: ours, named: !cfg.BinaryParameters, query: query, timeout: timeout}
-	c.cfg.BinaryParameters = true // one round trip, and so one server of a pooler's, for a statement without a name
-	return c
+func newConnector(from source, ours map[string]string, query string, timeout time.Duration) *connector {
+	return &connector{from: from, ours: ours, query: query, timeout: timeout}
 }
 
 func (c *connector) Driver() driver.Driver { return &pq.Driver{} }
@@ -59,16 +56,24 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 }
 
 func (c *connector) connect(ctx context.Context, bare bool) (driver.Conn, error) {
-	cfg := c.cfg.Clone()
+	reading, cancel := context.WithTimeout(ctx, c.timeout)
+	_, cfg, err := c.from.read(reading)
+	cancel()
+	if err != nil {
+		return nil, fmt.Errorf("connecting: %w", err)
+	}
+	named := !cfg.BinaryParameters // statements may be kept on the server, by name
+	cfg.BinaryParameters = true    // one round trip, and so one server of a pooler's, for a statement without a name
 	if !bare {
-		cfg.Runtime = maps.Clone(c.ours)
-		maps.Copy(cfg.Runtime, c.cfg.Runtime) // what the URL states, wins
+		runtime := maps.Clone(c.ours)
+		maps.Copy(runtime, cfg.Runtime) // what the URL states, wins
+		cfg.Runtime = runtime
 	}
 	connector, err := pq.NewConnectorConfig(cfg)
 	if err != nil {
 		return nil, err
 	}
-	d := &dialer{until: time.Now().Add(c.timeout), hosts: 1 + len(c.cfg.Multi)}
+	d := &dialer{until: time.Now().Add(c.timeout), hosts: 1 + len(cfg.Multi)}
 	if t, ok := ctx.Deadline(); ok && t.Before(d.until) {
 		d.until = t
 	}
@@ -81,7 +86,7 @@ func (c *connector) connect(ctx context.Context, bare bool) (driver.Conn, error)
 	conn := &conn{Conn: pc, socket: d.last, of: c, retired: retired}
 	if pooled, err := isPooled(ctx, pc); err != nil {
 		return nil, errors.Join(fmt.Errorf("connecting: %w", err), conn.Close())
-	} else if c.named && !pooled {
+	} else if named && !pooled {
 		conn.prepared = map[string]statement{}
 	}
 	return conn, nil

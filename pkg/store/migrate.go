@@ -31,7 +31,12 @@ const lockSQL = `LOCK TABLE termgw.schema_migrations IN SHARE ROW EXCLUSIVE MODE
 // locks the record of what is applied: a lock that only roles with rights to the record can hold. Nothing outside the schema
 // is touched, which is made only if it is not there: a role that may not create one can be given it.
 func Migrate(ctx context.Context, url string, waiting func()) (applied []string, err error) {
-	_, cfg, err := parseURL(url)
+	return PostgresConfig{URL: url}.Migrate(ctx, waiting)
+}
+
+// Migrate does what the function Migrate does, in the database of URL, URLFile and Token.
+func (c PostgresConfig) Migrate(ctx context.Context, waiting func()) (applied []string, err error) {
+	_, cfg, err := c.source().read(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,12 @@ import (
 type PostgresConfig struct {
 	// URL is a postgres:// URL or a key=value string; state sslmode in it (lib/pq's own default is require, which
 	// encrypts but checks no certificate).
+	// An option aws_iam=true of a postgres:// URL has Token give the password, for the region aws_region.
 	URL string
+	// URLFile is a file with the URL, instead of URL. It is read anew for each connection.
+	URLFile string
+	// Token gives passwords for aws_iam. Nil: such a URL is refused.
+	Token Token
 	// WorkspaceQuery reads the row of the workspace whose id is $1: the columns instance_id and name, and optionally id,
 	// container, region, os_user, host_key, remote_target, role_arn, endpoint_id and source_identity. NULL is read as empty. The id is the row's own, whatever
 	// spelling of it $1 is, and the query must find the row by it. Default: DefaultWorkspaceQuery.
@@ -69,7 +74,7 @@ type Postgres struct {
 	db           *sql.DB
 	conns        chan struct{} // one for each of the pool's that is in use
 	waits        waits         // for one of them
-	url          string
+	from         source
 	timeout      time.Duration
 	limits       Limits
 	retention    time.Duration
@@ -114,7 +119,7 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	url, cfg, urlErr := parseURL(c.URL)
+	_, _, urlErr := c.source().parse()
 	query, queryErr := workspaceQuery(c.WorkspaceQuery)
 	if queryErr != nil {
 		queryErr = fmt.Errorf("workspace query: %w", queryErr)
@@ -129,7 +134,7 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 	}
 	operators := fmt.Sprintf(operatorsSQL, query)
 
-	db := sql.OpenDB(newConnector(cfg, ours, query, c.Timeout))
+	db := sql.OpenDB(newConnector(c.source(), ours, query, c.Timeout))
 	db.SetMaxOpenConns(c.MaxConns)
 	db.SetMaxIdleConns(c.MaxConns)
 	db.SetConnMaxIdleTime(connIdle)
@@ -141,7 +146,7 @@ func OpenPostgres(c PostgresConfig) (*Postgres, error) {
 	return &Postgres{
 		db:        db,
 		conns:     make(chan struct{}, c.MaxConns),
-		url:       url,
+		from:      c.source(),
 		timeout:   c.Timeout,
 		limits:    c.Limits,
 		retention: c.Retention,

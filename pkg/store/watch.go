@@ -3,13 +3,11 @@ package store
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
 	"math"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,12 +17,15 @@ import (
 
 const (
 	revocationChannel = "termgw_revocations" // 0002_replicas.sql
+	// noticeChannel is for notices that gateways send to see whether any arrive. One of them is enough for all: each wakes the server's
+	// process of every gateway, so the notices of each to itself would cost the server as much as the square of their number.
+	noticeChannel = "termgw_notices"
 	// watchPoll is how often the orders are read although nobody notified, and the listening connection is asked for a sign
 	// of life: it bounds what a proxy that swallows notifications can do.
 	watchPoll = 5 * time.Second
 	// watchRetry is how soon orders that could not be read are asked for again.
 	watchRetry = 500 * time.Millisecond
-	// watchDeaf is how long a notice to oneself may take, a little less than three of them.
+	// watchDeaf is how long a notice may take, a little less than three of them.
 	watchDeaf = 2*watchPoll + watchPoll/2
 	// watchStale is when a connection that says nothing is given up, and orders that were not read are worth a warning.
 	watchStale      = 3 * watchPoll
@@ -81,8 +82,8 @@ var (
 	errDeaf   = errors.New("the database takes LISTEN, but what is listened for does not arrive: is a pooler in transaction mode before it?")
 )
 
-// watchHealth is what is known of the connection that listens, and of reading. That a notification arrives is known from those
-// of our own: a pooler, or a server that is no longer the one that is written to, takes a LISTEN too.
+// watchHealth is what is known of the connection that listens, and of reading. That a notification arrives is known from
+// notices of gateways: a pooler, or a server that is no longer the one that is written to, takes a LISTEN too.
 type watchHealth struct {
 	since time.Time // the store's beginning
 
@@ -91,6 +92,7 @@ type watchHealth struct {
 	listenErr error
 	asked     time.Time // when the first notice was sent that was not heard; zero: none
 	heard     bool      // one, since the connection was made
+	heardAt   time.Time // the last of those
 	deaf      bool      // the last connection was, and no other has heard since
 	read      time.Time // when the orders were last read
 	readErr   error
@@ -100,7 +102,7 @@ func (h *watchHealth) event(e pq.ListenerEventType, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.connected = e == pq.ListenerEventConnected || e == pq.ListenerEventReconnected
-	h.listenErr, h.asked, h.heard = err, time.Time{}, false
+	h.listenErr, h.asked, h.heard, h.heardAt = err, time.Time{}, false, time.Time{}
 }
 
 func (h *watchHealth) refused(err error) {
@@ -129,10 +131,17 @@ func (h *watchHealth) hears(now time.Time) (connected, deaf bool) {
 	return h.connected, false
 }
 
-func (h *watchHealth) hear() {
+// quiet reports whether no notice was heard for so long that one is to be sent.
+func (h *watchHealth) quiet(now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.listenErr, h.asked, h.heard, h.deaf = nil, time.Time{}, true, false
+	return now.Sub(h.heardAt) >= watchPoll/2
+}
+
+func (h *watchHealth) hear(now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.listenErr, h.asked, h.heard, h.heardAt, h.deaf = nil, time.Time{}, true, now, false
 }
 
 // hasRead reports whether the outcome is another than the last one's.
@@ -202,16 +211,10 @@ func (p *Postgres) OrdersAge() time.Duration {
 func (p *Postgres) Watch(ctx context.Context, cut func(order Revocation, sessions []string)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var keeper sync.WaitGroup
-	e := ear{
-		Postgres: p, dialer: &listenDialer{ctx: ctx, timeout: p.timeout}, self: "termgw_" + strings.ToLower(rand.Text()),
-		wake: make(chan struct{}, 1), again: make(chan struct{}, 1),
-	}
-	listener := pq.NewDialListener(e.dialer, p.url, reconnectAfter, reconnectAtMost, e.event)
-	keeper.Go(func() { e.hear(listener.Notify) })
-	keeper.Go(func() { e.keep(ctx, listener) })
+	e := ear{Postgres: p, wake: make(chan struct{}, 1), again: make(chan struct{}, 1)}
+	keeper.Go(func() { e.listen(ctx) })
 	defer func() {
-		cancel() // ends the connection, so that nothing below waits for it
-		_ = listener.Close()
+		cancel()
 		keeper.Wait()
 	}()
 
@@ -244,9 +247,52 @@ func (p *Postgres) Watch(ctx context.Context, cut func(order Revocation, session
 type ear struct {
 	*Postgres
 	dialer *listenDialer
-	self   string        // the channel of notices to itself
 	wake   chan struct{} // of capacity 1: there may be revocations to read
 	again  chan struct{} // of capacity 1: the connection is another
+	told   bool          // that nothing arrives
+}
+
+// listen has a connection listen until ctx ends. lib/pq's listener connects again by the URL that it was given: when it cannot, and
+// the URL is another by now, another listener takes its place.
+func (e *ear) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		dsn, _, err := e.from.read(ctx)
+		if err != nil {
+			e.watch.refused(unavailable("listening for revocations", err))
+			select {
+			case <-ctx.Done():
+			case <-time.After(watchPoll):
+			}
+			continue
+		}
+		connecting, cancel := context.WithCancel(ctx)
+		e.dialer = &listenDialer{ctx: connecting, timeout: e.timeout}
+		var parts sync.WaitGroup
+		listener := pq.NewDialListener(e.dialer, dsn, reconnectAfter, reconnectAtMost, e.event)
+		parts.Go(func() { e.hear(listener.Notify) })
+		parts.Go(func() { e.keep(connecting, listener) })
+		e.awaitOther(ctx, dsn)
+		cancel() // ends the connection, so that nothing below waits for it
+		_ = listener.Close()
+		parts.Wait()
+	}
+}
+
+// awaitOther returns when ctx ends, or when there is no connection and the URL is another than dsn.
+func (e *ear) awaitOther(ctx context.Context, dsn string) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(watchPoll):
+		}
+		if connected, _ := e.watch.hears(e.now()); connected {
+			continue
+		}
+		if now, _, err := e.from.read(ctx); err == nil && now != dsn {
+			return
+		}
+	}
 }
 
 func wake(c chan<- struct{}) {
@@ -267,18 +313,18 @@ func (e *ear) event(event pq.ListenerEventType, err error) {
 // hear takes notifications until lib/pq's goroutine has ended, which closes them. After a new connection one is nil.
 func (e *ear) hear(notifications <-chan *pq.Notification) {
 	for n := range notifications {
-		if n != nil && n.Channel == e.self {
-			e.watch.hear()
+		if n != nil && n.Channel == noticeChannel {
+			e.watch.hear(e.now())
 		} else {
 			wake(e.wake)
 		}
 	}
 }
 
-// keep has the connection listen, and from then on sends notices to itself and asks for a sign of life. All of that may
+// keep has the connection listen, and from then on sends notices where none come and asks for a sign of life. All of that may
 // wait for an answer. That the connection broke is the listener's to find; one on which nothing can arrive is given up for another.
 func (e *ear) keep(ctx context.Context, l *pq.Listener) {
-	channels, told := []string{revocationChannel, e.self}, false
+	channels := []string{revocationChannel, noticeChannel}
 	for {
 		for len(channels) > 0 {
 			if err := l.Listen(channels[0]); err != nil && !errors.Is(err, pq.ErrChannelAlreadyOpen) {
@@ -296,12 +342,12 @@ func (e *ear) keep(ctx context.Context, l *pq.Listener) {
 			again = e.again
 			switch connected, deaf := e.watch.hears(e.now()); {
 			case deaf:
-				if !told {
+				if !e.told {
 					e.log.Warn("revocations do not arrive at once", "err", errDeaf)
 				}
-				told = true
+				e.told = true
 				e.dialer.hangUp()
-			case connected && e.one(ctx, `SELECT pg_notify($1, '')`, []any{e.self}) == nil:
+			case connected && e.watch.quiet(e.now()) && e.one(ctx, `SELECT pg_notify($1, '')`, []any{noticeChannel}) == nil:
 				e.watch.sent(e.now())
 			}
 		}
