@@ -80,8 +80,10 @@ func prepare(outer string) error {
 			return err
 		}
 	}
-	if err := mount("tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"); err != nil {
-		return err
+	for _, dir := range []string{"/dev/shm", "/var/tmp"} {
+		if err := mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"); err != nil {
+			return err
+		}
 	}
 	// /proc shows the sandbox's processes. Settings of the whole machine are read-only, those of the network are the sandbox's.
 	if err := mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
