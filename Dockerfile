@@ -33,6 +33,7 @@ ARG DATE
 ARG TARGETARCH
 ENV GOARCH=${TARGETARCH}
 # As `make build` does it: the same source and the same Go give the same bytes, in here and outside.
+RUN scripts/keeper
 RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false \
         -ldflags "-s -w -X main.version=${VERSION} -X main.commit=${COMMIT} -X main.date=${DATE}" \
         -o /usr/local/bin/termgw ./cmd/termgw

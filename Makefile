@@ -14,7 +14,7 @@ FUZZTIME ?= 100000x
 
 export GO
 
-# The page is embedded, so it is built before the program.
+# The page and the keeper are embedded, so they are built before the program.
 .NOTPARALLEL:
 
 .PHONY: help
@@ -25,8 +25,12 @@ help: ## list the targets
 demo: web build ## run everything in one process on this machine, and open a shell in the browser
 	@exec bin/termgw demo $(DEMO_ARGS)
 
+.PHONY: keeper
+keeper: # the program that holds terminals on instances
+	@scripts/keeper
+
 .PHONY: build
-build: ## build bin/termgw, with the page in it when `make web` has built one
+build: keeper ## build bin/termgw, with the page in it when `make web` has built one
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o bin/termgw \
 		-ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)' ./cmd/termgw
 
@@ -69,8 +73,9 @@ test: ## run the tests; what this machine lacks is installed as root, or skipped
 define test_phases
 setup:
 web:
-test-go: setup web
-build: web
+keeper:
+test-go: setup web keeper
+build: web keeper
 test-web: setup web build
 test-bench: setup web
 endef
@@ -145,13 +150,14 @@ check: ## what CI runs: nothing is skipped, plus the linters, the race detector 
 define check_phases
 setup:
 web:
+keeper:
 workspace-image: setup
-test-race: setup web workspace-image
+test-race: setup web keeper workspace-image
 lint-go: web
-build: web
+build: web keeper
 aws-cli: setup
 test-web: setup web build workspace-image
-image-test: setup web workspace-image
+image-test: setup web keeper workspace-image
 test-bench: setup web
 test-plain:
 lint-page: web

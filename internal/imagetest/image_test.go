@@ -65,7 +65,7 @@ func TestImage(t *testing.T) {
 func buildOutside(t *testing.T, program, arch string) {
 	t.Helper()
 	outside := t.TempDir()
-	for _, name := range []string{"Makefile", "go.mod", "go.sum", "cmd", "internal", "pkg", "web/embed.go", "web/dist/.gitkeep"} {
+	for _, name := range []string{"Makefile", "go.mod", "go.sum", "cmd", "internal", "pkg", "web/embed.go", "web/dist/.gitkeep", "scripts/keeper"} {
 		to := filepath.Join(outside, name)
 		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 			t.Fatal(err)
