@@ -52,7 +52,7 @@ func gone(dir string) bool {
 func TestAWSCLI(t *testing.T) {
 	t.Parallel()
 	p := newPlatform(t)
-	aws := p.newCloud(t, env.Docker(t))
+	aws := p.newPlainCloud(t, env.Docker(t))
 	p.onInstance(t, aws, "ws")
 	container := newBox(t, env.Docker(t), "ws")
 	g := p.serve(t, aws.awsCLI(t)...)

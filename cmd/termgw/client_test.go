@@ -52,6 +52,7 @@ type message struct {
 	Type, Message, Session, Workspace, Target, Mode, Signal, Detail string
 	Code                                                            any
 	Retryable                                                       bool
+	Tunnel                                                          int64
 	Cols, Rows                                                      int
 	Resumed                                                         bool
 	Output, Input                                                   int

@@ -463,13 +463,14 @@ func brokenSetUps(t *testing.T) []broken {
 		},
 		{what: "The login shell is `tcsh`", sshd: &testenv.SSHDConfig{Shell: tcsh}},
 		{
-			what: "`PermitTTY no` in sshd's configuration", sshd: withLines("PermitTTY no"),
+			what: "`PermitTTY no` in sshd's configuration, where no keeper can be", sshd: &testenv.SSHDConfig{Lines: []string{"PermitTTY no"}, Commands: noKeeper},
 			step: "account account", cause: "sshd gives the account no terminal", fix: "PermitTTY yes",
 		},
 		{what: "`MaxSessions 0` in sshd's configuration", sshd: withLines("MaxSessions 0"), step: "account ssh_sessions", cause: "the instance's sshd opens no session", fix: "Check MaxSessions"},
 		{what: "`MaxSessions 1` in sshd's configuration", sshd: withLines("MaxSessions 1")},
 		{what: "The instance lacks `setsid`", sshd: withCommand("setsid", ""), says: "not there, and not needed: setsid"},
-		{what: "The instance lacks `ss`", sshd: withCommand("ss", ""), says: "no ss: where a gateway dies and its tunnel stays open"},
+		{what: "The instance lacks `sha256sum`", sshd: &testenv.SSHDConfig{Commands: noKeeper}, says: "terminals end with AWS's hour, since nothing holds them on the instance: there is no sha256sum command"},
+		{what: "The instance lacks `sha256sum` and `ss`", sshd: &testenv.SSHDConfig{Commands: map[string]string{"sha256sum": "", "ss": ""}}, says: "no ss: where a gateway dies and its tunnel stays open"},
 		{what: "The instance lacks `timeout`", sshd: withCommand("timeout", ""), says: "not there, and not needed: timeout"},
 
 		// Docker and the container.

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/molecule-ai/termgw/internal/keeper/program"
 	"github.com/molecule-ai/termgw/pkg/eice"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/runner/instance"
@@ -106,6 +107,7 @@ func (c *Config) openInstanceKind(ctx context.Context, parts placeParts, steps *
 		},
 		HostKeys: parts.shared, OSUser: c.EICEOSUser, Target: c.RemoteTarget,
 		Shells: c.Shells, KeepDetached: c.KeepDetached, Swept: parts.swept, Timing: c.Timing,
+		Keepers: sync.OnceValues(program.Embedded),
 	})
 }
 

@@ -149,6 +149,13 @@ func (s *Session) Expect(tb testing.TB, text string) {
 	}
 }
 
+// Output returns all output so far. It is not to be changed.
+func (s *Session) Output() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.Out
+}
+
 // Rest waits for the end of the output, and returns the output that Expect has not passed.
 func (s *Session) Rest(tb testing.TB) []byte {
 	tb.Helper()

@@ -31,6 +31,7 @@ type Ready struct {
 	IdleTimeout time.Duration
 	MaxSession  time.Duration
 	Resume      time.Duration // how long the shell waits for its person; 0: it does not
+	Tunnel      time.Time     // when AWS cuts the terminal's tunnel, and the terminal with it; zero: the terminal outlives it
 	resumed     bool
 }
 
@@ -67,6 +68,10 @@ func encodeReady(r Ready, at session.Resumed) []byte {
 	if r.Resume > 0 || r.resumed {
 		comes = &resume{int64(r.Resume / time.Second), r.resumed, at.Output, at.Input}
 	}
+	var tunnel int64
+	if !r.Tunnel.IsZero() {
+		tunnel = max(int64(time.Until(r.Tunnel)/time.Second), 1)
+	}
 	return encode(struct {
 		Type        string `json:"type"`
 		Session     string `json:"session"`
@@ -76,10 +81,11 @@ func encodeReady(r Ready, at session.Resumed) []byte {
 		Window      int    `json:"window"`
 		IdleTimeout int64  `json:"idle_timeout"`
 		MaxSession  int64  `json:"max_session"`
+		Tunnel      int64  `json:"tunnel,omitempty"` // seconds until AWS cuts it
 		*resume
 	}{
 		"ready", r.Session, r.Workspace, r.Target, r.Mode, initialWindow,
-		int64(r.IdleTimeout / time.Second), int64(r.MaxSession / time.Second), comes,
+		int64(r.IdleTimeout / time.Second), int64(r.MaxSession / time.Second), tunnel, comes,
 	})
 }
 

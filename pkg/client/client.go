@@ -76,6 +76,7 @@ type Ready struct {
 	// Limits of the session; 0: none.
 	IdleTimeout time.Duration // the longest time without input
 	MaxSession  time.Duration // the longest life
+	Tunnel      time.Duration // the time until AWS cuts the way to the instance, which ends the terminal; 0: the terminal outlives it
 
 	// Resume is how long the shell waits for its person when this connection is lost; 0: it
 	// does not. Output and Input are 0 in a new shell that does not wait.

@@ -106,6 +106,7 @@ func (c *Conn) receiveControl(r io.Reader) error {
 		Mode        string `json:"mode"`
 		IdleTimeout int64  `json:"idle_timeout"`
 		MaxSession  int64  `json:"max_session"`
+		Tunnel      int64  `json:"tunnel"`
 		Resume      int64  `json:"resume"`
 		Resumed     bool   `json:"resumed"`
 		Output      int64  `json:"output"`
@@ -125,7 +126,7 @@ func (c *Conn) receiveControl(r io.Reader) error {
 	case "ready":
 		c.open(Ready{
 			Session: m.Session, Workspace: m.Workspace, Target: m.Target, Mode: m.Mode,
-			IdleTimeout: seconds(m.IdleTimeout), MaxSession: seconds(m.MaxSession),
+			IdleTimeout: seconds(m.IdleTimeout), MaxSession: seconds(m.MaxSession), Tunnel: seconds(m.Tunnel),
 			Resume: seconds(m.Resume), Resumed: m.Resumed, Output: max(m.Output, 0), Input: max(m.Input, 0),
 		})
 	case "pong":

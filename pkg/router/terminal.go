@@ -45,6 +45,7 @@ type request struct {
 	sized       bool                          // the query has a size
 	claims      ticket.Claims                 // of the ticket that opened the session: issuer, subject and workspace
 	longest     time.Duration                 // the session's longest life
+	tunnelEnds  time.Time                     // when its tunnel is cut, and the session with it; zero: never
 	resume      time.Duration                 // how long the session waits for its person, at most
 	passing     store.Holder                  // of the session, for other replicas
 	tries       tries                         // to come back to the session
@@ -330,6 +331,9 @@ func (req *request) open(ctx context.Context, ws *bridge.Socket, claims ticket.C
 		Size: size, IdleTimeout: req.IdleTimeout, MaxSession: req.longest, Resume: req.resume,
 		Budget: req.budget, Holder: claims.Subject, Count: req.countFirst(), Over: req.waitsOver,
 	})
+	if t, ok := term.(terminal.Expiring); ok {
+		req.tunnelEnds = t.Expires()
+	}
 	req.socket.Store(ws)
 	req.tries.last = req.comeback.by
 	bridge.New(ws, req.session, req.clientOptions(ws, claims))
@@ -350,7 +354,7 @@ func (req *request) clientOptions(ws *bridge.Socket, claims ticket.Claims) bridg
 	o := bridge.Options{
 		Ready: bridge.Ready{
 			Session: req.id, Workspace: req.workspaceID, Target: req.target, Mode: string(claims.Mode),
-			IdleTimeout: req.IdleTimeout, MaxSession: req.longest, Resume: min(claims.Resume, req.resume),
+			IdleTimeout: req.IdleTimeout, MaxSession: req.longest, Resume: min(claims.Resume, req.resume), Tunnel: req.tunnelEnds,
 		},
 		PingInterval: req.PingInterval, RTT: req.Metrics.rtt, Backlog: req.Metrics.backlogged,
 	}

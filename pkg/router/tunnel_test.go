@@ -39,7 +39,11 @@ func (s tunneled) Start(ctx context.Context, target runner.Target, size terminal
 func TestTunnelExpires(t *testing.T) {
 	g := open(t, func(c *Config) { c.Places[0].Kind = tunneled{Kind: c.Places[0].Kind, life: 2 * time.Second} })
 	p := g.ask(t, requestFor("far", g.ticket("far"), v1))
-	id, _ := p.message("ready")["session"].(string)
+	ready := p.message("ready")
+	id, _ := ready["session"].(string)
+	if ready["tunnel"] != 1.0 {
+		t.Errorf("ready is %v", ready)
+	}
 	if m := p.message("notice"); m["code"] != "tunnel_expired" || m["seconds"] != 1.0 {
 		t.Errorf("told %v", m)
 	}

@@ -37,6 +37,8 @@ type Timing struct {
 	// tells it of a tunnel that only went silent while the gateway died. So the gateway sends something every Renew, and
 	// may be stopped for a minute. Whole seconds, 5 s and 90 s.
 	Renew, Lease time.Duration
+	// Cross is how long before the end of a tunnel its terminals go over to another; 3 min.
+	Cross time.Duration
 }
 
 // Patience is how long a gateway hears nothing of an instance before it gives the connection up; 82 s. The gateway gives up
@@ -58,5 +60,6 @@ func (t Timing) WithDefaults() Timing {
 	t.Silent = cmp.Or(t.Silent, 5*time.Second)
 	t.Renew = cmp.Or(t.Renew, 5*time.Second)
 	t.Lease = cmp.Or(t.Lease, 90*time.Second)
+	t.Cross = cmp.Or(t.Cross, 3*time.Minute)
 	return t
 }

@@ -90,8 +90,12 @@ func inSeconds(d time.Duration) string {
 
 func roundSeconds(d time.Duration) int64 { return int64((d + time.Second/2) / time.Second) }
 
-// silenceLead is how long a terminal is silent when the owner is told; half of the limit where that is shorter.
-const silenceLead = 15 * time.Second
+// silenceLead is how long a terminal is silent when the owner is told, and lostLead how long its connection is lost; half of
+// the limit where that is shorter.
+const (
+	silenceLead = 15 * time.Second
+	lostLead    = time.Second
+)
 
 // silence announces that the terminal's connection is silent, and that the connection is back.
 type silence struct {
@@ -101,8 +105,12 @@ type silence struct {
 
 // due returns the notice that is due, if any, and when to ask again.
 func (q *silence) due(now time.Time) (notice *Notice, next time.Time) {
-	lasts, limit := q.term.Silence()
-	lead := min(silenceLead, limit/2)
+	silence := q.term.Silence()
+	lasts, limit, lead := silence.Lasts, silence.Limit, silenceLead
+	if silence.Lost {
+		lead = lostLead
+	}
+	lead = min(lead, limit/2)
 	switch {
 	case lasts >= lead && !q.told:
 		notice = &Notice{"reconnecting", limit - lasts, fmt.Sprintf("Nothing comes from this workspace: this terminal waits for it for up to %s. What you type is kept.", inSeconds(limit-lasts))}
@@ -162,7 +170,9 @@ func (s *Session) startLifetime() {
 			limit.restart(now)
 		}
 	}
-	l.silence.term, _ = s.term.(terminal.Silent)
+	if l.silence.term, _ = s.term.(terminal.Silent); l.silence.term != nil {
+		l.silence.term.OnLost(s.hurry)
+	}
 	l.started = true
 	if len(l.limits) > 0 || l.silence.term != nil {
 		l.alarm.ring(0)
@@ -181,6 +191,15 @@ func (s *Session) Warn(code, message string, left time.Duration) {
 	end.restart(time.Now())
 	s.life.limits = append(s.life.limits, end)
 	if s.life.started {
+		s.life.alarm.ring(0)
+	}
+}
+
+// hurry looks again at what is to be announced.
+func (s *Session) hurry() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.over {
 		s.life.alarm.ring(0)
 	}
 }

@@ -62,25 +62,37 @@ type quietTerm struct {
 	*pipe
 	limit time.Duration
 
-	mu    sync.Mutex
-	since time.Time // zero: the connection is not silent
+	mu     sync.Mutex
+	since  time.Time // zero: the connection is not silent
+	lost   bool
+	onLost func()
 }
 
-func (q *quietTerm) Silence() (lasts, limit time.Duration) {
+func (q *quietTerm) Silence() terminal.Silence {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.since.IsZero() {
-		return 0, q.limit
+		return terminal.Silence{Limit: q.limit}
 	}
-	return time.Since(q.since), q.limit
+	return terminal.Silence{Lasts: time.Since(q.since), Limit: q.limit, Lost: q.lost}
 }
+
+func (q *quietTerm) OnLost(do func()) { q.onLost = do }
 
 func (q *quietTerm) speak(speaks bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.since = time.Now(); speaks {
-		q.since = time.Time{}
+		q.since, q.lost = time.Time{}, false
 	}
+}
+
+// lose loses the connection.
+func (q *quietTerm) lose() {
+	q.mu.Lock()
+	q.since, q.lost = time.Now(), true
+	q.mu.Unlock()
+	q.onLost()
 }
 
 // toldOwner is an owner that keeps the notices.
@@ -136,6 +148,18 @@ func TestSilenceIsTold(t *testing.T) {
 				time.Sleep(time.Second)
 				wants("reconnected")
 			}
+			// Of a connection that is lost nobody waits to hear.
+			term.lose()
+			time.Sleep(lostLead / 2)
+			term.speak(true) // another was there at once
+			time.Sleep(time.Hour)
+			wants()
+			term.lose()
+			time.Sleep(lostLead)
+			wants("reconnecting")
+			term.speak(true)
+			time.Sleep(time.Second)
+			wants("reconnected")
 			term.quit(0)
 			running.Wait()
 			s.Join()

@@ -50,11 +50,20 @@ type Terminal interface {
 	Wait() (Exit, error)
 }
 
-// Silent is a Terminal whose connection may go silent and come back.
+// Silent is a Terminal whose connection may go silent, or be lost, and come back.
 type Silent interface {
-	// Silence returns how long nothing has come over the connection although something should have, and how long the
-	// connection may be silent before the terminal fails.
-	Silence() (lasts, limit time.Duration)
+	Silence() Silence
+	// OnLost has a function called whenever the connection is lost, from any goroutine. It is called once, before the first Read.
+	OnLost(do func())
+}
+
+// Silence is how a terminal's connection is silent.
+type Silence struct {
+	// Lasts is how long nothing has come although something should have; Limit is how long that may be before the
+	// terminal fails.
+	Lasts, Limit time.Duration
+	// Lost reports that there is no connection, and another one is made.
+	Lost bool
 }
 
 // Expiring is a Terminal whose connection is cut at a known time.

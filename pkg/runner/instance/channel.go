@@ -152,6 +152,29 @@ func readMux(r io.Reader) ([]byte, error) {
 // openChannel opens a session and starts a command in the session, on a pty of this size; nil: on none. The error is
 // errRefused, errGone, errNoPty, or the cause of ctx.
 func (c *connection) openChannel(ctx context.Context, size *terminal.Size, command string) (*channel, error) {
+	return c.newChannel(ctx, newFlow(&c.way), func(ch *channel) error { return ch.start(size, command) })
+}
+
+// openSocket opens a channel to a socket on the instance (OpenSSH's PROTOCOL, section 2.4). What it carries bounds its
+// flow itself. The error is errRefused, errGone, or the cause of ctx.
+func (c *connection) openSocket(ctx context.Context, path string) (*channel, error) {
+	return c.newChannel(ctx, wideFlow(&c.way), func(ch *channel) error {
+		ch.reading.Lock()
+		defer ch.reading.Unlock()
+		return ch.openAs("direct-streamlocal@openssh.com", ssh.Marshal(struct {
+			Path, Reserved string
+			Port           uint32
+		}{path, "", 0}))
+	})
+}
+
+// openWide is openChannel without a pty, for a command whose stdin and stdout carry what bounds its flow itself.
+func (c *connection) openWide(ctx context.Context, command string) (*channel, error) {
+	return c.newChannel(ctx, wideFlow(&c.way), func(ch *channel) error { return ch.start(nil, command) })
+}
+
+// newChannel opens a channel by a function.
+func (c *connection) newChannel(ctx context.Context, flow flow, open func(*channel) error) (*channel, error) {
 	conn, err := dialControl(ctx, c.control)
 	if err != nil {
 		return nil, err
@@ -161,9 +184,9 @@ func (c *connection) openChannel(ctx context.Context, size *terminal.Size, comma
 		_ = conn.Close()
 		return nil, fmt.Errorf("reaching ssh: %w", err)
 	}
-	ch := &channel{conn: conn, fd: fd, flow: newFlow(&c.way), roomier: make(chan struct{}, 1), gone: make(chan struct{})}
+	ch := &channel{conn: conn, fd: fd, flow: flow, roomier: make(chan struct{}, 1), gone: make(chan struct{})}
 	stop := context.AfterFunc(ctx, ch.stopReading)
-	err = ch.start(size, command)
+	err = open(ch)
 	if !stop() {
 		err = context.Cause(ctx)
 	}
@@ -184,14 +207,29 @@ const mostSaid = 64 << 10
 // has one, it may take the close of another channel for one of its own, closes that one again later, and sshd then ends the
 // connection. Its control channel notes its session's local number where others have sshd's number (remote_id in mux.c).
 func (c *connection) run(ctx context.Context, command string) (said string, exit *terminal.Exit, err error) {
+	return c.runUntil(ctx, command, nil, func([]byte) bool { return false })
+}
+
+// runUntil is run with input, and returns as soon as what was printed is enough.
+func (c *connection) runUntil(ctx context.Context, command string, input []byte, enough func(said []byte) bool) (said string, exit *terminal.Exit, err error) {
 	ch, err := c.openChannel(ctx, nil, command)
 	if err != nil {
 		return "", nil, err
 	}
-	defer c.close(ch)
-	ch.send(binary.BigEndian.AppendUint32([]byte{msgChannelEOF}, ch.peer))
+	var writer sync.WaitGroup
+	defer writer.Wait()
+	defer c.close(ch) // ends a Write
 	stop := context.AfterFunc(ctx, ch.stopReading)
 	defer stop()
+	if len(input) == 0 {
+		ch.sendEOF()
+	} else {
+		writer.Go(func() {
+			if _, err := ch.Write(input); err == nil {
+				ch.sendEOF()
+			}
+		})
+	}
 	var all []byte
 	for buf := make([]byte, 4<<10); len(all) < mostSaid; {
 		n, err := ch.Read(buf)
@@ -203,6 +241,8 @@ func (c *connection) run(ctx context.Context, command string) (said string, exit
 			return string(all), nil, context.Cause(ctx)
 		case err != nil:
 			return string(all), nil, err
+		case enough(all):
+			return string(all), nil, nil
 		}
 	}
 	return string(all), nil, fmt.Errorf("it printed more than %d bytes", mostSaid)
@@ -212,17 +252,9 @@ func (c *connection) run(ctx context.Context, command string) (said string, exit
 func (c *channel) start(size *terminal.Size, command string) error {
 	c.reading.Lock()
 	defer c.reading.Unlock()
-	asked := time.Now()
-	c.send(ssh.Marshal(struct {
-		Type           byte
-		Kind           string
-		Number, Window uint32
-		MaxPacket      uint32
-	}{msgChannelOpen, "session", 0, uint32(c.flow.window), maxOutput})) //nolint:gosec // a window is small
-	if err := c.awaitOpen(); err != nil {
+	if err := c.openAs("session", nil); err != nil {
 		return err
 	}
-	c.flow.way.took(time.Since(asked))
 	answers := []error{errRefused}
 	if size != nil {
 		answers = []error{errNoPty, errRefused}
@@ -238,6 +270,23 @@ func (c *channel) start(size *terminal.Size, command string) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// openAs opens the channel as one of a kind. The lock reading is held.
+func (c *channel) openAs(kind string, rest []byte) error {
+	asked := time.Now()
+	c.send(ssh.Marshal(struct {
+		Type           byte
+		Kind           string
+		Number, Window uint32
+		MaxPacket      uint32
+		Rest           []byte `ssh:"rest"`
+	}{msgChannelOpen, kind, 0, uint32(c.flow.window), maxOutput, rest})) //nolint:gosec // a window is small
+	if err := c.awaitOpen(); err != nil {
+		return err
+	}
+	c.flow.way.took(time.Since(asked))
 	return nil
 }
 
@@ -631,6 +680,9 @@ func (c *channel) wake() {
 	default:
 	}
 }
+
+// sendEOF ends the input.
+func (c *channel) sendEOF() { c.send(binary.BigEndian.AppendUint32([]byte{msgChannelEOF}, c.peer)) }
 
 // sendClose closes the channel from this side, once.
 func (c *channel) sendClose() {

@@ -35,7 +35,7 @@ func TestRemoteFloodUnread(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	heard := &term.(*sshTerminal).conn.pump.heard
+	heard := &connOf(term).pump.heard
 	before := heard.Load()
 	if _, err := term.Write([]byte("yes\n")); err != nil {
 		t.Fatal(err)

@@ -17,21 +17,36 @@ import (
 //go:embed remote.sh
 var remoteScript string
 
+//go:embed keeper.sh
+var keeperScript string
+
 // Without their comments the scripts are a third shorter, on the way and to each shell that reads them.
 var (
 	comments    = regexp.MustCompile(`(?m)^\t*#.*\n`)
 	remoteCode  = comments.ReplaceAllString(remoteScript, "")
+	keeperCode  = comments.ReplaceAllString(keeperScript, "")
 	sweeperCode = comments.ReplaceAllString(runner.SweepScript, "")
 )
 
-// command returns the line that runs remote.sh in a mode, with the mode's words.
-func (r *request) command(keepDetached bool, mode string, words ...string) string {
+// script is a script with its arguments, of which the script is the first.
+type script []string
+
+// line returns the command line for an account's login shell.
+func (s script) line() string { return shellLine(s[0], s[1:]...) }
+
+// argv returns the command without the login shell.
+func (s script) argv() []string {
+	return append([]string{"/bin/sh", "-c", `eval "$1"`, "termgw"}, s...)
+}
+
+// remote returns remote.sh in a mode, with the mode's words.
+func (r *request) remote(keepDetached bool, mode string, words ...string) script {
 	timing := r.kind.cfg.Timing
-	return shellLine(remoteCode, slices.Concat([]string{
-		sweeperCode,
+	return slices.Concat(script{
+		remoteCode, sweeperCode,
 		"mode=" + mode, "target=" + r.target, "session=" + r.session, "sudo=" + strconv.FormatBool(r.sudo), "keep_detached=" + strconv.FormatBool(keepDetached),
 		"grace=" + runner.Hundredths(timing.Grace), "lease=" + runner.WholeSeconds(timing.Lease), "retry=" + runner.WholeSeconds(timing.Retry),
-	}, words)...)
+	}, words)
 }
 
 // wordLimit is less than the longest word that a csh takes (1,020 bytes).

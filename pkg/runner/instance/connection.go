@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -39,6 +41,10 @@ type connection struct {
 	gone chan struct{} // closed once lost is set: the sessions are lost
 	lost error
 
+	streamsMu sync.Mutex
+	streams   map[*keptStream]struct{} // that outlive the connection; nil once it is gone
+	givenUp   bool                     // the streams go over to another
+
 	// Kind's mutex guards the rest.
 	used, asking int // sessions that are reserved, and terminals among them that sshd is asked for
 	has, turned  int // terminals that it has opened, and refused, while they are reserved
@@ -52,7 +58,7 @@ type connection struct {
 func (k *Kind) newConnection(to destination) *connection {
 	c := &connection{
 		kind: k, to: to, serial: k.sockets.serial(), bound: k.bounds[to],
-		ready: make(chan struct{}), gone: make(chan struct{}), trail: runner.Trail{},
+		ready: make(chan struct{}), gone: make(chan struct{}), trail: runner.Trail{}, streams: map[*keptStream]struct{}{},
 	}
 	c.control = k.path(c.serial + ".ctl")
 	c.ctx, c.hangUp = context.WithCancel(k.ctx)
@@ -90,6 +96,9 @@ func (c *connection) live() {
 	c.lost = c.keep(l)
 	c.kind.forget(c)
 	close(c.gone)
+	for s := range c.loseStreams() {
+		s.loseConnection(c)
+	}
 	l.end()
 	c.removeFiles()
 	c.kind.gate.closed(c.to)
@@ -127,6 +136,68 @@ func (c *connection) prepare(ctx context.Context) (to destination, known hostKey
 	return to, known, err
 }
 
+// keepsStream has a stream hear of the connection's end, and reports whether the connection lives.
+func (c *connection) keepsStream(s *keptStream) bool {
+	c.streamsMu.Lock()
+	defer c.streamsMu.Unlock()
+	if c.streams == nil {
+		return false
+	}
+	c.streams[s] = struct{}{}
+	return true
+}
+
+// letsStream is called when a stream no longer uses the connection.
+func (c *connection) letsStream(s *keptStream) {
+	c.streamsMu.Lock()
+	defer c.streamsMu.Unlock()
+	delete(c.streams, s)
+}
+
+// loseStreams returns the streams at the connection's end.
+func (c *connection) loseStreams() map[*keptStream]struct{} {
+	c.streamsMu.Lock()
+	defer c.streamsMu.Unlock()
+	lost := c.streams
+	c.streams = nil
+	return lost
+}
+
+// each calls a function with each stream.
+func (c *connection) each(do func(*keptStream)) {
+	c.streamsMu.Lock()
+	all := slices.Collect(maps.Keys(c.streams))
+	c.streamsMu.Unlock()
+	for _, s := range all {
+		do(s)
+	}
+}
+
+// giveUp has the streams go over to another connection, and keeps new terminals off this one.
+func (c *connection) giveUp() {
+	c.kind.retire(c)
+	c.streamsMu.Lock()
+	c.givenUp = true
+	c.streamsMu.Unlock()
+	c.each((*keptStream).cross)
+}
+
+// isGivenUp reports whether streams go over to another connection.
+func (c *connection) isGivenUp() bool {
+	c.streamsMu.Lock()
+	defer c.streamsMu.Unlock()
+	return c.givenUp
+}
+
+// leaving is when the streams go over to another tunnel; nil: the tunnel has no end.
+func (c *connection) leaving() <-chan time.Time {
+	if c.tunnel.Expires.IsZero() {
+		return nil
+	}
+	left := c.lifeLeft()
+	return time.After(max(left-c.kind.cfg.Timing.Cross, left/2))
+}
+
 // keep renews the connection's lease until its end, gives a silent connection up, and returns why it ended.
 //
 // ssh sends nothing by itself while the instance sends. A message that sshd ignores costs no session, which sshd would
@@ -147,6 +218,7 @@ func (c *connection) keep(l *login) error {
 		}
 	}
 	defer func() { _ = control.Close() }()
+	leaving := c.leaving()
 	for {
 		select {
 		case <-l.ssh.Exited:
@@ -154,12 +226,19 @@ func (c *connection) keep(l *login) error {
 		case <-c.ctx.Done():
 			return failed("ssh", errors.New("the connection was ended"))
 		case <-listen.C:
-			if l.pump.silence() >= patience {
+			silence := l.pump.silence()
+			if silence >= patience {
 				return failed("tunnel_stalled", fmt.Errorf("nothing has come from the instance for %s", patience))
 			}
+			if silence >= 2*c.kind.cfg.Timing.Alive { // ssh has probed the instance meanwhile
+				c.giveUp()
+			}
+		case <-leaving:
+			c.giveUp()
 		case <-renew.C:
 			_ = control.SetWriteDeadline(time.Now().Add(time.Second)) // of an ssh that is stuck
 			_, _ = control.Write(ignored)                             // an error is in ssh's exit
+			c.each((*keptStream).beat)
 		}
 	}
 }

@@ -51,7 +51,9 @@ func (r *request) steps(open func(context.Context) error) []runner.Step {
 			}
 			return r.to.user + " runs what the gateway asks for", nil
 		}},
-		runner.Step{Name: "tools", Run: func(context.Context) (string, error) { return seen.ends(), nil }},
+		runner.Step{Name: "tools", Run: func(context.Context) (string, error) {
+			return seen.outlives(k, r.to) + ". " + seen.ends(k.keeperFor(r.to).holds()), nil
+		}},
 	)
 	if r.target == TargetHost {
 		return steps
@@ -90,7 +92,7 @@ func (r *request) look(ctx context.Context) (look, error) {
 	defer cancel()
 	seen := look{}
 	err := r.kind.over(ctx, r, func(c *connection) error {
-		said, exit, err := c.run(ctx, r.command(false, "look"))
+		said, exit, err := c.run(ctx, r.remote(false, "look").line())
 		for _, m := range toldLook.FindAllStringSubmatch(said, -1) {
 			seen[m[1]] = shorten(m[2])
 		}
@@ -110,12 +112,30 @@ func (r *request) look(ctx context.Context) (look, error) {
 	return seen, err
 }
 
-// ends returns what an instance's tools mean for the ends of its terminals, and how to mend that.
-func (l look) ends() string {
+// outlives returns whether terminals outlive their tunnel, and why not. A terminal was opened before.
+func (l look) outlives(k *Kind, to destination) string {
+	at := k.keeperFor(to)
+	switch {
+	case k.cfg.Keepers == nil:
+		return "terminals end with AWS's hour"
+	case !at.holds():
+		return "terminals end with AWS's hour, since nothing holds them on the instance: " + cmp.Or(at.absent(), "no terminal was opened")
+	case l["kills"] == "yes":
+		return "terminals end with AWS's hour, since systemd ends what a login leaves (KillUserProcesses=yes): loginctl enable-linger " + to.user
+	}
+	return "terminals outlive AWS's hour"
+}
+
+// ends returns what an instance's tools mean for the ends of its terminals, and how to mend that. kept reports whether a
+// keeper holds them.
+func (l look) ends(kept bool) string {
 	losses := map[string]string{
 		"ss":    "no ss: where a gateway dies and its tunnel stays open, the shells live until AWS ends the tunnel; install iproute2, or set ClientAliveInterval 30 in sshd's configuration",
 		"sleep": "no sleep: where a gateway dies, the shells live on; install coreutils",
 		"sudo":  "",
+	}
+	if kept {
+		delete(losses, "ss") // the keeper hears when a gateway is silent
 	}
 	var found, spared []string
 	for tool := range strings.FieldsSeq(l["lacks"]) {

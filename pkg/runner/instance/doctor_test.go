@@ -3,10 +3,12 @@ package instance
 import (
 	"cmp"
 	"context"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/molecule-ai/termgw/internal/keeper/program"
 	"github.com/molecule-ai/termgw/internal/shelltest"
 	"github.com/molecule-ai/termgw/internal/testenv"
 	"github.com/molecule-ai/termgw/pkg/runner"
@@ -51,6 +53,7 @@ func TestStepsSayWhatTheyHaveSeen(t *testing.T) {
 		sshd         testenv.SSHDConfig
 		container    string
 		row          map[string]string
+		keepers      func() (program.Programs, error)
 		start        time.Duration // after the login
 		well, failed string
 		says         string
@@ -60,6 +63,8 @@ func TestStepsSayWhatTheyHaveSeen(t *testing.T) {
 		{name: "no login shell, and no name to look for", sshd: testenv.SSHDConfig{Shell: "/usr/sbin/nologin"}, well: "login", failed: "account", says: "not available"},
 		{name: "no name to look for", well: "login account tools docker", failed: "container", says: "no name"},
 		{name: "hardly any tools", container: name, sshd: testenv.SSHDConfig{Commands: lacking("setsid", "timeout", "head", "ss")}, well: "login account tools docker container", says: "not needed: setsid, timeout, head"},
+		{name: "a keeper, and no ss", keepers: keepers, container: name, sshd: testenv.SSHDConfig{Commands: lacking("ss")}, well: "login account tools docker container", says: "terminals outlive AWS's hour. every end of a terminal works"},
+		{name: "no keeper", keepers: keepers, container: name, sshd: testenv.SSHDConfig{Commands: lacking("sha256sum")}, well: "login account tools docker container", says: "terminals end with AWS's hour, since nothing holds them on the instance: there is no sha256sum command. every end"},
 		{name: "no ss", container: name, sshd: testenv.SSHDConfig{Commands: lacking("ss")}, well: "login account tools docker container", says: "ClientAliveInterval"},
 		{
 			name: "a docker of root's that hangs", container: name, sshd: testenv.SSHDConfig{Commands: map[string]string{"docker": "exec sleep 30"}},
@@ -70,7 +75,7 @@ func TestStepsSayWhatTheyHaveSeen(t *testing.T) {
 			t.Parallel()
 			c.sshd.Docker = engine
 			i := &instance{id: nextInstanceID(), sshd: testenv.StartSSHD(t, c.sshd)}
-			k := i.remote(t, Config{Target: TargetContainer})
+			k := i.remote(t, Config{Target: TargetContainer, Keepers: c.keepers})
 			target := i.target(t, c.container)
 			for column, value := range c.row {
 				target.Attributes[column] = value
@@ -93,5 +98,38 @@ func TestStepsSayWhatTheyHaveSeen(t *testing.T) {
 				t.Errorf("says %q, want %q", text, c.says)
 			}
 		})
+	}
+}
+
+// TestStepsSayThatSystemdKills is not parallel: it changes the machine that the other tests have.
+func TestStepsSayThatSystemdKills(t *testing.T) {
+	const dir, lingering = "/etc/systemd/logind.conf.d", "/var/lib/systemd/linger"
+	i := newInstance(t, nil)
+	for _, d := range []string{dir, lingering} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{dir + "/tgwtest.conf", lingering + "/" + i.sshd.User} {
+		t.Cleanup(func() { _ = os.Remove(path) })
+	}
+	says := func(conf string) string {
+		if err := os.WriteFile(dir+"/tgwtest.conf", []byte(conf), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		_, found, _, err := walked(t, i.kept(t, runner.Timing{}), i.target(t, ""), shelltest.Patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found["tools"]
+	}
+	if said := says("[Login]\nKillUserProcesses=yes\n"); !strings.Contains(said, "loginctl enable-linger "+i.sshd.User) {
+		t.Errorf("says %q", said)
+	}
+	if err := os.WriteFile(lingering+"/"+i.sshd.User, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if said := says("[Login]\nKillUserProcesses = yes\n"); !strings.Contains(said, "terminals outlive") {
+		t.Errorf("of an account that lingers it says %q", said)
 	}
 }

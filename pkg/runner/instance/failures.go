@@ -24,6 +24,7 @@ var sentences = map[string]string{
 	"ssh_greeting":   "What answers at the instance's port 22 does not greet as an SSH server does. Check what listens there.",
 	"ssh_timeout":    "The instance's sshd does not answer. Check that sshd runs on the instance and is not overloaded, and that no firewall swallows the bytes.",
 	"ssh_closed":     "The instance's sshd hung up, or the tunnel to it did: open the terminal again. If it goes on, check sshd's own log on the instance.",
+	"keeper":         "The instance has no room for another terminal: close one, or let whoever runs the instance check its limits.",
 	"tunnel_stalled": "The connection to the instance went silent: open the terminal again.",
 	"ssh_denied":     "The instance's sshd ended the login, as it does where the OS user's account has expired or is kept out, or where sshd itself was ended. If it goes on, check the account (chage -l), /etc/nologin and PAM's rules on the instance; sshd's own log has the cause.",
 	"ssh_sessions":   "The instance's sshd opens no session. Check MaxSessions in its configuration.",
@@ -33,8 +34,9 @@ var sentences = map[string]string{
 
 // fixes tell an operator what to do where there is no sentence.
 var fixes = map[string]string{
-	"shell": runner.FixShell,
-	"pty":   "Check descriptors (ulimit -n) and ptys (kernel.pty.max) on the gateway's machine, and that ssh runs there.",
+	"shell":  runner.FixShell,
+	"keeper": "Check on the instance how many ptys and processes there are (`sysctl kernel.pty`, `ulimit -u` as the OS user) and its free memory. An account has 200 terminals at most.",
+	"pty":    "Check descriptors (ulimit -n) and ptys (kernel.pty.max) on the gateway's machine, and that ssh runs there.",
 
 	"ssh_closed":   "Go by what the cause quotes of the server, and by sshd's own log on the instance (`journalctl -u ssh -u sshd`): an account that has expired, a login that is not allowed now, an sshd that ended.",
 	"ssh_denied":   "Look into sshd's own log on the instance (`journalctl -u ssh -u sshd`). If PAM denies the account: `sudo chage -E -1 USER` for one that has expired, /etc/nologin, /etc/security/access.conf, `sudo faillock --user USER --reset`.",

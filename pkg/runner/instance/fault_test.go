@@ -245,7 +245,7 @@ func TestRemoteWedgedConnection(t *testing.T) {
 			second.Send(t, "echo t=$((6*7))\n")
 			second.Expect(t, "t=42")
 			third := shelltest.Open(t, shelltest.By(r), i.target(t, ""))
-			if second.Terminal.(*sshTerminal).conn == first.Terminal.(*sshTerminal).conn || third.Terminal.(*sshTerminal).conn != second.Terminal.(*sshTerminal).conn {
+			if connOf(second.Terminal) == connOf(first.Terminal) || connOf(third.Terminal) != connOf(second.Terminal) {
 				t.Error("the second is not over another connection, or the third not over the second's")
 			}
 			heal()
@@ -601,13 +601,13 @@ func TestRemoteSilence(t *testing.T) {
 	s.Send(t, "typed meanwhile\n")
 	// Longer than ssh and the tunnel would wait, if they waited for two of their probes.
 	shelltest.Within(t, shelltest.Patience, "it is silent for long", func() bool {
-		lasts, limit := silence()
-		return lasts > limit/2
+		quiet := silence()
+		return quiet.Lasts > quiet.Limit/2
 	})
 	between.gate.Unlock()
 	s.Expect(t, "line=typed meanwhile=")
-	if lasts, limit := silence(); lasts > limit/2 {
-		t.Errorf("it is silent for %s", lasts)
+	if quiet := silence(); quiet.Lasts > quiet.Limit/2 {
+		t.Errorf("it is silent for %s", quiet.Lasts)
 	}
 	s.Send(t, "exit\n")
 	s.Rest(t)

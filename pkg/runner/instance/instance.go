@@ -21,6 +21,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/molecule-ai/termgw/internal/keeper/program"
 	"github.com/molecule-ai/termgw/pkg/runner"
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
@@ -111,6 +112,9 @@ type Config struct {
 	KeepDetached bool
 	// Swept is called with the report of each session's end. May be nil.
 	Swept func(runner.Swept)
+	// Keepers returns the programs that hold terminals on instances; a terminal outlives its connection then. Nil: a
+	// terminal ends with its connection.
+	Keepers func() (program.Programs, error)
 	// TempDir is the parent of the directory of sockets; empty: the system's.
 	TempDir string
 	Now     func() time.Time
@@ -161,10 +165,11 @@ type Kind struct {
 
 	thorough atomic.Bool // a doctor's
 
-	mu     sync.Mutex
-	conns  map[destination][]*connection
-	bounds map[destination]bound
-	closed bool
+	mu      sync.Mutex
+	conns   map[destination][]*connection
+	bounds  map[destination]bound
+	keepers map[keeperKey]*keeperAt
+	closed  bool
 }
 
 // destination is the key by which terminals share connections: whatever decides which
@@ -202,7 +207,7 @@ func Open(cfg Config) (*Kind, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Kind{cfg: cfg, ssh: program, version: version, sockets: s, gate: newGate(cfg.Now), conns: map[destination][]*connection{}, bounds: map[destination]bound{}}
+	k := &Kind{cfg: cfg, ssh: program, version: version, sockets: s, gate: newGate(cfg.Now), conns: map[destination][]*connection{}, bounds: map[destination]bound{}, keepers: map[keeperKey]*keeperAt{}}
 	k.ends = runner.NewEnds(runner.EndsConfig{Timing: &k.cfg.Timing, For: endFor, RetryMost: max(cfg.Timing.Retry, endPause)})
 	k.ctx, k.stop = context.WithCancel(context.Background())
 	k.wg.Go(s.watch)
@@ -387,10 +392,9 @@ func (k *Kind) start(ctx context.Context, t runner.Target, size terminal.Size) (
 
 // open opens a terminal over the first connection that takes it.
 func (k *Kind) open(ctx context.Context, r *request, size terminal.Size, mode string, words ...string) (*sshTerminal, error) {
-	command := r.command(k.cfg.KeepDetached, mode, words...)
 	var t *sshTerminal
 	err := k.over(ctx, r, func(c *connection) (err error) {
-		t, err = c.open(ctx, r, size, command)
+		t, err = c.open(ctx, r, size, mode, words...)
 		return err
 	})
 	return t, err

@@ -22,6 +22,7 @@ import (
 
 	"github.com/molecule-ai/termgw/internal/shelltest"
 	"github.com/molecule-ai/termgw/pkg/runner"
+	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
 var env testenv.Env
@@ -291,4 +292,17 @@ func containerNameOf(tb testing.TB, engine *testenv.Docker, id string) string {
 		tb.Fatal(err)
 	}
 	return strings.TrimPrefix(c.Container.Name, "/")
+}
+
+// connOf is the connection of a terminal.
+func connOf(t terminal.Terminal) *connection {
+	switch s := t.(*sshTerminal).stream.(type) {
+	case *plainStream:
+		return s.conn
+	case *keptStream:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.link.conn
+	}
+	return nil
 }

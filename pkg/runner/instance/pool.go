@@ -40,6 +40,32 @@ func (k *Kind) connect(ctx context.Context, to destination, trail runner.Trail) 
 	return nil, err
 }
 
+// connectAnew is connect for a terminal whose connection is lost or comes to its end. A connection that does not open in
+// time is left to itself: the way may be free again, and not for it.
+func (k *Kind) connectAnew(ctx context.Context, to destination) (*connection, error) {
+	k.mu.Lock()
+	if k.closed {
+		k.mu.Unlock()
+		return nil, failed("ssh", errClosed)
+	}
+	c := k.longest(to, 2*k.cfg.Timing.Cross)
+	if c == nil {
+		c = k.newConnection(to)
+		k.conns[to] = append(k.conns[to], c)
+		k.wg.Go(c.live)
+	}
+	k.take(c)
+	k.mu.Unlock()
+	if err := c.opened(ctx); err != nil {
+		if ctx.Err() != nil {
+			k.retire(c)
+		}
+		k.release(c)
+		return nil, err
+	}
+	return c, nil
+}
+
 // any reserves a session of an open connection; nil: there is none.
 func (k *Kind) any(ctx context.Context, to destination) *connection {
 	c, _ := k.share(to, leastLife)
@@ -296,6 +322,7 @@ func (k *Kind) forget(c *connection) {
 	if len(k.conns[c.to]) == 0 {
 		delete(k.conns, c.to)
 		delete(k.bounds, c.to)
+		delete(k.keepers, c.to.keeper())
 	}
 }
 

@@ -5,7 +5,7 @@
 # self, sweep: this script and sweep.sh, which go to children.
 # sudo: whether docker is run by sudo.
 # target: container or host. keep_detached, grace: as in sweep.sh. lease: how long
-#   a gateway may be silent, in seconds. retry: the first pause before another
+#   a gateway may be silent, in seconds; 0: the keeper sees to that. retry: the first pause before another
 #   sweep, in seconds.
 #
 # mode, and the words that it takes:
@@ -353,6 +353,20 @@ max_sessions() {
 	done
 } 2>/dev/null
 
+# kills: whether systemd ends what a login leaves.
+kills() {
+	set +f
+	kills=no
+	for file in /usr/lib/systemd/logind.conf.d/*.conf /etc/systemd/logind.conf /etc/systemd/logind.conf.d/*.conf; do
+		while IFS='= ' read -r key value _; do
+			[ "$key" != KillUserProcesses ] || kills=$value
+		done <"$file"
+	done
+	case $kills in
+	yes | true | on | 1) [ -e "/var/lib/systemd/linger/$(id -un)" ] || echo yes ;;
+	esac
+} 2>/dev/null
+
 # docker_words: whether docker can be used, as "ok VERSION" or "failed WORDS".
 docker_words() {
 	if ! has "${docker%% *}"; then
@@ -415,7 +429,7 @@ watch)
 		sleep 5
 		[ "$left" != "$lease" ] || [ "$target" = host ] || resized # on a machine that is busy
 		left=$((left - 5))
-		[ "$left" -gt 0 ] && continue
+		[ "$left" -gt 0 ] || [ "$lease" = 0 ] && continue
 		silence
 		left=$((lease - silence))
 		[ "$left" -gt 0 ] || break
@@ -441,6 +455,7 @@ look)
 	tell look lacks "$lacks"
 	read -r _ </proc/1/stat 2>/dev/null && tell look proc open
 	tell look sessions "$(max_sessions)"
+	tell look kills "$(kills)"
 	if [ "$target" = container ]; then
 		tell look docker "$(docker_words)"
 	elif [ "$lacks" = "${lacks% sudo}" ] && bounded sudo -n true >/dev/null 2>&1; then

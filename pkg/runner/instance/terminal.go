@@ -16,27 +16,66 @@ import (
 	"github.com/molecule-ai/termgw/pkg/terminal"
 )
 
-// sshTerminal is a session of a connection.
+// sshTerminal is a terminal on an instance.
 type sshTerminal struct {
-	*channel
-	conn    *connection
+	stream
 	request request
 	early   []byte // output that was read with the handshake
 	closing atomic.Bool
+	lost    error // Read's last error
 }
 
-// open opens a terminal by a command line that runs remote.sh. Its error is errRefused or
-// errGone if another connection may do what this one cannot.
-func (c *connection) open(ctx context.Context, r *request, size terminal.Size, command string) (*sshTerminal, error) {
+// open opens a terminal by remote.sh in a mode. Its error is errRefused or errGone if another connection may do what this
+// one cannot.
+func (c *connection) open(ctx context.Context, r *request, size terminal.Size, mode string, words ...string) (*sshTerminal, error) {
+	s, err := c.openStream(ctx, r, size, mode, words...)
+	if err != nil {
+		return nil, err
+	}
+	t := &sshTerminal{stream: s, request: *r}
+	stop := context.AfterFunc(ctx, t.stopReading)
+	got, err := t.handshake()
+	if !stop() {
+		err = t.late(c, got, context.Cause(ctx))
+	}
+	if err != nil {
+		t.hangUp()
+		if toldPlace.Match(got) && !errors.Is(err, errNoShell) && !errors.Is(err, runner.ErrNotRunning) {
+			c.kind.ends.PutOff(t.request.end(false, t.request.sweepElsewhere), err)
+		}
+		return nil, err
+	}
+	t.opened()
+	return t, nil
+}
+
+// openStream starts remote.sh under a pty: the keeper's, or else sshd's.
+func (c *connection) openStream(ctx context.Context, r *request, size terminal.Size, mode string, words ...string) (stream, error) {
 	opening, stopWatch := c.watchOpening(ctx)
+	defer stopWatch()
+	keepDetached := c.kind.cfg.KeepDetached
+	if c.kind.cfg.Keepers != nil {
+		s, err := c.openKept(opening, size, r.remote(keepDetached, mode, append([]string{"lease=0"}, words...)...).argv())
+		var refused *denied
+		switch {
+		case err == nil:
+			return s, nil
+		case ctx.Err() != nil:
+			return nil, failed("ssh_timeout", fmt.Errorf("reaching the keeper: %w", context.Cause(ctx)))
+		case errors.Is(err, errGone), errors.Is(err, errRefused):
+			return nil, err
+		case errors.As(err, &refused):
+			return nil, failed("keeper", err)
+		}
+		r.log.Debug("nothing holds the terminal on the instance", "instance", r.to.instance, "err", err)
+	}
 	c.kind.asks(c)
-	opened, err := c.openChannel(opening, &size, command)
+	ch, err := c.openChannel(opening, &size, r.remote(keepDetached, mode, words...).line())
 	c.kind.answered(c, err == nil, errors.Is(err, errRefused))
-	stopWatch()
 	switch {
 	case ctx.Err() != nil: // over a connection that went silent, say
-		if opened != nil {
-			c.closeOpened(opened)
+		if ch != nil {
+			c.closeOpened(ch)
 		}
 		return nil, failed("ssh_timeout", fmt.Errorf("opening a session: %w", context.Cause(ctx)))
 	case errors.Is(err, errGone), errors.Is(err, errRefused):
@@ -46,20 +85,7 @@ func (c *connection) open(ctx context.Context, r *request, size terminal.Size, c
 	case err != nil:
 		return nil, failed("ssh", err)
 	}
-	t := &sshTerminal{channel: opened, conn: c, request: *r}
-	stop := context.AfterFunc(ctx, t.stopReading)
-	got, err := t.handshake()
-	if !stop() {
-		err = t.late(got, context.Cause(ctx))
-	}
-	if err != nil {
-		c.closeOpened(opened)
-		if toldPlace.Match(got) && !errors.Is(err, errNoShell) && !errors.Is(err, runner.ErrNotRunning) {
-			c.kind.ends.PutOff(t.request.end(false, t.request.sweepElsewhere), err)
-		}
-		return nil, err
-	}
-	return t, nil
+	return &plainStream{channel: ch, conn: c}, nil
 }
 
 // closeOpened closes the channel of a terminal that sshd has opened.
@@ -84,7 +110,7 @@ const openingLimit = 32 << 10
 func (t *sshTerminal) handshake() (got []byte, err error) {
 	buf := make([]byte, 4<<10)
 	for len(got) < openingLimit {
-		n, err := t.channel.Read(buf)
+		n, err := t.stream.Read(buf)
 		got = append(got, buf[:n]...)
 		if m := toldPlace.FindSubmatch(got); m != nil {
 			if t.request.target == TargetContainer {
@@ -112,10 +138,10 @@ func (t *sshTerminal) handshake() (got []byte, err error) {
 
 // late returns the meaning of a handshake that was cut short: the first part that has
 // not answered is at fault.
-func (t *sshTerminal) late(got []byte, cause error) error {
+func (t *sshTerminal) late(c *connection, got []byte, cause error) error {
 	r := &t.request
 	switch {
-	case t.conn.pump.silence() >= 2*t.conn.kind.cfg.Timing.Alive: // ssh has probed the instance meanwhile
+	case c.pump.silence() >= 2*c.kind.cfg.Timing.Alive: // ssh has probed the instance meanwhile
 		return failed("ssh_timeout", fmt.Errorf("the connection is silent: %w", cause))
 	case toldPlace.Match(got) && r.target == TargetHost:
 		return failed("shell", fmt.Errorf("starting a shell: %w", cause))
@@ -137,7 +163,7 @@ func (t *sshTerminal) neverOpened(got []byte) error {
 		}
 		return r.noDocker(errors.New(said))
 	}
-	exit := t.exit.Load()
+	exit := t.told()
 	if exit == nil {
 		return errGone
 	}
@@ -179,37 +205,24 @@ func (c *connection) isGone() bool {
 }
 
 // Expires returns when the terminal's tunnel is cut; zero: never.
-func (t *sshTerminal) Expires() time.Time { return t.conn.tunnel.Expires }
+func (t *sshTerminal) Expires() time.Time { return t.expires() }
 
-// Silence returns how long nothing has come over the terminal's connection.
-func (t *sshTerminal) Silence() (lasts, limit time.Duration) {
-	return t.conn.pump.silence(), t.conn.kind.cfg.Timing.Patience()
-}
+// Silence returns how long nothing has come from the instance.
+func (t *sshTerminal) Silence() terminal.Silence { return t.silence() }
+
+// OnLost has a function called when the connection is lost and another one is made.
+func (t *sshTerminal) OnLost(do func()) { t.onLost(do) }
 
 func (t *sshTerminal) Read(p []byte) (int, error) {
 	if len(t.early) > 0 {
 		return t.readEarly(p), nil
 	}
-	n, err := t.channel.Read(p)
-	if err != nil && n == 0 {
-		err = t.fault(err)
+	n, err := t.stream.Read(p)
+	if err != nil && t.closing.Load() {
+		err = io.EOF
 	}
+	t.lost = err
 	return n, err
-}
-
-// fault returns the error of a Read: io.EOF after the shell's end or Close.
-func (t *sshTerminal) fault(err error) error {
-	switch {
-	case t.closing.Load():
-		return io.EOF
-	case errors.Is(err, io.EOF) && t.exit.Load() == nil:
-		return failed("ssh_closed", errors.New("the instance's sshd closed the session, and told no exit status"))
-	case errors.Is(err, io.EOF):
-		return io.EOF
-	case t.conn.isGone():
-		return t.conn.lost
-	}
-	return failed("ssh", err)
 }
 
 // TryRead returns the output that is there now.
@@ -217,7 +230,7 @@ func (t *sshTerminal) TryRead(p []byte, gather bool) (int, error) {
 	if len(t.early) > 0 {
 		return t.readEarly(p), nil
 	}
-	return t.channel.TryRead(p, gather)
+	return t.stream.TryRead(p, gather)
 }
 
 func (t *sshTerminal) readEarly(p []byte) int {
@@ -231,13 +244,13 @@ func (t *sshTerminal) readEarly(p []byte) int {
 
 // Wait returns how the shell ended; SIGHUP if Close came first.
 func (t *sshTerminal) Wait() (terminal.Exit, error) {
-	switch exit := t.exit.Load(); {
+	switch exit := t.told(); {
 	case exit != nil:
 		return *exit, nil
 	case t.closing.Load():
 		return *exitBySignal("SIGHUP"), nil
 	}
-	return terminal.Exit{}, t.fault(errGone)
+	return terminal.Exit{}, t.lost
 }
 
 // exitOf returns the Exit of a shell's exit status.
@@ -259,20 +272,20 @@ func exitBySignal(name string) *terminal.Exit {
 // connection, but not a silent one.
 func (t *sshTerminal) Close() error {
 	t.closing.Store(true)
-	t.conn.closeOpened(t.channel)
-	r, k := &t.request, t.conn.kind
-	var own atomic.Bool // the session on this connection is still reserved
-	own.Store(true)
+	r, k := &t.request, t.request.kind
+	var conn atomic.Pointer[connection] // with the session that is still reserved
+	conn.Store(t.hangUp())
 	end := r.end(k.cfg.KeepDetached, func(ctx context.Context, keepDetached bool) (runner.Swept, error) {
-		if !own.Swap(false) {
+		c := conn.Swap(nil)
+		if c == nil {
 			return r.sweepElsewhere(ctx, keepDetached)
 		}
-		defer k.release(t.conn)
-		return t.conn.sweep(ctx, r, keepDetached)
+		defer k.release(c)
+		return c.sweep(ctx, r, keepDetached)
 	})
 	err := k.ends.Do(end)
-	if own.Swap(false) {
-		k.release(t.conn)
+	if c := conn.Swap(nil); c != nil {
+		k.release(c)
 	}
 	if err != nil {
 		r.log.Warn("the shell's end is put off", "instance", r.to.instance, "err", err)
@@ -323,7 +336,7 @@ func (c *connection) sweep(ctx context.Context, r *request, keepDetached bool) (
 	ctx, stop := context.WithTimeout(ctx, sweepTime(c.kind.cfg.Timing))
 	defer stop()
 	silent := c.listen()
-	command := r.command(keepDetached, "end", "container="+r.container, "shell="+r.shell, "sid="+r.sid, "start="+r.start)
+	command := r.remote(keepDetached, "end", "container="+r.container, "shell="+r.shell, "sid="+r.sid, "start="+r.start).line()
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 400*time.Millisecond) {
 		said, exit, err := c.run(ctx, command)
 		if errors.Is(err, context.DeadlineExceeded) && (silent() || !c.answers()) {
