@@ -164,6 +164,8 @@ func (s *keptStream) Read(p []byte) (int, error) {
 			if !s.lose(l) {
 				return 0, errGone
 			}
+		case errors.Is(err, errNonsense):
+			return 0, failed("ssh_closed", err)
 		default:
 			return 0, err
 		}
@@ -366,7 +368,8 @@ func (s *keptStream) cross() {
 }
 
 const (
-	// remakeTime bounds one try to make a connection anew. A try may hang on a way that is cut, and the next one not.
+	// remakeTime bounds the first try to make a connection anew, which may hang on a way that is cut. The bound doubles, up to
+	// that of any login.
 	remakeTime = 5 * time.Second
 	// remakePause is the time between the first two tries. It doubles, up to remakeLongest.
 	remakePause, remakeLongest = 50 * time.Millisecond, time.Second
@@ -374,8 +377,15 @@ const (
 
 // makeAnew makes another link.
 func (s *keptStream) makeAnew() {
-	for pause := remakePause; ; pause = min(2*pause, remakeLongest) {
-		err := s.tryAnew()
+	whole := loginTime(s.kind.cfg.Timing)
+	limit := min(remakeTime, whole)
+	for pause := remakePause; ; pause, limit = min(2*pause, remakeLongest), min(2*limit, whole) {
+		s.mu.Lock()
+		if s.link != nil {
+			limit = whole
+		}
+		s.mu.Unlock()
+		err := s.tryAnew(limit)
 		s.mu.Lock()
 		if err != nil && s.isHopeless(err) {
 			s.fail(err)
@@ -397,10 +407,12 @@ func (s *keptStream) makeAnew() {
 func (s *keptStream) isHopeless(err error) bool {
 	var f *runner.Failure
 	switch {
-	case s.kind.ctx.Err() != nil, errors.Is(err, errUnknown), errors.Is(err, errNonsense):
+	case s.kind.ctx.Err() != nil:
 		return true
 	case s.link != nil:
 		return false
+	case errors.Is(err, errUnknown), errors.Is(err, errNonsense):
+		return true
 	}
 	return time.Since(s.lostAt) >= s.kind.cfg.Timing.Lease || errors.As(err, &f) && f.Final
 }
@@ -418,8 +430,8 @@ func (s *keptStream) fail(err error) {
 }
 
 // tryAnew makes another link, and goes over to it.
-func (s *keptStream) tryAnew() error {
-	ctx, cancel := context.WithTimeoutCause(s.kind.ctx, remakeTime, errSlow)
+func (s *keptStream) tryAnew(limit time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(s.kind.ctx, limit, errSlow)
 	defer cancel()
 	c, err := s.kind.connectAnew(ctx, s.to)
 	if err != nil {
