@@ -165,7 +165,7 @@ func ParseOpening(body []byte) (o Opening, err error) {
 // Append appends the frame.
 func (a *Attachment) Append(b []byte) []byte {
 	body := appendStrings(nil, a.Session, a.Secret)
-	body = binary.BigEndian.AppendUint64(body, uint64(a.Received)) //nolint:gosec // not negative
+	body = binary.BigEndian.AppendUint64(body, uint64(a.Received))                  //nolint:gosec // not negative
 	return Append(b, Attach, binary.BigEndian.AppendUint64(body, uint64(a.Window))) //nolint:gosec // not negative
 }
 
