@@ -247,12 +247,18 @@ func TestNoKeys(t *testing.T) {
 func TestReadyMetric(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var pings int
-		var down, orders error
+		var pings atomic.Int64
+		var away atomic.Bool
+		unless := func(why string) error {
+			if away.Load() {
+				return errors.New(why)
+			}
+			return nil
+		}
 		reg := prometheus.NewRegistry()
 		rt := New(Config{
-			Store:   pinged{ping: func() error { pings++; return down }},
-			Orders:  func() error { return orders },
+			Store:   pinged{ping: func() error { pings.Add(1); return unless("down") }},
+			Orders:  func() error { return unless("not read") },
 			Docker:  func(context.Context) error { return errors.New("no engine") },
 			Log:     slog.New(slog.DiscardHandler),
 			Metrics: NewMetrics(reg),
@@ -263,19 +269,19 @@ func TestReadyMetric(t *testing.T) {
 		want := func(when string, want map[string]float64) {
 			t.Helper()
 			synctest.Wait()
-			before := pings
+			before := pings.Load()
 			if got := readyParts(t, reg); !maps.Equal(got, want) {
 				t.Errorf("%s: %v, want %v", when, got, want)
 			}
-			if pings != before {
+			if pings.Load() != before {
 				t.Errorf("%s: the scrape asked the store", when)
 			}
 		}
 		want("at the start", map[string]float64{"store": 1, "orders": 1, "docker": 0})
-		down, orders = errors.New("down"), errors.New("not read")
+		away.Store(true)
 		time.Sleep(checkEvery)
 		want("away", map[string]float64{"store": 0, "orders": 0, "docker": 0})
-		down, orders = nil, nil
+		away.Store(false)
 		time.Sleep(checkEvery)
 		want("back", map[string]float64{"store": 1, "orders": 1, "docker": 0})
 		stop()

@@ -750,8 +750,13 @@ func TestRemoteTunnelCommand(t *testing.T) {
 	if err := unix.Kill(-group[0], unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	silent := c.listen()
-	shelltest.Eventually(t, "a command that is stopped is silent", silent)
+	heard, silent := c.pump.heard.Load(), c.listen()
+	shelltest.Eventually(t, "a command that is stopped is silent", func() bool {
+		if now := c.pump.heard.Load(); now != heard { // it was on its way
+			heard, silent = now, c.listen()
+		}
+		return silent()
+	})
 	if err := unix.Kill(-group[0], unix.SIGCONT); err != nil {
 		t.Fatal(err)
 	}

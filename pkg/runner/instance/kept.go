@@ -313,7 +313,8 @@ func (s *keptStream) lose(l *link) bool {
 		defer s.mu.Unlock()
 		return !s.opening
 	}
-	s.link, s.lostAt = nil, time.Now()
+	// The keeper has heard nothing either since the connection went silent.
+	s.link, s.lostAt = nil, time.Now().Add(-l.conn.pump.silence())
 	s.change()
 	start := s.starts()
 	lost := s.lost

@@ -302,6 +302,10 @@ resized() {
 	[ "$(stty size <&4)" != "$((${was% *} + 1)) ${was#* }" ] || stty rows "${was% *}" <&4
 } 2>/dev/null
 
+# early: whether a docker on a busy machine may not listen yet. Root's is asked once, since
+# the person sees that.
+early() { [ "$left" = "$lease" ] || { [ "$sudo" != true ] && [ "$left" -gt "$((lease - 30))" ]; }; }
+
 # choose NAME...: the first of the names that runs, in $container; the names as
 # name=NAME. The engine also finds a container by the start of its id, which is not
 # how workspaces are named; it counts one as running that is paused, and runs
@@ -427,7 +431,7 @@ watch)
 	left=$lease
 	while [ -t 4 ]; do
 		sleep 5
-		[ "$left" != "$lease" ] || [ "$target" = host ] || resized # on a machine that is busy
+		! early || [ "$target" = host ] || resized
 		left=$((left - 5))
 		[ "$left" -gt 0 ] || [ "$lease" = 0 ] && continue
 		silence
