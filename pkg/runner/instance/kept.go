@@ -351,7 +351,6 @@ func (s *keptStream) goesOn() bool { return s.failed == nil && !s.sudden && s.ex
 
 // let lets go of a link that is no longer the stream's.
 func (s *keptStream) let(l *link) {
-	l.stopReading()
 	l.close(false)
 	l.conn.letsStream(s)
 	s.kind.release(l.conn)

@@ -268,6 +268,19 @@ func TestKeptKeeperKilled(t *testing.T) {
 	again.End(t)
 }
 
+// wantPlain checks that a terminal is open without a keeper, and ends it.
+func wantPlain(tb testing.TB, name string, s *shelltest.Session) {
+	tb.Helper()
+	if _, ok := s.Terminal.(*sshTerminal).stream.(*plainStream); !ok {
+		tb.Errorf("%s: a keeper holds the terminal", name)
+	}
+	s.Send(tb, "exit 3\n")
+	if exit := s.Exit(tb); exit.Code != 3 {
+		tb.Errorf("%s: it ended with %+v", name, exit)
+	}
+	s.End(tb)
+}
+
 // TestKeptCannotBe: where nothing can hold a terminal, the terminal ends with its connection.
 func TestKeptCannotBe(t *testing.T) {
 	t.Parallel()
@@ -290,14 +303,7 @@ func TestKeptCannotBe(t *testing.T) {
 	} {
 		k := i.kept(t, runner.Timing{}, edit)
 		s := shelltest.Open(t, shelltest.By(k), i.target(t, ""))
-		if _, ok := s.Terminal.(*sshTerminal).stream.(*plainStream); !ok {
-			t.Errorf("%s: a keeper holds the terminal", name)
-		}
-		s.Send(t, "exit 3\n")
-		if exit := s.Exit(t); exit.Code != 3 {
-			t.Errorf("%s: it ended with %+v", name, exit)
-		}
-		s.End(t)
+		wantPlain(t, name, s)
 	}
 }
 
@@ -401,14 +407,7 @@ func TestKeptHostileAnswers(t *testing.T) {
 		i := newInstance(t, nil)
 		i.write(t, ".bashrc", "case $BASH_EXECUTION_STRING in "+says+" esac\n")
 		s := shelltest.Open(t, shelltest.By(i.kept(t, runner.Timing{})), i.target(t, ""))
-		if _, ok := s.Terminal.(*sshTerminal).stream.(*plainStream); !ok {
-			t.Errorf("%s: a keeper holds the terminal", name)
-		}
-		s.Send(t, "exit 3\n")
-		if exit := s.Exit(t); exit.Code != 3 {
-			t.Errorf("%s: it ended with %+v", name, exit)
-		}
-		s.End(t)
+		wantPlain(t, name, s)
 	}
 }
 
